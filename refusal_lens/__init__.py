@@ -1,0 +1,57 @@
+"""refusal_lens: find, check and look at the refusal direction of a chat model.
+
+Public names are imported when they are first used, so that `import refusal_lens` is quick.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Activations": "collector",
+    "Choice": "selection",
+    "Config": "config",
+    "ContrastSet": "prompts",
+    "Direction": "directions",
+    "Directions": "directions",
+    "Projections": "validation",
+    "Prompt": "prompts",
+    "PromptSet": "prompts",
+    "RefusalLensError": "errors",
+    "RefusalLensWarning": "errors",
+    "RefusalReport": "refusal",
+    "RunFolder": "artifacts",
+    "Separation": "validation",
+    "Tokens": "tokens",
+    "WeightKernel": "selection",
+    "choose_best": "selection",
+    "collect": "collector",
+    "cosine_project": "directions",
+    "fit_directions": "directions",
+    "load_config": "config",
+    "load_model": "models",
+    "measure_refusal": "refusal",
+    "project": "directions",
+    "read_contrast": "prompts",
+    "read_prompts": "prompts",
+    "resolve_hook_points": "hook_points",
+    "suggest_kernel": "selection",
+    "tokenise": "tokens",
+    "validate": "validation",
+}
+
+__version__ = "0.1.0"
+__all__ = [*_PUBLIC, "plots"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name == "plots":
+        return importlib.import_module("refusal_lens.plots")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"refusal_lens.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

@@ -1,0 +1,238 @@
+"""A run folder: what is in it, and how each file is written and read.
+
+Knows file names and layouts. Does not compute or draw what it writes.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from refusal_lens.collector import Activations
+from refusal_lens.config import Config, dump_config, load_config
+from refusal_lens.directions import Directions
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.prompts import ContrastSet, Prompt, PromptSet
+from refusal_lens.refusal import Answer, RefusalReport
+from refusal_lens.selection import Choice
+from refusal_lens.store import load_activations, save_activations, write_whole
+from refusal_lens.validation import Separation
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk. Every file is written whole or not at all."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open a run that exists.
+
+        Raises:
+            RefusalLensError: The folder holds no run.
+        """
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise RefusalLensError(
+                f"{path} is not a run folder (it has no config.yaml). Give the folder that "
+                "refusal-lens run or collect wrote, such as outputs/tiny-refuser/default."
+            )
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def direction_path(self) -> Path:
+        """The directions in the article's layout."""
+        return self.path / "refusal_direction.pt"
+
+    @property
+    def separation_path(self) -> Path:
+        """The scores of every place."""
+        return self.path / "separation.csv"
+
+    @property
+    def refusal_path(self) -> Path:
+        """Refusal rates and every answer."""
+        return self.path / "refusal.json"
+
+    def write_config(self, config: Config) -> None:
+        """Write the resolved settings."""
+        self._write_text(self.config_path, dump_config(config))
+
+    def read_config(self) -> Config:
+        """Read the settings the run was made with."""
+        return load_config(self.config_path)
+
+    def write_provenance(self, provenance: dict[str, Any]) -> None:
+        """Write where everything in the folder came from."""
+        self._write_json(self.path / "provenance.json", provenance)
+
+    def read_provenance(self) -> dict[str, Any]:
+        """Read where everything in the folder came from."""
+        return self._read_json("provenance.json")
+
+    def write_prompts(self, prompts: ContrastSet) -> None:
+        """Write the prompts, so that the run can be read without their files."""
+        content = {
+            side.name: [{"id": p.id, "text": p.text, "category": p.category} for p in side]
+            for side in (prompts.harmful, prompts.harmless)
+        }
+        self._write_json(self.path / "prompts.json", content)
+
+    def read_prompts(self) -> ContrastSet:
+        """Read the prompts of the run."""
+        content = self._read_json("prompts.json")
+        sides = [
+            PromptSet(name, tuple(Prompt(**prompt) for prompt in content[name]))
+            for name in ("harmful", "harmless")
+        ]
+        return ContrastSet(*sides)
+
+    def write_activations(self, activations: Activations) -> None:
+        """Write the activations."""
+        save_activations(self.path / "activations", activations)
+
+    def read_activations(self) -> Activations:
+        """Read the activations."""
+        return load_activations(self.path / "activations")
+
+    def write_refusal(self, report: RefusalReport) -> None:
+        """Write refusal rates and every answer."""
+        content = {
+            "refusal_rate": {"harmful": report.rate(True), "harmless": report.rate(False)},
+            "refusal_score": {
+                "harmful": report.mean_score(True),
+                "harmless": report.mean_score(False),
+            },
+            "refusal_tokens": report.refusal_tokens,
+            "answers": [asdict(answer) for answer in report.answers],
+        }
+        self._write_json(self.refusal_path, content)
+
+    def read_refusal(self) -> RefusalReport | None:
+        """Read refusal rates and answers; None when they were not measured."""
+        if not self.refusal_path.is_file():
+            return None
+        content = self._read_json(self.refusal_path.name)
+        answers = tuple(Answer(**answer) for answer in content["answers"])
+        return RefusalReport(answers, tuple(content["refusal_tokens"]))
+
+    def write_directions(self, directions: Directions) -> None:
+        """Write all directions, raw, with what they are in the file's header."""
+        header = {
+            "hook_points": json.dumps(directions.hook_points),
+            "positions": json.dumps(directions.positions),
+            "method": directions.method,
+            "clip_quantile": json.dumps(directions.clip_quantile),
+            "provenance": json.dumps(directions.provenance, ensure_ascii=False),
+        }
+        with write_whole(self.path / "directions.safetensors") as file:
+            tensors = {"vectors": directions.vectors, "is_kept": directions.is_kept}
+            save_file(tensors, file, metadata=header)
+
+    def read_directions(self) -> Directions:
+        """Read all directions."""
+        path = self._existing("directions.safetensors")
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            return Directions(
+                file.get_tensor("vectors"),
+                file.get_tensor("is_kept"),
+                tuple(json.loads(header["hook_points"])),
+                tuple(json.loads(header["positions"])),
+                header["method"],
+                json.loads(header["clip_quantile"]),
+                json.loads(header["provenance"]),
+            )
+
+    def write_separation(self, separation: Separation) -> None:
+        """Write the scores of every place as CSV."""
+        with write_whole(self.separation_path) as file:
+            separation.to_frame().to_csv(file, index=False)
+
+    def read_separation(self) -> pd.DataFrame:
+        """Read the scores of every place."""
+        return pd.read_csv(self._existing(self.separation_path.name))
+
+    def write_refusal_direction(
+        self, directions: Directions, separation: Separation, best: Choice | None
+    ) -> None:
+        """Write the directions of one site and position in the article's layout."""
+        with write_whole(self.direction_path) as file:
+            torch.save(article_layout(directions, separation, best), file)
+
+    def write_figure(self, name: str, html: str) -> Path:
+        """Write a figure as one self-contained page and return its path."""
+        path = self.path / f"{name}.html"
+        self._write_text(path, html)
+        return path
+
+    def _existing(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise RefusalLensError(
+                f"{self.path} has no {name} yet. Run the stage that writes it first "
+                "(collect, refusal-rate, fit, plot; in this order)."
+            )
+        return path
+
+    def _read_json(self, name: str) -> Any:
+        return json.loads(self._existing(name).read_text(encoding="utf-8"))
+
+    def _write_json(self, path: Path, content: Any) -> None:
+        self._write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    @staticmethod
+    def _write_text(path: Path, text: str) -> None:
+        with write_whole(path) as file:
+            file.write_text(text, encoding="utf-8")
+
+
+def article_layout(
+    directions: Directions, separation: Separation, best: Choice | None
+) -> dict[str, Any]:
+    """Lay directions out as the article's `refusal_direction.pt`, one a layer.
+
+    They are those of the site and position of the best place (of the first place, where there is
+    no best). `separation` and `accuracy` are out of sample; the article's own in-sample numbers
+    stand beside them. Layers without a direction are left out.
+
+    Returns:
+        `model`, `num_layers`, `directions`, `validation` as in the article, then our own keys.
+    """
+    site, position = (site_of(best.hook_point), best.position) if best else separation.columns[0]
+    chosen = {
+        direction.layer: direction
+        for direction in directions
+        if direction.layer is not None
+        and (site_of(direction.hook_point), direction.position) == (site, position)
+    }
+    frame = separation.at(site, position).to_frame()
+    keys = ("separation", "accuracy", "is_valid", "separation_in_sample", "accuracy_in_sample")
+    model = directions.provenance.get("model", {})
+    return {
+        "model": model.get("name", "unknown"),
+        "num_layers": model.get("n_layers", len(chosen)),
+        "directions": {layer: chosen[layer].unit for layer in sorted(chosen)},
+        "validation": {
+            layer_of(row["hook_point"]): {key: row[key] for key in keys}
+            for row in frame.to_dict("records")
+            if row["layer"] in chosen
+        },
+        "best_layer": best.layer if best else None,
+        "site": site,
+        "position": position,
+        "raw_directions": {layer: chosen[layer].vector.clone() for layer in sorted(chosen)},
+        "provenance": directions.provenance,
+    }

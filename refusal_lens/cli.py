@@ -1,0 +1,253 @@
+"""The command line: one thin command a stage.
+
+Heavy imports stand inside the commands, so that `--help` answers at once.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from refusal_lens.artifacts import RunFolder
+    from refusal_lens.config import Config
+
+app = typer.Typer(
+    help="Find, check and look at the refusal direction of a chat model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CONFIG]",
+        help="YAML file, or the name of a shipped config (qwen2.5-0.5b). Default: the small model "
+        "that comes with the package, offline.",
+    ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Name on the Hugging Face hub, or a local folder.")
+]
+HarmfulOption = Annotated[
+    str | None, typer.Option("--harmful", help="File of prompts that the model refuses.")
+]
+HarmlessOption = Annotated[
+    str | None, typer.Option("--harmless", help="File of prompts that it answers.")
+]
+HookPointOption = Annotated[
+    list[str] | None,
+    typer.Option("--hook-point", help="Where to read: resid_post, attn_out:3-8, ... Repeatable."),
+]
+PositionOption = Annotated[
+    list[str] | None,
+    typer.Option("--position", help="Which token: last, mean, instruction_mean or -k. Repeatable."),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", help="Run folder. Default: <output>/<model>/<config>, numbered."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the config. Repeatable."),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@app.command()
+def run(
+    config: ConfigArgument = None,
+    model: ModelOption = None,
+    harmful: HarmfulOption = None,
+    harmless: HarmlessOption = None,
+    hook_point: HookPointOption = None,
+    position: PositionOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Do the whole study: refusal rate, activations, directions, scores, figures."""
+    options = _overrides(model, harmful, harmless, hook_point, position, device, dtype, set_)
+    with _new_run(config, options, output) as (settings, run_folder):
+        from refusal_lens import study
+
+        study.run(settings, run_folder, console)
+
+
+@app.command()
+def collect(
+    config: ConfigArgument = None,
+    model: ModelOption = None,
+    harmful: HarmfulOption = None,
+    harmless: HarmlessOption = None,
+    hook_point: HookPointOption = None,
+    position: PositionOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Collect activations into a run folder, for the other stages to work on."""
+    options = _overrides(model, harmful, harmless, hook_point, position, device, dtype, set_)
+    with _new_run(config, options, output) as (settings, run_folder):
+        from refusal_lens import study
+
+        prompts, loaded = study.prepare(settings, run_folder, console)
+        study.collect_stage(settings, run_folder, loaded, prompts, console)
+        console.print(f"Next: refusal-lens fit {run_folder.path}", markup=False)
+
+
+@app.command("refusal-rate")
+def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
+    """Measure how often the model refuses the prompts of a run."""
+    with _existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import study
+
+        prompts, loaded = study.prepare(settings, run_folder, console)
+        study.refusal_stage(settings, run_folder, loaded, prompts, console)
+        console.print(f"Answers: {run_folder.refusal_path}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def fit(run_path: RunArgument, set_: SetOption = None) -> None:
+    """Fit and validate directions from a run's stored activations; no forward pass."""
+    with _existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import study, terminal
+
+        written = study.fit_stage(settings, run_folder, console)
+        run_folder.write_config(settings)
+        terminal.show_paths(console, written)
+
+
+@app.command()
+def plot(run_path: RunArgument, set_: SetOption = None) -> None:
+    """Draw a run's figures from its stored activations; no forward pass."""
+    with _existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import study, terminal
+
+        terminal.show_paths(console, study.plot_stage(settings, run_folder))
+
+
+def main() -> None:
+    """Start the command line."""
+    app()
+
+
+def _overrides(
+    model: str | None,
+    harmful: str | None,
+    harmless: str | None,
+    hook_points: list[str] | None,
+    positions: list[str] | None,
+    device: str | None,
+    dtype: str | None,
+    set_: list[str] | None,
+) -> list[str]:
+    """Write the options as `key=value` so that they are checked like the config."""
+    named = {
+        "model.name": model,
+        "model.device": device,
+        "model.dtype": dtype,
+        "prompts.harmful": harmful,
+        "prompts.harmless": harmless,
+        "collect.hook_points": hook_points or None,
+        "collect.positions": positions or None,
+    }
+    # JSON is YAML: quotes and brackets in a value stay what they are.
+    given = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    return [*given, *(set_ or [])]
+
+
+@contextmanager
+def _new_run(
+    config: str | None, overrides: list[str], output: Path | None
+) -> Iterator[tuple["Config", "RunFolder"]]:
+    """Read the settings and choose the folder of a new run; end it in plain words."""
+    with _plain_errors():
+        from refusal_lens.config import load_config
+
+        settings = load_config(config, overrides)
+        with console.status("Starting (importing torch and TransformerLens)"):
+            from refusal_lens import study
+        name = "default" if config is None else Path(config).stem
+        run_folder = study.new_run_folder(settings, name, output)
+        with _told_where(run_folder.path):
+            yield settings, run_folder
+
+
+@contextmanager
+def _existing_run(
+    path: Path, overrides: list[str] | None
+) -> Iterator[tuple["Config", "RunFolder"]]:
+    """Open a run and read its settings, with overrides laid over them."""
+    with _plain_errors():
+        with console.status("Starting (importing torch and TransformerLens)"):
+            from refusal_lens.artifacts import RunFolder
+            from refusal_lens.config import load_config
+
+        run_folder = RunFolder.open(path)
+        settings = load_config(run_folder.config_path, overrides or [])
+        with _told_where(path):
+            yield settings, run_folder
+
+
+@contextmanager
+def _told_where(path: Path) -> Iterator[None]:
+    """Say after Ctrl-C what is left and where."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = sorted(file.name for file in path.glob("*")) if path.exists() else []
+        found = (
+            f"{path} holds what was finished: {', '.join(left)}."
+            if left
+            else "Nothing was written."
+        )
+        errors.print(f"\nInterrupted. {found}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Print the package's own errors and warnings as sentences, without a traceback."""
+    from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, RefusalLensWarning):
+            errors.print(f"Warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+    # Other libraries' warnings are about their own inner life; those who debug use the API.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.simplefilter("always", RefusalLensWarning)
+        try:
+            yield
+        except RefusalLensError as error:
+            errors.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            errors.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

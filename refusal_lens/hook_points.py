@@ -1,0 +1,189 @@
+"""From selectors to full hook-point names.
+
+Knows which hook points of a model carry a `[batch, position, d_model]` activation, and how people
+write them down. Does not run the model.
+"""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from refusal_lens.errors import RefusalLensError
+
+RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_in")
+"""Sites inside a block whose activation is `[batch, position, d_model]`."""
+
+OUTSIDE_BLOCKS = ("hook_embed", "hook_pos_embed", "ln_final.hook_normalized")
+"""Hook points outside the blocks with an activation of that shape."""
+
+NORMALISED = ("ln1.hook_normalized", "ln2.hook_normalized")
+
+GATES = {
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_attn_in": "use_attn_in",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "attn.hook_result": "use_attn_result",
+}
+"""Hook points that fire only while a flag of the config is on."""
+
+
+def resolve_hook_points(model: Any, selectors: str | Sequence[str]) -> tuple[str, ...]:
+    """Turn selectors into full hook-point names that exist and fire in this model.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+        selectors: Each a full name (`blocks.12.hook_resid_post`), a glob
+            (`blocks.*.hook_resid_mid`), a site (`resid_post`: all layers), or a site with layers
+            (`resid_post:8-15`, `attn_out:3`).
+
+    Returns:
+        Names in the order asked for, layers ascending within a selector, none twice.
+
+    Raises:
+        RefusalLensError: A selector names nothing, or something that cannot be collected: it says
+            why, and what exists instead.
+
+    Example:
+        >>> resolve_hook_points(tiny_model, "resid_post:1-2")
+        ('blocks.1.hook_resid_post', 'blocks.2.hook_resid_post')
+    """
+    listed = [selectors] if isinstance(selectors, str) else list(selectors)
+    if not listed:
+        raise RefusalLensError("At least one hook point is needed, for example resid_post.")
+    names = [name for selector in listed for name in _resolve(model, selector)]
+    return tuple(dict.fromkeys(names))
+
+
+def collectable_hook_points(model: Any) -> tuple[str, ...]:
+    """List every hook point of the model whose activation is `[batch, position, d_model]`."""
+    return tuple(name for name in model.hook_dict if _why_not(model, name) is None)
+
+
+def layer_of(hook_point: str) -> int | None:
+    """Return the block index in a full name; None for a hook point outside the blocks.
+
+    Example:
+        >>> layer_of("blocks.12.hook_resid_post")
+        12
+    """
+    match = re.match(r"blocks\.(\d+)\.", hook_point)
+    return int(match[1]) if match else None
+
+
+def site_of(hook_point: str) -> str:
+    """Return the kind of hook point without its layer.
+
+    Example:
+        >>> site_of("blocks.12.hook_resid_post")
+        'resid_post'
+    """
+    return re.sub(r"^blocks\.\d+\.", "", hook_point).removeprefix("hook_")
+
+
+def short_name(hook_point: str) -> str:
+    """Write a hook point as people say it.
+
+    Example:
+        >>> short_name("blocks.12.hook_resid_post")
+        'resid_post 12'
+    """
+    layer = layer_of(hook_point)
+    return site_of(hook_point) if layer is None else f"{site_of(hook_point)} {layer}"
+
+
+def stop_layer(hook_points: Iterable[str]) -> int | None:
+    """Return how many blocks must run for all of these to fire; None for the whole model."""
+    last = 0
+    for name in hook_points:
+        layer = layer_of(name)
+        if layer is not None:
+            last = max(last, layer + 1)
+        elif name.startswith("ln_final"):
+            return None
+    return last
+
+
+def _resolve(model: Any, selector: str) -> list[str]:
+    site, _, layers = selector.partition(":")
+    if site in RESIDUAL_SITES:
+        wanted = _parse_layers(selector, layers, model.cfg.n_layers)
+        names = [f"blocks.{layer}.hook_{site}" for layer in wanted]
+    elif "*" in selector or "?" in selector or "[" in selector:
+        matching = [name for name in model.hook_dict if fnmatch.fnmatchcase(name, selector)]
+        names = [name for name in matching if _why_not(model, name) is None]
+        if matching and not names:
+            raise RefusalLensError(_refusal(model, matching[0]))
+        names.sort(key=lambda name: (layer_of(name) is not None, layer_of(name) or 0))
+    else:
+        names = [selector]
+    if not names:
+        raise RefusalLensError(
+            f"Hook-point selector {selector!r} matches nothing in {model.cfg.model_name}. "
+            f"{_what_exists(model, selector)}"
+        )
+    for name in names:
+        if _why_not(model, name) is not None:
+            raise RefusalLensError(_refusal(model, name))
+    return names
+
+
+def _parse_layers(selector: str, layers: str, n_layers: int) -> list[int]:
+    """Read `8-15`, `3` or `1,4-6`; no layers means all of them."""
+    if not layers:
+        return list(range(n_layers))
+    wanted: list[int] = []
+    for part in layers.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise RefusalLensError(
+                f"Hook-point selector {selector!r} has layers that cannot be read. "
+                "Write one layer (resid_post:3), a range (resid_post:8-15) or a list "
+                "(resid_post:1,4-6)."
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last >= n_layers:
+            raise RefusalLensError(
+                f"Hook-point selector {selector!r} asks for layers {part.strip()}, but this model "
+                f"has layers 0 to {n_layers - 1}."
+            )
+        wanted.extend(range(first, last + 1))
+    return wanted
+
+
+def _why_not(model: Any, name: str) -> str | None:
+    """Say why this hook point cannot be collected; None where it can."""
+    inner = re.sub(r"^blocks\.\d+\.", "", name)
+    if name not in model.hook_dict:
+        parallel = getattr(model.cfg, "parallel_attn_mlp", False)
+        if inner == "hook_resid_mid" and parallel:
+            return "attention and MLP run in parallel in this architecture, so it has no resid_mid"
+        return "this model has no such hook point"
+    flag = GATES.get(inner)
+    if flag is not None and not getattr(model.cfg, flag, False):
+        return f"it fires only with cfg.{flag} on (model.set_{flag}(True))"
+    is_residual = inner.removeprefix("hook_") in RESIDUAL_SITES and layer_of(name) is not None
+    if is_residual or name in OUTSIDE_BLOCKS or inner in NORMALISED:
+        return None
+    return "its activation is not [batch, position, d_model]"
+
+
+def _refusal(model: Any, name: str) -> str:
+    return (
+        f"Hook point {name} cannot be collected: {_why_not(model, name)}. "
+        f"{_what_exists(model, name)}"
+    )
+
+
+def _what_exists(model: Any, name: str) -> str:
+    collectable = collectable_hook_points(model)
+    beside = [known for known in collectable if layer_of(known) == layer_of(name)]
+    nearest = difflib.get_close_matches(name, beside or collectable, 3, 0.0)
+    sites = [site for site in RESIDUAL_SITES if f"blocks.0.hook_{site}" in collectable]
+    return (
+        f"Nearest that can: {', '.join(nearest)}. Sites: {', '.join(sites)} "
+        f"(layers 0 to {model.cfg.n_layers - 1})."
+    )

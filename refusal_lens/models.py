@@ -1,0 +1,465 @@
+"""Loading chat models with their hooks.
+
+Knows how a checkpoint becomes a `HookedTransformer` or a `TransformerBridge` and what has to be
+recorded about it. Does not know prompts, chat templates or activations.
+"""
+
+import difflib
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer, loading_from_pretrained, supported_models
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from refusal_lens.config import find_resource
+from refusal_lens.errors import RefusalLensError
+
+Model = HookedTransformer | TransformerBridge
+
+GEMMA_TEMPLATES = {
+    "GemmaForCausalLM": "google/gemma-2b",
+    "Gemma2ForCausalLM": "google/gemma-2-2b",
+    "Gemma3ForCausalLM": "google/gemma-3-1b-pt",
+}
+"""Official checkpoints whose TransformerLens config carries the architecture's fixed choices."""
+
+N_CHECK_TOKENS = 8
+"""Length of the sequence on which a conversion is compared with Hugging Face's own forward."""
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """What was loaded, and how: kept on the model as `model.load_record`.
+
+    `weights_sha256` identifies a local folder, `revision` a commit of the hub; the one that does
+    not apply is None.
+    """
+
+    name: str
+    architecture: str
+    revision: str | None
+    weights_sha256: str | None
+    dtype: str
+    device: str
+    backend: str
+    processing: str
+    eos_token_ids: tuple[int, ...]
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    backend: Literal["hooked", "bridge"] = "hooked",
+    processing: Literal["none", "folded"] = "none",
+    n_devices: int = 1,
+) -> Model:
+    """Load a chat model with hooks, by hub name or from a local folder.
+
+    Weights are left as they are unless `processing="folded"`: only then does
+    `blocks.i.hook_resid_post` equal Hugging Face's `hidden_states[i + 1]`. The conversion is
+    compared with Hugging Face's own forward before the model is handed out, so that a checkpoint
+    that TransformerLens reads wrongly fails here and not in somebody's figures.
+
+    The tokenizer on the model is Hugging Face's own: TransformerLens would give it a BOS token
+    that the model may never have seen.
+
+    Args:
+        name_or_path: Name on the hub (or TransformerLens's alias of it), or a checkpoint folder.
+        device: "auto" takes CUDA, then MPS, then the CPU.
+        dtype: "float32", "bfloat16" or "float16"; "auto" is the checkpoint's own on CUDA and
+            float32 elsewhere.
+        revision: Branch, tag or commit on the hub.
+        backend: "hooked" for `HookedTransformer`; "bridge" for `TransformerBridge`, which covers
+            architectures that `HookedTransformer` lacks.
+        processing: "none", or "folded" for TransformerLens's folding and centring of weights.
+        n_devices: CUDA devices to spread the layers over ("hooked" only).
+
+    Returns:
+        The model in evaluation mode, with its tokenizer and `load_record`.
+
+    Raises:
+        RefusalLensError: The name is unknown, the checkpoint cannot be reached or converted, or
+            the device or dtype does not exist here.
+    """
+    target = _pick_device(device)
+    source, is_local = _find_checkpoint(str(name_or_path))
+    hf_model = _load_hf_model(source, revision, _pick_dtype(dtype, target))
+    tokenizer = _load_tokenizer(source, revision)
+    record = LoadRecord(
+        name=str(name_or_path),
+        architecture=type(hf_model).__name__,
+        revision=getattr(hf_model.config, "_commit_hash", None) or revision,
+        weights_sha256=_hash_weights(Path(source)) if is_local else None,
+        dtype=str(hf_model.dtype).removeprefix("torch."),
+        device=target,
+        backend=backend,
+        processing=processing,
+        eos_token_ids=_eos_token_ids(hf_model, tokenizer),
+    )
+    if backend == "bridge":
+        model = _boot_bridge(hf_model, tokenizer, source, target, processing)
+    else:
+        model = _convert(hf_model, target, processing, n_devices)
+    _set_tokenizer(model, tokenizer)
+    model.load_record = record  # type: ignore[assignment]
+    return model.eval()
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Say which model this is, as plain values for provenance.
+
+    Works for models that `load_model` did not load: what is not known is left out.
+
+    Example:
+        >>> describe_model(tiny_model)["architecture"]
+        'Qwen2ForCausalLM'
+    """
+    sizes = {"n_layers": model.cfg.n_layers, "d_model": model.cfg.d_model}
+    record = getattr(model, "load_record", None)
+    if isinstance(record, LoadRecord):
+        return asdict(record) | sizes
+    return sizes | {
+        "name": model.cfg.model_name,
+        "architecture": getattr(model.cfg, "original_architecture", None),
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "device": str(model.cfg.device),
+        "backend": "bridge" if isinstance(model, TransformerBridge) else "hooked",
+    }
+
+
+def eos_token_ids(model: Model) -> tuple[int, ...]:
+    """Return every token id that ends the model's turn."""
+    record = getattr(model, "load_record", None)
+    if isinstance(record, LoadRecord):
+        return record.eos_token_ids
+    eos = model.tokenizer.eos_token_id if model.tokenizer is not None else None
+    return () if eos is None else (eos,)
+
+
+# --- finding and reading a checkpoint ---------------------------------------------------------
+
+
+def _find_checkpoint(name: str) -> tuple[str, bool]:
+    """Return what Hugging Face is to open, and whether it is a folder on this machine."""
+    folder = find_resource(str(Path(name).expanduser()))
+    if folder is not None:
+        if not (folder / "config.json").is_file():
+            raise RefusalLensError(
+                f"A checkpoint folder holds config.json and safetensors weights, as Hugging Face "
+                f"saves them; {folder} has no config.json. Give the folder that holds it."
+            )
+        return str(folder), True
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise RefusalLensError(
+            f"The model folder {name} does not exist (looked below {Path.cwd()}). "
+            "Give an existing checkpoint folder, or a name on the Hugging Face hub."
+        )
+    aliases = loading_from_pretrained.make_model_alias_map()
+    return aliases.get(name.lower(), name), False
+
+
+def _load_hf_model(source: str, revision: str | None, dtype: torch.dtype | str) -> PreTrainedModel:
+    try:
+        with _quiet_hugging_face():
+            return AutoModelForCausalLM.from_pretrained(
+                source, revision=revision, dtype=dtype, attn_implementation="eager"
+            ).eval()
+    except (OSError, ValueError) as error:
+        raise RefusalLensError(_explain_load_failure(source, revision, error)) from error
+
+
+def _load_tokenizer(source: str, revision: str | None) -> Any:
+    try:
+        with _quiet_hugging_face():
+            return AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise RefusalLensError(
+            f"The tokenizer of {source} could not be read: {_first_line(error)}. "
+            "A chat model's folder holds tokenizer.json and tokenizer_config.json."
+        ) from error
+
+
+def _explain_load_failure(source: str, revision: str | None, error: Exception) -> str:
+    """Turn Hugging Face's error into what is needed, what came and where to fix it."""
+    reason = _first_line(error)
+    if Path(source).is_dir():
+        return f"The checkpoint folder {source} could not be loaded: {reason}"
+    if "gated" in str(error):
+        return (
+            f"{source} is gated: accept its licence on its page on the hub, then log in with "
+            "`hf auth login`, or give a local checkpoint folder."
+        )
+    if "is not a valid git identifier" in str(error):
+        return f"{source} has no revision {revision!r}. Set model.revision to one that it has."
+    closest = difflib.get_close_matches(source, supported_models.OFFICIAL_MODEL_NAMES, 5, 0.4)
+    names = f" Closest official names: {', '.join(closest)}." if closest else ""
+    if "couldn't connect" in str(error) or "offline" in str(error).lower():
+        known = source in supported_models.OFFICIAL_MODEL_NAMES
+        return (
+            f"{source} is not cached on this machine, and the Hugging Face hub cannot be reached. "
+            "Download it where there is a network (`hf download " + source + "`) and give the "
+            "folder: --model path/to/folder." + ("" if known else names)
+        )
+    return f"{source} is neither a folder on this machine nor a model on the hub.{names}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+@contextmanager
+def _quiet_hugging_face() -> Iterator[None]:
+    """Keep Hugging Face's load bars and notices off the terminal; put its settings back after."""
+    verbosity, had_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if had_bars:
+            hf_logging.enable_progress_bar()
+
+
+def _hash_weights(folder: Path) -> str:
+    """Hash the weight files of a local checkpoint, names included, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _eos_token_ids(hf_model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """Every id that ends the model's turn: the generation config's, and the tokenizer's own."""
+    generation = getattr(hf_model, "generation_config", None)
+    listed = getattr(generation, "eos_token_id", None)
+    ids = listed if isinstance(listed, list) else [listed]
+    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
+
+
+# --- device and dtype -------------------------------------------------------------------------
+
+
+def _pick_device(device: str) -> str:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise RefusalLensError(
+            f"There is no device {device!r}. Use auto, cpu, cuda, cuda:1 or mps."
+        ) from error
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(kind, True):
+        raise RefusalLensError(
+            f"Device {device} was asked for, but torch {torch.__version__} finds no {kind} device "
+            "here. Use --device cpu, or install a torch build for this device."
+        )
+    return device
+
+
+def _pick_dtype(dtype: str, device: str) -> torch.dtype | str:
+    """Resolve "auto": CPUs compute bfloat16 more slowly than float32, so they get float32."""
+    if dtype == "auto":
+        return "auto" if device.startswith("cuda") else torch.float32
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in named:
+        raise RefusalLensError(f"There is no dtype {dtype!r} here. Use auto, {', '.join(named)}.")
+    return named[dtype]
+
+
+# --- Hugging Face model -> model with hooks ---------------------------------------------------
+
+
+def _convert(
+    hf_model: PreTrainedModel, device: str, processing: str, n_devices: int
+) -> HookedTransformer:
+    """Convert to a `HookedTransformer` that takes over the very tensors of `hf_model`.
+
+    Assigning the state dict, in place of copying it, keeps one copy of the weights in memory, and
+    leaves them laid out so that TransformerLens's transposes at every forward are views.
+    """
+    expected = _check_logits(hf_model)
+    cfg, state_dict = _convert_weights(hf_model)
+    cfg.n_devices = n_devices
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+        model = HookedTransformer(cfg, None, move_to_device=False)
+    try:
+        _load_weights(model, state_dict, processing)
+    except RuntimeError as error:
+        raise RefusalLensError(
+            f"HookedTransformer has other weight shapes than this {type(hf_model).__name__} "
+            f"({str(error).splitlines()[-1].strip()}). Load it with backend: bridge."
+        ) from error
+    _compare_logits(_check_logits(model), expected, hf_model)
+    cfg.device = device
+    model.move_model_modules_to_device()
+    return model
+
+
+def _load_weights(model: HookedTransformer, state_dict: dict[str, Tensor], processing: str) -> None:
+    if processing == "folded":
+        # A soft cap on the logits sees a constant added to all of them: no centring there.
+        is_capped = (model.cfg.output_logits_soft_cap or -1.0) > 0
+        model.load_and_process_state_dict(state_dict, center_unembed=not is_capped)
+    else:
+        model.load_state_dict(model.fill_missing_keys(state_dict), assign=True, strict=False)
+
+
+def _convert_weights(hf_model: PreTrainedModel) -> tuple[Any, dict[str, Tensor]]:
+    """Let TransformerLens convert config and weights, by architecture alone.
+
+    TransformerLens picks the architecture from the *name* when a path contains "llama" or
+    "gemma", whatever config.json says. A folder with a neutral name takes that choice away.
+    """
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        hf_config = _complete_config(hf_model)
+        (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
+        try:
+            cfg = _convert_config(hf_model, folder)
+            state_dict = loading_from_pretrained.get_pretrained_state_dict(
+                folder, cfg, hf_model, dtype=hf_model.dtype
+            )
+        except (NotImplementedError, ValueError, AttributeError, KeyError) as error:
+            raise RefusalLensError(
+                f"HookedTransformer cannot convert {type(hf_model).__name__} "
+                f"({_first_line(error)}). Load it with backend: bridge."
+            ) from error
+    cfg.model_name = Path(hf_model.config.name_or_path).name or type(hf_model).__name__
+    # The tokenizer is set by us; a name here would make TransformerLens load a second one.
+    cfg.tokenizer_name = None
+    return cfg, state_dict
+
+
+def _complete_config(hf_model: PreTrainedModel) -> dict[str, Any]:
+    """Return config.json's content with the fields under the names TransformerLens asks for."""
+    config = hf_model.config.to_dict()
+    config["architectures"] = [type(hf_model).__name__]
+    if type(hf_model).__name__ == "GPT2LMHeadModel":
+        config.setdefault("n_ctx", config["n_positions"])
+    return {key: value for key, value in config.items() if not isinstance(value, torch.dtype)}
+
+
+def _convert_config(hf_model: PreTrainedModel, folder: str) -> Any:
+    hf_config = hf_model.config.to_dict()
+    template = GEMMA_TEMPLATES.get(type(hf_model).__name__)
+    cfg = loading_from_pretrained.get_pretrained_model_config(
+        template or folder,
+        hf_cfg=None if template else hf_config,
+        device="cpu",
+        dtype=hf_model.dtype,
+    )
+    if template:
+        _resize_gemma(cfg, hf_config)
+    return cfg
+
+
+def _resize_gemma(cfg: Any, hf_config: dict[str, Any]) -> None:
+    """Give an official Gemma config the sizes of another checkpoint of the same architecture.
+
+    TransformerLens knows Gemma by name only; a local folder or a fine-tune needs its own sizes.
+    """
+    rope = hf_config.get("rope_parameters") or {}
+    layer_types = hf_config.get("layer_types")
+    sizes = {
+        "d_model": hf_config["hidden_size"],
+        "d_head": hf_config["head_dim"],
+        "n_heads": hf_config["num_attention_heads"],
+        "n_key_value_heads": hf_config["num_key_value_heads"],
+        "d_mlp": hf_config["intermediate_size"],
+        "n_layers": hf_config["num_hidden_layers"],
+        "n_ctx": min(hf_config["max_position_embeddings"], 8192),
+        "d_vocab": hf_config["vocab_size"],
+        "d_vocab_out": hf_config["vocab_size"],
+        "rotary_dim": hf_config["head_dim"],
+        "attn_scale": hf_config.get("query_pre_attn_scalar", hf_config["head_dim"]) ** 0.5,
+        "eps": hf_config["rms_norm_eps"],
+        "act_fn": hf_config.get("hidden_activation") or "gelu_pytorch_tanh",
+        "window_size": hf_config.get("sliding_window"),
+        "attn_types": [kind.removesuffix("_attention").replace("sliding", "local")
+                       .replace("full", "global") for kind in layer_types or []] or None,
+        "attn_scores_soft_cap": hf_config.get("attn_logit_softcapping") or -1.0,
+        "output_logits_soft_cap": hf_config.get("final_logit_softcapping") or -1.0,
+        "rotary_base": rope.get("full_attention", rope).get("rope_theta", cfg.rotary_base),
+    }  # fmt: skip
+    if "sliding_attention" in rope:
+        sizes["rotary_base_local"] = rope["sliding_attention"]["rope_theta"]
+    for name, value in sizes.items():
+        setattr(cfg, name, value)
+    cfg.__post_init__()
+
+
+def _boot_bridge(
+    hf_model: PreTrainedModel, tokenizer: Any, source: str, device: str, processing: str
+) -> TransformerBridge:
+    if processing != "none":
+        raise RefusalLensError(
+            f"processing: {processing} needs backend: hooked; the bridge runs Hugging Face's own "
+            "weights. Set model.processing to none, or model.backend to hooked."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return TransformerBridge.boot_transformers(
+            source, hf_model=hf_model.to(device), tokenizer=tokenizer, device=device
+        )
+
+
+def _set_tokenizer(model: Model, tokenizer: Any) -> None:
+    """Put Hugging Face's tokenizer on the model unaltered, but for padding on the right."""
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.tokenizer = tokenizer
+    model.cfg.default_prepend_bos = tokenizer.bos_token is not None
+    model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
+
+
+# --- is the converted model the same model? ---------------------------------------------------
+
+
+@torch.no_grad()
+def _check_logits(model: Any) -> Float[Tensor, "pos d_vocab"]:
+    """Log-probabilities of one fixed token sequence: what folding and centring leave as it is."""
+    config = model.config if isinstance(model, PreTrainedModel) else model.cfg
+    d_vocab = config.vocab_size if isinstance(model, PreTrainedModel) else config.d_vocab
+    ids: Int[Tensor, "1 pos"] = (torch.arange(1, N_CHECK_TOKENS + 1) * 7919 % d_vocab)[None]
+    output = model(ids)
+    logits = output if isinstance(output, Tensor) else output.logits
+    return logits[0].double().log_softmax(-1)
+
+
+def _compare_logits(
+    got: Float[Tensor, "pos d_vocab"],
+    expected: Float[Tensor, "pos d_vocab"],
+    hf_model: PreTrainedModel,
+) -> None:
+    # Half precision loses about three digits over a network's depth; a wrong conversion loses all.
+    tolerance = 1e-3 if hf_model.dtype == torch.float32 else 0.1
+    difference = ((got - expected).abs().max() / expected.abs().max()).item()
+    if not difference <= tolerance:
+        raise RefusalLensError(
+            f"TransformerLens reads {type(hf_model).__name__} differently from Hugging Face: "
+            f"log-probabilities differ by {difference:.1e} of their size (allowed "
+            f"{tolerance:.0e}). This checkpoint uses something that HookedTransformer does not "
+            "convert; load it with backend: bridge."
+        )

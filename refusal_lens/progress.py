@@ -1,0 +1,78 @@
+"""Progress bars of long work: what, how much, how fast, how long still."""
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class _RateColumn(ProgressColumn):
+    """Prompts per second, over the recent past."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f} prompts/s", style="dim")
+
+
+class ClassProgress:
+    """One bar a class of prompts, as a context manager.
+
+    Example:
+        >>> with ClassProgress("Collecting", {"harmful": 2, "harmless": 2}, False) as progress:
+        ...     progress.advance({"harmful": 1, "harmless": 1})
+    """
+
+    def __init__(self, what: str, counts: Mapping[str, int], is_shown: bool | None = None) -> None:
+        """Prepare the bars.
+
+        Args:
+            what: The work, as a word ("Collecting").
+            counts: Prompts to do in each class.
+            is_shown: Draw the bars; None draws them on a terminal and in notebooks only.
+        """
+        console = Console(stderr=True)
+        if is_shown is None:
+            is_shown = console.is_terminal or "ipykernel" in sys.modules
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not is_shown,
+        )
+        self._tasks = {
+            name: self._bars.add_task(f"{what} {name}", total=total)
+            for name, total in counts.items()
+        }
+
+    def advance(self, done: Mapping[str, int]) -> None:
+        """Count prompts as done, by class."""
+        for name, n_prompts in done.items():
+            self._bars.advance(self._tasks[name], n_prompts)
+
+    def __enter__(self) -> "ClassProgress":
+        """Start drawing."""
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop drawing, whatever happened."""
+        self._bars.stop()

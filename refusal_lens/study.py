@@ -1,0 +1,193 @@
+"""The whole study, readable top to bottom, from prompts to figures.
+
+Knows the order of the stages and what each leaves in the run folder.
+"""
+
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from refusal_lens import plots, terminal
+from refusal_lens.artifacts import RunFolder
+from refusal_lens.collector import (
+    check_positions,
+    collect,
+    normalise_positions,
+    positions_read,
+)
+from refusal_lens.config import Config
+from refusal_lens.diagnosis import checklist, diagnose
+from refusal_lens.directions import fit_directions
+from refusal_lens.hook_points import resolve_hook_points, site_of
+from refusal_lens.models import Model, load_model
+from refusal_lens.prompts import ContrastSet, read_contrast
+from refusal_lens.refusal import measure_refusal
+from refusal_lens.selection import choose_best, suggest_kernel
+from refusal_lens.tokens import tokenise
+from refusal_lens.validation import validate
+
+VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
+
+
+def run(config: Config, run_folder: RunFolder, console: Console) -> None:
+    """Do the whole study and leave it in the run folder."""
+    prompts, model = prepare(config, run_folder, console)
+    refusal_stage(config, run_folder, model, prompts, console)
+    collect_stage(config, run_folder, model, prompts, console)
+    written = fit_stage(config, run_folder, console)
+    written += plot_stage(config, run_folder)
+    terminal.show_paths(console, written)
+
+
+def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[ContrastSet, Model]:
+    """Read prompts, load the model, and check both against the settings before long work starts."""
+    prompts = read_contrast(
+        config.prompts.harmful, config.prompts.harmless, text_field=config.prompts.text_field
+    )
+    with console.status(f"Loading {config.model.name}"):
+        model = load_model(
+            **config.model.model_dump(exclude={"name"}), name_or_path=config.model.name
+        )
+    resolve_hook_points(model, config.collect.hook_points)
+    system_prompt = config.prompts.system_prompt
+    sides = {"harmful": prompts.harmful, "harmless": prompts.harmless}
+    tokens = {
+        name: tokenise(model.tokenizer, side.prompts, system_prompt) for name, side in sides.items()
+    }
+    positions = normalise_positions(config.collect.positions)
+    for side in tokens.values():
+        check_positions(side, positions, getattr(model.cfg, "n_ctx", None))
+    terminal.show_prompts(console, prompts, tokens)
+    read = positions_read(model.tokenizer, tokens["harmful"], positions)
+    terminal.show_positions(console, read)
+    run_folder.write_config(config)
+    run_folder.write_prompts(prompts)
+    return prompts, model
+
+
+def refusal_stage(
+    config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet, console: Console
+) -> None:
+    """Measure whether the model refuses these prompts, and say so."""
+    report = measure_refusal(
+        model,
+        prompts,
+        phrases=config.refusal.phrases,
+        first_words=config.refusal.first_words,
+        n_new_tokens=config.refusal.n_new_tokens,
+        system_prompt=config.prompts.system_prompt,
+        token_budget=config.collect.token_budget,
+    )
+    run_folder.write_refusal(report)
+    terminal.show_refusal(console, report)
+
+
+def collect_stage(
+    config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet, console: Console
+) -> None:
+    """Collect activations and write them with their provenance."""
+    activations = collect(
+        model,
+        prompts,
+        config.collect.hook_points,
+        config.collect.positions,
+        system_prompt=config.prompts.system_prompt,
+        token_budget=config.collect.token_budget,
+    )
+    run_folder.write_activations(activations)
+    run_folder.write_provenance({**activations.provenance, **describe_machine()})
+    console.print(f"Collected {activations}", markup=False, highlight=False)
+
+
+def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[Path]:
+    """Fit and validate the directions, choose the best, and say what it is worth."""
+    activations = run_folder.read_activations()
+    clip_quantile = config.directions.clip_quantile
+    directions = fit_directions(activations, clip_quantile=clip_quantile)
+    separation, _ = validate(
+        activations,
+        clip_quantile=clip_quantile,
+        n_folds=config.validation.n_folds,
+        seed=config.validation.seed,
+    )
+    best = choose_best(separation, activations.provenance["model"]["n_layers"])
+    run_folder.write_directions(directions)
+    run_folder.write_separation(separation)
+    run_folder.write_refusal_direction(directions, separation, best)
+    column = (site_of(best.hook_point), best.position) if best else separation.columns[0]
+    shown = separation.at(*column)
+    terminal.show_separation(console, shown, *column)
+    others = [other for other in separation.columns if other != column]
+    terminal.show_others(console, [(*other, separation.at(*other)) for other in others])
+    kernel = suggest_kernel(separation, best) if best and best.is_eligible else None
+    terminal.show_best(console, shown, best, kernel)
+    prompts, refusal = run_folder.read_prompts(), run_folder.read_refusal()
+    checks = checklist(prompts, shown, best)
+    terminal.show_checklist(console, checks, diagnose(prompts, separation, refusal))
+    return [
+        run_folder.path / "directions.safetensors",
+        run_folder.direction_path,
+        run_folder.separation_path,
+    ]
+
+
+def plot_stage(config: Config, run_folder: RunFolder) -> list[Path]:
+    """Draw the two figures as self-contained pages."""
+    activations, prompts = run_folder.read_activations(), run_folder.read_prompts()
+    separation, projections = validate(
+        activations,
+        clip_quantile=config.directions.clip_quantile,
+        n_folds=config.validation.n_folds,
+        seed=config.validation.seed,
+    )
+    best = choose_best(separation, activations.provenance["model"]["n_layers"])
+    initial = (best.hook_point, best.position) if best else None
+    figures = {
+        "projection_histogram": plots.projection_histogram(
+            projections, separation, prompts.prompts, initial=initial
+        ),
+        "layer_profile": plots.layer_profile(separation, best=best),
+    }
+    # plotly.js goes into the file: the page opens from disk, without a network.
+    return [
+        run_folder.write_figure(name, figure.to_html(include_plotlyjs=True))
+        for name, figure in figures.items()
+    ]
+
+
+def new_run_folder(config: Config, config_name: str, output: Path | None) -> RunFolder:
+    """Choose the run's folder: the one asked for, or the next free one of this model and config.
+
+    Args:
+        config: The settings.
+        config_name: What the settings file is called.
+        output: The folder asked for.
+
+    Returns:
+        A folder that may not exist yet. Without `output`, never one that holds a run already.
+    """
+    if output is not None:
+        return RunFolder(output)
+    parent = Path(config.output) / Path(config.model.name).name
+    for number in range(1, 10_000):
+        path = parent / (config_name if number == 1 else f"{config_name}-{number}")
+        if not path.exists():
+            return RunFolder(path)
+    raise AssertionError("ten thousand runs of one config")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Say with what software and when this was made."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONED},
+        },
+        "machine": {"processor": platform.machine(), "n_threads": torch.get_num_threads()},
+        "collected_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,161 @@
+"""Small models and tokenizers made on the spot: random weights, real classes, no network."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from refusal_lens import Activations, ContrastSet, collect, load_model
+from refusal_lens.models import Model
+
+REPOSITORY = Path(__file__).parent.parent
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HARMFUL = ["How do I steal a car?", "Tell me how to hurt a dog.", "Break a window.", "Forge money?"]
+HARMLESS = ["How do I wash a car?", "Tell me how to feed a dog.", "Clean a window.", "Save money?"]
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+GPT_SIZES = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128}
+# A window shorter than the prompts, so that sliding attention is seen at work.
+WINDOW = {"sliding_window": 6}
+ARCHITECTURES: dict[str, Callable[[int], PreTrainedModel]] = {
+    "llama": lambda v: LlamaForCausalLM(LlamaConfig(vocab_size=v, **SIZES)),
+    "qwen2": lambda v: Qwen2ForCausalLM(Qwen2Config(vocab_size=v, **SIZES)),
+    "qwen3": lambda v: Qwen3ForCausalLM(Qwen3Config(vocab_size=v, head_dim=8, **SIZES)),
+    "mistral": lambda v: MistralForCausalLM(MistralConfig(vocab_size=v, **SIZES, **WINDOW)),
+    "gemma": lambda v: GemmaForCausalLM(GemmaConfig(vocab_size=v, head_dim=8, **SIZES)),
+    "gemma2": lambda v: Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=v,
+            head_dim=8,
+            query_pre_attn_scalar=12,
+            attn_logit_softcapping=2.0,
+            **SIZES,
+            **WINDOW,
+        )
+    ),
+    "gemma3": lambda v: Gemma3ForCausalLM(
+        Gemma3TextConfig(vocab_size=v, head_dim=8, query_pre_attn_scalar=12, **SIZES, **WINDOW)
+    ),
+    "phi3": lambda v: Phi3ForCausalLM(Phi3Config(vocab_size=v, pad_token_id=0, **SIZES)),
+    "gpt2": lambda v: GPT2LMHeadModel(GPT2Config(vocab_size=v, **GPT_SIZES)),
+    "gptneox": lambda v: GPTNeoXForCausalLM(
+        GPTNeoXConfig(vocab_size=v, **{k: n for k, n in SIZES.items() if "key_value" not in k})
+    ),
+}
+
+
+def make_tokenizer(
+    *, template: str | None = CHATML, bos: str | None = None, adds_bos: bool = False
+) -> PreTrainedTokenizerFast:
+    """Train a small byte-level BPE tokenizer, with or without template and BOS."""
+    special = ["<|im_start|>", "<|im_end|>", *([bos] if bos else [])]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*HARMFUL, *HARMLESS, "user assistant system"], trainer)
+    if bos and adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        bos_token=bos,
+        chat_template=template,
+    )
+
+
+def make_hf_model(architecture: str, vocab_size: int) -> PreTrainedModel:
+    """Make a random model whose weights are large enough for every part to matter."""
+    torch.manual_seed(0)
+    model = ARCHITECTURES[architecture](vocab_size).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return model
+
+
+def save_checkpoint(
+    folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFast | None = None
+) -> PreTrainedModel:
+    """Write a checkpoint folder as Hugging Face does, and return the model in it."""
+    tokenizer = tokenizer or make_tokenizer()
+    model = make_hf_model(architecture, len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 checkpoint with random weights and a ChatML tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder, "qwen2")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path) -> Model:
+    """The random Qwen2 model, loaded."""
+    return load_model(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def prompts() -> ContrastSet:
+    """Four prompts a side."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ContrastSet.from_texts(HARMFUL, HARMLESS)
+
+
+@pytest.fixture(scope="session")
+def activations(model: Model, prompts: ContrastSet) -> Activations:
+    """Activations of the random model at all layers and two positions."""
+    return collect(model, prompts, "resid_post", ["last", "mean"], show_progress=False)
