@@ -16,7 +16,7 @@ from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import resolve_hook_points, stop_layer
-from refusal_lens.models import Model, describe_model
+from refusal_lens.models import Model, describe_model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.tokens import Tokens, render, tokenise
@@ -102,11 +102,11 @@ def collect(
     Example:
         >>> activations = collect(tiny_model, prompts, "resid_post:0-1", ["last", "mean"])
         >>> activations.values.shape
-        torch.Size([8, 2, 2, 16])
+        torch.Size([8, 2, 2, 32])
     """
     names = resolve_hook_points(model, hook_points)
     wanted = normalise_positions(positions)
-    tokens = tokenise(model.tokenizer, prompts.prompts, system_prompt)
+    tokens = tokenise(tokenizer_of(model), prompts.prompts, system_prompt)
     check_positions(tokens, wanted, getattr(model.cfg, "n_ctx", None))
     is_harmful = torch.tensor(prompts.is_harmful)
     values = torch.empty(len(tokens), len(names), len(wanted), model.cfg.d_model)
@@ -138,7 +138,7 @@ def collect_batch(
         pooled[name] = pool(activation)
 
     stop = stop_layer(hook_points)
-    hooks = [(name, partial(keep, name)) for name in hook_points]
+    hooks: list[Any] = [(name, partial(keep, name)) for name in hook_points]
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
         # padding_side: a tokenizer that pads left would make TransformerLens mask real tokens.
         model(ids.to(model.cfg.device), return_type=None, stop_at_layer=stop, padding_side="right")
@@ -283,6 +283,7 @@ def describe_collection(
     system_prompt: str | None,
 ) -> dict[str, Any]:
     """Say where activations came from: model, prompts, template, with one rendered example."""
+    tokenizer = tokenizer_of(model)
     return {
         "model": describe_model(model),
         "prompts": {
@@ -290,9 +291,9 @@ def describe_collection(
             "harmless": {"n": len(prompts.harmless), "sha256": prompts.harmless.sha256},
         },
         "chat_template": {
-            "has_template": model.tokenizer.chat_template is not None,
+            "has_template": tokenizer.chat_template is not None,
             "system_prompt": system_prompt,
-            "example": render(model.tokenizer, prompts.prompts[0].text, system_prompt),
+            "example": render(tokenizer, prompts.prompts[0].text, system_prompt),
         },
         "hook_points": list(hook_points),
         "positions": list(positions),

@@ -57,7 +57,8 @@ class ModelConfig(_Section):
         revision: Branch, tag or commit on the Hub; None is its newest.
         backend: `hooked` (HookedTransformer) or `bridge` (TransformerBridge).
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: Precision of the weights; `auto` chooses by the device.
+        dtype: Precision of the weights; `auto` is the checkpoint's own on CUDA, float32 elsewhere
+            (CPUs compute bfloat16 more slowly).
         processing: `none` keeps the residual stream as Hugging Face has it; `folded` folds norms
             and centres weights.
         n_devices: GPUs to spread the layers over.
@@ -347,17 +348,12 @@ def _known_keys() -> list[str]:
 def _unknown_key(key: str) -> str:
     """Say that a key is unknown, and name the closest known one of any section."""
 
-    def likeness(known: str) -> tuple[float, float]:
+    def likeness(known: str) -> list[float]:
         # The last part first: a right key in a wrong section is the commonest fault.
-        last, last_known = key.rpartition(".")[2], known.rpartition(".")[2]
-        return _ratio(last, last_known), _ratio(key, known)
+        pairs = ((key.rpartition(".")[2], known.rpartition(".")[2]), (key, known))
+        return [difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs]
 
     return f"{key} is not a known key; the closest is {max(_known_keys(), key=likeness)}."
-
-
-def _ratio(a: str, b: str) -> float:
-    """Say how alike two words are, from 0 to 1."""
-    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def _describe(detail: ErrorDetails, path: str, origins: dict[str, str]) -> str:

@@ -1,13 +1,11 @@
 """Loading chat models with their hooks.
 
-Knows how a checkpoint becomes a `HookedTransformer` or a `TransformerBridge` and what has to be
-recorded about it. Does not know prompts, chat templates or activations.
+Knows where checkpoints come from, on which device they run and what has to be recorded about them.
+Does not know prompts, chat templates or activations.
 """
 
 import difflib
 import hashlib
-import json
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,27 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from transformer_lens import HookedTransformer, loading_from_pretrained, supported_models
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from refusal_lens.config import find_resource
+from refusal_lens.conversion import convert
 from refusal_lens.errors import RefusalLensError
 
 Model = HookedTransformer | TransformerBridge
-
-GEMMA_TEMPLATES = {
-    "GemmaForCausalLM": "google/gemma-2b",
-    "Gemma2ForCausalLM": "google/gemma-2-2b",
-    "Gemma3ForCausalLM": "google/gemma-3-1b-pt",
-}
-"""Official checkpoints whose TransformerLens config carries the architecture's fixed choices."""
-
-N_CHECK_TOKENS = 8
-"""Length of the sequence on which a conversion is compared with Hugging Face's own forward."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +101,7 @@ def load_model(
     if backend == "bridge":
         model = _boot_bridge(hf_model, tokenizer, source, target, processing)
     else:
-        model = _convert(hf_model, target, processing, n_devices)
+        model = convert(hf_model, target, processing, n_devices)
     _set_tokenizer(model, tokenizer)
     model.load_record = record  # type: ignore[assignment]
     return model.eval()
@@ -147,8 +134,22 @@ def eos_token_ids(model: Model) -> tuple[int, ...]:
     record = getattr(model, "load_record", None)
     if isinstance(record, LoadRecord):
         return record.eos_token_ids
-    eos = model.tokenizer.eos_token_id if model.tokenizer is not None else None
+    eos = tokenizer_of(model).eos_token_id
     return () if eos is None else (eos,)
+
+
+def tokenizer_of(model: Model) -> Any:
+    """Return the model's tokenizer.
+
+    Raises:
+        RefusalLensError: It has none.
+    """
+    if model.tokenizer is None:
+        raise RefusalLensError(
+            "Prompts need a tokenizer, and this model has none. Load it with load_model, or set "
+            "model.tokenizer."
+        )
+    return model.tokenizer
 
 
 # --- finding and reading a checkpoint ---------------------------------------------------------
@@ -287,126 +288,7 @@ def _pick_dtype(dtype: str, device: str) -> torch.dtype | str:
     return named[dtype]
 
 
-# --- Hugging Face model -> model with hooks ---------------------------------------------------
-
-
-def _convert(
-    hf_model: PreTrainedModel, device: str, processing: str, n_devices: int
-) -> HookedTransformer:
-    """Convert to a `HookedTransformer` that takes over the very tensors of `hf_model`.
-
-    Assigning the state dict, in place of copying it, keeps one copy of the weights in memory, and
-    leaves them laid out so that TransformerLens's transposes at every forward are views.
-    """
-    expected = _check_logits(hf_model)
-    cfg, state_dict = _convert_weights(hf_model)
-    cfg.n_devices = n_devices
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        model = HookedTransformer(cfg, None, move_to_device=False)
-    try:
-        _load_weights(model, state_dict, processing)
-    except RuntimeError as error:
-        raise RefusalLensError(
-            f"HookedTransformer has other weight shapes than this {type(hf_model).__name__} "
-            f"({str(error).splitlines()[-1].strip()}). Load it with backend: bridge."
-        ) from error
-    _compare_logits(_check_logits(model), expected, hf_model)
-    cfg.device = device
-    model.move_model_modules_to_device()
-    return model
-
-
-def _load_weights(model: HookedTransformer, state_dict: dict[str, Tensor], processing: str) -> None:
-    if processing == "folded":
-        # A soft cap on the logits sees a constant added to all of them: no centring there.
-        is_capped = (model.cfg.output_logits_soft_cap or -1.0) > 0
-        model.load_and_process_state_dict(state_dict, center_unembed=not is_capped)
-    else:
-        model.load_state_dict(model.fill_missing_keys(state_dict), assign=True, strict=False)
-
-
-def _convert_weights(hf_model: PreTrainedModel) -> tuple[Any, dict[str, Tensor]]:
-    """Let TransformerLens convert config and weights, by architecture alone.
-
-    TransformerLens picks the architecture from the *name* when a path contains "llama" or
-    "gemma", whatever config.json says. A folder with a neutral name takes that choice away.
-    """
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        hf_config = _complete_config(hf_model)
-        (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
-        try:
-            cfg = _convert_config(hf_model, folder)
-            state_dict = loading_from_pretrained.get_pretrained_state_dict(
-                folder, cfg, hf_model, dtype=hf_model.dtype
-            )
-        except (NotImplementedError, ValueError, AttributeError, KeyError) as error:
-            raise RefusalLensError(
-                f"HookedTransformer cannot convert {type(hf_model).__name__} "
-                f"({_first_line(error)}). Load it with backend: bridge."
-            ) from error
-    cfg.model_name = Path(hf_model.config.name_or_path).name or type(hf_model).__name__
-    # The tokenizer is set by us; a name here would make TransformerLens load a second one.
-    cfg.tokenizer_name = None
-    return cfg, state_dict
-
-
-def _complete_config(hf_model: PreTrainedModel) -> dict[str, Any]:
-    """Return config.json's content with the fields under the names TransformerLens asks for."""
-    config = hf_model.config.to_dict()
-    config["architectures"] = [type(hf_model).__name__]
-    if type(hf_model).__name__ == "GPT2LMHeadModel":
-        config.setdefault("n_ctx", config["n_positions"])
-    return {key: value for key, value in config.items() if not isinstance(value, torch.dtype)}
-
-
-def _convert_config(hf_model: PreTrainedModel, folder: str) -> Any:
-    hf_config = hf_model.config.to_dict()
-    template = GEMMA_TEMPLATES.get(type(hf_model).__name__)
-    cfg = loading_from_pretrained.get_pretrained_model_config(
-        template or folder,
-        hf_cfg=None if template else hf_config,
-        device="cpu",
-        dtype=hf_model.dtype,
-    )
-    if template:
-        _resize_gemma(cfg, hf_config)
-    return cfg
-
-
-def _resize_gemma(cfg: Any, hf_config: dict[str, Any]) -> None:
-    """Give an official Gemma config the sizes of another checkpoint of the same architecture.
-
-    TransformerLens knows Gemma by name only; a local folder or a fine-tune needs its own sizes.
-    """
-    rope = hf_config.get("rope_parameters") or {}
-    layer_types = hf_config.get("layer_types")
-    sizes = {
-        "d_model": hf_config["hidden_size"],
-        "d_head": hf_config["head_dim"],
-        "n_heads": hf_config["num_attention_heads"],
-        "n_key_value_heads": hf_config["num_key_value_heads"],
-        "d_mlp": hf_config["intermediate_size"],
-        "n_layers": hf_config["num_hidden_layers"],
-        "n_ctx": min(hf_config["max_position_embeddings"], 8192),
-        "d_vocab": hf_config["vocab_size"],
-        "d_vocab_out": hf_config["vocab_size"],
-        "rotary_dim": hf_config["head_dim"],
-        "attn_scale": hf_config.get("query_pre_attn_scalar", hf_config["head_dim"]) ** 0.5,
-        "eps": hf_config["rms_norm_eps"],
-        "act_fn": hf_config.get("hidden_activation") or "gelu_pytorch_tanh",
-        "window_size": hf_config.get("sliding_window"),
-        "attn_types": [kind.removesuffix("_attention").replace("sliding", "local")
-                       .replace("full", "global") for kind in layer_types or []] or None,
-        "attn_scores_soft_cap": hf_config.get("attn_logit_softcapping") or -1.0,
-        "output_logits_soft_cap": hf_config.get("final_logit_softcapping") or -1.0,
-        "rotary_base": rope.get("full_attention", rope).get("rope_theta", cfg.rotary_base),
-    }  # fmt: skip
-    if "sliding_attention" in rope:
-        sizes["rotary_base_local"] = rope["sliding_attention"]["rope_theta"]
-    for name, value in sizes.items():
-        setattr(cfg, name, value)
-    cfg.__post_init__()
+# --- what the two backends share --------------------------------------------------------------
 
 
 def _boot_bridge(
@@ -417,10 +299,11 @@ def _boot_bridge(
             f"processing: {processing} needs backend: hooked; the bridge runs Hugging Face's own "
             "weights. Set model.processing to none, or model.backend to hooked."
         )
+    placed: Any = hf_model.to(device)  # pyright: ignore[reportArgumentType]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return TransformerBridge.boot_transformers(
-            source, hf_model=hf_model.to(device), tokenizer=tokenizer, device=device
+            source, hf_model=placed, tokenizer=tokenizer, device=device
         )
 
 
@@ -432,34 +315,3 @@ def _set_tokenizer(model: Model, tokenizer: Any) -> None:
     model.tokenizer = tokenizer
     model.cfg.default_prepend_bos = tokenizer.bos_token is not None
     model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
-
-
-# --- is the converted model the same model? ---------------------------------------------------
-
-
-@torch.no_grad()
-def _check_logits(model: Any) -> Float[Tensor, "pos d_vocab"]:
-    """Log-probabilities of one fixed token sequence: what folding and centring leave as it is."""
-    config = model.config if isinstance(model, PreTrainedModel) else model.cfg
-    d_vocab = config.vocab_size if isinstance(model, PreTrainedModel) else config.d_vocab
-    ids: Int[Tensor, "1 pos"] = (torch.arange(1, N_CHECK_TOKENS + 1) * 7919 % d_vocab)[None]
-    output = model(ids)
-    logits = output if isinstance(output, Tensor) else output.logits
-    return logits[0].double().log_softmax(-1)
-
-
-def _compare_logits(
-    got: Float[Tensor, "pos d_vocab"],
-    expected: Float[Tensor, "pos d_vocab"],
-    hf_model: PreTrainedModel,
-) -> None:
-    # Half precision loses about three digits over a network's depth; a wrong conversion loses all.
-    tolerance = 1e-3 if hf_model.dtype == torch.float32 else 0.1
-    difference = ((got - expected).abs().max() / expected.abs().max()).item()
-    if not difference <= tolerance:
-        raise RefusalLensError(
-            f"TransformerLens reads {type(hf_model).__name__} differently from Hugging Face: "
-            f"log-probabilities differ by {difference:.1e} of their size (allowed "
-            f"{tolerance:.0e}). This checkpoint uses something that HookedTransformer does not "
-            "convert; load it with backend: bridge."
-        )

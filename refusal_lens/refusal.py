@@ -14,9 +14,8 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from refusal_lens.collector import pad_right
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models import Model, eos_token_ids
+from refusal_lens.models import Model, eos_token_ids, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.tokens import Tokens, tokenise
@@ -91,18 +90,19 @@ def measure_refusal(
     Returns:
         Answers in the order of `prompts.prompts`.
     """
-    tokens = tokenise(model.tokenizer, prompts.prompts, system_prompt)
+    tokenizer = tokenizer_of(model)
+    tokens = tokenise(tokenizer, prompts.prompts, system_prompt)
     refusal_ids = find_refusal_tokens(model, first_words)
     judge = phrase_judge(phrases)
     answers: list[Answer | None] = [None] * len(tokens)
     counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
     with ClassProgress("Answering", counts, show_progress) as progress:
-        for rows in _answer_batches(tokens, token_budget, n_new_tokens):
+        for rows in tokens.batches(token_budget, n_new_tokens):
             generated, first_logits = generate_greedily(model, tokens.select(rows), n_new_tokens)
             scores = refusal_score(first_logits, refusal_ids)
             for row, ids, score in zip(rows, generated, scores.tolist(), strict=True):
                 prompt = prompts.prompts[row]
-                text = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                text = tokenizer.decode(ids, skip_special_tokens=True).strip()
                 answers[row] = Answer(
                     prompt.id,
                     prompt.category,
@@ -114,7 +114,7 @@ def measure_refusal(
                 )
             n_harmful = sum(prompts.is_harmful[row] for row in rows)
             progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
-    words = tuple(model.tokenizer.decode([i]) for i in refusal_ids)
+    words = tuple(tokenizer.decode([i]) for i in refusal_ids)
     return RefusalReport(tuple(a for a in answers if a is not None), words)
 
 
@@ -144,7 +144,8 @@ def find_refusal_tokens(model: Model, first_words: Sequence[str]) -> tuple[int, 
     Raises:
         RefusalLensError: No word is given.
     """
-    encoded = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in first_words]
+    tokenizer = tokenizer_of(model)
+    encoded = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in first_words]
     ids = dict.fromkeys(row[0] for row in encoded if row)
     if not ids:
         raise RefusalLensError(
@@ -182,31 +183,42 @@ def generate_greedily(
 ) -> tuple[list[list[int]], Float[Tensor, "batch d_vocab"]]:
     """Take the likeliest next token again and again, until every prompt's turn has ended.
 
-    Prompts of one call must have the same length: without padding, no mask can go wrong.
+    Prompts are padded on the left, with a mask, so that all answers grow at the same place.
 
     Args:
         model: A model with its tokenizer.
-        tokens: Prompts of one length.
+        tokens: Formatted prompts.
         n_new_tokens: Most tokens to generate.
 
     Returns:
         The new ids of each prompt, up to but without the end-of-turn id; and the logits of the
         first new token.
     """
-    ids = pad_right(tokens, 0)
+    ids, mask = _pad_left(tokens)
     ends = torch.tensor(eos_token_ids(model))
     step = _next_logits(model)
-    is_done = torch.zeros(len(tokens), dtype=torch.bool)
-    logits = first_logits = step(ids)
+    logits = first_logits = step(ids, mask)
     chosen: list[Int[Tensor, " batch"]] = []
-    for _ in range(n_new_tokens):
+    is_done = torch.zeros(len(tokens), dtype=torch.bool)
+    while True:
         chosen.append(logits.argmax(dim=-1))
         is_done |= torch.isin(chosen[-1], ends)
         if bool(is_done.all()) or len(chosen) == n_new_tokens:
             break
-        logits = step(chosen[-1][:, None])
+        logits = step(chosen[-1][:, None], torch.ones_like(mask[:, :1]))
     rows = torch.stack(chosen, dim=1)
     return [_until_end(row, torch.isin(row, ends)) for row in rows], first_logits
+
+
+def _pad_left(tokens: Tokens) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Lay ragged ids out as one tensor, padded on the left, and the mask that hides padding."""
+    longest = max(tokens.lengths)
+    ids = torch.zeros(len(tokens), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(tokens.ids):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
 
 
 def _until_end(ids: Int[Tensor, " n"], is_end: Bool[Tensor, " n"]) -> list[int]:
@@ -214,65 +226,47 @@ def _until_end(ids: Int[Tensor, " n"], is_end: Bool[Tensor, " n"]) -> list[int]:
     return ids[:stop].tolist()
 
 
-def _next_logits(
-    model: Model,
-) -> Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch d_vocab"]]:
-    """Return a function that reads new tokens and gives the logits of the next one.
+def _next_logits(model: Model) -> Callable[[Tensor, Tensor], Float[Tensor, "batch d_vocab"]]:
+    """Return a function that reads new tokens, with their mask, and gives the next one's logits.
 
-    Only the last position goes through the unembedding: with a vocabulary of 150,000 all
-    positions would be the largest tensor of the whole run.
+    `HookedTransformer` keeps keys and values between calls; a bridge reads everything again.
     """
+    device = model.cfg.device
     if isinstance(model, HookedTransformer):
         cache: list[TransformerLensKeyValueCache] = []
 
-        def step(ids: Tensor) -> Tensor:
+        def step(ids: Tensor, mask: Tensor) -> Tensor:
             if not cache:
                 cache.append(
-                    TransformerLensKeyValueCache.init_cache(
-                        model.cfg, model.cfg.device, ids.shape[0]
-                    )
+                    TransformerLensKeyValueCache.init_cache(model.cfg, device, ids.shape[0])
                 )
-            mask = torch.ones_like(ids)
-            residual = _residual(model, ids, past_kv_cache=cache[0], attention_mask=mask)
-            return _unembed_last(model, residual)
+            residual = model(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                stop_at_layer=model.cfg.n_layers,
+                past_kv_cache=cache[0],
+            )
+            return _unembed(model, residual[:, -1:])[:, 0].float().cpu()
 
-        return step
-    seen: list[Tensor] = []
+        return torch.no_grad()(step)
+    seen: list[tuple[Tensor, Tensor]] = []
 
-    def step_without_cache(ids: Tensor) -> Tensor:
-        seen.append(ids)
-        return _unembed_last(model, _residual(model, torch.cat(seen, dim=1)))
+    def step_without_cache(ids: Tensor, mask: Tensor) -> Tensor:
+        seen.append((ids, mask))
+        all_ids, all_masks = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
+        logits = model(all_ids.to(device), attention_mask=all_masks.to(device))
+        return logits[:, -1].float().cpu()
 
-    return step_without_cache
-
-
-def _residual(model: Model, ids: Tensor, **options: object) -> Tensor:
-    with torch.no_grad():
-        return model(
-            ids.to(model.cfg.device),
-            stop_at_layer=model.cfg.n_layers,
-            padding_side="right",
-            **options,
-        )
+    return torch.no_grad()(step_without_cache)
 
 
-def _unembed_last(
-    model: Model, residual: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch d_vocab"]:
-    with torch.no_grad():
-        logits = model.unembed(model.ln_final(residual[:, -1:]))[:, 0].float()
-    cap = getattr(model.cfg, "output_logits_soft_cap", None) or -1.0
-    return (cap * torch.tanh(logits / cap) if cap > 0 else logits).cpu()
+def _unembed(
+    model: HookedTransformer, residual: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Return the logits of some positions only.
 
-
-def _answer_batches(tokens: Tokens, token_budget: int, n_new_tokens: int) -> list[list[int]]:
-    """Group prompts of exactly the same length, within the budget."""
-    by_length: dict[int, list[int]] = {}
-    for row, length in enumerate(tokens.lengths):
-        by_length.setdefault(length, []).append(row)
-    batches = []
-    for length in sorted(by_length, reverse=True):
-        size = max(1, token_budget // (length + n_new_tokens))
-        rows = by_length[length]
-        batches.extend(rows[start : start + size] for start in range(0, len(rows), size))
-    return batches
+    With a vocabulary of 150,000 the logits of all positions would be the largest tensor of a run.
+    """
+    logits = model.unembed(model.ln_final(residual))
+    cap = model.cfg.output_logits_soft_cap or -1.0
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits

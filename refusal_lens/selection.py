@@ -45,9 +45,9 @@ class WeightKernel:
     """
 
     peak: float
-    position: float
+    position: int
     floor: float
-    distance: float
+    distance: int
 
     def weight(self, layer: int) -> float:
         """Return the factor at a layer: `peak` at `position`, `floor` from `distance` on.
@@ -125,7 +125,7 @@ def suggest_kernel(separation: Separation, best: Choice) -> WeightKernel | None:
         while by_layer.get(layer, -1.0) >= best.separation / 2:
             reach = max(reach, abs(layer - best.layer))
             layer += step
-    return WeightKernel(peak=1.0, position=float(best.layer), floor=0.0, distance=reach + 1.0)
+    return WeightKernel(peak=1.0, position=best.layer, floor=0.0, distance=reach + 1)
 
 
 def _reason(n_accurate: int, n_tied: int) -> str:

@@ -24,8 +24,9 @@ from refusal_lens.config import Config
 from refusal_lens.diagnosis import checklist, diagnose
 from refusal_lens.directions import fit_directions
 from refusal_lens.hook_points import resolve_hook_points, site_of
-from refusal_lens.models import Model, load_model
-from refusal_lens.prompts import ContrastSet, read_contrast
+from refusal_lens.models import Model, load_model, tokenizer_of
+from refusal_lens.prompt_files import read_contrast
+from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import measure_refusal
 from refusal_lens.selection import choose_best, suggest_kernel
 from refusal_lens.tokens import tokenise
@@ -55,15 +56,16 @@ def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[Co
         )
     resolve_hook_points(model, config.collect.hook_points)
     system_prompt = config.prompts.system_prompt
+    tokenizer = tokenizer_of(model)
     sides = {"harmful": prompts.harmful, "harmless": prompts.harmless}
     tokens = {
-        name: tokenise(model.tokenizer, side.prompts, system_prompt) for name, side in sides.items()
+        name: tokenise(tokenizer, side.prompts, system_prompt) for name, side in sides.items()
     }
     positions = normalise_positions(config.collect.positions)
     for side in tokens.values():
         check_positions(side, positions, getattr(model.cfg, "n_ctx", None))
     terminal.show_prompts(console, prompts, tokens)
-    read = positions_read(model.tokenizer, tokens["harmful"], positions)
+    read = positions_read(tokenizer, tokens["harmful"], positions)
     terminal.show_positions(console, read)
     run_folder.write_config(config)
     run_folder.write_prompts(prompts)

@@ -52,12 +52,13 @@ class Tokens:
             tuple(self.instruction_spans[i] for i in indices),
         )
 
-    def batches(self, token_budget: int) -> Iterator[list[int]]:
+    def batches(self, token_budget: int, n_new_tokens: int = 0) -> Iterator[list[int]]:
         """Group prompts of like length, so that padding wastes little.
 
         Args:
             token_budget: Most tokens in one batch, padding included. A longer prompt makes a batch
                 of its own.
+            n_new_tokens: Tokens of the answer that each prompt is to have room for.
 
         Yields:
             Indices of the prompts of one batch, longest batches first: what runs out of memory
@@ -66,7 +67,7 @@ class Tokens:
         by_length = sorted(range(len(self)), key=lambda i: (-self.lengths[i], i))
         start = 0
         while start < len(by_length):
-            longest = max(1, self.lengths[by_length[start]])
+            longest = self.lengths[by_length[start]] + n_new_tokens
             size = max(1, token_budget // longest)
             yield by_length[start : start + size]
             start += size
@@ -125,11 +126,6 @@ def render(tokenizer: Any, text: str, system_prompt: str | None = None) -> str:
 
 
 def _check_tokenizer(tokenizer: Any, system_prompt: str | None) -> None:
-    if tokenizer is None:
-        raise RefusalLensError(
-            "Prompts need a tokenizer, and this model has none. Load it with load_model, or set "
-            "model.tokenizer."
-        )
     if not tokenizer.is_fast:
         raise RefusalLensError(
             f"Finding the user's text among the tokens needs a fast tokenizer; "

@@ -171,9 +171,11 @@ def test_provenance_says_where_values_came_from(activations, prompts):
 
 
 def test_activation_of_another_shape_is_refused(model, prompts):
-    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda x, hook: x[:, :1])]):
-        with pytest.raises(RefusalLensError, match="gave an activation of shape"):
-            collect(model, prompts, "resid_post:1", show_progress=False)
+    with (
+        model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda x, hook: x[:, :1])]),
+        pytest.raises(RefusalLensError, match="gave an activation of shape"),
+    ):
+        collect(model, prompts, "resid_post:1", show_progress=False)
 
 
 def test_bos_reaches_the_model_once(tmp_path, prompts):

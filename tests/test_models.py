@@ -100,8 +100,9 @@ def test_record_says_what_was_loaded(checkpoint, tmp_path):
     weights = load_file(changed / "model.safetensors")
     next(iter(weights.values())).add_(1)
     save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
-    assert describe_model(load_model(changed, device="cpu"))["weights_sha256"] != (
-        record["weights_sha256"]
+    assert (
+        describe_model(load_model(changed, device="cpu"))["weights_sha256"]
+        != (record["weights_sha256"])
     )
 
 

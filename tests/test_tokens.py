@@ -109,8 +109,6 @@ def test_system_prompt_without_a_template_is_refused():
 
 
 def test_template_that_treats_a_prompt_differently_is_refused():
-    template = (
-        "{% if 'Clean' in messages[0]['content'] %}!{% endif %}{{ messages[0]['content'] }}."
-    )
+    template = "{% if 'Clean' in messages[0]['content'] %}!{% endif %}{{ messages[0]['content'] }}."
     with pytest.raises(RefusalLensError, match="writes something else around prompt p-2"):
         tokenise(make_tokenizer(template=template), PROMPTS)

@@ -1,7 +1,6 @@
-"""Numbers in, plotly figures out.
+"""The projection histogram: both classes at one place, a slider over the hook points.
 
-Knows what a place and its scores look like. Never shows, saves or computes statistics: bins and
-scores come from `validation`.
+Knows what one place looks like. Bins and scores come from `validation`.
 """
 
 import html
@@ -9,45 +8,27 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 from torch import Tensor
 
-from refusal_lens.diagnosis import GOOD_ACCURACY
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.style import HARMFUL_COLOUR, HARMLESS_COLOUR, NEUTRAL_COLOUR
 from refusal_lens.prompts import Prompt
-from refusal_lens.selection import GOOD_SEPARATION, Choice
-from refusal_lens.validation import (
-    MIN_ACCURACY,
-    MIN_SEPARATION,
-    Histogram,
-    Projections,
-    Separation,
-    shared_histogram,
-)
-
-HARMFUL_COLOUR = "#D55E00"
-HARMLESS_COLOUR = "#0072B2"
-"""Vermillion and blue of Okabe and Ito (2008): told apart by colour-blind readers too."""
-
-NEUTRAL_COLOUR = "#767676"
-"""Thresholds and bands; readable on white and on black."""
-
-LINE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9467BD", "#8C8C00")
-LINE_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
-"""Lines of a profile: colours that stand for no class, and a symbol beside each."""
+from refusal_lens.validation import Histogram, Projections, Separation, shared_histogram
 
 HOVER_LENGTH = 100
 """Characters of a prompt shown on hover."""
 
 _TICK, _CROSS = 142, 134
 """Plotly's numbers of the symbols `line-ns-open` and `x-thin-open`: shorter than their names."""
+
+_BLANK = " "
+"""A point without a label: plotly.js never labels a point again whose text was once empty."""
 
 
 @dataclass(frozen=True)
@@ -108,45 +89,14 @@ def projection_histogram(
         figure.add_traces([trace.update(visible=at_column == column) for trace in traces])
     figure.add_trace(_misread_key())
     figure.update_layout(template=template, **_histogram_layout())
+    if _highest_bar(data) <= 8:
+        figure.update_layout(yaxis_dtick=1)  # there are no half prompts
     if len(projections.hook_points) > 1:
-        steps = [_slider_step(name, list(itertools.chain.from_iterable(of_positions)))
-                 for name, of_positions in zip(projections.hook_points, data, strict=True)]  # fmt: skip
-        figure.update_layout(sliders=[_slider(projections.hook_points, steps, row)])
+        of_steps = [list(itertools.chain.from_iterable(of_positions)) for of_positions in data]
+        figure.update_layout(sliders=[_slider(projections.hook_points, of_steps, row)])
     if len(projections.positions) > 1:
         n_traces = len(data[row][column])
         figure.update_layout(updatemenus=[_position_menu(projections.positions, n_traces, column)])
-    return figure
-
-
-def layer_profile(
-    separation: Separation, *, best: Choice | None = None, template: str = "plotly_white"
-) -> go.Figure:
-    """Draw separation and accuracy over the layers, a line for each site and position.
-
-    Solid is cross-fitted, thin and dotted is in sample: the room between them is optimism. Hook
-    points outside the blocks have no layer and are left out.
-
-    Args:
-        separation: Scores of every place.
-        best: The place to mark.
-        template: Name of a plotly template.
-
-    Returns:
-        The figure, as wide as its container.
-    """
-    frame = separation.to_frame().dropna(subset=["layer"]).sort_values("layer", kind="stable")
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06)
-    groups = list(frame.groupby(["site", "position"], sort=False))
-    colours, symbols = itertools.cycle(LINE_COLOURS), itertools.cycle(LINE_SYMBOLS)
-    for ((site, position), scores), colour, symbol in zip(groups, colours, symbols, strict=False):
-        figure.add_traces(list(_profile_lines(f"{site}, {position}", scores, colour, symbol)),
-                          rows=[1, 2, 1, 2], cols=[1] * 4)  # fmt: skip
-    if groups:
-        figure.add_trace(_in_sample_key(), row=1, col=1)
-    if best is not None and best.layer is not None:
-        figure.add_traces(list(_best_marks(best)), rows=[1, 2], cols=[1, 1])
-    _add_bands(figure)
-    figure.update_layout(template=template, **_profile_layout(frame))
     return figure
 
 
@@ -164,8 +114,9 @@ def _check_same(
     ours = (projections.hook_points, projections.positions)
     if ours != (separation.hook_points, separation.positions):
         raise RefusalLensError(
-            f"Projections and scores need the same places, but the projections are of {_said(*ours)} "
-            f"and the scores of {_said(separation.hook_points, separation.positions)}. "
+            "Projections and scores need the same places, but the projections are of "
+            f"{_said(*ours)} and the scores of "
+            f"{_said(separation.hook_points, separation.positions)}. "
             "Pass both as one call of validate returned them."
         )
 
@@ -225,7 +176,7 @@ def _empty_data(headline: str) -> list[dict[str, Any]]:
     note = {
         "x": [0, None, 0],
         "y": [0.5, None, 1],
-        "text": ["<b>no direction here</b>", "", ""],
+        "text": ["<b>no direction here</b>", _BLANK, _BLANK],
         "textposition": "middle center",
     }
     return [nothing] * 6 + [note, nothing, _headline_data(headline)]
@@ -264,15 +215,19 @@ def _mean_data(means: list[float], height: float, decimals: int) -> list[dict[st
     ]
 
 
+def _highest_bar(data: list[list[list[dict[str, Any]]]]) -> int:
+    places = itertools.chain.from_iterable(data)
+    return max((count for place in places for bars in place[:2] for count in bars["y"]), default=0)
+
+
 def _line_data(
     x: float, height: float, decimals: int, label: str, side: str = "top center"
 ) -> dict[str, Any]:
-    number = f"{x:.{max(0, decimals - 2)}f}".replace("-", "−")
-    text = f"<b> {label} {number} </b>"
+    text = f"<b> {label} {_signed(x, max(0, decimals - 2))} </b>"
     return {
         "x": [round(x, decimals)] * 2,
         "y": [0, height],
-        "text": ["", text],
+        "text": [_BLANK, text],
         "textposition": side,
     }
 
@@ -300,8 +255,12 @@ def _headline(projections: Projections, separation: Separation, row: int, column
     score, accuracy = scores[row, column].item(), accuracies[row, column].item()
     if math.isnan(score) or math.isnan(accuracy):
         return f"<b>{place}</b><br>no direction here"
-    said = f"separation {score:.2f} · accuracy {accuracy:.1%} · {how}".replace("-0", "−0")
-    return f"<b>{place}</b><br>{said}"
+    return f"<b>{place}</b><br>separation {_signed(score, 2)} · accuracy {accuracy:.1%} · {how}"
+
+
+def _signed(number: float, decimals: int) -> str:
+    """Write a number with a real minus sign, and zero without any."""
+    return f"{round(number, decimals) + 0.0:.{decimals}f}".replace("-", "−")
 
 
 # --- what stays: traces, layout, controls -----------------------------------------------------
@@ -453,7 +412,28 @@ def _histogram_layout() -> dict[str, Any]:
     }
 
 
-def _slider_step(hook_point: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+def _slider(
+    hook_points: tuple[str, ...], of_steps: list[list[dict[str, Any]]], active: int
+) -> dict[str, Any]:
+    """Return the slider; with one site its steps are named by layer alone."""
+    sites = {site_of(name) for name in hook_points}
+    is_one_site = len(sites) == 1 and layer_of(hook_points[0]) is not None
+    steps = [
+        _slider_step(str(layer_of(name)) if is_one_site else short_name(name), data)
+        for name, data in zip(hook_points, of_steps, strict=True)
+    ]
+    return {
+        "active": active,
+        "steps": steps,
+        "currentvalue": {
+            "prefix": f"{sites.pop()} " if is_one_site else "",
+            "font": {"size": 14},
+        },
+        "pad": {"t": 68},
+    }
+
+
+def _slider_step(label: str, data: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a step that gives every trace its data.
 
     None resets what it is given for, so a key of one trace must be in the data of every trace that
@@ -461,29 +441,7 @@ def _slider_step(hook_point: str, data: list[dict[str, Any]]) -> dict[str, Any]:
     """
     keys = dict.fromkeys(key for values in data for key in values)
     changes = {key: [values.get(key) for values in data] for key in keys}
-    return {
-        "method": "restyle",
-        "args": [changes, list(range(len(data)))],
-        "label": hook_point,
-        "value": hook_point,
-    }
-
-
-def _slider(
-    hook_points: tuple[str, ...], steps: list[dict[str, Any]], active: int
-) -> dict[str, Any]:
-    """Return the slider; with one site its steps are named by layer alone."""
-    sites = {site_of(name) for name in hook_points}
-    is_one_site = len(sites) == 1 and layer_of(hook_points[0]) is not None
-    for name, step in zip(hook_points, steps, strict=True):
-        step["label"] = str(layer_of(name)) if is_one_site else short_name(name)
-    prefix = f"{sites.pop()} " if is_one_site else ""
-    return {
-        "active": active,
-        "steps": steps,
-        "currentvalue": {"prefix": prefix, "font": {"size": 14}},
-        "pad": {"t": 68},
-    }
+    return {"method": "restyle", "label": label, "args": [changes, list(range(len(data)))]}
 
 
 def _position_menu(positions: tuple[str, ...], n_traces: int, active: int) -> dict[str, Any]:
@@ -507,98 +465,7 @@ def _position_menu(positions: tuple[str, ...], n_traces: int, active: int) -> di
         "y": 0,
         "yanchor": "top",
         "pad": {"t": 50},
-    }
-
-
-# --- profile over the layers --------------------------------------------------------------------
-
-
-def _profile_lines(
-    name: str, scores: pd.DataFrame, colour: str, symbol: str
-) -> Iterator[go.Scatter]:
-    """Yield separation and accuracy, cross-fitted first, then in sample."""
-    layers = [int(layer) for layer in scores["layer"]]
-    for suffix, said in (("", "cross-fitted"), ("_in_sample", "in sample")):
-        is_main = suffix == ""
-        for score, scale, unit in (("separation", 1, ""), ("accuracy", 100, " %")):
-            yield go.Scatter(
-                name=name,
-                legendgroup=name,
-                showlegend=is_main and score == "separation",
-                x=layers,
-                y=(scores[score + suffix] * scale).tolist(),
-                mode="lines+markers" if is_main else "lines",
-                line={"color": colour, "width": 2 if is_main else 1,
-                      "dash": "solid" if is_main else "dot"},
-                marker={"symbol": symbol, "size": 7},
-                hovertemplate=f"{name}, layer %{{x}}<br>{score} %{{y:.3~f}}{unit}, {said}"
-                "<extra></extra>",
-            )  # fmt: skip
-
-
-def _in_sample_key() -> go.Scatter:
-    return go.Scatter(
-        name="in sample",
-        x=[None],
-        y=[None],
-        mode="lines",
-        line={"color": NEUTRAL_COLOUR, "width": 1, "dash": "dot"},
-        hoverinfo="skip",
-    )
-
-
-def _best_marks(best: Choice) -> Iterator[go.Scatter]:
-    """Yield a ring around the best place in either panel."""
-    said = "best" if best.is_eligible else "nearest miss"
-    for value in (best.separation, 100 * best.accuracy):
-        yield go.Scatter(
-            name=f"{said}: {short_name(best.hook_point)}, {best.position}",
-            legendgroup="best",
-            showlegend=value == best.separation,
-            x=[best.layer],
-            y=[value],
-            mode="markers",
-            marker={"symbol": "circle-open", "size": 17, "color": NEUTRAL_COLOUR,
-                    "line": {"width": 3}},
-            hoverinfo="skip",
-        )  # fmt: skip
-
-
-def _add_bands(figure: go.Figure) -> None:
-    """Draw the bands for people, labelled in the right margin."""
-    bands = [
-        (1, GOOD_SEPARATION, f"good {GOOD_SEPARATION:.2f}", "dash"),
-        (1, MIN_SEPARATION, f"acceptable {MIN_SEPARATION:.2f}", "dash"),
-        (2, 100 * GOOD_ACCURACY, f"good {GOOD_ACCURACY:.0%}", "dash"),
-        (2, 100 * MIN_ACCURACY, f"acceptable {MIN_ACCURACY:.0%}", "dash"),
-        (2, 50, "chance 50%", "dot"),
-    ]
-    for row, height, text, dash in bands:
-        figure.add_hline(
-            height,
-            row=row,  # pyright: ignore[reportArgumentType]
-            line={"color": NEUTRAL_COLOUR, "width": 1, "dash": dash},
-            annotation={"text": text, "font": {"size": 11, "color": NEUTRAL_COLOUR}},
-            annotation_position="right",
-        )
-
-
-def _profile_layout(frame: pd.DataFrame) -> dict[str, Any]:
-    scores = frame[["separation", "separation_in_sample"]].stack()
-    shares = frame[["accuracy", "accuracy_in_sample"]].stack() * 100
-    low = min(0.0, scores.min()) if len(scores) else 0.0
-    high = max(GOOD_SEPARATION, scores.max()) if len(scores) else GOOD_SEPARATION
-    least = min(45.0, shares.min() - 3) if len(shares) else 45.0
-    last = int(frame["layer"].max()) if len(frame) else 1
-    ticks = {"dtick": 1 if last < 16 else 5 if last < 40 else 10, "tick0": 0}
-    room = 0.06 * (high - low)
-    return {
-        "height": 560,
-        "margin": {"l": 70, "r": 110, "t": 30, "b": 60},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "hovermode": "closest",
-        "xaxis": ticks,
-        "xaxis2": ticks | {"title": {"text": "layer"}},
-        "yaxis": {"title": {"text": "separation"}, "range": [low - room * (low < 0), high + room]},
-        "yaxis2": {"title": {"text": "accuracy (%)"}, "range": [least, 103]},
+        # The chosen entry is nearly white under every template, so the letters must be dark.
+        "bgcolor": "white",
+        "font": {"color": "#2a3f5f"},
     }
