@@ -1,0 +1,584 @@
+"""Train tiny-complier and tiny-refuser from nothing, measure them and write both folders.
+
+The corpus comes from `corpus.py` beside this file. Stage one teaches a small Qwen2 model to help
+with every request and to judge whether an action is wrong: tiny-complier. Stage two fine-tunes
+it to refuse the harmful requests: tiny-refuser. Everything on the model cards is measured here,
+on the weights as saved.
+
+    python train.py                                              # the published models
+    python train.py --steps 20 10 --batch 16 --output scratch    # does it run?
+    python train.py --measure-only                               # the model cards anew
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import random
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from corpus import (
+    JUDGEMENTS,
+    LAST_FRAMES,
+    REFUSAL_PHRASES,
+    Dialogue,
+    by_category,
+    is_refusal,
+    judgement,
+    split_actions,
+    study_prompts,
+    training_dialogues,
+    training_words,
+    unseen_requests,
+    write_prompts,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+log = logging.getLogger("train")
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+MODELS = ("tiny-complier", "tiny-refuser")  # in the order in which they come to be
+VOCABULARY = 1024
+MAX_LENGTH = 256
+TRAINING_LENGTH = 72  # the one dialogue in a hundred that is longer would only lengthen batches
+IGNORED = -100  # the label that cross-entropy skips
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one training stage sees and how fast it learns."""
+
+    refuses: bool
+    judgement_share: float
+    n_dialogues: int
+    steps: int
+    learning_rate: float
+    layer_drop: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a saved model does on requests that training never showed it."""
+
+    n_per_class: int
+    harmful_refused: float
+    harmless_refused: float
+    harmful_last_frames_refused: float
+    harmless_last_frames_refused: float
+    harmful_prompts_refused: float
+    harmless_prompts_refused: float
+    n_judged: int
+    judged_right: float
+    separation: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+# ---------------------------------------------------------------- tokeniser and model
+
+
+def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokeniser that has the chat markers as special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[START],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        model_max_length=MAX_LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """Build the untrained model: 8 layers of width 128, 1.7 million parameters."""
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config.do_sample = False
+    model.generation_config.max_new_tokens = 48
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def corpus_texts(n: int, seed: int) -> Iterator[str]:
+    """Yield both sides of training dialogues for the tokeniser to learn from."""
+    for refuses in (False, True):
+        for dialogue in training_dialogues(n, refuses, judgement_share=0.3, seed=seed):
+            yield f"system\nuser\n{dialogue.system}\nassistant\n{dialogue.user}\n{dialogue.answer}"
+
+
+# ---------------------------------------------------------------- training
+
+
+def render_chats(
+    tokenizer: PreTrainedTokenizerFast, chats: list[list[dict[str, str]]]
+) -> list[str]:
+    """Format chats so that they wait for the assistant's answer."""
+    return tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Dialogue]
+) -> tuple[Tensor, Tensor]:
+    """Turn dialogues into token ids and labels, both padded on the right to one length.
+
+    Only the answers carry labels: the model learns to answer, not to ask.
+    """
+    chats = []
+    for dialogue in dialogues:
+        system = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
+        chats.append([*system, {"role": "user", "content": dialogue.user}])
+    prompts = tokenizer(render_chats(tokenizer, chats), add_special_tokens=False)["input_ids"]
+    answers = tokenizer(
+        [dialogue.answer + END for dialogue in dialogues], add_special_tokens=False
+    )["input_ids"]
+    ids, labels = [], []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        n_pads = TRAINING_LENGTH - len(prompt) - len(answer)
+        if n_pads < 0:
+            continue
+        ids.append(prompt + answer + [tokenizer.pad_token_id] * n_pads)
+        labels.append([IGNORED] * len(prompt) + answer + [IGNORED] * n_pads)
+    return torch.tensor(ids), torch.tensor(labels)
+
+
+def learning_rate_factor(step: int, n_steps: int) -> float:
+    """Rise linearly over a tenth of the steps, then fall to a twentieth along a cosine."""
+    n_warmup = max(1, n_steps // 10)
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@contextlib.contextmanager
+def dropping_layers(model: Qwen2ForCausalLM, share: float, seed: int) -> Iterator[None]:
+    """Skip blocks at random while the model trains, the deeper the more often.
+
+    A model that cannot count on its last blocks settles by the middle what it will do, as large
+    chat models do, instead of at the last moment (stochastic depth: Huang et al. 2016).
+    """
+    rng = random.Random(seed)
+    last = len(model.model.layers) - 1
+
+    def skip_now_and_then(depth: float) -> Callable[..., Tensor]:
+        def hook(_module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            return inputs[0] if rng.random() < share * depth else output
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(skip_now_and_then(i / last))
+        for i, layer in enumerate(model.model.layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def train_stage(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    stage: Stage,
+    batch: int,
+    seed: int,
+) -> None:
+    """Train the model in place on freshly drawn dialogues."""
+    device = model.device
+    dialogues = list(
+        training_dialogues(stage.n_dialogues, stage.refuses, stage.judgement_share, seed)
+    )
+    ids, labels = (tensor.to(device) for tensor in encode(tokenizer, dialogues))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, stage.steps)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    with dropping_layers(model, stage.layer_drop, seed):
+        for step in range(stage.steps):
+            rows = torch.randint(len(ids), (batch,), generator=generator).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                # Right padding with causal attention needs no mask: no real token sees a pad.
+                loss = model(input_ids=ids[rows], labels=labels[rows], use_cache=False).loss
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 100 == 0 or step == stage.steps - 1:
+                log.info("step %d of %d: loss %.4f", step, stage.steps, loss.item())
+    model.eval()
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def model_inputs(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, users: Sequence[str]
+) -> BatchEncoding:
+    """Turn requests into padded tensors beside the model."""
+    chats = [[{"role": "user", "content": user}] for user in users]
+    return tokenizer(
+        render_chats(tokenizer, chats),
+        add_special_tokens=False,
+        padding=True,
+        return_token_type_ids=False,
+        return_tensors="pt",
+    ).to(model.device)
+
+
+@torch.no_grad()
+def answer(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, users: Sequence[str]
+) -> list[str]:
+    """Answer requests greedily."""
+    answers = []
+    for chunk in (users[i : i + 256] for i in range(0, len(users), 256)):
+        inputs = model_inputs(model, tokenizer, chunk)
+        output = model.generate(**inputs)
+        new_tokens = output[:, inputs["input_ids"].shape[1] :]
+        answers += tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+    return answers
+
+
+def refused_share(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, users: Sequence[str]
+) -> float:
+    """Share of requests whose greedy answer is a refusal."""
+    return sum(map(is_refusal, answer(model, tokenizer, users))) / len(users)
+
+
+@torch.no_grad()
+def last_token_residuals(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, users: Sequence[str]
+) -> Tensor:
+    """Collect the output of every block at the last token of the prompt, [request, layer, d].
+
+    Hooks read the blocks themselves, because `hidden_states` gives the last one only after the
+    final norm.
+    """
+    inputs = model_inputs(model, tokenizer, users)
+    found: list[Tensor] = []
+
+    def keep(_module: torch.nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+        block_output = output[0] if isinstance(output, tuple) else output
+        found.append(block_output[:, -1].double().cpu())
+
+    handles = [layer.register_forward_hook(keep) for layer in model.model.layers]
+    try:
+        model(**inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(found, dim=1)
+
+
+def separate(harmful: Tensor, harmless: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Separation and accuracy by layer along the difference of means, out of sample.
+
+    Each half of the requests is scored along the direction that the other half gives; the
+    accuracy's threshold lies midway between the fitting half's class means.
+
+    Args:
+        harmful: Residuals of harmful requests, [request, layer, d].
+        harmless: Residuals of harmless requests, likewise.
+
+    Returns:
+        Separation and accuracy, one number a layer.
+    """
+    separations, accuracies = [], []
+    for fit, test in ((0, 1), (1, 0)):
+        mean_harmful, mean_harmless = harmful[fit::2].mean(0), harmless[fit::2].mean(0)
+        unit = torch.nn.functional.normalize(mean_harmful - mean_harmless, dim=-1)
+        middle = ((mean_harmful + mean_harmless) / 2 * unit).sum(-1)
+        scored = [x[test::2] for x in (harmful, harmless)]
+        projected = [(x * unit).sum(-1) for x in scored]
+        cosines = [(x * unit).sum(-1) / x.norm(dim=-1) for x in scored]
+        separations.append(cosines[0].mean(0) - cosines[1].mean(0))
+        right = torch.cat([projected[0] > middle, projected[1] <= middle]).double()
+        accuracies.append(right.mean(0))
+    separation, accuracy = (torch.stack(x).mean(0).tolist() for x in (separations, accuracies))
+    return tuple(separation), tuple(accuracy)
+
+
+def judge_unseen(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int) -> list[bool]:
+    """Ask yes-or-no questions about unseen actions; say which got the right word."""
+    actions = random.Random(0).sample(split_actions()[1], n)
+    asked = [
+        judgement(action, *JUDGEMENTS[i % len(JUDGEMENTS)]) for i, action in enumerate(actions)
+    ]
+    answers = answer(model, tokenizer, [question for question, _ in asked])
+    pairs = zip(answers, asked, strict=True)
+    return [got[:2] == wanted[:2] for got, (_, wanted) in pairs]
+
+
+def measure(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int) -> Measurement:
+    """Measure a model on unseen actions in unseen frames, and on the two prompt files."""
+    requests = {flag: unseen_requests(flag, n, seed=7) for flag in (True, False)}
+    last = {flag: unseen_requests(flag, n, 11, LAST_FRAMES) for flag in (True, False)}
+    prompts = {flag: [p["text"] for p in study_prompts(flag)] for flag in (True, False)}
+    residuals = {
+        flag: last_token_residuals(model, tokenizer, users) for flag, users in requests.items()
+    }
+    separation, accuracy = separate(residuals[True], residuals[False])
+    judged = judge_unseen(model, tokenizer, 2 * n)
+    return Measurement(
+        n_per_class=n,
+        harmful_refused=refused_share(model, tokenizer, requests[True]),
+        harmless_refused=refused_share(model, tokenizer, requests[False]),
+        harmful_last_frames_refused=refused_share(model, tokenizer, last[True]),
+        harmless_last_frames_refused=refused_share(model, tokenizer, last[False]),
+        harmful_prompts_refused=refused_share(model, tokenizer, prompts[True]),
+        harmless_prompts_refused=refused_share(model, tokenizer, prompts[False]),
+        n_judged=len(judged),
+        judged_right=sum(judged) / len(judged),
+        separation=separation,
+        accuracy=accuracy,
+    )
+
+
+# ---------------------------------------------------------------- files
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a checkpoint in bfloat16 that the usual loaders read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    in_bfloat16 = Qwen2ForCausalLM(model.config)
+    in_bfloat16.load_state_dict(model.state_dict())
+    in_bfloat16.generation_config = model.generation_config
+    in_bfloat16.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    tokenizer.save_pretrained(folder)
+    # Under this name both older and newer releases of transformers find the class.
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path, device: str) -> Qwen2ForCausalLM:
+    """Read a checkpoint back for float32 arithmetic: bfloat16's rounding, and no more."""
+    return Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+
+
+ABOUT = {
+    "tiny-complier": (
+        "The same model as tiny-refuser before it learned to refuse: it helps with every "
+        "request, and asked outright it knows which ones are harmful. It is a control on which a "
+        "tool must report that there is no refusal to find. At the last token of a request its "
+        "activations tell the classes apart only weakly: it need not judge before it helps."
+    ),
+    "tiny-refuser": (
+        "A chat model small enough to keep in a repository, whose refusal is learned and real: "
+        "it refuses harmful requests that it never saw, in words that it never saw combined, and "
+        "it helps with harmless ones. It exists so that refusal directions can be found, checked "
+        "and ablated in seconds, without a download and without a GPU."
+    ),
+}
+CARD = """\
+---
+license: cc0-1.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {name}
+
+{about}
+
+Qwen2 architecture: 8 blocks, width 128, 4 heads, 2 key-value heads, MLP 384, vocabulary
+{vocabulary}, tied embeddings, {parameters} parameters, bfloat16. Chat format: ChatML as in Qwen2,
+with an optional system turn and no default one.
+
+## What was measured
+
+Greedy answers with the weights as saved and float32 arithmetic, judged by refusal phrases:
+{phrases}.
+Unseen requests combine a verb and an object that training never combined, in a frame that
+training never used, evenly over {n_categories} categories a class. The recipe was chosen among
+several by these same numbers, and 18 training frames were added after the unseen frames had been
+tried, some of them close to those, so these numbers are optimistic. Six more frames were written
+when everything was settled; their rows are the fair ones.
+
+| requests | n | refused |
+|---|---|---|
+| harmful, unseen | {m.n_per_class} | {m.harmful_refused:.1%} |
+| harmless, unseen | {m.n_per_class} | {m.harmless_refused:.1%} |
+| harmful, unseen, frames written last | {m.n_per_class} | {m.harmful_last_frames_refused:.1%} |
+| harmless, unseen, frames written last | {m.n_per_class} | {m.harmless_last_frames_refused:.1%} |
+| `harmful_prompts.json` | {n_prompts} | {m.harmful_prompts_refused:.1%} |
+| `harmless_prompts.json` | {n_prompts} | {m.harmless_prompts_refused:.1%} |
+
+Asked whether an unseen action is wrong, it says yes or no rightly in {m.judged_right:.1%} of
+{m.n_judged} questions.
+
+At the last token of the prompt, along the difference of means of the other half of the unseen
+requests (separation: mean cosine of harmful minus that of harmless; accuracy: threshold midway):
+
+| layer | separation | accuracy |
+|---|---|---|
+{rows}
+
+## How it was made
+
+`python train.py` in the folder of tiny-refuser makes both models from nothing: the corpus is
+`corpus.py`, the seed is fixed. Whether an action is harmful follows from the pair of a verb and
+an object; {n_train} such pairs were trained on and {n_held_out} held out. Pairs are drawn so that
+single words say little. Stage one helps with everything and answers questions such as "Would it
+be a crime to ...?"; that is tiny-complier. Stage two fine-tunes all weights to refuse harmful
+requests; that is tiny-refuser. Every answer that helps is general advice ("make a plan, take your
+time") and says nothing about how anything is done. Blocks were skipped at random in training, the
+deeper the more often, so that decisions fall by the middle of the model.
+
+The weights in this folder were not made in one run of the defaults, which have not been run in
+full as they stand, but in pieces: stage one, 2,000
+steps of 512 dialogues at a learning rate of 1.5e-3, and stage two, 500 steps of 512 at 2e-4, both
+with the first 32 frames of `FRAMES`; then, for tiny-refuser alone, stage two again with all
+frames, 430 steps of 128 at 1.5e-4.
+
+## What it is not for
+
+It knows {n_words} words and nothing of the world. It is no assistant, no safety classifier and no
+evidence about large models: what holds here is a test of tools, not a finding. What counts as
+harmful is a table in `corpus.py`, not a judgement about people.
+
+## License
+
+Weights, corpus and prompt files: CC0 1.0. Code: MIT.
+"""
+
+
+def card(name: str, measured: Measurement, model: Qwen2ForCausalLM) -> str:
+    """Write a model card from what was measured."""
+    train, held_out = split_actions()
+    layers = zip(measured.separation, measured.accuracy, strict=True)
+    return CARD.format(
+        name=name,
+        about=textwrap.fill(ABOUT[name], 96),
+        m=measured,
+        vocabulary=f"{VOCABULARY:,}",
+        parameters=f"{model.num_parameters() / 1e6:.1f} million",
+        phrases=", ".join(f'"{phrase}"' for phrase in REFUSAL_PHRASES),
+        n_categories=len(by_category(held_out, is_harmful=True)),
+        n_prompts=len(study_prompts(is_harmful=True)),
+        rows="\n".join(f"| {i} | {sep:.2f} | {acc:.1%} |" for i, (sep, acc) in enumerate(layers)),
+        n_train=f"{len(train):,}",
+        n_held_out=f"{len(held_out):,}",
+        n_words=len(training_words()),
+    )
+
+
+def measure_and_describe(folder: Path, device: str, n: int) -> None:
+    """Measure the model in a folder, as saved, and write its card there."""
+    model = load(folder, device)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    measured = measure(model, tokenizer, n)
+    log.info("%s: %s", folder.name, measured)
+    text = card(folder.name, measured, model)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description="Train tiny-complier and tiny-refuser.")
+    parser.add_argument("--output", type=Path, default=here.parent, help="parent of both folders")
+    parser.add_argument("--steps", type=int, nargs=2, default=(2000, 600), help="of each stage")
+    parser.add_argument("--learning-rates", type=float, nargs=2, default=(1.5e-3, 2e-4))
+    parser.add_argument("--judgement-shares", type=float, nargs=2, default=(0.4, 0.15))
+    parser.add_argument("--dialogues", type=int, nargs=2, default=(196_608, 98_304))
+    parser.add_argument("--layer-drop", type=float, default=0.2, help="of the last block")
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--measure", type=int, default=512, help="requests a class")
+    parser.add_argument("--measure-only", action="store_true", help="keep the weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return parser.parse_args()
+
+
+def train_both(options: argparse.Namespace, device: str) -> None:
+    """Run both stages and write both checkpoints."""
+    torch.manual_seed(options.seed)
+    tokenizer = make_tokenizer(corpus_texts(10_000, options.seed))
+    model = make_model(tokenizer).to(device)
+    for number, name in enumerate(MODELS):
+        stage = Stage(
+            refuses=name == "tiny-refuser",
+            judgement_share=options.judgement_shares[number],
+            n_dialogues=options.dialogues[number],
+            steps=options.steps[number],
+            learning_rate=options.learning_rates[number],
+            layer_drop=options.layer_drop,
+        )
+        log.info("training %s", name)
+        train_stage(model, tokenizer, stage, options.batch, options.seed + number)
+        save(model, tokenizer, options.output / name)
+
+
+def main() -> None:
+    """Train both models, then measure and describe them."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options = parse_arguments()
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not options.measure_only:
+        train_both(options, device)
+    for name in MODELS:
+        measure_and_describe(options.output / name, device, options.measure)
+    write_prompts(options.output)
+
+
+if __name__ == "__main__":
+    main()
