@@ -4,25 +4,37 @@ Knows how to run the model over prompts and keep only what is asked for. Does no
 activations are for, nor files.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens import HookedTransformer
 
+from refusal_lens.batching import BatchRecord, run_in_batches
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.hook_points import resolve_hook_points, stop_layer
+from refusal_lens.fast_forward import KeyValues, Stop, forward, why_not_fast
+from refusal_lens.hook_points import layer_of, resolve_hook_points, site_of, stop_layer
 from refusal_lens.models import Model, describe_model, tokenizer_of
+from refusal_lens.moments import ClassMoments, class_moments
+from refusal_lens.positions import (
+    check_positions,
+    make_pool,
+    normalise_position,
+    normalise_positions,
+    position_spans,
+)
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.tokens import Tokens, render, tokenise
 
-TOKEN_BUDGET = 4096
-"""Tokens in one batch, padding included: enough to keep two cores busy, little enough to fit."""
+Pooled = Float[Tensor, "n_prompts n_hook_points n_positions d_model"]
+
+SITES_IN_ORDER = ("resid_pre", "attn_out", "resid_mid", "resid_post")
+"""Where a block can be left early; other hook points of a block need all of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +68,31 @@ class Activations:
         )
 
 
-@dataclass(frozen=True)
-class PositionRead:
-    """Which token one position read in one prompt; for a mean, the tokens it spans."""
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of both classes at every place: all that fitting needs, whatever the prompts' number.
 
-    prompt_id: str
-    position: str
-    token_indices: str
-    token_ids: str
-    tokens: str
+    `provenance` says which model, prompts and template they came from, as plain values.
+    """
+
+    harmful: ClassMoments
+    harmless: ClassMoments
+    hook_points: tuple[str, ...]
+    positions: tuple[str, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Runs batches of prompts through a model and returns their pooled activations.
+
+    `path` says, for provenance, which forward it takes and why.
+    """
+
+    read: Callable[[Tokens], Pooled]
+    hook_points: tuple[str, ...]
+    positions: tuple[str, ...]
+    path: dict[str, Any]
 
 
 def collect(
@@ -74,14 +102,16 @@ def collect(
     positions: str | Sequence[str] = "last",
     *,
     system_prompt: str | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     show_progress: bool | None = None,
 ) -> Activations:
     """Collect activations at any hook points and positions of the residual stream.
 
     Only the hook points asked for are hooked; each hook pools at once, so that no whole activation
-    outlives its layer; the forward stops at the last layer needed, before the unembedding. Batches
-    are padded on the right: with causal attention no real token sees the padding.
+    outlives its layer. What all prompts begin with is run once; attention is fused; the forward
+    ends at the last hook point needed, before the unembedding. Where that cannot be done exactly,
+    TransformerLens's own forward runs; `provenance["collection"]` says which and why. Batches are
+    padded on the right: with causal attention no real token sees the padding.
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`, with its tokenizer.
@@ -90,100 +120,264 @@ def collect(
         positions: `last`, `mean` (all tokens of the formatted prompt), `instruction_mean` (the
             user's own tokens), or `-k` (k-th token from the end).
         system_prompt: What the system says before each prompt.
-        token_budget: Most tokens in a batch, padding included.
+        token_budget: Most tokens in a batch, padding included; None finds what is fastest here.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Returns:
         Activations in the order of `prompts.prompts`: harmful first.
 
     Raises:
-        RefusalLensError: A hook point or position that this model or a prompt does not have.
+        RefusalLensError: A hook point or position that this model or a prompt does not have, or a
+            prompt that does not fit in memory.
 
     Example:
         >>> activations = collect(tiny_model, prompts, "resid_post:0-1", ["last", "mean"])
         >>> activations.values.shape
         torch.Size([8, 2, 2, 32])
     """
-    names = resolve_hook_points(model, hook_points)
-    wanted = normalise_positions(positions)
     tokens = tokenise(tokenizer_of(model), prompts.prompts, system_prompt)
-    check_positions(tokens, wanted, getattr(model.cfg, "n_ctx", None))
+    reader = make_reader(model, tokens, hook_points, positions)
+    shape = (len(tokens), len(reader.hook_points), len(reader.positions), model.cfg.d_model)
+    values = torch.empty(shape)
+
+    def keep(rows: list[int], pooled: Pooled) -> None:
+        values[rows] = pooled
+
+    record = _run(model, prompts, tokens, reader, keep, token_budget, show_progress)
+    provenance = describe_collection(model, prompts, reader, record, system_prompt)
     is_harmful = torch.tensor(prompts.is_harmful)
-    values = torch.empty(len(tokens), len(names), len(wanted), model.cfg.d_model)
+    return Activations(values, is_harmful, reader.hook_points, reader.positions, provenance)
+
+
+def collect_moments(
+    model: Model,
+    prompts: ContrastSet,
+    hook_points: str | Sequence[str] = "resid_post",
+    positions: str | Sequence[str] = "last",
+    *,
+    system_prompt: str | None = None,
+    token_budget: int | None = None,
+    show_progress: bool | None = None,
+) -> Moments:
+    """Collect only what directions need, in memory that does not grow with the prompts.
+
+    The arguments are those of `collect`. No prompt's activation is kept, so that directions can be
+    fitted but not validated.
+
+    Returns:
+        Moments of both classes, in float64.
+
+    Raises:
+        RefusalLensError: As `collect`.
+
+    Example:
+        >>> collect_moments(tiny_model, prompts, "resid_post:0-1").harmful.mean.shape
+        torch.Size([2, 1, 32])
+    """
+    tokens = tokenise(tokenizer_of(model), prompts.prompts, system_prompt)
+    reader = make_reader(model, tokens, hook_points, positions)
+    is_harmful = torch.tensor(prompts.is_harmful)
+    moments: dict[bool, ClassMoments] = {}
+
+    def keep(rows: list[int], pooled: Pooled) -> None:
+        for label in (True, False):
+            mine = pooled[is_harmful[rows] == label]
+            if len(mine):
+                part = class_moments(mine)
+                moments[label] = moments[label].merge(part) if label in moments else part
+
+    record = _run(model, prompts, tokens, reader, keep, token_budget, show_progress)
+    provenance = describe_collection(model, prompts, reader, record, system_prompt)
+    return Moments(moments[True], moments[False], reader.hook_points, reader.positions, provenance)
+
+
+def _run(
+    model: Model,
+    prompts: ContrastSet,
+    tokens: Tokens,
+    reader: Reader,
+    keep: Callable[[list[int], Pooled], None],
+    token_budget: int | None,
+    show_progress: bool | None,
+) -> BatchRecord:
+    """Read all prompts in batches that fit, and show how it goes."""
     counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
     with ClassProgress("Collecting", counts, show_progress) as progress:
-        for rows in tokens.batches(token_budget):
-            values[rows] = collect_batch(model, tokens.select(rows), names, wanted)
-            n_harmful = int(is_harmful[rows].sum())
+
+        def run(rows: list[int]) -> None:
+            keep(rows, reader.read(tokens.select(rows)))
+            n_harmful = sum(prompts.is_harmful[row] for row in rows)
             progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
-    provenance = describe_collection(model, prompts, names, wanted, system_prompt)
-    return Activations(values, is_harmful, names, wanted, provenance)
+
+        return run_in_batches(
+            tokens.lengths,
+            run,
+            token_budget=token_budget,
+            device=str(model.cfg.device),
+            name_of=lambda row: tokens.prompt_ids[row],
+        )
 
 
-def collect_batch(
-    model: Model, tokens: Tokens, hook_points: Sequence[str], positions: Sequence[str]
-) -> Float[Tensor, "n_prompts n_hook_points n_positions d_model"]:
-    """Run one batch and return its pooled activations on the CPU, float32."""
+# --- one batch --------------------------------------------------------------------------------
+
+
+def make_reader(
+    model: Model,
+    tokens: Tokens,
+    hook_points: str | Sequence[str],
+    positions: str | Sequence[str],
+) -> Reader:
+    """Check what is asked for, choose the forward that can do it, and prepare it.
+
+    Args:
+        model: The model.
+        tokens: All prompts that will be read: what they share at the beginning is run here, once.
+        hook_points: Selectors.
+        positions: Positions.
+
+    Raises:
+        RefusalLensError: A hook point or position that this model or a prompt does not have.
+    """
+    names = resolve_hook_points(model, hook_points)
+    wanted = normalise_positions(positions)
+    check_positions(tokens, wanted, getattr(model.cfg, "n_ctx", None))
+    reason = why_not_fast(model)
+    if reason is None and stop_layer(names) is None:
+        reason = "a hook point stands behind the last block"
+    if reason is not None or not isinstance(model, HookedTransformer):
+        path = {"path": "TransformerLens", "why": reason, "n_prefix": 0}
+        return Reader(partial(_read_plain, model, names, wanted), names, wanted, path)
+    prefix = _run_prefix(model, tokens.shared_prefix(), names)
+    path = {"path": "fast", "why": None, "n_prefix": prefix.n_tokens}
+    return Reader(partial(_read_fast, model, names, wanted, prefix), names, wanted, path)
+
+
+def _read_plain(
+    model: Model, names: Sequence[str], positions: Sequence[str], tokens: Tokens
+) -> Pooled:
+    """Read one batch by TransformerLens's own forward."""
     ids = pad_right(tokens, _pad_id(model))
     pool = make_pool(tokens, positions)
     pooled: dict[str, Tensor] = {}
 
     # The name is bound here: a bridge's hook goes by another name than the one asked for.
     def keep(name: str, activation: Tensor, hook: Any) -> None:  # noqa: ARG001
-        if activation.ndim != 3 or activation.shape[:2] != ids.shape:
-            raise RefusalLensError(
-                f"Hook point {name} gave an activation of shape {tuple(activation.shape)}; "
-                f"[batch, position, d_model] is needed, here {(*ids.shape, model.cfg.d_model)}."
-            )
+        _check_shape(name, activation, (*ids.shape, model.cfg.d_model))
         pooled[name] = pool(activation)
 
-    stop = stop_layer(hook_points)
-    hooks: list[Any] = [(name, partial(keep, name)) for name in hook_points]
+    hooks: list[Any] = [(name, partial(keep, name)) for name in names]
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
         # padding_side: a tokenizer that pads left would make TransformerLens mask real tokens.
-        model(ids.to(model.cfg.device), return_type=None, stop_at_layer=stop, padding_side="right")
-    missing = [name for name in hook_points if name not in pooled]
+        model(
+            ids.to(model.cfg.device),
+            return_type=None,
+            stop_at_layer=stop_layer(names),
+            padding_side="right",
+        )
+    return _gather(pooled, names)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prefix:
+    """What all prompts begin with, run once: keys and values, and its own activations."""
+
+    n_tokens: int
+    past: list[KeyValues] | None
+    before: dict[str, Float[Tensor, "n_prefix d_model"]]
+
+
+def _run_prefix(model: HookedTransformer, ids: tuple[int, ...], names: Sequence[str]) -> _Prefix:
+    if not ids:
+        return _Prefix(0, None, {})
+    before: dict[str, Tensor] = {}
+
+    def keep(activation: Tensor, hook: Any) -> None:
+        before[hook.name] = activation[0]
+
+    hooks: list[Any] = [(name, keep) for name in names]
+    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+        row = torch.tensor([ids], device=model.cfg.device)
+        past = forward(model, row, Stop(stop_layer(names) or 0))
+    return _Prefix(len(ids), past, before)
+
+
+def _read_fast(
+    model: HookedTransformer,
+    names: Sequence[str],
+    positions: Sequence[str],
+    prefix: _Prefix,
+    tokens: Tokens,
+) -> Pooled:
+    """Read one batch by the fast forward, behind the shared prefix."""
+    rest = pad_right(tokens, _pad_id(model), start=prefix.n_tokens).to(model.cfg.device)
+    pool = make_pool(tokens, positions, prefix.n_tokens)
+    stop = _stop(names)
+    read = _positions_of_last_block(tokens, positions, prefix.n_tokens)
+    pooled: dict[str, Tensor] = {}
+
+    def keep(activation: Tensor, hook: Any) -> None:
+        if read is not None and _is_after_attention(hook.name, stop):
+            pooled[hook.name] = activation.float()
+        else:
+            _check_shape(hook.name, activation, (*rest.shape, model.cfg.d_model))
+            pooled[hook.name] = pool(activation, prefix.before.get(hook.name))
+
+    hooks: list[Any] = [(name, keep) for name in names]
+    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+        forward(
+            model,
+            rest,
+            stop,
+            past=prefix.past,
+            read=None if read is None else read.to(rest.device),
+        )
+    return _gather(pooled, names)
+
+
+def _stop(names: Sequence[str]) -> Stop:
+    """Return the last block needed, and the last of its hook points."""
+    n_blocks = stop_layer(names) or 0
+    sites = [site_of(name) for name in names if layer_of(name) == n_blocks - 1]
+    if any(site not in SITES_IN_ORDER for site in sites):
+        return Stop(n_blocks)
+    return Stop(n_blocks, max(sites, key=SITES_IN_ORDER.index, default="resid_post"))
+
+
+def _positions_of_last_block(
+    tokens: Tokens, positions: Sequence[str], n_prefix: int
+) -> Int[Tensor, "batch n_positions"] | None:
+    """Return the tokens that the last block has to compute; None where it is all of them."""
+    spans = position_spans(tokens, positions)
+    first, stop = spans.unbind(-1)
+    is_single = bool((stop - first == 1).all()) and bool((first >= n_prefix).all())
+    return first - n_prefix if is_single else None
+
+
+def _is_after_attention(name: str, stop: Stop) -> bool:
+    before = ("resid_pre", "ln1.hook_normalized")
+    return layer_of(name) == stop.n_blocks - 1 and site_of(name) not in before
+
+
+def _check_shape(name: str, activation: Tensor, expected: tuple[int, ...]) -> None:
+    if activation.shape != expected:
+        raise RefusalLensError(
+            f"Hook point {name} gave an activation of shape {tuple(activation.shape)}; "
+            f"[batch, position, d_model] is needed, here {expected}."
+        )
+
+
+def _gather(pooled: dict[str, Tensor], names: Sequence[str]) -> Pooled:
+    missing = [name for name in names if name not in pooled]
     if missing:
         raise RefusalLensError(f"Hook points that never fired: {', '.join(missing)}.")
-    return torch.stack([pooled[name].cpu() for name in hook_points], dim=1)
+    return torch.stack([pooled[name] for name in names], dim=1).cpu()
 
 
-def make_pool(
-    tokens: Tokens, positions: Sequence[str]
-) -> Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch n_positions d_model"]]:
-    """Return the function that reads the positions out of one padded activation.
-
-    Means are taken in float32 whatever the model's dtype: a sum of many bfloat16 vectors loses
-    what a direction is made of.
-    """
-    spans = [
-        torch.tensor([token_span(position, length, span) for length, span in
-                      zip(tokens.lengths, tokens.instruction_spans, strict=True)])
-        for position in positions
-    ]  # fmt: skip
-
-    def pool(activation: Tensor) -> Tensor:
-        rows = torch.arange(activation.shape[0], device=activation.device)
-        read = []
-        for span in spans:
-            first, stop = span.to(activation.device).unbind(-1)
-            if bool((stop - first == 1).all()):
-                read.append(activation[rows, first].float())
-                continue
-            index = torch.arange(activation.shape[1], device=activation.device)
-            inside = (index >= first[:, None]) & (index < stop[:, None])
-            weights = inside / (stop - first)[:, None]
-            read.append(torch.einsum("bp,bpd->bd", weights, activation.float()))
-        return torch.stack(read, dim=1)
-
-    return pool
-
-
-def pad_right(tokens: Tokens, pad_id: int) -> Int[Tensor, "batch pos"]:
-    """Lay ragged ids out as one tensor, padded on the right."""
-    ids = torch.full((len(tokens), max(tokens.lengths)), pad_id)
+def pad_right(tokens: Tokens, pad_id: int, start: int = 0) -> Int[Tensor, "batch pos"]:
+    """Lay ragged ids out as one tensor, padded on the right, from token `start` on."""
+    ids = torch.full((len(tokens), max(tokens.lengths) - start), pad_id)
     for row, prompt in enumerate(tokens.ids):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
+        ids[row, : len(prompt) - start] = torch.tensor(prompt[start:])
     return ids
 
 
@@ -193,93 +387,11 @@ def _pad_id(model: Model) -> int:
     return 0 if pad_id is None else pad_id
 
 
-# --- positions --------------------------------------------------------------------------------
-
-
-def normalise_position(position: str) -> str:
-    """Check one position's spelling; `-1` is `last`."""
-    position = str(position)
-    if position in ("last", "mean", "instruction_mean"):
-        return position
-    if re.fullmatch(r"-[1-9]\d*", position):
-        return "last" if position == "-1" else position
-    raise RefusalLensError(
-        f"There is no position {position!r}. Use last, mean, instruction_mean, or -k for the k-th "
-        "token from the end (-2, -3, ...)."
-    )
-
-
-def normalise_positions(positions: str | Sequence[str]) -> tuple[str, ...]:
-    """Check the spelling of positions and drop repeats."""
-    listed = [positions] if isinstance(positions, str) else list(positions)
-    if not listed:
-        raise RefusalLensError("At least one position is needed, for example last.")
-    return tuple(dict.fromkeys(normalise_position(position) for position in listed))
-
-
-def token_span(position: str, length: int, instruction: tuple[int, int]) -> tuple[int, int]:
-    """Return the half-open range of tokens that a position reads in a prompt of this length."""
-    if position == "mean":
-        return 0, length
-    if position == "instruction_mean":
-        return instruction
-    first = length - (1 if position == "last" else -int(position))
-    return first, first + 1
-
-
-def check_positions(tokens: Tokens, positions: Sequence[str], n_ctx: int | None) -> None:
-    """Refuse, by name, prompts that a position or the model's context does not fit."""
-    for prompt_id, length, span in zip(
-        tokens.prompt_ids, tokens.lengths, tokens.instruction_spans, strict=True
-    ):
-        if n_ctx is not None and length > n_ctx:
-            raise RefusalLensError(
-                f"Prompt {prompt_id} has {length} tokens; the model's context holds {n_ctx}. "
-                "Shorten the prompt or take it out."
-            )
-        for position in positions:
-            first, stop = token_span(position, length, span)
-            if first < 0:
-                raise RefusalLensError(
-                    f"Position {position} is outside prompt {prompt_id}, which has {length} "
-                    f"tokens. Use positions -{length} to -1, or drop prompts shorter than "
-                    f"{-int(position)} tokens."
-                )
-            if stop <= first:
-                raise RefusalLensError(
-                    f"Position {position} has no tokens in prompt {prompt_id}: its text vanishes "
-                    "in the chat template. Take the prompt out."
-                )
-
-
-def positions_read(
-    tokenizer: Any, tokens: Tokens, positions: Sequence[str], n_prompts: int = 3
-) -> list[PositionRead]:
-    """Show which token (index, id, text) each position reads in the first prompts."""
-    table = []
-    for row in range(min(n_prompts, len(tokens))):
-        ids = tokens.ids[row]
-        for position in positions:
-            first, stop = token_span(position, len(ids), tokens.instruction_spans[row])
-            shown = list(ids[first:stop])
-            is_one = stop - first == 1
-            table.append(
-                PositionRead(
-                    prompt_id=tokens.prompt_ids[row],
-                    position=position,
-                    token_indices=str(first) if is_one else f"{first} to {stop - 1}",
-                    token_ids=str(ids[first]) if is_one else f"{stop - first} tokens",
-                    tokens=tokenizer.decode(shown),
-                )
-            )
-    return table
-
-
 def describe_collection(
     model: Model,
     prompts: ContrastSet,
-    hook_points: Sequence[str],
-    positions: Sequence[str],
+    reader: Reader,
+    record: BatchRecord,
     system_prompt: str | None,
 ) -> dict[str, Any]:
     """Say where activations came from: model, prompts, template, with one rendered example."""
@@ -295,6 +407,11 @@ def describe_collection(
             "system_prompt": system_prompt,
             "example": render(tokenizer, prompts.prompts[0].text, system_prompt),
         },
-        "hook_points": list(hook_points),
-        "positions": list(positions),
+        "hook_points": list(reader.hook_points),
+        "positions": list(reader.positions),
+        "collection": {
+            **reader.path,
+            **asdict(record),
+            "prompts_per_second": len(prompts) / record.seconds,
+        },
     }

@@ -95,12 +95,12 @@ class CollectConfig(_Section):
     Args:
         hook_points: Selectors: full names, globs, sites, sites with layers.
         positions: `last`, `mean`, `instruction_mean` or `-k`.
-        token_budget: Most tokens in one batch.
+        token_budget: Most tokens in one batch; None finds what is fastest.
     """
 
     hook_points: list[Text] = Field(default=["resid_post"], min_length=1)
     positions: list[Position] = Field(default=["last", "mean"], min_length=1)
-    token_budget: int = Field(default=4096, ge=1)
+    token_budget: int | None = Field(default=None, ge=1)
 
 
 class DirectionsConfig(_Section):

@@ -1,6 +1,6 @@
 """Directions from activations: pure tensor maths.
 
-Knows class moments, the difference of means, clipping and unit length. Does not know models,
+Knows the difference of means, clipping and unit length. Does not know models,
 files or how good a direction is.
 """
 
@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal_lens.collector import Activations, normalise_position
+from refusal_lens.collector import Activations
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.hook_points import layer_of
+from refusal_lens.moments import ClassMoments, class_moments
+from refusal_lens.positions import normalise_position
 
 CLIP_QUANTILE = 0.995
 """Quantile of the absolute components at which a direction is clamped, as in the article."""
@@ -25,47 +27,6 @@ ROUNDING = 1e-6
 """A difference this small against the activations' own length is float32 rounding."""
 
 METHOD = "difference_of_means"
-
-
-@dataclass(frozen=True, eq=False)
-class ClassMoments:
-    """Count, mean and sum of squared deviations of a set of activations, in float64.
-
-    Two of them merge into that of the union, so that prompts can be taken in any order, in shards
-    or on several machines.
-    """
-
-    count: int
-    mean: Float[Tensor, "*grid d_model"]
-    m2: Float[Tensor, "*grid d_model"]
-
-    def merge(self, other: "ClassMoments") -> "ClassMoments":
-        """Return the moments of both sets together.
-
-        Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for
-        computing sample variances", eq. 2.1.
-        """
-        count = self.count + other.count
-        if count == 0:
-            return self
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.count / count)
-        m2 = self.m2 + other.m2 + delta**2 * (self.count * other.count / count)
-        return ClassMoments(count, mean, m2)
-
-
-def class_moments(values: Float[Tensor, "n_prompts *grid d_model"]) -> ClassMoments:
-    """Return the moments of activations over their first axis.
-
-    Example:
-        >>> class_moments(torch.tensor([[1.0], [3.0]])).mean
-        tensor([2.], dtype=torch.float64)
-    """
-    if values.shape[0] == 0:
-        raise RefusalLensError("The mean of a class needs at least one prompt; it has none.")
-    exact = values.double()
-    mean = exact.mean(dim=0)
-    return ClassMoments(values.shape[0], mean, ((exact - mean) ** 2).sum(dim=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +142,8 @@ def fit_directions(
         Difference of means: Arditi et al. 2024, arXiv 2406.11717, section 2.3.
 
     Example:
-        >>> fit_directions(activations)["blocks.1.hook_resid_post", "last"].unit.norm()
-        tensor(1.0000)
+        >>> fit_directions(activations)["blocks.1.hook_resid_post", "last"].unit.shape
+        torch.Size([32])
     """
     harmful = class_moments(activations.values[activations.is_harmful])
     harmless = class_moments(activations.values[~activations.is_harmful])

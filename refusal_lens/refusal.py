@@ -14,6 +14,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
+from refusal_lens.batching import run_in_batches
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models import Model, eos_token_ids, tokenizer_of
 from refusal_lens.progress import ClassProgress
@@ -23,6 +24,10 @@ from refusal_lens.tokens import Tokens, tokenise
 MIN_RATE_GAP = 0.5
 """A model whose harmful prompts are not refused this much more often than its harmless ones has
 too little refusal for a direction of it to be found."""
+
+
+ANSWER_BUDGET = 4096
+"""Tokens in a batch of answers: each step of an answer is a small forward, so many go together."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def measure_refusal(
     first_words: Sequence[str],
     n_new_tokens: int = 24,
     system_prompt: str | None = None,
-    token_budget: int = 4096,
+    token_budget: int = ANSWER_BUDGET,
     show_progress: bool | None = None,
 ) -> RefusalReport:
     """Answer every prompt greedily and judge by phrases whether it was refused.
@@ -97,25 +102,40 @@ def measure_refusal(
     answers: list[Answer | None] = [None] * len(tokens)
     counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
     with ClassProgress("Answering", counts, show_progress) as progress:
-        for rows in tokens.batches(token_budget, n_new_tokens):
+
+        def answer(rows: list[int]) -> None:
             generated, first_logits = generate_greedily(model, tokens.select(rows), n_new_tokens)
             scores = refusal_score(first_logits, refusal_ids)
             for row, ids, score in zip(rows, generated, scores.tolist(), strict=True):
-                prompt = prompts.prompts[row]
                 text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-                answers[row] = Answer(
-                    prompt.id,
-                    prompt.category,
-                    prompts.is_harmful[row],
-                    prompt.text,
-                    text,
-                    judge(text),
-                    score,
-                )
+                answers[row] = _make_answer(prompts, row, text, judge(text), score)
             n_harmful = sum(prompts.is_harmful[row] for row in rows)
             progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
+
+        run_in_batches(
+            [length + n_new_tokens for length in tokens.lengths],
+            answer,
+            token_budget=token_budget,
+            device=str(model.cfg.device),
+            name_of=lambda row: tokens.prompt_ids[row],
+        )
     words = tuple(tokenizer.decode([i]) for i in refusal_ids)
     return RefusalReport(tuple(a for a in answers if a is not None), words)
+
+
+def _make_answer(
+    prompts: ContrastSet, row: int, text: str, is_refused: bool, score: float
+) -> Answer:
+    prompt = prompts.prompts[row]
+    return Answer(
+        prompt.id,
+        prompt.category,
+        prompts.is_harmful[row],
+        prompt.text,
+        text,
+        is_refused,
+        score,
+    )
 
 
 def phrase_judge(phrases: Sequence[str]) -> Callable[[str], bool]:

@@ -14,17 +14,13 @@ from rich.console import Console
 
 from refusal_lens import plots, terminal
 from refusal_lens.artifacts import RunFolder
-from refusal_lens.collector import (
-    check_positions,
-    collect,
-    normalise_positions,
-    positions_read,
-)
+from refusal_lens.collector import collect
 from refusal_lens.config import Config
 from refusal_lens.diagnosis import checklist, diagnose
 from refusal_lens.directions import fit_directions
 from refusal_lens.hook_points import resolve_hook_points, site_of
 from refusal_lens.models import Model, load_model, tokenizer_of
+from refusal_lens.positions import check_positions, normalise_positions, positions_read
 from refusal_lens.prompt_files import read_contrast
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import measure_refusal
@@ -83,7 +79,6 @@ def refusal_stage(
         first_words=config.refusal.first_words,
         n_new_tokens=config.refusal.n_new_tokens,
         system_prompt=config.prompts.system_prompt,
-        token_budget=config.collect.token_budget,
     )
     run_folder.write_refusal(report)
     terminal.show_refusal(console, report)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from refusal_lens.collector import PositionRead
 from refusal_lens.diagnosis import GOOD_ACCURACY, Check, Finding, band
+from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import RefusalReport
 from refusal_lens.selection import GOOD_SEPARATION, Choice, WeightKernel

@@ -4,7 +4,7 @@ Knows chat templates, BOS and where the user's own text lies among the tokens. D
 models beyond their tokenizer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -52,25 +52,14 @@ class Tokens:
             tuple(self.instruction_spans[i] for i in indices),
         )
 
-    def batches(self, token_budget: int, n_new_tokens: int = 0) -> Iterator[list[int]]:
-        """Group prompts of like length, so that padding wastes little.
-
-        Args:
-            token_budget: Most tokens in one batch, padding included. A longer prompt makes a batch
-                of its own.
-            n_new_tokens: Tokens of the answer that each prompt is to have room for.
-
-        Yields:
-            Indices of the prompts of one batch, longest batches first: what runs out of memory
-            does so at the start.
-        """
-        by_length = sorted(range(len(self)), key=lambda i: (-self.lengths[i], i))
-        start = 0
-        while start < len(by_length):
-            longest = self.lengths[by_length[start]] + n_new_tokens
-            size = max(1, token_budget // longest)
-            yield by_length[start : start + size]
-            start += size
+    def shared_prefix(self) -> tuple[int, ...]:
+        """Return the ids that all prompts begin with; at least one token of each is left over."""
+        first, last = min(self.ids), max(self.ids)
+        limit = min(self.lengths) - 1
+        for index, (a, b) in enumerate(zip(first, last, strict=False)):
+            if a != b or index == limit:
+                return first[:index]
+        return first[:limit]
 
 
 def tokenise(tokenizer: Any, prompts: Sequence[Prompt], system_prompt: str | None = None) -> Tokens:

@@ -15,14 +15,13 @@ from torch import Tensor
 from refusal_lens.collector import Activations
 from refusal_lens.directions import (
     CLIP_QUANTILE,
-    ClassMoments,
-    class_moments,
     clip,
     mean_difference,
     normalise,
 )
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.moments import ClassMoments, class_moments
 
 MIN_SEPARATION = 0.15
 MIN_ACCURACY = 0.65

@@ -10,7 +10,19 @@ import refusal_lens
 PACKAGE = Path(refusal_lens.__file__).parent
 ORDER = (
     *("errors", "progress", "config", "prompts", "prompt_files", "conversion", "models", "tokens"),
-    *("hook_points", "collector", "store", "directions", "validation", "selection", "refusal"),
+    *(
+        "hook_points",
+        "positions",
+        "batching",
+        "fast_forward",
+        "moments",
+        "collector",
+        "store",
+        "directions",
+        "validation",
+        "selection",
+        "refusal",
+    ),
     *("diagnosis", "artifacts", "plots", "terminal", "study", "cli"),
 )
 

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import HARMFUL, HARMLESS, make_tokenizer, save_checkpoint
+from conftest import ARCHITECTURES, HARMFUL, HARMLESS, make_tokenizer, save_checkpoint
 
-from refusal_lens.collector import collect, normalise_positions, positions_read
+from refusal_lens.collector import collect, collect_moments
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models import load_model
+from refusal_lens.positions import normalise_positions, positions_read
 from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.tokens import tokenise
 
@@ -62,6 +63,74 @@ def test_tokenizer_that_pads_left_does_not_change_the_activations(checkpoint, pr
     model.tokenizer.padding_side = "left"
     torch.testing.assert_close(collect_all(model, prompts).values, expected)
     assert model.tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("positions", [POSITIONS, ("last", "-2")])
+def test_fast_path_equals_the_plain_one(tmp_path, prompts, architecture, positions):
+    save_checkpoint(tmp_path, architecture)
+    model = load_model(tmp_path, device="cpu")
+    names = [name for name in NAMES if name in model.hook_dict]
+    fast = collect(model, prompts, names, positions, show_progress=False)
+    with model.hooks(fwd_hooks=[("hook_embed", lambda activation, hook: None)]):
+        plain = collect(model, prompts, names, positions, show_progress=False)
+    assert fast.provenance["collection"]["path"] == "fast"
+    assert fast.provenance["collection"]["n_prefix"] >= 3
+    assert plain.provenance["collection"]["why"] == "hooks are set on hook_embed"
+    scale = plain.values.abs().amax(dim=(0, 3), keepdim=True)
+    torch.testing.assert_close(fast.values / scale, plain.values / scale, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["blocks.2.hook_resid_pre"],
+        ["blocks.2.hook_attn_out"],
+        ["blocks.2.hook_resid_mid"],
+        ["blocks.2.hook_mlp_out"],
+        ["blocks.2.ln1.hook_normalized"],
+        ["blocks.2.ln2.hook_normalized"],
+        ["hook_embed"],
+        ["ln_final.hook_normalized", "blocks.0.hook_resid_post"],
+    ],
+)
+def test_every_place_where_a_forward_can_end(model, prompts, names):
+    got = collect(model, prompts, names, ["last", "-3"], show_progress=False)
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    for row, ids in enumerate(tokens.ids):
+        _, cache = model.run_with_cache(torch.tensor([ids]))
+        for column, name in enumerate(names):
+            expected = cache[name][0][[-1, -3]]
+            torch.testing.assert_close(got.values[row, column], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_inside_the_shared_prefix_are_read_too(model):
+    # All prompts are so short that -14 lies in what the template begins with.
+    short = ContrastSet.from_texts(["car", "dog"], ["window", "money"])
+    options = {"system_prompt": "You are kind.", "show_progress": False}
+    got = collect(model, short, "resid_post:2", ["-14", "mean"], **options)
+    tokens = tokenise(model.tokenizer, short.prompts, "You are kind.")
+    prefix = got.provenance["collection"]["n_prefix"]
+    assert any(length - 14 < prefix for length in tokens.lengths)
+    for row, ids in enumerate(tokens.ids):
+        _, cache = model.run_with_cache(torch.tensor([ids]))
+        activation = cache["blocks.2.hook_resid_post"][0]
+        expected = torch.stack([activation[-14], activation.mean(dim=0)])
+        torch.testing.assert_close(got.values[row, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_moments_give_the_directions_of_the_activations(model, prompts, activations):
+    moments = collect_moments(
+        model, prompts, "resid_post", ["last", "mean"], token_budget=40, show_progress=False
+    )
+    whole = collect(
+        model, prompts, "resid_post", ["last", "mean"], token_budget=40, show_progress=False
+    )
+    for label, mine in ((True, moments.harmful), (False, moments.harmless)):
+        values = whole.values[whole.is_harmful == label].double()
+        assert mine.count == 4
+        torch.testing.assert_close(mine.mean, values.mean(dim=0), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(mine.m2 / 3, values.var(dim=0), rtol=1e-9, atol=1e-12)
 
 
 def test_bfloat16_model_gives_float32_and_sums_in_it(checkpoint, prompts):

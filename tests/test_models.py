@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from refusal_lens.collector import collect_batch
+from refusal_lens.collector import make_reader
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models import describe_model, load_model
 from refusal_lens.tokens import Tokens
@@ -32,7 +32,7 @@ def test_activations_equal_hugging_faces_hidden_states(tmp_path, architecture):
     model = load_model(tmp_path, device="cpu")
     tokens = random_tokens(hf_model.config.vocab_size)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(N_LAYERS)]
-    got = collect_batch(model, tokens, names, ["last", "mean"])
+    got = make_reader(model, tokens, names, ["last", "mean"]).read(tokens)
     for row, ids in enumerate(tokens.ids):
         with torch.no_grad():
             states = hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states
@@ -60,8 +60,10 @@ def test_bridge_reads_the_same_residual_stream(checkpoint):
     )
     assert isinstance(bridge, TransformerBridge)
     tokens = random_tokens(hooked.cfg.d_vocab)
-    expected = collect_batch(hooked, tokens, names, ["last", "mean"])
-    got = collect_batch(bridge, tokens, names, ["last", "mean"])
+    expected, got = (
+        make_reader(model, tokens, names, ["last", "mean"]).read(tokens)
+        for model in (hooked, bridge)
+    )
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(got[:, 0], got[:, 1])
 

@@ -79,16 +79,19 @@ def test_instruction_span_holds_the_users_own_text(template, bos, adds_bos):
     assert [text.strip() for text in read] == [prompt.text.strip() for prompt in PROMPTS]
 
 
-def test_batches_hold_the_budget_and_every_prompt_once():
-    lengths = [3, 9, 4, 30, 9, 1]
-    tokens = Tokens(
-        tuple("abcdef"), tuple((0,) * n for n in lengths), tuple((0, n) for n in lengths)
-    )
-    batches = list(tokens.batches(20))
-    assert sorted(row for batch in batches for row in batch) == list(range(6))
-    sizes = [len(batch) * max(lengths[row] for row in batch) for batch in batches]
-    assert all(size <= 20 or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True))
-    assert batches[0] == [3]
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([(1, 2, 3, 4), (1, 2, 5), (1, 2, 3, 9)], (1, 2)),
+        ([(1, 2, 3), (1, 2, 3)], (1, 2)),  # one token is left over, even of equal prompts
+        ([(1, 2), (1, 2, 3)], (1,)),
+        ([(1, 2), (3, 2)], ()),
+        ([(7,)], ()),
+    ],
+)
+def test_shared_prefix(rows, expected):
+    tokens = Tokens(tuple(map(str, rows)), tuple(rows), ((0, 1),) * len(rows))
+    assert tokens.shared_prefix() == expected
 
 
 def test_length_quantiles():

@@ -1,0 +1,122 @@
+"""Batches that fit: how prompts are grouped, how large a batch may be, and what to do if it is not.
+
+Knows lengths, time and memory. Does not know what is run on a batch.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from refusal_lens.errors import RefusalLensError
+
+CPU_BUDGETS = (256, 1024)
+CUDA_BUDGETS = (4096, 65536)
+"""Where the search for a token budget starts and ends. On CPUs larger batches take memory and are
+no faster; GPUs want to be filled."""
+
+WORTHWHILE = 1.05
+"""A larger batch must be this much faster to be taken."""
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """How the batches went, for provenance: the budget settled on, tokens run, and their time."""
+
+    token_budget: int
+    n_tokens: int
+    seconds: float
+
+
+def run_in_batches(
+    lengths: Sequence[int],
+    run: Callable[[list[int]], None],
+    *,
+    token_budget: int | None = None,
+    device: str = "cpu",
+    name_of: Callable[[int], str] = str,
+) -> BatchRecord:
+    """Run prompts of like length together, the longest first.
+
+    What runs out of memory does so at the start, and is split and tried again. Without a budget
+    the first batches measure which one is fastest; their work is kept.
+
+    Args:
+        lengths: Tokens of each prompt.
+        run: Takes the indices of one batch. When it fails, it must not have kept anything.
+        token_budget: Most tokens in a batch, padding included; None searches.
+        device: Where batches run: it decides between which budgets the search goes.
+        name_of: Names a prompt in messages.
+
+    Returns:
+        The record of the run.
+
+    Raises:
+        RefusalLensError: A single prompt does not fit in memory.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    search = _BudgetSearch.start(token_budget, device)
+    start, n_tokens, began = 0, 0, time.perf_counter()
+    while start < len(order):
+        longest = max(1, lengths[order[start]])
+        rows = order[start : start + max(1, search.budget // longest)]
+        batch_began = time.perf_counter()
+        try:
+            run(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(rows) == 1:
+                raise RefusalLensError(
+                    f"Prompt {name_of(rows[0])} with {longest} tokens does not fit in memory on "
+                    f"{device}, even alone. Take it out, or use a smaller dtype or a larger device."
+                ) from error
+            search.settle(max(1, len(rows) // 2) * longest)
+            if device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            continue
+        done = sum(lengths[row] for row in rows)
+        search.observe(done / (time.perf_counter() - batch_began), len(rows) * longest)
+        n_tokens, start = n_tokens + done, start + len(rows)
+    return BatchRecord(search.budget, n_tokens, time.perf_counter() - began)
+
+
+@dataclass
+class _BudgetSearch:
+    """Doubles the budget while that pays; state of one run."""
+
+    budget: int
+    largest: int
+    is_settled: bool
+    best_rate: float = 0.0
+
+    @classmethod
+    def start(cls, token_budget: int | None, device: str) -> "_BudgetSearch":
+        if token_budget is not None:
+            return cls(token_budget, token_budget, True)
+        smallest, largest = CUDA_BUDGETS if device.startswith("cuda") else CPU_BUDGETS
+        return cls(smallest, largest, False)
+
+    def settle(self, budget: int) -> None:
+        self.budget, self.is_settled = budget, True
+
+    def observe(self, rate: float, n_filled: int) -> None:
+        """Note the tokens per second of a batch; batches that were not full say nothing."""
+        if self.is_settled or n_filled * 2 < self.budget:
+            return
+        if rate < self.best_rate * WORTHWHILE:
+            self.settle(self.budget // 2)
+        elif self.budget * 2 > self.largest:
+            self.is_settled = True
+        else:
+            self.best_rate, self.budget = rate, self.budget * 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Recognise CUDA's allocator, the CPU's and Python's own."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error).lower() for words in OUT_OF_MEMORY)

@@ -1,0 +1,243 @@
+"""A forward pass over TransformerLens's own blocks at the speed of the bare model.
+
+Knows which parts of a `HookedTransformer` it can run exactly, and calls the model's own hook points
+on the way. Changes nothing on the model; does not know what hooks do with what they are given.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+Queries = Float[Tensor, "batch n_query n_heads d_head"]
+Keys = Float[Tensor, "batch n_keys n_kv_heads d_head"]
+
+FLAGS_THAT_CHANGE_THE_BLOCK = (
+    *("use_attn_in", "use_split_qkv_input", "use_attn_result", "use_hook_mlp_in"),
+    *("ungroup_grouped_query_attention", "use_attention_sinks", "use_logn_attn", "attn_only"),
+    *("use_dynamic_ntk_rope", "load_in_4bit", "scale_attn_by_inverse_layer_idx"),
+)
+
+POST_NORM = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
+
+
+@dataclass(frozen=True, eq=False)
+class KeyValues:
+    """Keys (rotated) and values of one layer."""
+
+    keys: Keys
+    values: Keys
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where the forward ends: after a site of one layer, or before any block.
+
+    `n_blocks` counts the blocks that run; `site` is the last hook point needed in the last of them.
+    """
+
+    n_blocks: int
+    site: str = "resid_post"
+
+
+def why_not_fast(model: Any) -> str | None:
+    """Say why this model needs TransformerLens's own forward; None where the fast one is exact."""
+    if not isinstance(model, HookedTransformer):
+        return "the model runs on TransformerBridge"
+    cfg = model.cfg
+    if cfg.positional_embedding_type not in ("rotary", "standard"):
+        return f"positional embedding {cfg.positional_embedding_type}"
+    if cfg.original_architecture in POST_NORM:
+        return f"{cfg.original_architecture} normalises after its sublayers"
+    if cfg.n_devices > 1:
+        return "the layers are spread over several devices"
+    if cfg.attention_dir != "causal":
+        return "attention is not causal"
+    on = [flag for flag in FLAGS_THAT_CHANGE_THE_BLOCK if getattr(cfg, flag, False)]
+    if on or getattr(cfg, "clip_qkv", None) is not None:
+        return f"cfg.{', cfg.'.join(on or ['clip_qkv'])} is on"
+    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+    return f"hooks are set on {', '.join(hooked[:3])}" if hooked else None
+
+
+def forward(
+    model: HookedTransformer,
+    ids: Int[Tensor, "batch pos"],
+    stop: Stop,
+    *,
+    past: list[KeyValues] | None = None,
+    read: Int[Tensor, "batch n_read"] | None = None,
+) -> list[KeyValues]:
+    """Run the blocks up to `stop`, calling every hook point on the way.
+
+    Args:
+        model: A model for which `why_not_fast` is None.
+        ids: Token ids, padded on the right.
+        stop: Where to end.
+        past: Keys and values of a prefix that all rows share, batch 1; positions start after it.
+        read: Positions of `ids` that are needed of the last block; the others get no query there,
+            and its hook points from the attention on see these positions only.
+
+    Returns:
+        Keys and values of every block that ran, for use as `past`.
+    """
+    offset = past[0].keys.shape[1] if past else 0
+    embedded = model.hook_embed(model.embed(ids))
+    residual: Any = model.get_residual(
+        embedded, offset, tokens=ids, return_shortformer_pos_embed=False
+    )
+    masks = {kind: _mask(model, kind, ids, offset) for kind in _attention_kinds(model)}
+    kept = []
+    for layer in range(stop.n_blocks):
+        block = model.blocks[layer]
+        is_last = layer == stop.n_blocks - 1
+        here = past[layer] if past else None
+        residual, key_values = _run_block(
+            block,
+            residual,
+            _BlockInput(
+                past=here,
+                mask=masks[block.attn.attn_type],
+                offset=offset,
+                read=read if is_last else None,
+                stop_site=stop.site if is_last else "resid_post",
+            ),
+        )
+        if key_values is not None:
+            kept.append(key_values)
+    return kept
+
+
+@dataclass(frozen=True, eq=False)
+class _BlockInput:
+    past: KeyValues | None
+    mask: Bool[Tensor, "pos key_pos"] | None
+    offset: int
+    read: Int[Tensor, "batch n_read"] | None
+    stop_site: str
+
+
+def _run_block(
+    block: Any, resid_pre: Float[Tensor, "batch pos d_model"], given: _BlockInput
+) -> tuple[Tensor, KeyValues | None]:
+    """Run one block as TransformerLens does, with one normalisation where it does three."""
+    resid_pre = block.hook_resid_pre(resid_pre)
+    if given.stop_site == "resid_pre":
+        return resid_pre, None
+    attn_out, key_values = _attend(block.attn, block.ln1(resid_pre), given)
+    if given.read is not None:
+        resid_pre = _take(resid_pre, given.read)
+    if block.cfg.use_normalization_before_and_after:
+        attn_out = block.ln1_post(attn_out)
+    attn_out = block.hook_attn_out(attn_out)
+    if given.stop_site == "attn_out":
+        return attn_out, key_values
+    if block.cfg.parallel_attn_mlp:
+        mlp_out = block.apply_mlp(block.ln2(resid_pre))
+        return block.hook_resid_post(resid_pre + attn_out + mlp_out), key_values
+    resid_mid = block.hook_resid_mid(resid_pre + attn_out)
+    if given.stop_site == "resid_mid":
+        return resid_mid, key_values
+    mlp_out = block.apply_mlp(block.ln2(resid_mid))
+    return block.hook_resid_post(resid_mid + mlp_out), key_values
+
+
+def _attend(
+    attn: Any, x: Float[Tensor, "batch pos d_model"], given: _BlockInput
+) -> tuple[Float[Tensor, "batch n_query d_model"], KeyValues]:
+    """Attend with torch's fused kernel; scores and patterns are never written out."""
+    q, k, v = attn.calculate_qkv_matrices(x, x, x)
+    if attn.cfg.positional_embedding_type == "rotary":
+        q = attn.hook_rot_q(attn.apply_rotary(q, given.offset))
+        k = attn.hook_rot_k(attn.apply_rotary(k, given.offset))
+    key_values = KeyValues(k, v)
+    mask = given.mask
+    if given.past is not None:
+        k, v = (_behind(past, new) for past, new in ((given.past.keys, k), (given.past.values, v)))
+    if given.read is not None:
+        q = _take(q, given.read)
+        # Every row reads its own positions, so that every row needs its own mask.
+        mask = _visible(attn, given.read + given.offset, k.shape[1])[:, None]
+    z = attn.hook_z(_fused(attn, q, k, v, mask))
+    weight = attn.W_O.permute(2, 0, 1).flatten(1)
+    return F.linear(z.flatten(2), weight, attn.b_O), key_values
+
+
+def _fused(
+    attn: Any, q: Queries, k: Keys, v: Keys, mask: Tensor | None
+) -> Float[Tensor, "batch n_query n_heads d_head"]:
+    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
+    cap = attn.cfg.attn_scores_soft_cap or -1.0
+    if cap > 0:
+        return _soft_capped(q, k, v, mask, attn.attn_scale, cap).transpose(1, 2)
+    z = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=1 / float(attn.attn_scale),
+        enable_gqa=k.shape[1] != q.shape[1],
+    )
+    return z.transpose(1, 2)
+
+
+def _soft_capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attn_scale: float, cap: float
+) -> Float[Tensor, "batch n_heads n_query d_head"]:
+    """Attend with Gemma-2's cap on the scores, which the fused kernel does not know."""
+    n_groups = q.shape[1] // k.shape[1]
+    k, v = (heads.repeat_interleave(n_groups, dim=1) for heads in (k, v))
+    scores = cap * torch.tanh(q @ k.transpose(-1, -2) / attn_scale / cap)
+    n_query, n_keys = scores.shape[-2:]
+    if mask is None:
+        mask = torch.ones(n_query, n_keys, dtype=torch.bool, device=q.device).tril()
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(v.dtype) @ v
+
+
+def _mask(
+    model: HookedTransformer, kind: str, ids: Tensor, offset: int
+) -> Bool[Tensor, "pos key_pos"] | None:
+    """Say which keys each query sees; None where plain causal attention says it all.
+
+    Padding on the right needs no mask: no real token comes after it.
+    """
+    n_keys = offset + ids.shape[1]
+    is_windowed = kind == "local" and n_keys > (model.cfg.window_size or n_keys)
+    if offset == 0 and not is_windowed:
+        return None
+    attn = next(block.attn for block in model.blocks if block.attn.attn_type == kind)
+    return _visible(attn, torch.arange(offset, n_keys, device=ids.device), n_keys)
+
+
+def _visible(
+    attn: Any, query_positions: Int[Tensor, "*rows n_query"], n_keys: int
+) -> Bool[Tensor, "*rows n_query n_keys"]:
+    keys = torch.arange(n_keys, device=query_positions.device)
+    queries = query_positions[..., None]
+    visible = keys <= queries
+    return (
+        visible & (keys > queries - attn.cfg.window_size) if attn.attn_type == "local" else visible
+    )
+
+
+def _attention_kinds(model: HookedTransformer) -> set[str]:
+    return {block.attn.attn_type for block in model.blocks}
+
+
+def _behind(
+    past: Float[Tensor, "1 n_past n_kv_heads d_head"],
+    new: Float[Tensor, "batch n_new n_kv_heads d_head"],
+) -> Keys:
+    """Put new positions behind those of the shared prefix."""
+    return torch.cat([past.expand(new.shape[0], -1, -1, -1), new], dim=1)
+
+
+def _take(values: Tensor, positions: Int[Tensor, "batch n_read"]) -> Tensor:
+    """Take some positions of each row."""
+    rows = torch.arange(values.shape[0], device=values.device)[:, None]
+    return values[rows, positions]
