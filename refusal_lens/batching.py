@@ -11,8 +11,8 @@ import torch
 
 from refusal_lens.errors import RefusalLensError
 
-CPU_BUDGETS = (256, 1024)
-CUDA_BUDGETS = (4096, 65536)
+CPU_BUDGETS = (512, 1024)
+CUDA_BUDGETS = (16384, 65536)
 """Where the search for a token budget starts and ends. On CPUs larger batches take memory and are
 no faster; GPUs want to be filled."""
 
@@ -92,6 +92,7 @@ class _BudgetSearch:
     largest: int
     is_settled: bool
     best_rate: float = 0.0
+    is_warm: bool = False
 
     @classmethod
     def start(cls, token_budget: int | None, device: str) -> "_BudgetSearch":
@@ -106,6 +107,10 @@ class _BudgetSearch:
     def observe(self, rate: float, n_filled: int) -> None:
         """Note the tokens per second of a batch; batches that were not full say nothing."""
         if self.is_settled or n_filled * 2 < self.budget:
+            return
+        if not self.is_warm:
+            # The first batch pays for what a process does once.
+            self.is_warm = True
             return
         if rate < self.best_rate * WORTHWHILE:
             self.settle(self.budget // 2)

@@ -50,6 +50,8 @@ def convert(
             f"HookedTransformer has other weight shapes than this {type(hf_model).__name__} "
             f"({str(error).splitlines()[-1].strip()}). Load it with backend: bridge."
         ) from error
+    # Biases that the architecture lacks are made on the CPU, wherever the weights are.
+    model.move_model_modules_to_device()
     _compare_logits(_check_logits(model), expected, hf_model)
     cfg.device = device
     model.move_model_modules_to_device()
@@ -105,11 +107,14 @@ def _convert_config(hf_model: PreTrainedModel, folder: str) -> Any:
     cfg = loading_from_pretrained.get_pretrained_model_config(
         template or folder,
         hf_cfg=None if template else hf_config,
-        device="cpu",
+        device=str(hf_model.device),
         dtype=hf_model.dtype,
     )
     if template:
         _resize_gemma(cfg, hf_config)
+    if cfg.positional_embedding_type == "rotary":
+        # TransformerLens caps some architectures at 2,048 tokens; its rotary tables grow as needed.
+        cfg.n_ctx = hf_config.get("max_position_embeddings", cfg.n_ctx)
     return cfg
 
 
@@ -127,7 +132,6 @@ def _resize_gemma(cfg: Any, hf_config: dict[str, Any]) -> None:
         "n_key_value_heads": hf_config["num_key_value_heads"],
         "d_mlp": hf_config["intermediate_size"],
         "n_layers": hf_config["num_hidden_layers"],
-        "n_ctx": min(hf_config["max_position_embeddings"], 8192),
         "d_vocab": hf_config["vocab_size"],
         "d_vocab_out": hf_config["vocab_size"],
         "rotary_dim": hf_config["head_dim"],
@@ -157,7 +161,8 @@ def _check_logits(model: Any) -> Float[Tensor, "pos d_vocab"]:
     config = model.config if isinstance(model, PreTrainedModel) else model.cfg
     d_vocab = config.vocab_size if isinstance(model, PreTrainedModel) else config.d_vocab
     ids: Int[Tensor, "1 pos"] = (torch.arange(1, N_CHECK_TOKENS + 1) * 7919 % d_vocab)[None]
-    output = model(ids)
+    device = model.device if isinstance(model, PreTrainedModel) else model.cfg.device
+    output = model(ids.to(device))
     logits = output if isinstance(output, Tensor) else output.logits
     return logits[0].double().log_softmax(-1)
 

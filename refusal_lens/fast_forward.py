@@ -174,6 +174,10 @@ def _fused(
     cap = attn.cfg.attn_scores_soft_cap or -1.0
     if cap > 0:
         return _soft_capped(q, k, v, mask, attn.attn_scale, cap).transpose(1, 2)
+    if mask is not None and q.is_cuda:
+        # With a mask, CUDA's fused kernels take no grouped heads, and torch falls back to the one
+        # that writes the scores out.
+        k, v = (_repeat_groups(heads, q.shape[1]) for heads in (k, v))
     z = F.scaled_dot_product_attention(
         q,
         k,
@@ -190,13 +194,18 @@ def _soft_capped(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attn_scale: float, cap: float
 ) -> Float[Tensor, "batch n_heads n_query d_head"]:
     """Attend with Gemma-2's cap on the scores, which the fused kernel does not know."""
-    n_groups = q.shape[1] // k.shape[1]
-    k, v = (heads.repeat_interleave(n_groups, dim=1) for heads in (k, v))
+    k, v = (_repeat_groups(heads, q.shape[1]) for heads in (k, v))
     scores = cap * torch.tanh(q @ k.transpose(-1, -2) / attn_scale / cap)
     n_query, n_keys = scores.shape[-2:]
     if mask is None:
         mask = torch.ones(n_query, n_keys, dtype=torch.bool, device=q.device).tril()
     return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(v.dtype) @ v
+
+
+def _repeat_groups(
+    heads: Float[Tensor, "batch n_kv_heads n_keys d_head"], n_heads: int
+) -> Float[Tensor, "batch n_heads n_keys d_head"]:
+    return heads.repeat_interleave(n_heads // heads.shape[1], dim=1)
 
 
 def _mask(

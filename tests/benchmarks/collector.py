@@ -1,0 +1,329 @@
+"""How fast, and in how much memory, activations are collected: ours against the bare model.
+
+    python tests/benchmarks/collector.py                         # 0.5 B shape, float32, CPU
+    python tests/benchmarks/collector.py --shape 7b --n 1024     # on a CUDA machine, bfloat16
+    python tests/benchmarks/collector.py --shape tiny --n 100 1000 10000
+
+Each method runs in a process of its own; the processes take turns, round by round, so that a slow
+moment of the machine hits all of them. Weights are random, prompts random token ids behind a shared
+prefix; read is the last token at every layer. Prints a Markdown table: the median of the rounds.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+
+N_PREFIX, N_SUFFIX = 24, 5
+WARM_UP = 8
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+    },
+    "0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+    },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
+}
+Run = Callable[[list[list[int]]], torch.Tensor]
+
+
+def make_ids(n_prompts: int, prefix: bool) -> list[list[int]]:
+    """Random prompts of 10 to 40 tokens of their own, behind what a template adds."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n: int) -> list[int]:
+        return torch.randint(5, 1000, (n,), generator=generator).tolist()
+
+    before, after = draw(N_PREFIX), draw(N_SUFFIX)
+    lengths = torch.randint(10, 41, (n_prompts,), generator=generator).tolist()
+    return [(before if prefix else draw(N_PREFIX)) + draw(n) + after for n in lengths]
+
+
+def make_model(shape: str, device: str, dtype: torch.dtype, attention: str) -> Qwen2ForCausalLM:
+    """Make a Qwen2 model of this shape with random weights, on its device."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        **SHAPES[shape],
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+        attn_implementation=attention,
+    )
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return Qwen2ForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# --- the methods ------------------------------------------------------------------------------
+
+
+def article(model: Qwen2ForCausalLM) -> Run:
+    """One prompt at a time, all hidden states, logits of every position: the article's way."""
+
+    def run(prompts: list[list[int]]) -> torch.Tensor:
+        read = []
+        for ids in prompts:
+            row = torch.tensor([ids], device=model.device)
+            states = model(row, output_hidden_states=True).hidden_states
+            read.append(torch.stack([state[0, -1].float().cpu() for state in states[1:]]))
+        return torch.stack(read)
+
+    return run
+
+
+def names_filter(model: Qwen2ForCausalLM) -> Run:
+    """`run_with_cache` with a names filter, 32 prompts at a time, full logits."""
+    hooked = to_hooked(model)
+    names = {f"blocks.{layer}.hook_resid_post" for layer in range(hooked.cfg.n_layers)}
+
+    def run(prompts: list[list[int]]) -> torch.Tensor:
+        read = []
+        for start in range(0, len(prompts), 32):
+            rows, last = pad(prompts[start : start + 32], model.device)
+            _, cache = hooked.run_with_cache(rows, names_filter=lambda name: name in names)
+            index = torch.arange(len(last))
+            states = [
+                cache[f"blocks.{layer}.hook_resid_post"][index, last].float().cpu()
+                for layer in range(hooked.cfg.n_layers)
+            ]
+            read.append(torch.stack(states, dim=1))
+        return torch.cat(read)
+
+    return run
+
+
+def bare(model: Qwen2ForCausalLM, budget: int | None, prefix: bool) -> Run:
+    """Hugging Face's decoder alone, batches of like length, no hidden states, no unembedding."""
+    # The fastest of 512, 1,024 and 2,048 on two cores; a GPU wants to be filled.
+    size = budget or (1024 if model.device.type == "cpu" else 16384)
+
+    def run(prompts: list[list[int]]) -> torch.Tensor:
+        past = None
+        n_prefix = 0
+        if prefix:
+            n_prefix = N_PREFIX
+            row = torch.tensor([prompts[0][:n_prefix]], device=model.device)
+            past = model.model(row, use_cache=True).past_key_values
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        start, out = 0, torch.empty(0)
+        while start < len(order):
+            longest = len(prompts[order[start]]) - n_prefix
+            batch = [prompts[i][n_prefix:] for i in order[start : start + max(1, size // longest)]]
+            rows, _ = pad(batch, model.device)
+            cache = None if past is None else expand(past, len(batch))
+            out = model.model(rows, past_key_values=cache, use_cache=prefix).last_hidden_state
+            start += len(batch)
+        return out[:, -1].float().cpu()
+
+    return run
+
+
+def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
+    """The collector: by TransformerLens's forward, by the fast one, with the prefix run once."""
+    from refusal_lens import collector
+    from refusal_lens.batching import run_in_batches
+    from refusal_lens.tokens import Tokens
+
+    hooked = to_hooked(model)
+    if rung == "plain":
+        collector.why_not_fast = lambda model: "the benchmark asks for it"  # type: ignore[assignment]
+    if rung == "fast":
+        Tokens.shared_prefix = lambda self: ()  # type: ignore[method-assign]
+
+    def run(prompts: list[list[int]]) -> torch.Tensor:
+        rows = tuple(tuple(ids) for ids in prompts)
+        tokens = Tokens(tuple(map(str, range(len(rows)))), rows, ((0, 1),) * len(rows))
+        reader = collector.make_reader(hooked, tokens, "resid_post", "last")
+        n, n_layers = len(rows), hooked.cfg.n_layers
+        values = torch.empty(n, n_layers, 1, hooked.cfg.d_model)
+
+        def keep(batch: list[int]) -> None:
+            values[batch] = reader.read(tokens.select(batch))
+
+        lengths = [length - reader.path["n_prefix"] for length in tokens.lengths]
+        run_in_batches(lengths, keep, token_budget=budget, device=str(hooked.cfg.device))
+        return values[:, :, 0]
+
+    return run
+
+
+METHODS: dict[str, tuple[str, Callable[[Any, int | None], Run]]] = {
+    "article": ("one prompt at a time (the article)", lambda m, b: article(m)),
+    "names_filter": ("run_with_cache, names filter, batch 32", lambda m, b: names_filter(m)),
+    "bare": ("bare Hugging Face forward", lambda m, b: bare(m, b, False)),
+    "bare_prefix": ("bare, prefix once", lambda m, b: bare(m, b, True)),
+    "plain": ("ours, TransformerLens's forward", lambda m, b: ours(m, b, "plain")),
+    "fast": ("ours, fast forward", lambda m, b: ours(m, b, "fast")),
+    "prefix": ("ours, fast forward, prefix once", lambda m, b: ours(m, b, "prefix")),
+}
+
+
+def to_hooked(model: Qwen2ForCausalLM) -> Any:
+    """Convert as `load_model` does."""
+    from refusal_lens.conversion import convert
+
+    return convert(model, str(model.device), "none", 1).eval()
+
+
+def expand(past: DynamicCache, n_rows: int) -> DynamicCache:
+    """Give every row of a batch the prefix's keys and values."""
+    cache = DynamicCache()
+    for layer, here in enumerate(past.layers):
+        keys, values = here.keys.expand(n_rows, -1, -1, -1), here.values.expand(n_rows, -1, -1, -1)
+        cache.update(keys, values, layer)
+    return cache
+
+
+def pad(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad on the right; return ids and the place of each last token."""
+    longest = max(map(len, prompts))
+    rows = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, ids in enumerate(prompts):
+        rows[row, : len(ids)] = torch.tensor(ids)
+    return rows.to(device), torch.tensor([len(ids) - 1 for ids in prompts])
+
+
+# --- one process a method, taking turns -------------------------------------------------------
+
+
+def work(options: argparse.Namespace) -> None:
+    """Serve one method: run it each time a number of prompts comes in, and say what it took."""
+    dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
+    attention = "eager" if options.worker == "article" else "sdpa"
+    model = make_model(options.shape, options.device, dtype, attention)
+    run = METHODS[options.worker][1](model, options.budget)
+    for line in sys.stdin:
+        prompts = make_ids(int(line), not options.no_shared_prefix)
+        with torch.inference_mode():
+            run(prompts[:WARM_UP])
+        before = reset_peak(options.device)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            run(prompts)
+        seconds = time.perf_counter() - began
+        extra = (peak(options.device) - before) / 2**20
+        sys.stdout.write(json.dumps({"seconds": seconds, "extra_mib": extra}) + "\n")
+        sys.stdout.flush()
+
+
+def reset_peak(device: str) -> float:
+    """Forget the highest memory use so far; return the present one, in bytes."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.memory_allocated())
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_line("VmRSS")
+
+
+def peak(device: str) -> float:
+    """Return the highest memory use since the reset, in bytes."""
+    return memory_line("VmHWM") if device == "cpu" else float(torch.cuda.max_memory_allocated())
+
+
+def memory_line(name: str) -> float:
+    """Read one line of this process's memory status."""
+    status = Path("/proc/self/status").read_text()
+    return 1024.0 * int(
+        next(line for line in status.splitlines() if line.startswith(name)).split()[1]
+    )
+
+
+def start(method: str, options: argparse.Namespace) -> subprocess.Popen[str]:
+    """Start a method's process."""
+    command = [sys.executable, __file__, "--worker", method, "--shape", options.shape]
+    command += ["--device", options.device]
+    command += ["--budget", str(options.budget)] if options.budget else []
+    command += ["--no-shared-prefix"] if options.no_shared_prefix else []
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def ask(worker: subprocess.Popen[str], n_prompts: int) -> dict[str, float]:
+    """Let a process run once."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(f"{n_prompts}\n")
+    worker.stdin.flush()
+    return next(json.loads(line) for line in worker.stdout if line.startswith("{"))
+
+
+def main() -> None:
+    """Run all methods in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=list(SHAPES), default="0.5b")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--n", type=int, nargs="+", default=[48])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budget", type=int, help="tokens a batch; default: ours searches")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--no-shared-prefix", action="store_true")
+    parser.add_argument("--worker", choices=list(METHODS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options)
+        return
+    console = Console(soft_wrap=True)
+    machine = torch.cuda.get_device_name() if options.device != "cpu" else platform.machine()
+    console.print(
+        f"{options.shape}, {options.device} ({machine}), {torch.get_num_threads()} threads"
+    )
+    workers = {method: start(method, options) for method in options.methods}
+    for n_prompts in options.n:
+        results: dict[str, list[dict[str, float]]] = {method: [] for method in workers}
+        for _ in range(options.rounds):
+            for method, worker in workers.items():
+                results[method].append(ask(worker, n_prompts))
+        console.print(table(n_prompts, results))
+    for worker in workers.values():
+        worker.communicate()
+
+
+def table(n_prompts: int, results: dict[str, list[dict[str, float]]]) -> str:
+    """Write one Markdown table, with ratios to the first method and to the bare forwards."""
+    seconds = {m: statistics.median(r["seconds"] for r in rows) for m, rows in results.items()}
+    bases = [base for base in ("article", "bare", "bare_prefix") if base in seconds]
+    lines = [
+        "| method | prompts/s | " + " | ".join(f"x {base}" for base in bases) + " | extra MiB |",
+        "|---|---|" + "---|" * len(bases) + "---|",
+    ]
+    for method, taken in seconds.items():
+        ratios = " | ".join(f"{seconds[base] / taken:.2f}" for base in bases)
+        extra = max(row["extra_mib"] for row in results[method])
+        lines.append(f"| {METHODS[method][0]} | {n_prompts / taken:.1f} | {ratios} | {extra:.0f} |")
+    return f"\n{n_prompts} prompts\n\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
