@@ -4,6 +4,8 @@ Knows file names and layouts. Does not compute or draw what it writes.
 """
 
 import json
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from refusal_lens.collector import Activations
+from refusal_lens.activations import Activations
 from refusal_lens.config import Config, dump_config, load_config
 from refusal_lens.directions import Directions
-from refusal_lens.errors import RefusalLensError
+from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.prompts import ContrastSet, Prompt, PromptSet
 from refusal_lens.refusal import Answer, RefusalReport
 from refusal_lens.selection import Choice
-from refusal_lens.store import load_activations, save_activations, write_whole
+from refusal_lens.shards import write_whole
+from refusal_lens.store import describe_difference, load_activations
 from refusal_lens.validation import Separation
 
 
@@ -52,6 +55,16 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def activations_path(self) -> Path:
+        """The store of activations."""
+        return self.path / "activations"
+
+    @property
+    def provenance_path(self) -> Path:
+        """Where everything in the folder came from."""
+        return self.path / "provenance.json"
+
+    @property
     def direction_path(self) -> Path:
         """The directions in the article's layout."""
         return self.path / "refusal_direction.pt"
@@ -74,13 +87,30 @@ class RunFolder:
         """Read the settings the run was made with."""
         return load_config(self.config_path)
 
+    def check_config(self, config: Config) -> None:
+        """Make sure that these are the settings the run was begun with.
+
+        Raises:
+            RefusalLensError: They differ in more than the folder for runs.
+        """
+        there, here = (
+            {name: value for name, value in each.model_dump().items() if name != "output"}
+            for each in (self.read_config(), config)
+        )
+        if there != here:
+            raise RefusalLensError(
+                f"{self.path} was begun with other settings:\n"
+                f"{describe_difference(there, here)}\n"
+                "Go on with its own (give --resume and --output alone), or give another --output."
+            )
+
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         """Write where everything in the folder came from."""
-        self._write_json(self.path / "provenance.json", provenance)
+        self._write_json(self.provenance_path, provenance)
 
     def read_provenance(self) -> dict[str, Any]:
         """Read where everything in the folder came from."""
-        return self._read_json("provenance.json")
+        return self._read_json(self.provenance_path.name)
 
     def write_prompts(self, prompts: ContrastSet) -> None:
         """Write the prompts, so that the run can be read without their files."""
@@ -90,6 +120,28 @@ class RunFolder:
         }
         self._write_json(self.path / "prompts.json", content)
 
+    def check_prompts(self, prompts: ContrastSet) -> None:
+        """Make sure that the prompts have not changed since the run was begun.
+
+        Raises:
+            RefusalLensError: They have.
+        """
+        if not (self.path / "prompts.json").is_file():
+            return
+        there, here = (
+            {
+                side.name: f"{len(side)} prompts (sha256 {side.sha256[:8]})"
+                for side in (each.harmful, each.harmless)
+            }
+            for each in (self.read_prompts(), prompts)
+        )
+        if there != here:
+            raise RefusalLensError(
+                f"{self.path} was begun with other prompts:\n"
+                f"{describe_difference(there, here)}\n"
+                "Put the prompt files back as they were, or begin another run."
+            )
+
     def read_prompts(self) -> ContrastSet:
         """Read the prompts of the run."""
         content = self._read_json("prompts.json")
@@ -97,15 +149,14 @@ class RunFolder:
             PromptSet(name, tuple(Prompt(**prompt) for prompt in content[name]))
             for name in ("harmful", "harmless")
         ]
-        return ContrastSet(*sides)
+        with warnings.catch_warnings():
+            # Few prompts were warned of when they were read from the user's files.
+            warnings.simplefilter("ignore", RefusalLensWarning)
+            return ContrastSet(*sides)
 
-    def write_activations(self, activations: Activations) -> None:
-        """Write the activations."""
-        save_activations(self.path / "activations", activations)
-
-    def read_activations(self) -> Activations:
-        """Read the activations."""
-        return load_activations(self.path / "activations")
+    def read_activations(self, hook_points: Sequence[str] | None = None) -> Activations:
+        """Read the activations, at some of the hook points or at all."""
+        return load_activations(self.activations_path, hook_points)
 
     def write_refusal(self, report: RefusalReport) -> None:
         """Write refusal rates and every answer."""

@@ -68,6 +68,13 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the config. Repeatable."),
 ]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --output, with its own settings; what is there is kept.",
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -82,14 +89,15 @@ def run(
     output: OutputOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    resume: ResumeOption = False,
     set_: SetOption = None,
 ) -> None:
     """Do the whole study: refusal rate, activations, directions, scores, figures."""
     options = _overrides(model, harmful, harmless, hook_point, position, device, dtype, set_)
-    with _new_run(config, options, output) as (settings, run_folder):
+    with _new_run(config, options, output, resume) as (settings, run_folder):
         from refusal_lens import study
 
-        study.run(settings, run_folder, console)
+        study.run(settings, run_folder, console, resume=resume)
 
 
 @app.command()
@@ -103,15 +111,16 @@ def collect(
     output: OutputOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    resume: ResumeOption = False,
     set_: SetOption = None,
 ) -> None:
     """Collect activations into a run folder, for the other stages to work on."""
     options = _overrides(model, harmful, harmless, hook_point, position, device, dtype, set_)
-    with _new_run(config, options, output) as (settings, run_folder):
+    with _new_run(config, options, output, resume) as (settings, run_folder):
         from refusal_lens import study
 
         prompts, loaded = study.prepare(settings, run_folder, console)
-        study.collect_stage(settings, run_folder, loaded, prompts, console)
+        study.collect_stage(settings, run_folder, loaded, prompts, console, resume=resume)
         console.print(f"Next: refusal-lens fit {run_folder.path}", markup=False)
 
 
@@ -178,18 +187,21 @@ def _overrides(
 
 @contextmanager
 def _new_run(
-    config: str | None, overrides: list[str], output: Path | None
+    config: str | None, overrides: list[str], output: Path | None, resume: bool
 ) -> Iterator[tuple["Config", "RunFolder"]]:
-    """Read the settings and choose the folder of a new run; end it in plain words."""
+    """Read the settings and choose the folder of a run; end it in plain words."""
     with _plain_errors():
         from refusal_lens.config import load_config
 
-        settings = load_config(config, overrides)
+        begun = output / "config.yaml" if output is not None and resume else None
+        # A run that goes on has its own settings: those that began it need not be given again.
+        is_begun = config is None and begun is not None and begun.is_file()
+        settings = load_config(begun if is_begun else config, overrides)
         with console.status("Starting (importing torch and TransformerLens)"):
             from refusal_lens import study
         name = "default" if config is None else Path(config).stem
-        run_folder = study.new_run_folder(settings, name, output)
-        with _told_where(run_folder.path):
+        run_folder = study.new_run_folder(settings, name, output, resume=resume)
+        with _told_where(run_folder.path, f" Go on: --resume --output {run_folder.path}"):
             yield settings, run_folder
 
 
@@ -210,14 +222,14 @@ def _existing_run(
 
 
 @contextmanager
-def _told_where(path: Path) -> Iterator[None]:
+def _told_where(path: Path, advice: str = "") -> Iterator[None]:
     """Say after Ctrl-C what is left and where."""
     try:
         yield
     except KeyboardInterrupt:
         left = sorted(file.name for file in path.glob("*")) if path.exists() else []
         found = (
-            f"{path} holds what was finished: {', '.join(left)}."
+            f"{path} holds what was finished: {', '.join(left)}.{advice}"
             if left
             else "Nothing was written."
         )

@@ -96,11 +96,13 @@ class CollectConfig(_Section):
         hook_points: Selectors: full names, globs, sites, sites with layers.
         positions: `last`, `mean`, `instruction_mean` or `-k`.
         token_budget: Most tokens in one batch; None finds what is fastest.
+        dtype: Precision of the stored activations; it has nothing to do with the model's.
     """
 
     hook_points: list[Text] = Field(default=["resid_post"], min_length=1)
     positions: list[Position] = Field(default=["last", "mean"], min_length=1)
     token_budget: int | None = Field(default=None, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class DirectionsConfig(_Section):
@@ -109,9 +111,11 @@ class DirectionsConfig(_Section):
     Args:
         clip_quantile: Quantile of the absolute components at which they are clamped; None does
             not clip.
+        hook_points: Selectors for some of the collected hook points; None takes all.
     """
 
     clip_quantile: float | None = Field(default=0.995, gt=0, le=1)
+    hook_points: list[Text] | None = Field(default=None, min_length=1)
 
 
 class ValidationConfig(_Section):

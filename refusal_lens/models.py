@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformer_lens import HookedTransformer, loading_from_pretrained, supported_models
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -227,12 +228,15 @@ def _first_line(error: Exception) -> str:
 def _quiet_hugging_face() -> Iterator[None]:
     """Keep Hugging Face's load bars and notices off the terminal; put its settings back after."""
     verbosity, had_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
     hf_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
         hf_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if had_bars:
             hf_logging.enable_progress_bar()
 

@@ -18,6 +18,7 @@ from refusal_lens.collector import collect
 from refusal_lens.config import Config
 from refusal_lens.diagnosis import checklist, diagnose
 from refusal_lens.directions import fit_directions
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import resolve_hook_points, site_of
 from refusal_lens.models import Model, load_model, tokenizer_of
 from refusal_lens.positions import check_positions, normalise_positions, positions_read
@@ -31,11 +32,15 @@ from refusal_lens.validation import validate
 VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
 
 
-def run(config: Config, run_folder: RunFolder, console: Console) -> None:
-    """Do the whole study and leave it in the run folder."""
+def run(config: Config, run_folder: RunFolder, console: Console, *, resume: bool = False) -> None:
+    """Do the whole study and leave it in the run folder; what is there already is not redone."""
     prompts, model = prepare(config, run_folder, console)
-    refusal_stage(config, run_folder, model, prompts, console)
-    collect_stage(config, run_folder, model, prompts, console)
+    measured = run_folder.read_refusal() if resume else None
+    if measured is None:
+        refusal_stage(config, run_folder, model, prompts, console)
+    else:
+        terminal.show_refusal(console, measured)
+    collect_stage(config, run_folder, model, prompts, console, resume=resume)
     written = fit_stage(config, run_folder, console)
     written += plot_stage(config, run_folder)
     terminal.show_paths(console, written)
@@ -46,6 +51,7 @@ def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[Co
     prompts = read_contrast(
         config.prompts.harmful, config.prompts.harmless, text_field=config.prompts.text_field
     )
+    run_folder.check_prompts(prompts)
     with console.status(f"Loading {config.model.name}"):
         model = load_model(
             **config.model.model_dump(exclude={"name"}), name_or_path=config.model.name
@@ -85,9 +91,15 @@ def refusal_stage(
 
 
 def collect_stage(
-    config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet, console: Console
+    config: Config,
+    run_folder: RunFolder,
+    model: Model,
+    prompts: ContrastSet,
+    console: Console,
+    *,
+    resume: bool = False,
 ) -> None:
-    """Collect activations and write them with their provenance."""
+    """Collect activations, shard by shard, and write where they came from."""
     activations = collect(
         model,
         prompts,
@@ -95,15 +107,18 @@ def collect_stage(
         config.collect.positions,
         system_prompt=config.prompts.system_prompt,
         token_budget=config.collect.token_budget,
+        folder=run_folder.activations_path,
+        resume=resume,
+        dtype=config.collect.dtype,
     )
-    run_folder.write_activations(activations)
-    run_folder.write_provenance({**activations.provenance, **describe_machine()})
+    if not run_folder.provenance_path.is_file():
+        run_folder.write_provenance({**activations.provenance, **describe_machine()})
     console.print(f"Collected {activations}", markup=False, highlight=False)
 
 
 def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[Path]:
     """Fit and validate the directions, choose the best, and say what it is worth."""
-    activations = run_folder.read_activations()
+    activations = run_folder.read_activations(config.directions.hook_points)
     clip_quantile = config.directions.clip_quantile
     directions = fit_directions(activations, clip_quantile=clip_quantile)
     separation, _ = validate(
@@ -135,7 +150,8 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
 
 def plot_stage(config: Config, run_folder: RunFolder) -> list[Path]:
     """Draw the two figures as self-contained pages."""
-    activations, prompts = run_folder.read_activations(), run_folder.read_prompts()
+    activations = run_folder.read_activations(config.directions.hook_points)
+    prompts = run_folder.read_prompts()
     separation, projections = validate(
         activations,
         clip_quantile=config.directions.clip_quantile,
@@ -157,19 +173,35 @@ def plot_stage(config: Config, run_folder: RunFolder) -> list[Path]:
     ]
 
 
-def new_run_folder(config: Config, config_name: str, output: Path | None) -> RunFolder:
+def new_run_folder(
+    config: Config, config_name: str, output: Path | None, *, resume: bool = False
+) -> RunFolder:
     """Choose the run's folder: the one asked for, or the next free one of this model and config.
 
     Args:
         config: The settings.
         config_name: What the settings file is called.
         output: The folder asked for.
+        resume: Go on with the run in `output`; where there is none, begin it.
 
     Returns:
-        A folder that may not exist yet. Without `output`, never one that holds a run already.
+        A folder that may not exist yet. Without `resume`, never one that holds a run already.
+
+    Raises:
+        RefusalLensError: `output` holds a run, without `resume`; or a run with other settings.
     """
     if output is not None:
-        return RunFolder(output)
+        run_folder = RunFolder(output)
+        if run_folder.config_path.is_file() and not resume:
+            raise RefusalLensError(
+                f"{output} holds a run already. Go on with it by --resume, or give another "
+                "--output."
+            )
+        if run_folder.config_path.is_file():
+            run_folder.check_config(config)
+        return run_folder
+    if resume:
+        raise RefusalLensError("--resume needs to know which run to go on with. Add --output RUN.")
     parent = Path(config.output) / Path(config.model.name).name
     for number in range(1, 10_000):
         path = parent / (config_name if number == 1 else f"{config_name}-{number}")

@@ -1,13 +1,20 @@
 """Activations: pooled exactly, in order, whatever the batching, and the model left as it was."""
 
+import gc
+import json
+import signal
+import subprocess
+import sys
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ARCHITECTURES, HARMFUL, HARMLESS, make_tokenizer, save_checkpoint
 
+from refusal_lens import batching, collector, store
 from refusal_lens.collector import collect, collect_moments
-from refusal_lens.errors import RefusalLensError
+from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models import load_model
 from refusal_lens.positions import normalise_positions, positions_read
 from refusal_lens.prompts import ContrastSet, Prompt
@@ -264,3 +271,273 @@ def test_at_returns_one_place(activations):
     place = activations.at("blocks.1.hook_resid_post", "-1")
     assert torch.equal(place, activations.values[:, 1, 0])
     assert "8 prompts (4 harmful)" in repr(replace(activations))
+
+
+# --- to disk ----------------------------------------------------------------------------------
+
+
+def collect_to(folder, model, prompts, **options):
+    options = {"token_budget": 40, "resume": True, **options}
+    return collect_all(model, prompts, folder=folder, **options)
+
+
+@pytest.fixture
+def two_prompts_a_shard(monkeypatch):
+    monkeypatch.setattr(store, "SHARD_PROMPTS", 2)
+
+
+def files_of(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("token_budget", [40, None])
+def test_activations_on_disk_are_those_in_memory(
+    tmp_path, model, prompts, two_prompts_a_shard, token_budget
+):
+    whole = collect_all(model, prompts, token_budget=token_budget)
+    stored = collect_to(tmp_path, model, prompts, token_budget=token_budget, resume=False)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    torch.testing.assert_close(stored.values, whole.values, rtol=1e-5, atol=1e-5)
+    assert torch.equal(stored.is_harmful, whole.is_harmful)
+    assert (stored.hook_points, stored.positions) == (whole.hook_points, whole.positions)
+    assert stored.provenance["prompts"] == whole.provenance["prompts"]
+    assert stored.provenance["collection"]["n_prompts_read"] == 8
+
+
+def test_finished_activations_need_no_forward_pass(tmp_path, model, prompts, monkeypatch):
+    first = collect_to(tmp_path, model, prompts)
+    before = files_of(tmp_path)
+    monkeypatch.setattr(collector, "run_in_batches", None)
+    again = collect_to(tmp_path, model, prompts)
+    assert torch.equal(again.values, first.values)
+    assert files_of(tmp_path) == before
+    assert again.provenance == first.provenance
+
+
+@pytest.mark.parametrize("token_budget", [40, None])
+def test_damaged_shard_is_collected_again_bit_for_bit(
+    tmp_path, model, prompts, two_prompts_a_shard, token_budget
+):
+    first = collect_to(tmp_path, model, prompts, token_budget=token_budget).values.clone()
+    path = tmp_path / "shard-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+    before = files_of(tmp_path)
+    with pytest.warns(RefusalLensWarning, match="shard-00000.safetensors is not what was written"):
+        again = collect_to(tmp_path, model, prompts, token_budget=token_budget)
+    assert torch.equal(again.values, first)
+    changed = {name for name, time in files_of(tmp_path).items() if before[name] != time}
+    assert changed == {"shard-00000.safetensors", "shard-00000.json"}
+
+
+def test_damaged_shard_is_batched_as_it_was_while_the_budget_was_searched(
+    tmp_path, model, prompts, monkeypatch
+):
+    # Searching, the first shard has batches that no later collection would choose.
+    monkeypatch.setattr(batching, "CPU_BUDGETS", (16, 64))
+    collect_to(tmp_path, model, prompts, token_budget=None)
+    batches = json.loads((tmp_path / "shard-00000.json").read_text())["batches"]
+    assert len({len(rows) for rows in batches}) > 1
+    (tmp_path / "shard-00000.safetensors").unlink()
+    monkeypatch.setattr(collector, "run_in_batches", None)
+    collect_to(tmp_path, model, prompts, token_budget=None)
+    assert json.loads((tmp_path / "shard-00000.json").read_text())["batches"] == batches
+
+
+def test_token_budget_of_the_first_shard_serves_them_all(
+    tmp_path, model, prompts, two_prompts_a_shard, monkeypatch
+):
+    asked = []
+    run_in_batches = collector.run_in_batches
+
+    def spy(lengths, run, **options):
+        asked.append(options["token_budget"])
+        return run_in_batches(lengths, run, **options)
+
+    monkeypatch.setattr(collector, "run_in_batches", spy)
+    monkeypatch.setattr(batching, "CPU_BUDGETS", (64, 64))
+    collect_to(tmp_path, model, prompts, token_budget=None)
+    assert asked == [None, 64, 64, 64]
+    (tmp_path / "shard-00003.safetensors").unlink()
+    (tmp_path / "shard-00003.json").unlink()
+    collect_to(tmp_path, model, prompts, token_budget=None)
+    assert asked == [None, 64, 64, 64, 64]
+
+
+def test_only_one_shard_is_in_memory_at_a_time(
+    tmp_path, model, prompts, two_prompts_a_shard, monkeypatch
+):
+    alive = []
+    read_shard = collector.read_shard
+
+    def spy(*arguments, **options):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in references))
+        shard = read_shard(*arguments, **options)
+        references.append(weakref.ref(shard.values))
+        return shard
+
+    references = []
+    monkeypatch.setattr(collector, "read_shard", spy)
+    collect_to(tmp_path, model, prompts)
+    # The one before is still held by its name while the next is read.
+    assert max(alive) <= 1
+    assert len(references) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"token_budget": 50}, "  token_budget: 40 there, 50 here\n"),
+        ({"dtype": "bfloat16"}, "  dtype: float32 there, bfloat16 here\n"),
+        ({"system_prompt": "Be kind."}, "  chat_template.system_prompt: None there, Be kind. here"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, model, prompts, change, said):
+    collect_to(tmp_path, model, prompts)
+    with pytest.raises(RefusalLensError) as caught:
+        collect_to(tmp_path, model, prompts, **change)
+    assert said in str(caught.value)
+
+
+def test_other_prompts_are_refused_with_both_hashes(tmp_path, model, prompts):
+    collect_to(tmp_path, model, prompts)
+    other = ContrastSet.from_texts(HARMFUL, [*HARMLESS[:-1], "Lend money?"])
+    before = files_of(tmp_path)
+    with pytest.raises(RefusalLensError) as caught:
+        collect_to(tmp_path, model, other)
+    assert (
+        f"  prompts.harmless.sha256: {prompts.harmless.sha256} there, {other.harmless.sha256} here"
+    ) in str(caught.value)
+    assert files_of(tmp_path) == before
+
+
+def test_another_model_is_refused_with_both_names(tmp_path, model, prompts):
+    collect_to(tmp_path / "store", model, prompts)
+    save_checkpoint(tmp_path / "other-model", "llama")
+    other = load_model(tmp_path / "other-model", device="cpu")
+    with pytest.raises(RefusalLensError) as caught:
+        collect_to(tmp_path / "store", other, prompts)
+    names = (model.load_record.name, other.load_record.name)
+    assert f"  model.name: {names[0]} there, {names[1]} here\n" in str(caught.value)
+    assert "other-model" in names[1]
+
+
+def test_weights_edited_in_memory_are_another_model(tmp_path, checkpoint, prompts):
+    edited = load_model(checkpoint, device="cpu")
+    collect_to(tmp_path, edited, prompts)
+    with torch.no_grad():
+        edited.blocks[1].mlp.W_out.mul_(1.01)
+    with pytest.raises(RefusalLensError, match=r"model.weights_sample_sha256: \w+ there, \w+ here"):
+        collect_to(tmp_path, edited, prompts)
+
+
+def test_progress_counts_what_is_there_as_done(
+    tmp_path, model, prompts, two_prompts_a_shard, monkeypatch
+):
+    collect_to(tmp_path, model, prompts)
+    for name in ("shard-00001", "shard-00002"):
+        (tmp_path / f"{name}.json").unlink()
+    told = []
+    monkeypatch.setattr(
+        collector.ClassProgress, "advance", lambda self, done: told.append(dict(done))
+    )
+    collect_to(tmp_path, model, prompts, token_budget=40)
+    assert told[:2] == [{"harmful": 2, "harmless": 0}, {"harmful": 0, "harmless": 2}]
+    totals = {name: sum(done[name] for done in told) for name in ("harmful", "harmless")}
+    assert totals == {"harmful": 4, "harmless": 4}
+
+
+KILLS = """
+import json, os, signal, sys, traceback
+from pathlib import Path
+import torch
+torch.set_num_threads(1)  # the children are forks, and OpenMP's threads do not survive one
+from refusal_lens import reader, store
+from refusal_lens.collector import collect
+from refusal_lens.models import load_model
+from refusal_lens.prompts import ContrastSet
+
+checkpoint, folder, harmful, harmless = json.loads(sys.argv[1])
+store.SHARD_PROMPTS = 3
+model = load_model(checkpoint, device="cpu")
+prompts = ContrastSet.from_texts(harmful, harmless)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_at(owner, name, moment, *, is_before):
+    original, seen = getattr(owner, name), [0]
+    def wrapped(*arguments, **options):
+        seen[0] += 1
+        if seen[0] == moment and is_before:
+            die()
+        result = original(*arguments, **options)
+        if seen[0] == moment:
+            die()
+        return result
+    setattr(owner, name, wrapped)
+
+def tear(moment):
+    # The kill finds a file half written.
+    original, seen = os.fsync, [0]
+    def wrapped(handle):
+        seen[0] += 1
+        if seen[0] == moment:
+            os.truncate(handle, os.fstat(handle).st_size // 2)
+            die()
+        original(handle)
+    os.fsync = wrapped
+
+KINDS = {
+    "in the middle of a file": tear,
+    "before a file is in place": lambda n: kill_at(Path, "replace", n, is_before=True),
+    "after a file is in place": lambda n: kill_at(Path, "replace", n, is_before=False),
+    "between batches": lambda n: kill_at(reader, "make_pool", n, is_before=False),
+}
+
+def in_child(prepare, place):
+    child = os.fork()
+    if child == 0:
+        try:
+            prepare()
+            collect(model, prompts, "resid_post", ["last", "mean"], token_budget=40,
+                    folder=place, resume=True, show_progress=False)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+outcomes = {"uninterrupted": in_child(lambda: None, Path(folder, "uninterrupted"))}
+for kind, prepare in KINDS.items():
+    for moment in range(1, 100):
+        name = f"{kind} {moment}"
+        status = in_child(lambda: prepare(moment), Path(folder, name))
+        if status == 0:
+            break  # it ended before that moment came
+        outcomes[name] = [status, in_child(lambda: None, Path(folder, name))]
+print(json.dumps(outcomes))
+"""
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
+    arguments = json.dumps([str(checkpoint), str(tmp_path), HARMFUL, HARMLESS])
+    script = subprocess.run(
+        [sys.executable, "-c", KILLS, arguments], capture_output=True, text=True, check=False
+    )
+    assert script.returncode == 0, script.stderr
+    outcomes = json.loads(script.stdout)
+    assert outcomes.pop("uninterrupted") == 0
+    expected = store.load_activations(tmp_path / "uninterrupted")
+    # Three shards with their records, and the manifest when it begins and when it ends.
+    for kind in ("in the middle of a", "before a", "after a"):
+        assert sum(name.startswith(kind) for name in outcomes) == 8
+    assert sum(name.startswith("between batches") for name in outcomes) >= 4
+    for name, statuses in outcomes.items():
+        assert statuses == [-signal.SIGKILL, 0], (name, script.stderr)
+        resumed = store.load_activations(tmp_path / name)
+        assert torch.equal(resumed.values, expected.values), name
+        assert torch.equal(resumed.is_harmful, expected.is_harmful), name
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            path.name for path in (tmp_path / "uninterrupted").iterdir()
+        }, name

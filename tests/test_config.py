@@ -173,7 +173,9 @@ refusal: {phrases: [a, ' ', 3]}
     [
         ("model.n_devices=0", "needs to be greater than or equal to 1"),
         ("collect.token_budget=0", "needs to be greater than or equal to 1"),
+        ("collect.dtype=int8", "needs to be 'float32', 'bfloat16' or 'float16'"),
         ("directions.clip_quantile=0", "needs to be greater than 0"),
+        ("directions.hook_points=[]", "needs at least 1 item"),
         ("directions.clip_quantile=.nan", "needs to be less than or equal to 1"),
         ("validation.n_folds=1", "needs to be greater than or equal to 2"),
         ("validation.n_folds=2.5", "needs to be a whole number"),

@@ -15,6 +15,7 @@ import torch
 from conftest import REPOSITORY
 from typer.testing import CliRunner
 
+from refusal_lens import store
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.cli import app
 
@@ -92,7 +93,8 @@ def test_stages_one_at_a_time_give_what_the_run_gave(default_run, tmp_path):
     printed = invoke("fit", staged.path)
     invoke("plot", staged.path)
     assert "Best layer: " in printed
-    assert staged.separation_path.read_text() == whole.separation_path.read_text()
+    # Each found its own token budget: other batches differ in their last bits.
+    pd.testing.assert_frame_equal(staged.read_separation(), whole.read_separation(), rtol=1e-4)
     assert {path.name for path in staged.path.iterdir()} == {
         path.name for path in whole.path.iterdir()
     }
@@ -106,6 +108,21 @@ def test_another_clip_needs_no_new_forward_pass(default_run, tmp_path):
     assert refit.read_config().directions.clip_quantile is None
     assert refit.read_directions().clip_quantile is None
     assert refit.separation_path.read_text() != first.separation_path.read_text()
+
+
+def test_subset_of_layers_needs_no_new_forward_pass(default_run, tmp_path):
+    folder = tmp_path / "refit"
+    subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
+    printed = invoke("fit", folder, "--set", 'directions.hook_points=["resid_post:2-4"]')
+    assert "Valid layers: 3/3" in printed
+    refit, first = RunFolder(folder).read_separation(), default_run[0].read_separation()
+    shared = first[first.layer.isin([2, 3, 4])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        refit[["hook_point", "separation_in_sample"]],
+        shared[["hook_point", "separation_in_sample"]],
+    )
+    printed = invoke("fit", folder, "--set", "directions.hook_points=[attn_out]", exit_code=2)
+    assert "holds only what was collected. Hook point blocks.0.hook_attn_out" in printed
 
 
 def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_path):
@@ -164,6 +181,95 @@ def test_prompt_file_with_a_mistake_is_named_with_its_line(tmp_path):
 
 def test_stage_on_a_folder_that_is_no_run(tmp_path):
     assert "is not a run folder" in invoke("fit", tmp_path, exit_code=2)
+
+
+def test_run_folder_is_not_overwritten(default_run):
+    folder = default_run[0].path
+    printed = invoke("run", "--output", folder, exit_code=2)
+    assert f"{folder} holds a run already. Go on with it by --resume" in printed
+
+
+def test_resume_needs_a_folder():
+    assert "Add --output RUN." in invoke("run", "--resume", exit_code=2)
+
+
+def test_resumed_run_keeps_what_is_there(default_run, tmp_path):
+    first = default_run[0].path
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", first, folder], check=True)
+    (folder / "separation.csv").unlink()
+    kept = ("refusal.json", "provenance.json", "activations/shard-00000.safetensors")
+    before = [(folder / name).stat().st_mtime_ns for name in kept]
+    printed = invoke("run", "--resume", "--output", folder)
+    assert [(folder / name).stat().st_mtime_ns for name in kept] == before
+    assert (folder / "separation.csv").read_text() == (first / "separation.csv").read_text()
+    assert "Does the model refuse?" in printed
+    assert "Best layer: " in printed
+
+
+def test_resume_with_other_settings_says_which(default_run):
+    folder = default_run[0].path
+    options = ("--position", "last", "--set", "collect.token_budget=99")
+    printed = invoke("collect", "--resume", "--output", folder, *options, exit_code=2)
+    assert f"{folder} was begun with other settings:" in printed
+    assert "collect.positions: ['last', 'mean'] there, ['last'] here" in printed
+    assert "collect.token_budget: None there, 99 here" in printed
+    assert "collect.hook_points" not in printed
+
+
+def test_prompt_file_that_changed_since_is_refused(default_run, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("\n".join(f"How do I paint door {number}?" for number in range(40)))
+    folder = tmp_path / "run"
+    invoke("collect", "--harmless", mine, "--output", folder, "--hook-point", "resid_post:1")
+    before = (folder / "prompts.json").read_text()
+    mine.write_text(mine.read_text().replace("door 7?", "wall 7?"))
+    printed = invoke("collect", "--resume", "--output", folder, exit_code=2)
+    assert "was begun with other prompts:" in printed
+    assert re.search(
+        r"harmless: 40 prompts \(sha256 \w{8}\) there, 40 prompts \(sha256 \w{8}\) here", printed
+    )
+    assert (folder / "prompts.json").read_text() == before
+
+
+SLOW_SHARDS = """
+import time
+from refusal_lens import store
+store.SHARD_PROMPTS = 16
+write_shard = store.Store.write_shard
+def slowly(*arguments, **options):
+    write_shard(*arguments, **options)
+    time.sleep(0.1)
+store.Store.write_shard = slowly
+from refusal_lens.cli import main
+main()
+"""
+
+
+def test_killed_collection_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    options = ["collect", "--hook-point", "resid_post:0-2", "--set", "collect.token_budget=512"]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_SHARDS, *options, "--output", str(killed)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    while not (killed / "activations/shard-00002.json").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    process.stderr.close()
+    n_done = len(list((killed / "activations").glob("*.safetensors")))
+    printed = invoke("fit", killed, exit_code=2)
+    assert "is not finished: it has " in printed
+    invoke("collect", "--resume", "--output", killed)
+    monkeypatch.setattr(store, "SHARD_PROMPTS", 16)
+    invoke(*options, "--output", tmp_path / "whole")
+    whole = RunFolder(tmp_path / "whole")
+    assert torch.equal(RunFolder(killed).read_activations().values, whole.read_activations().values)
+    n_shards = len(list(whole.activations_path.glob("*.safetensors")))
+    assert 3 <= n_done < n_shards
 
 
 def test_help_answers_quickly():

@@ -1,0 +1,231 @@
+"""The files of a store: safetensors shards, the records that make them count, the manifest.
+
+Knows how files are written whole or not at all, and how each is laid out. Does not know which
+shards belong together.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from refusal_lens.errors import RefusalLensError
+
+FORMAT = "refusal-lens activations 2"
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NAMES_IN_FILE = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.bool: "BOOL",
+}
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; put it in its place when the block ends well.
+
+    A reader sees the old file or the new one, never half of one, also after a crash.
+
+    Example:
+        >>> with write_whole(tmp_path / "a.txt") as file:
+        ...     _ = file.write_text("whole")
+        >>> (tmp_path / "a.txt").read_text()
+        'whole'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Return where a shard is kept."""
+    return folder / f"shard-{index:05d}.safetensors"
+
+
+def record_path(shard: Path) -> Path:
+    """Return where a shard's record is kept: its size and checksum, and how it was batched."""
+    return shard.with_suffix(".json")
+
+
+def write_shard_file(
+    path: Path, tensors: Mapping[str, Tensor], batches: Sequence[Sequence[int]] | None = None
+) -> None:
+    """Write a shard, then its record: what is written last makes the shard count.
+
+    Args:
+        path: The shard.
+        tensors: What goes into it, in this order.
+        batches: The rows of each batch that it was collected in.
+    """
+    with write_whole(path) as temporary:
+        record = write_safetensors(temporary, tensors)
+    with write_whole(record_path(path)) as temporary:
+        temporary.write_text(json.dumps({**record, "batches": batches}), encoding="utf-8")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write a safetensors file, and return its size and checksum.
+
+    The safetensors library sorts tensors by name (layer 10 before layer 2) and gives no checksum.
+    Here they keep their order, so that hook points of one shard can be mapped into memory as one
+    tensor, and the checksum is taken of what goes out, not of what came to lie on the disk.
+
+    Source:
+        https://github.com/huggingface/safetensors#format
+    """
+    header, start = {}, 0
+    for name, tensor in tensors.items():
+        place = [start, start + tensor.nbytes]
+        dtype, shape = NAMES_IN_FILE[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": place}
+        start += tensor.nbytes
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    checksum = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (len(encoded).to_bytes(8, "little"), encoded):
+            file.write(part)
+            checksum.update(part)
+        for tensor in tensors.values():
+            data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+            file.write(data)
+            checksum.update(data)
+    return {"n_bytes": 8 + len(encoded) + start, "sha256": checksum.hexdigest()}
+
+
+def read_record(shard: Path) -> dict[str, Any] | None:
+    """Read a shard's record; None where there is none that can be read."""
+    try:
+        record = json.loads(record_path(shard).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and {"n_bytes", "sha256"} <= set(record) else None
+
+
+def find_fault(shard: Path, *, with_checksum: bool = True) -> str | None:
+    """Say what is wrong with a shard; None if it is what was written.
+
+    Args:
+        shard: The shard.
+        with_checksum: Read all of it; without, only its size is compared.
+    """
+    record = read_record(shard)
+    if not shard.is_file():
+        return "is missing"
+    if record is None:
+        return "has no readable record of its checksum"
+    n_bytes = shard.stat().st_size
+    if n_bytes != record["n_bytes"]:
+        return f"has {n_bytes} bytes instead of {record['n_bytes']}"
+    if with_checksum and file_sha256(shard) != record["sha256"]:
+        return "is not what was written (its checksum differs)"
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[Any]:
+    """Open a shard for reading; its tensors are mapped, and read when they are touched."""
+    try:
+        file = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise RefusalLensError(f"{path} is not a safetensors file: {error}.") from error
+    with file as opened:
+        yield opened
+
+
+def map_values(path: Path) -> Float[Tensor, "n_prompts n_hook_points n_positions d_model"]:
+    """Map all hook points of a float32 shard as one tensor, without reading or copying them."""
+    with path.open("rb") as file:
+        n_header = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(n_header))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "is_harmful"]
+    n_prompts, n_positions, d_model = shapes[0]
+    storage: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    row = n_positions * d_model
+    return torch.empty(0).set_(
+        storage,
+        (8 + n_header) // 4,
+        (n_prompts, len(shapes), n_positions, d_model),
+        (row, n_prompts * row, d_model, 1),
+    )
+
+
+def to_dtype(
+    values: Float[Tensor, "n_prompts n_positions d_model"], dtype: str, hook_point: str
+) -> Tensor:
+    """Convert one hook point's activations to the dtype they are stored in.
+
+    Raises:
+        RefusalLensError: They are too large for float16.
+    """
+    stored = values.to(DTYPES[dtype])
+    if dtype == "float16" and not torch.equal(stored.isfinite(), values.isfinite()):
+        raise RefusalLensError(
+            f"float16 ends at 65504, but {hook_point} has activations up to "
+            f"{values.abs().max():.0f}. Store them with collect.dtype bfloat16 or float32."
+        )
+    return stored
+
+
+def manifest_path(folder: Path) -> Path:
+    """Return where a store's manifest is kept."""
+    return folder / "manifest.json"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read what a store says of itself.
+
+    Raises:
+        RefusalLensError: There is none, or none that this version can read.
+    """
+    path = manifest_path(folder)
+    if not path.is_file():
+        raise RefusalLensError(
+            f"{folder} holds no activations (no manifest.json). "
+            "Collect them first: refusal-lens collect."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RefusalLensError(
+            f"{path} is not what was written: {error}. Remove {folder} and collect again."
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise RefusalLensError(
+            f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT!r}. "
+            f"Remove {folder} and collect again."
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write what a store says of itself."""
+    manifest = {"format": FORMAT, **manifest}
+    with write_whole(manifest_path(folder)) as file:
+        file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
