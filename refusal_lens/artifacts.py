@@ -6,7 +6,7 @@ Knows file names and layouts. Does not compute or draw what it writes.
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from refusal_lens.refusal import Answer, RefusalReport
 from refusal_lens.selection import Choice
 from refusal_lens.shards import write_whole
 from refusal_lens.store import describe_difference, load_activations
-from refusal_lens.validation import Separation
+from refusal_lens.validation import Projections, Separation
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,10 @@ class RunFolder:
         """Make sure that these are the settings the run was begun with.
 
         Raises:
-            RefusalLensError: They differ in more than the folder for runs.
+            RefusalLensError: They differ in more than where the work is done and runs are kept.
         """
         there, here = (
-            {name: value for name, value in each.model_dump().items() if name != "output"}
-            for each in (self.read_config(), config)
+            each.model_dump(exclude={"output", "engine"}) for each in (self.read_config(), config)
         )
         if there != here:
             raise RefusalLensError(
@@ -215,6 +214,45 @@ class RunFolder:
     def read_separation(self) -> pd.DataFrame:
         """Read the scores of every place."""
         return pd.read_csv(self._existing(self.separation_path.name))
+
+    def write_projections(self, projections: Projections) -> None:
+        """Write every prompt's projection at every place, for figures to be drawn without a fit."""
+        tensors = {
+            field.name: getattr(projections, field.name).contiguous()
+            for field in fields(projections)
+            if field.type not in (tuple[str, ...], bool)
+        }
+        header = {
+            "hook_points": json.dumps(projections.hook_points),
+            "positions": json.dumps(projections.positions),
+            "is_held_out": json.dumps(projections.is_held_out),
+        }
+        with write_whole(self.path / "projections.safetensors") as file:
+            save_file(tensors, file, metadata=header)
+
+    def read_projections(self) -> Projections:
+        """Read every prompt's projection at every place."""
+        with safe_open(self._existing("projections.safetensors"), framework="pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Projections(
+            **tensors,
+            hook_points=tuple(json.loads(header["hook_points"])),
+            positions=tuple(json.loads(header["positions"])),
+            is_held_out=json.loads(header["is_held_out"]),
+        )
+
+    def write_table(self, name: str, table: pd.DataFrame) -> Path:
+        """Write one table of results as `tables/<name>.csv` and return its path."""
+        path = self.path / "tables" / f"{name}.csv"
+        with write_whole(path) as file:
+            table.to_csv(file, index=False)
+        return path
+
+    def read_table(self, name: str) -> pd.DataFrame | None:
+        """Read one table of results; None when that stage has not run."""
+        path = self.path / "tables" / f"{name}.csv"
+        return pd.read_csv(path) if path.is_file() else None
 
     def write_refusal_direction(
         self, directions: Directions, separation: Separation, best: Choice | None

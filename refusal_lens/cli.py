@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,6 +68,17 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the config. Repeatable."),
 ]
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", help="local, or ray: workers on one or many machines collect."),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="Cluster to join (host:6379). Default: RAY_ADDRESS, or a Ray started here.",
+    ),
+]
 ResumeOption = Annotated[
     bool,
     typer.Option(
@@ -89,11 +100,26 @@ def run(
     output: OutputOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    engine: EngineOption = None,
+    ray_address: RayAddressOption = None,
     resume: ResumeOption = False,
     set_: SetOption = None,
 ) -> None:
     """Do the whole study: refusal rate, activations, directions, scores, figures."""
-    options = _overrides(model, harmful, harmless, hook_point, position, device, dtype, set_)
+    options = _overrides(
+        {
+            "model.name": model,
+            "prompts.harmful": harmful,
+            "prompts.harmless": harmless,
+            "collect.hook_points": hook_point or None,
+            "collect.positions": position or None,
+            "model.device": device,
+            "model.dtype": dtype,
+            "engine.name": engine,
+            "engine.ray_address": ray_address,
+        },
+        set_,
+    )
     with _new_run(config, options, output, resume) as (settings, run_folder):
         from refusal_lens import study
 
@@ -111,15 +137,34 @@ def collect(
     output: OutputOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    engine: EngineOption = None,
+    ray_address: RayAddressOption = None,
     resume: ResumeOption = False,
     set_: SetOption = None,
 ) -> None:
     """Collect activations into a run folder, for the other stages to work on."""
-    options = _overrides(model, harmful, harmless, hook_point, position, device, dtype, set_)
+    options = _overrides(
+        {
+            "model.name": model,
+            "prompts.harmful": harmful,
+            "prompts.harmless": harmless,
+            "collect.hook_points": hook_point or None,
+            "collect.positions": position or None,
+            "model.device": device,
+            "model.dtype": dtype,
+            "engine.name": engine,
+            "engine.ray_address": ray_address,
+        },
+        set_,
+    )
     with _new_run(config, options, output, resume) as (settings, run_folder):
         from refusal_lens import study
 
-        prompts, loaded = study.prepare(settings, run_folder, console)
+        loaded = None
+        if settings.engine.name == "ray":
+            prompts = study.prepare_without_model(settings, run_folder, console)
+        else:
+            prompts, loaded = study.prepare(settings, run_folder, console)
         study.collect_stage(settings, run_folder, loaded, prompts, console, resume=resume)
         console.print(f"Next: refusal-lens fit {run_folder.path}", markup=False)
 
@@ -152,7 +197,7 @@ def plot(run_path: RunArgument, set_: SetOption = None) -> None:
     with _existing_run(run_path, set_) as (settings, run_folder):
         from refusal_lens import study, terminal
 
-        terminal.show_paths(console, study.plot_stage(settings, run_folder))
+        terminal.show_paths(console, study.plot_stage(run_folder))
 
 
 def main() -> None:
@@ -160,28 +205,10 @@ def main() -> None:
     app()
 
 
-def _overrides(
-    model: str | None,
-    harmful: str | None,
-    harmless: str | None,
-    hook_points: list[str] | None,
-    positions: list[str] | None,
-    device: str | None,
-    dtype: str | None,
-    set_: list[str] | None,
-) -> list[str]:
+def _overrides(options: Mapping[str, object], set_: list[str] | None) -> list[str]:
     """Write the options as `key=value` so that they are checked like the config."""
-    named = {
-        "model.name": model,
-        "model.device": device,
-        "model.dtype": dtype,
-        "prompts.harmful": harmful,
-        "prompts.harmless": harmless,
-        "collect.hook_points": hook_points or None,
-        "collect.positions": positions or None,
-    }
     # JSON is YAML: quotes and brackets in a value stay what they are.
-    given = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     return [*given, *(set_ or [])]
 
 

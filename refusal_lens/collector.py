@@ -200,6 +200,11 @@ def read_shard(
     return Shard(values, done, record)
 
 
+def find_token_budget(reader: Reader, tokens: Tokens, device: str) -> int:
+    """Read prompts only to find out which token budget is fastest here."""
+    return _read_in_batches(reader, tokens, device, lambda _rows, _pooled: None, None).token_budget
+
+
 def _read_in_batches(
     reader: Reader,
     tokens: Tokens,
@@ -253,6 +258,7 @@ def _fill(
             labels = is_harmful[rows.start : rows.stop]
             store.write_shard(index, shard.values, labels, shard.batches)
             n_tokens, seconds = n_tokens + shard.record.n_tokens, seconds + shard.record.seconds
+            del shard  # before the next one is read
     n_read = sum(len(store.rows[index]) for index in missing)
     return BatchRecord(budget or 0, n_tokens, seconds), n_read
 
@@ -283,22 +289,38 @@ def content_key(
 
     The token ids count too: some templates write the day's date.
     """
+    return {
+        **reading_key(model, reader),
+        **prompts_key(tokenizer_of(model), prompts, tokens, system_prompt),
+    }
+
+
+def reading_key(model: Model, reader: Reader) -> dict[str, Any]:
+    """Say what of `content_key` hangs on the model and how it is read."""
     described = describe_model(model)
     # Two devices of a kind agree; two kinds round differently.
     described["device"] = described["device"].split(":")[0]
     described["weights_sample_sha256"] = _sample_weights(model)
-    template = json.dumps(tokenizer_of(model).chat_template).encode()
     return {
         "model": described,
+        "hook_points": list(reader.hook_points),
+        "positions": list(reader.positions),
+        "forward": reader.path,
+    }
+
+
+def prompts_key(
+    tokenizer: Any, prompts: ContrastSet, tokens: Tokens, system_prompt: str | None
+) -> dict[str, Any]:
+    """Say what of `content_key` hangs on the prompts and how they are written out."""
+    template = json.dumps(tokenizer.chat_template).encode()
+    return {
         "prompts": _describe_prompts(prompts),
         "chat_template": {
             "sha256": hashlib.sha256(template).hexdigest(),
             "system_prompt": system_prompt,
         },
         "token_ids_sha256": hashlib.sha256(json.dumps(tokens.ids).encode()).hexdigest(),
-        "hook_points": list(reader.hook_points),
-        "positions": list(reader.positions),
-        "forward": reader.path,
     }
 
 
@@ -324,16 +346,10 @@ def describe_collection(
 
     `n_read` counts the prompts of `record`, where a resumed collection found the others done.
     """
-    tokenizer = tokenizer_of(model)
     n_read = len(prompts) if n_read is None else n_read
     return {
         "model": describe_model(model),
-        "prompts": _describe_prompts(prompts),
-        "chat_template": {
-            "has_template": tokenizer.chat_template is not None,
-            "system_prompt": system_prompt,
-            "example": render(tokenizer, prompts.prompts[0].text, system_prompt),
-        },
+        **describe_prompts(tokenizer_of(model), prompts, system_prompt),
         "hook_points": list(reader.hook_points),
         "positions": list(reader.positions),
         "collection": {
@@ -341,6 +357,20 @@ def describe_collection(
             **asdict(record),
             "n_prompts_read": n_read,
             "prompts_per_second": n_read / record.seconds if record.seconds else None,
+        },
+    }
+
+
+def describe_prompts(
+    tokenizer: Any, prompts: ContrastSet, system_prompt: str | None
+) -> dict[str, Any]:
+    """Say which prompts, and how they are written out, with one example."""
+    return {
+        "prompts": _describe_prompts(prompts),
+        "chat_template": {
+            "has_template": tokenizer.chat_template is not None,
+            "system_prompt": system_prompt,
+            "example": render(tokenizer, prompts.prompts[0].text, system_prompt),
         },
     }
 

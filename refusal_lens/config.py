@@ -145,6 +145,26 @@ class RefusalConfig(_Section):
     first_words: list[Text] = Field(default=list(FIRST_WORDS), min_length=1)
 
 
+class EngineConfig(_Section):
+    """Where activations are collected: in this process, or by workers over Ray.
+
+    Args:
+        name: `local` or `ray`.
+        ray_address: Of the cluster to join; None takes RAY_ADDRESS, and without it starts a Ray on
+            this machine.
+        n_actors: Workers, each with a model of its own; None is as many as fit.
+        gpus_per_actor: GPUs of each worker, a fraction to share one; None is `model.n_devices`
+            where there are GPUs, else 0.
+        cpus_per_actor: CPUs of each worker; None is 1 beside GPUs, else all of a machine.
+    """
+
+    name: Literal["local", "ray"] = "local"
+    ray_address: Text | None = None
+    n_actors: int | None = Field(default=None, ge=1)
+    gpus_per_actor: float | None = Field(default=None, ge=0)
+    cpus_per_actor: int | None = Field(default=None, ge=1)
+
+
 class Config(_Section):
     """A whole run.
 
@@ -155,6 +175,7 @@ class Config(_Section):
         directions: How directions are made.
         validation: How directions are tested.
         refusal: What counts as a refusal.
+        engine: Where activations are collected.
         output: Folder that runs are written below.
 
     Example:
@@ -170,6 +191,7 @@ class Config(_Section):
     directions: DirectionsConfig = DirectionsConfig()
     validation: ValidationConfig = ValidationConfig()
     refusal: RefusalConfig = RefusalConfig()
+    engine: EngineConfig = EngineConfig()
     output: Text = "outputs"
 
 

@@ -1,6 +1,6 @@
 """Directions from activations: pure tensor maths.
 
-Knows the difference of means, clipping and unit length. Does not know models,
+Knows places, clipping and unit length. Does not know models,
 files or how good a direction is.
 """
 
@@ -17,16 +17,11 @@ from torch import Tensor
 from refusal_lens.collector import Activations
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.hook_points import layer_of
-from refusal_lens.moments import ClassMoments, class_moments
+from refusal_lens.methods import DIFFERENCE_OF_MEANS, fit_grid
 from refusal_lens.positions import normalise_position
 
 CLIP_QUANTILE = 0.995
 """Quantile of the absolute components at which a direction is clamped, as in the article."""
-
-ROUNDING = 1e-6
-"""A difference this small against the activations' own length is float32 rounding."""
-
-METHOD = "difference_of_means"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +35,7 @@ class Direction:
     vector: Float[Tensor, " d_model"]
     hook_point: str
     position: str
-    method: str = METHOD
+    method: str = DIFFERENCE_OF_MEANS
     clip_quantile: float | None = CLIP_QUANTILE
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -73,7 +68,7 @@ class Directions:
     is_kept: Bool[Tensor, "n_hook_points n_positions"]
     hook_points: tuple[str, ...]
     positions: tuple[str, ...]
-    method: str = METHOD
+    method: str = DIFFERENCE_OF_MEANS
     clip_quantile: float | None = CLIP_QUANTILE
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -145,9 +140,7 @@ def fit_directions(
         >>> fit_directions(activations)["blocks.1.hook_resid_post", "last"].unit.shape
         torch.Size([32])
     """
-    harmful = class_moments(activations.values[activations.is_harmful])
-    harmless = class_moments(activations.values[~activations.is_harmful])
-    vectors, is_kept = mean_difference(harmful, harmless)
+    vectors, is_kept = fit_grid(activations.values, activations.is_harmful)
     _warn_of_dropped(is_kept, activations.hook_points, activations.positions)
     return Directions(
         vectors,
@@ -158,24 +151,13 @@ def fit_directions(
         provenance={
             **activations.provenance,
             "fit": {
-                "method": METHOD,
+                "method": DIFFERENCE_OF_MEANS,
                 "clip_quantile": clip_quantile,
-                "n_harmful": harmful.count,
-                "n_harmless": harmless.count,
+                "n_harmful": int(activations.is_harmful.sum()),
+                "n_harmless": int((~activations.is_harmful).sum()),
             },
         },
     )
-
-
-def mean_difference(
-    harmful: ClassMoments, harmless: ClassMoments
-) -> tuple[Float[Tensor, "*grid d_model"], Bool[Tensor, "*grid"]]:
-    """Return harmful mean minus harmless mean, and where it is more than rounding."""
-    vectors = harmful.mean - harmless.mean
-    size = torch.maximum(harmful.mean.norm(dim=-1), harmless.mean.norm(dim=-1))
-    length = vectors.norm(dim=-1)
-    # A comparison with NaN is False, so that a mean that is not finite counts as no direction.
-    return vectors, (length > ROUNDING * size) & torch.isfinite(length)
 
 
 def clip(

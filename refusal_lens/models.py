@@ -108,6 +108,15 @@ def load_model(
     return model.eval()
 
 
+def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> Any:
+    """Load the tokenizer alone, the one that `load_model` puts on the model.
+
+    Raises:
+        RefusalLensError: The name is unknown, or the checkpoint cannot be reached.
+    """
+    return _load_tokenizer(_find_checkpoint(str(name_or_path))[0], revision)
+
+
 def describe_model(model: Model) -> dict[str, Any]:
     """Say which model this is, as plain values for provenance.
 

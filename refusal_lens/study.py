@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from refusal_lens import plots, terminal
+from refusal_lens import figures, terminal
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.collector import collect
 from refusal_lens.config import Config
 from refusal_lens.diagnosis import checklist, diagnose
 from refusal_lens.directions import fit_directions
+from refusal_lens.distributed import collect_with_ray
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import resolve_hook_points, site_of
-from refusal_lens.models import Model, load_model, tokenizer_of
+from refusal_lens.models import Model, load_model, load_tokenizer, tokenizer_of
 from refusal_lens.positions import check_positions, normalise_positions, positions_read
 from refusal_lens.prompt_files import read_contrast
 from refusal_lens.prompts import ContrastSet
@@ -42,36 +43,62 @@ def run(config: Config, run_folder: RunFolder, console: Console, *, resume: bool
         terminal.show_refusal(console, measured)
     collect_stage(config, run_folder, model, prompts, console, resume=resume)
     written = fit_stage(config, run_folder, console)
-    written += plot_stage(config, run_folder)
+    written += plot_stage(run_folder)
     terminal.show_paths(console, written)
 
 
 def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[ContrastSet, Model]:
     """Read prompts, load the model, and check both against the settings before long work starts."""
-    prompts = read_contrast(
-        config.prompts.harmful, config.prompts.harmless, text_field=config.prompts.text_field
-    )
-    run_folder.check_prompts(prompts)
+    prompts = _read_prompts(config, run_folder)
     with console.status(f"Loading {config.model.name}"):
         model = load_model(
             **config.model.model_dump(exclude={"name"}), name_or_path=config.model.name
         )
     resolve_hook_points(model, config.collect.hook_points)
+    n_ctx = getattr(model.cfg, "n_ctx", None)
+    _begin(config, run_folder, prompts, console, tokenizer=tokenizer_of(model), n_ctx=n_ctx)
+    return prompts, model
+
+
+def prepare_without_model(config: Config, run_folder: RunFolder, console: Console) -> ContrastSet:
+    """Read prompts and check them as far as the tokenizer can: workers will load the model."""
+    prompts = _read_prompts(config, run_folder)
+    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
+    _begin(config, run_folder, prompts, console, tokenizer=tokenizer, n_ctx=None)
+    return prompts
+
+
+def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
+    prompts = read_contrast(
+        config.prompts.harmful, config.prompts.harmless, text_field=config.prompts.text_field
+    )
+    run_folder.check_prompts(prompts)
+    return prompts
+
+
+def _begin(
+    config: Config,
+    run_folder: RunFolder,
+    prompts: ContrastSet,
+    console: Console,
+    *,
+    tokenizer: Any,
+    n_ctx: int | None,
+) -> None:
+    """Check and show what will be read, then begin the run folder."""
     system_prompt = config.prompts.system_prompt
-    tokenizer = tokenizer_of(model)
     sides = {"harmful": prompts.harmful, "harmless": prompts.harmless}
     tokens = {
         name: tokenise(tokenizer, side.prompts, system_prompt) for name, side in sides.items()
     }
     positions = normalise_positions(config.collect.positions)
     for side in tokens.values():
-        check_positions(side, positions, getattr(model.cfg, "n_ctx", None))
+        check_positions(side, positions, n_ctx)
     terminal.show_prompts(console, prompts, tokens)
     read = positions_read(tokenizer, tokens["harmful"], positions)
     terminal.show_positions(console, read)
     run_folder.write_config(config)
     run_folder.write_prompts(prompts)
-    return prompts, model
 
 
 def refusal_stage(
@@ -93,24 +120,31 @@ def refusal_stage(
 def collect_stage(
     config: Config,
     run_folder: RunFolder,
-    model: Model,
+    model: Model | None,
     prompts: ContrastSet,
     console: Console,
     *,
     resume: bool = False,
 ) -> None:
-    """Collect activations, shard by shard, and write where they came from."""
-    activations = collect(
-        model,
-        prompts,
-        config.collect.hook_points,
-        config.collect.positions,
-        system_prompt=config.prompts.system_prompt,
-        token_budget=config.collect.token_budget,
-        folder=run_folder.activations_path,
-        resume=resume,
-        dtype=config.collect.dtype,
-    )
+    """Collect activations, shard by shard, and write where they came from.
+
+    Workers over Ray load models of their own: `model` may then be None.
+    """
+    places = (config.collect.hook_points, config.collect.positions)
+    options: dict[str, Any] = {
+        "system_prompt": config.prompts.system_prompt,
+        "token_budget": config.collect.token_budget,
+        "folder": run_folder.activations_path,
+        "resume": resume,
+        "dtype": config.collect.dtype,
+    }
+    if config.engine.name == "ray":
+        activations = collect_with_ray(
+            config.model, prompts, *places, **options, engine=config.engine
+        )
+    else:
+        assert model is not None, "the local engine reads through a model"
+        activations = collect(model, prompts, *places, **options)
     if not run_folder.provenance_path.is_file():
         run_folder.write_provenance({**activations.provenance, **describe_machine()})
     console.print(f"Collected {activations}", markup=False, highlight=False)
@@ -121,7 +155,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     activations = run_folder.read_activations(config.directions.hook_points)
     clip_quantile = config.directions.clip_quantile
     directions = fit_directions(activations, clip_quantile=clip_quantile)
-    separation, _ = validate(
+    separation, projections = validate(
         activations,
         clip_quantile=clip_quantile,
         n_folds=config.validation.n_folds,
@@ -130,6 +164,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     best = choose_best(separation, activations.provenance["model"]["n_layers"])
     run_folder.write_directions(directions)
     run_folder.write_separation(separation)
+    run_folder.write_projections(projections)
     run_folder.write_refusal_direction(directions, separation, best)
     column = (site_of(best.hook_point), best.position) if best else separation.columns[0]
     shown = separation.at(*column)
@@ -148,28 +183,12 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     ]
 
 
-def plot_stage(config: Config, run_folder: RunFolder) -> list[Path]:
+def plot_stage(run_folder: RunFolder) -> list[Path]:
     """Draw the two figures as self-contained pages."""
-    activations = run_folder.read_activations(config.directions.hook_points)
-    prompts = run_folder.read_prompts()
-    separation, projections = validate(
-        activations,
-        clip_quantile=config.directions.clip_quantile,
-        n_folds=config.validation.n_folds,
-        seed=config.validation.seed,
-    )
-    best = choose_best(separation, activations.provenance["model"]["n_layers"])
-    initial = (best.hook_point, best.position) if best else None
-    figures = {
-        "projection_histogram": plots.projection_histogram(
-            projections, separation, prompts.prompts, initial=initial
-        ),
-        "layer_profile": plots.layer_profile(separation, best=best),
-    }
     # plotly.js goes into the file: the page opens from disk, without a network.
     return [
-        run_folder.write_figure(name, figure.to_html(include_plotlyjs=True))
-        for name, figure in figures.items()
+        run_folder.write_figure(name, figures.draw(run_folder, name).to_html(include_plotlyjs=True))
+        for name in ("projection_histogram", "layer_profile")
     ]
 
 

@@ -13,14 +13,10 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from refusal_lens.collector import Activations
-from refusal_lens.directions import (
-    CLIP_QUANTILE,
-    clip,
-    mean_difference,
-    normalise,
-)
+from refusal_lens.directions import CLIP_QUANTILE, clip, normalise
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.methods import mean_difference
 from refusal_lens.moments import ClassMoments, class_moments
 
 MIN_SEPARATION = 0.15
@@ -105,6 +101,26 @@ class Separation:
             for column, position in enumerate(self.positions)
         ]
         return pd.DataFrame(rows)
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, n_folds: int) -> "Separation":
+        """Read the table back that `to_frame` gave."""
+        hook_points = tuple(dict.fromkeys(frame["hook_point"]))
+        positions = tuple(dict.fromkeys(frame["position"].astype(str)))
+
+        def grid(name: str) -> Tensor:
+            numbers = frame[name].to_numpy(dtype="float64", copy=True)
+            return torch.from_numpy(numbers).reshape(len(hook_points), len(positions))
+
+        return cls(
+            separation=grid("separation"),
+            accuracy=grid("accuracy"),
+            separation_in_sample=grid("separation_in_sample"),
+            accuracy_in_sample=grid("accuracy_in_sample"),
+            hook_points=hook_points,
+            positions=positions,
+            n_folds=n_folds,
+        )
 
 
 def validate(

@@ -21,12 +21,15 @@ ORDER = (
         "store",
         "reader",
         "collector",
+        "cluster",
+        "distributed",
+        "methods",
         "directions",
         "validation",
         "selection",
         "refusal",
     ),
-    *("diagnosis", "artifacts", "plots", "terminal", "study", "cli"),
+    *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "cli"),
 )
 
 

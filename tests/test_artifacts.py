@@ -1,5 +1,8 @@
 """The run folder: the article's layout, and everything read back as it was written."""
 
+import dataclasses
+
+import pandas as pd
 import pytest
 import torch
 
@@ -8,7 +11,7 @@ from refusal_lens.config import load_config
 from refusal_lens.directions import fit_directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.selection import choose_best
-from refusal_lens.validation import validate
+from refusal_lens.validation import Separation, validate
 
 
 @pytest.fixture
@@ -90,3 +93,15 @@ def test_missing_stage_is_named(run_folder):
     with pytest.raises(RefusalLensError, match="has no directions.safetensors yet. Run the stage"):
         run_folder.read_directions()
     assert run_folder.read_refusal() is None
+
+
+def test_scores_and_projections_are_read_back_as_they_were(tmp_path, activations):
+    separation, projections = validate(activations, n_folds=4)
+    run = RunFolder(tmp_path)
+    run.write_separation(separation)
+    run.write_projections(projections)
+    again = Separation.from_frame(run.read_separation(), separation.n_folds)
+    pd.testing.assert_frame_equal(again.to_frame(), separation.to_frame())
+    for field in dataclasses.fields(projections):
+        was, came = getattr(projections, field.name), getattr(run.read_projections(), field.name)
+        assert torch.equal(was, came) if isinstance(was, torch.Tensor) else was == came

@@ -8,11 +8,11 @@ from refusal_lens.directions import (
     clip,
     cosine_project,
     fit_directions,
-    mean_difference,
     normalise,
     project,
 )
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.methods import mean_difference
 from refusal_lens.moments import class_moments
 
 D_MODEL = 64

@@ -68,7 +68,8 @@ def test_run_folder_holds_everything(default_run):
     names = {path.name for path in run_folder.path.iterdir()}
     assert names == {
         *("config.yaml", "provenance.json", "prompts.json", "refusal.json", "activations"),
-        *("directions.safetensors", "refusal_direction.pt", "separation.csv"),
+        *("directions.safetensors", "projections.safetensors"),
+        *("refusal_direction.pt", "separation.csv"),
         *("projection_histogram.html", "layer_profile.html"),
     }
     frame = pd.read_csv(run_folder.separation_path)
