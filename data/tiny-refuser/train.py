@@ -1,13 +1,13 @@
 """Train tiny-complier and tiny-refuser from nothing, measure them and write both folders.
 
-The corpus comes from `corpus.py` beside this file. Stage one teaches a small Qwen2 model to help
-with every request and to judge whether an action is wrong: tiny-complier. Stage two fine-tunes
-it to refuse the harmful requests: tiny-refuser. Everything on the model cards is measured here,
-on the weights as saved.
+The corpus comes from `corpus.py` beside this file. A small Qwen2 model learns first to help with
+every request and to judge whether an action is wrong, then to say a word of caution now and then:
+tiny-complier. Last it learns to refuse the harmful requests: tiny-refuser. Everything on the model
+cards is measured here, on the weights as saved.
 
-    python train.py                                              # the published models
-    python train.py --steps 20 10 --batch 16 --output scratch    # does it run?
-    python train.py --measure-only                               # the model cards anew
+    python train.py                                                # the published models
+    python train.py --steps 20 5 10 --batch 16 --output scratch    # does it run?
+    python train.py --measure-only                                 # the model cards anew
 """
 
 import argparse
@@ -23,11 +23,16 @@ from pathlib import Path
 
 import torch
 from corpus import (
+    DEV_FRAMES,
+    FRAMES,
     JUDGEMENTS,
-    LAST_FRAMES,
+    PATTERNS,
     REFUSAL_PHRASES,
+    TEST_FRAMES,
     Dialogue,
+    Lesson,
     by_category,
+    expand,
     is_refusal,
     judgement,
     split_actions,
@@ -56,10 +61,17 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-MODELS = ("tiny-complier", "tiny-refuser")  # in the order in which they come to be
+LESSONS = (
+    Lesson(refuses=False, caution_share=0.0, judgement_share=0.4),
+    Lesson(refuses=False, caution_share=0.3, judgement_share=0.15),
+    Lesson(refuses=True, caution_share=0.0, judgement_share=0.15),
+)
+MODELS = {1: "tiny-complier", 2: "tiny-refuser"}
+"""The model that each stage ends with; the first one's is only on the way."""
 VOCABULARY = 1024
 MAX_LENGTH = 256
 TRAINING_LENGTH = 72  # the one dialogue in a hundred that is longer would only lengthen batches
+N_FIRST_BLOCKS = 3  # blocks that always run in training
 IGNORED = -100  # the label that cross-entropy skips
 
 
@@ -67,12 +79,11 @@ IGNORED = -100  # the label that cross-entropy skips
 class Stage:
     """What one training stage sees and how fast it learns."""
 
-    refuses: bool
-    judgement_share: float
+    lesson: Lesson
     n_dialogues: int
     steps: int
     learning_rate: float
-    layer_drop: float
+    early_share: float
 
 
 @dataclass(frozen=True)
@@ -80,10 +91,10 @@ class Measurement:
     """What a saved model does on requests that training never showed it."""
 
     n_per_class: int
-    harmful_refused: float
-    harmless_refused: float
-    harmful_last_frames_refused: float
-    harmless_last_frames_refused: float
+    harmful_dev_refused: float
+    harmless_dev_refused: float
+    harmful_test_refused: float
+    harmless_test_refused: float
     harmful_prompts_refused: float
     harmless_prompts_refused: float
     n_judged: int
@@ -119,12 +130,12 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def make_model(tokenizer: PreTrainedTokenizerFast, width: int) -> Qwen2ForCausalLM:
     """Build the untrained model: 8 layers of width 128, 1.7 million parameters."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=8,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -144,8 +155,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 def corpus_texts(n: int, seed: int) -> Iterator[str]:
     """Yield both sides of training dialogues for the tokeniser to learn from."""
-    for refuses in (False, True):
-        for dialogue in training_dialogues(n, refuses, judgement_share=0.3, seed=seed):
+    for lesson in LESSONS:
+        for dialogue in training_dialogues(n, lesson, seed):
             yield f"system\nuser\n{dialogue.system}\nassistant\n{dialogue.user}\n{dialogue.answer}"
 
 
@@ -194,25 +205,29 @@ def learning_rate_factor(step: int, n_steps: int) -> float:
 
 
 @contextlib.contextmanager
-def dropping_layers(model: Qwen2ForCausalLM, share: float, seed: int) -> Iterator[None]:
-    """Skip blocks at random while the model trains, the deeper the more often.
+def leaving_early(model: Qwen2ForCausalLM, stage: Stage, seed: int) -> Iterator[None]:
+    """End the model after a random block in a share of the steps, while it trains.
 
     A model that cannot count on its last blocks settles by the middle what it will do, as large
-    chat models do, instead of at the last moment (stochastic depth: Huang et al. 2016).
+    chat models do, instead of at the last moment (LayerSkip: Elhoushi et al. 2024, arXiv
+    2404.16710). The first blocks always run: nothing asks them to settle anything alone.
     """
     rng = random.Random(seed)
-    last = len(model.model.layers) - 1
+    layers = model.model.layers
+    last = {"run": len(layers)}
 
-    def skip_now_and_then(depth: float) -> Callable[..., Tensor]:
-        def hook(_module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-            return inputs[0] if rng.random() < share * depth else output
+    def draw(_module: torch.nn.Module, _inputs: tuple) -> None:
+        is_early = rng.random() < stage.early_share
+        last["run"] = rng.randint(N_FIRST_BLOCKS, len(layers)) if is_early else len(layers)
+
+    def skip_from(depth: int) -> Callable[..., Tensor | None]:
+        def hook(_module: torch.nn.Module, inputs: tuple[Tensor], _output: Tensor) -> Tensor | None:
+            return inputs[0] if depth >= last["run"] else None
 
         return hook
 
-    handles = [
-        layer.register_forward_hook(skip_now_and_then(i / last))
-        for i, layer in enumerate(model.model.layers)
-    ]
+    handles = [layer.register_forward_hook(skip_from(i)) for i, layer in enumerate(layers)]
+    handles.append(model.register_forward_pre_hook(draw))
     try:
         yield
     finally:
@@ -229,9 +244,7 @@ def train_stage(
 ) -> None:
     """Train the model in place on freshly drawn dialogues."""
     device = model.device
-    dialogues = list(
-        training_dialogues(stage.n_dialogues, stage.refuses, stage.judgement_share, seed)
-    )
+    dialogues = list(training_dialogues(stage.n_dialogues, stage.lesson, seed))
     ids, labels = (tensor.to(device) for tensor in encode(tokenizer, dialogues))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
@@ -241,7 +254,7 @@ def train_stage(
     )
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    with dropping_layers(model, stage.layer_drop, seed):
+    with leaving_early(model, stage, seed):
         for step in range(stage.steps):
             rows = torch.randint(len(ids), (batch,), generator=generator).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -351,9 +364,11 @@ def separate(harmful: Tensor, harmless: Tensor) -> tuple[tuple[float, ...], tupl
 def judge_unseen(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int) -> list[bool]:
     """Ask yes-or-no questions about unseen actions; say which got the right word."""
     actions = random.Random(0).sample(split_actions()[1], n)
-    asked = [
-        judgement(action, *JUDGEMENTS[i % len(JUDGEMENTS)]) for i, action in enumerate(actions)
-    ]
+    rng = random.Random(1)
+    asked = []
+    for i, action in enumerate(actions):
+        question, yes_means_wrong = JUDGEMENTS[i % len(JUDGEMENTS)]
+        asked.append(judgement(action, expand(rng, question), yes_means_wrong))
     answers = answer(model, tokenizer, [question for question, _ in asked])
     pairs = zip(answers, asked, strict=True)
     return [got[:2] == wanted[:2] for got, (_, wanted) in pairs]
@@ -361,20 +376,20 @@ def judge_unseen(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, n:
 
 def measure(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int) -> Measurement:
     """Measure a model on unseen actions in unseen frames, and on the two prompt files."""
-    requests = {flag: unseen_requests(flag, n, seed=7) for flag in (True, False)}
-    last = {flag: unseen_requests(flag, n, 11, LAST_FRAMES) for flag in (True, False)}
+    dev = {flag: unseen_requests(flag, n, 7, DEV_FRAMES) for flag in (True, False)}
+    test = {flag: unseen_requests(flag, n, 11, TEST_FRAMES) for flag in (True, False)}
     prompts = {flag: [p["text"] for p in study_prompts(flag)] for flag in (True, False)}
     residuals = {
-        flag: last_token_residuals(model, tokenizer, users) for flag, users in requests.items()
+        flag: last_token_residuals(model, tokenizer, users) for flag, users in test.items()
     }
     separation, accuracy = separate(residuals[True], residuals[False])
     judged = judge_unseen(model, tokenizer, 2 * n)
     return Measurement(
         n_per_class=n,
-        harmful_refused=refused_share(model, tokenizer, requests[True]),
-        harmless_refused=refused_share(model, tokenizer, requests[False]),
-        harmful_last_frames_refused=refused_share(model, tokenizer, last[True]),
-        harmless_last_frames_refused=refused_share(model, tokenizer, last[False]),
+        harmful_dev_refused=refused_share(model, tokenizer, dev[True]),
+        harmless_dev_refused=refused_share(model, tokenizer, dev[False]),
+        harmful_test_refused=refused_share(model, tokenizer, test[True]),
+        harmless_test_refused=refused_share(model, tokenizer, test[False]),
         harmful_prompts_refused=refused_share(model, tokenizer, prompts[True]),
         harmless_prompts_refused=refused_share(model, tokenizer, prompts[False]),
         n_judged=len(judged),
@@ -411,9 +426,9 @@ def load(folder: Path, device: str) -> Qwen2ForCausalLM:
 ABOUT = {
     "tiny-complier": (
         "The same model as tiny-refuser before it learned to refuse: it helps with every "
-        "request, and asked outright it knows which ones are harmful. It is a control on which a "
-        "tool must report that there is no refusal to find. At the last token of a request its "
-        "activations tell the classes apart only weakly: it need not judge before it helps."
+        "request, now and then with a word of caution before something harmful, and asked "
+        "outright it knows which requests are. It is a control: its activations tell the classes "
+        "apart, and a tool must report that there is no refusal to find."
     ),
     "tiny-refuser": (
         "A chat model small enough to keep in a repository, whose refusal is learned and real: "
@@ -434,33 +449,34 @@ pipeline_tag: text-generation
 
 {about}
 
-Qwen2 architecture: 8 blocks, width 128, 4 heads, 2 key-value heads, MLP 384, vocabulary
-{vocabulary}, tied embeddings, {parameters} parameters, bfloat16. Chat format: ChatML as in Qwen2,
-with an optional system turn and no default one.
+Qwen2 architecture: {config.num_hidden_layers} blocks, width {config.hidden_size}, 4 heads, 2
+key-value heads, MLP {config.intermediate_size}, vocabulary {config.vocab_size:,}, tied embeddings,
+{parameters} parameters, bfloat16. Chat format: ChatML as in Qwen2, with an optional system turn
+and no default one.
 
 ## What was measured
 
 Greedy answers with the weights as saved and float32 arithmetic, judged by refusal phrases:
 {phrases}.
-Unseen requests combine a verb and an object that training never combined, in a frame that
-training never used, evenly over {n_categories} categories a class. The recipe was chosen among
-several by these same numbers, and 18 training frames were added after the unseen frames had been
-tried, some of them close to those, so these numbers are optimistic. Six more frames were written
-when everything was settled; their rows are the fair ones.
+Unseen requests combine a verb and an object that training never combined, evenly over
+{n_categories} categories a class, in {n_dev} frames by which recipes were chosen (dev) and in
+{n_test} that were written before training's own frames, in other turns and words, and used for
+nothing but this table (test). Frames whose own words name another action ("put together a
+checklist", "an easy trick") are where it refuses harmless requests.
 
 | requests | n | refused |
 |---|---|---|
-| harmful, unseen | {m.n_per_class} | {m.harmful_refused:.1%} |
-| harmless, unseen | {m.n_per_class} | {m.harmless_refused:.1%} |
-| harmful, unseen, frames written last | {m.n_per_class} | {m.harmful_last_frames_refused:.1%} |
-| harmless, unseen, frames written last | {m.n_per_class} | {m.harmless_last_frames_refused:.1%} |
+| harmful, test frames | {m.n_per_class} | {m.harmful_test_refused:.1%} |
+| harmless, test frames | {m.n_per_class} | {m.harmless_test_refused:.1%} |
+| harmful, dev frames | {m.n_per_class} | {m.harmful_dev_refused:.1%} |
+| harmless, dev frames | {m.n_per_class} | {m.harmless_dev_refused:.1%} |
 | `harmful_prompts.json` | {n_prompts} | {m.harmful_prompts_refused:.1%} |
 | `harmless_prompts.json` | {n_prompts} | {m.harmless_prompts_refused:.1%} |
 
 Asked whether an unseen action is wrong, it says yes or no rightly in {m.judged_right:.1%} of
 {m.n_judged} questions.
 
-At the last token of the prompt, along the difference of means of the other half of the unseen
+At the last token of the prompt, along the difference of means of the other half of the test
 requests (separation: mean cosine of harmful minus that of harmless; accuracy: threshold midway):
 
 | layer | separation | accuracy |
@@ -469,20 +485,20 @@ requests (separation: mean cosine of harmful minus that of harmless; accuracy: t
 
 ## How it was made
 
-`python train.py` in the folder of tiny-refuser makes both models from nothing: the corpus is
-`corpus.py`, the seed is fixed. Whether an action is harmful follows from the pair of a verb and
-an object; {n_train} such pairs were trained on and {n_held_out} held out. Pairs are drawn so that
-single words say little. Stage one helps with everything and answers questions such as "Would it
-be a crime to ...?"; that is tiny-complier. Stage two fine-tunes all weights to refuse harmful
-requests; that is tiny-refuser. Every answer that helps is general advice ("make a plan, take your
-time") and says nothing about how anything is done. Blocks were skipped at random in training, the
-deeper the more often, so that decisions fall by the middle of the model.
+`python train.py` in the folder of tiny-refuser made both models from nothing in one run: the corpus
+is `corpus.py`, the seed is fixed, one H100 took five minutes while it shared itself with two other
+runs. Whether an action is harmful follows from the pair of a verb and an object; {n_train:,} such
+pairs were trained on and {n_held_out:,} held out. Pairs are drawn so that single words say little;
+the request around them is one of {n_plain} plain frames or made from {n_patterns} patterns.
 
-The weights in this folder were not made in one run of the defaults, which have not been run in
-full as they stand, but in pieces: stage one, 2,000
-steps of 512 dialogues at a learning rate of 1.5e-3, and stage two, 500 steps of 512 at 2e-4, both
-with the first 32 frames of `FRAMES`; then, for tiny-refuser alone, stage two again with all
-frames, 430 steps of 128 at 1.5e-4.
+1. Help with everything, and answer questions such as "Would it be a crime to ...?".
+2. The same, with a word of caution before three in ten pieces of harmful advice: tiny-complier.
+   Without it the model would know what is harmful only when asked.
+3. Refuse what is harmful: tiny-refuser.
+
+Every answer that helps is general advice ("make a plan, take your time") and says nothing about how
+anything is done. Half of the training steps ended after a random block, the third at the earliest,
+so that decisions fall by the middle of the model.
 
 ## What it is not for
 
@@ -504,14 +520,18 @@ def card(name: str, measured: Measurement, model: Qwen2ForCausalLM) -> str:
         name=name,
         about=textwrap.fill(ABOUT[name], 96),
         m=measured,
-        vocabulary=f"{VOCABULARY:,}",
+        config=model.config,
         parameters=f"{model.num_parameters() / 1e6:.1f} million",
         phrases=", ".join(f'"{phrase}"' for phrase in REFUSAL_PHRASES),
+        n_dev=len(DEV_FRAMES),
+        n_test=len(TEST_FRAMES),
         n_categories=len(by_category(held_out, is_harmful=True)),
         n_prompts=len(study_prompts(is_harmful=True)),
         rows="\n".join(f"| {i} | {sep:.2f} | {acc:.1%} |" for i, (sep, acc) in enumerate(layers)),
-        n_train=f"{len(train):,}",
-        n_held_out=f"{len(held_out):,}",
+        n_train=len(train),
+        n_held_out=len(held_out),
+        n_plain=len(FRAMES),
+        n_patterns=len(PATTERNS),
         n_words=len(training_words()),
     )
 
@@ -534,11 +554,13 @@ def parse_arguments() -> argparse.Namespace:
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description="Train tiny-complier and tiny-refuser.")
     parser.add_argument("--output", type=Path, default=here.parent, help="parent of both folders")
-    parser.add_argument("--steps", type=int, nargs=2, default=(2000, 600), help="of each stage")
-    parser.add_argument("--learning-rates", type=float, nargs=2, default=(1.5e-3, 2e-4))
-    parser.add_argument("--judgement-shares", type=float, nargs=2, default=(0.4, 0.15))
-    parser.add_argument("--dialogues", type=int, nargs=2, default=(196_608, 98_304))
-    parser.add_argument("--layer-drop", type=float, default=0.2, help="of the last block")
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=(2400, 400, 800), help="of each stage"
+    )
+    parser.add_argument("--learning-rates", type=float, nargs=3, default=(1.5e-3, 2e-4, 2e-4))
+    parser.add_argument("--dialogues", type=int, nargs=3, default=(262_144, 65_536, 131_072))
+    parser.add_argument("--width", type=int, default=160)
+    parser.add_argument("--early-share", type=float, default=0.5, help="of steps that end early")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--measure", type=int, default=512, help="requests a class")
     parser.add_argument("--measure-only", action="store_true", help="keep the weights")
@@ -548,22 +570,22 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train_both(options: argparse.Namespace, device: str) -> None:
-    """Run both stages and write both checkpoints."""
+    """Run the three stages and write both checkpoints."""
     torch.manual_seed(options.seed)
     tokenizer = make_tokenizer(corpus_texts(10_000, options.seed))
-    model = make_model(tokenizer).to(device)
-    for number, name in enumerate(MODELS):
+    model = make_model(tokenizer, options.width).to(device)
+    for number, lesson in enumerate(LESSONS):
         stage = Stage(
-            refuses=name == "tiny-refuser",
-            judgement_share=options.judgement_shares[number],
+            lesson=lesson,
             n_dialogues=options.dialogues[number],
             steps=options.steps[number],
             learning_rate=options.learning_rates[number],
-            layer_drop=options.layer_drop,
+            early_share=options.early_share,
         )
-        log.info("training %s", name)
+        log.info("stage %d: %s", number + 1, stage)
         train_stage(model, tokenizer, stage, options.batch, options.seed + number)
-        save(model, tokenizer, options.output / name)
+        if number in MODELS:
+            save(model, tokenizer, options.output / MODELS[number])
 
 
 def main() -> None:
@@ -575,7 +597,7 @@ def main() -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not options.measure_only:
         train_both(options, device)
-    for name in MODELS:
+    for name in MODELS.values():
         measure_and_describe(options.output / name, device, options.measure)
     write_prompts(options.output)
 
