@@ -25,6 +25,8 @@ ORDER = (
         "distributed",
         "methods",
         "directions",
+        "crossfit",
+        "scores",
         "validation",
         "selection",
         "refusal",

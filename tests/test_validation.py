@@ -134,8 +134,13 @@ def test_place_without_a_direction_has_no_scores():
 def test_frame_has_one_row_a_place():
     frame = validate(make(20, 4, 3.0))[0].to_frame()
     assert list(frame.columns) == [
-        *("hook_point", "site", "layer", "position", "separation", "accuracy", "is_valid"),
-        *("separation_in_sample", "accuracy_in_sample"),
+        *("hook_point", "site", "layer", "position"),
+        *(
+            score + ending
+            for score in ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d")
+            for ending in ("", "_low", "_high", "_in_sample")
+        ),
+        "is_valid",
     ]
     assert frame.loc[0, ["site", "layer", "position"]].tolist() == ["resid_post", 3, "last"]
 
