@@ -29,6 +29,8 @@ ORDER = (
         "scores",
         "validation",
         "selection",
+        "refits",
+        "nulls",
         "refusal",
     ),
     *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "cli"),

@@ -1,0 +1,195 @@
+"""Differences of means fitted again and again: thousands of directions by matrix products.
+
+Knows how to make, clip and project many directions at one place, in float32 around the place's
+mean. Does not know why they are wanted.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BLOCK = 2**20
+"""Numbers in one block of directions, 4 MiB: a few of them stay in a processor's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """The activations of one hook point and position, ready for many refits.
+
+    Centred in float64 before they become float32: what all prompts share, usually by far the
+    largest part of an activation, would eat the digits of every difference.
+    """
+
+    centred: Float[Tensor, "n_prompts d_model"]
+    centre: Float[Tensor, " d_model"]
+    norms: Float[Tensor, " n_prompts"]
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "n_prompts d_model"]) -> "Place":
+        """Centre the activations of one place."""
+        exact = values.double()
+        centre = exact.mean(dim=0)
+        return cls((exact - centre).float(), centre.float(), exact.norm(dim=-1).float())
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnScores:
+    """Separation, accuracy and AUROC of many draws at one place."""
+
+    separation: Float[Tensor, " n_draws"]
+    accuracy: Float[Tensor, " n_draws"]
+    auroc: Float[Tensor, " n_draws"]
+
+
+def blocks_of(n_rows: int, d_model: int) -> Iterator[slice]:
+    """Cut many directions into blocks that bound the memory."""
+    step = max(1, BLOCK // d_model)
+    return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+
+
+def clip_rows(
+    vectors: Float[Tensor, "n_rows d_model"], quantile: float | None
+) -> Float[Tensor, "n_rows d_model"]:
+    """Clip as `directions.clip` does, from the largest components only: no row is sorted whole.
+
+    Args:
+        vectors: One direction a row.
+        quantile: In (0, 1]; None returns the vectors as they are.
+    """
+    if quantile is None:
+        return vectors
+    d_model = vectors.shape[1]
+    place = quantile * (d_model - 1)
+    below = int(place)
+    largest = vectors.abs().topk(d_model - below, dim=1).values
+    threshold = largest[:, -1]
+    if place > below:
+        threshold = threshold + (place - below) * (largest[:, -2] - threshold)
+    return torch.clamp(vectors, -threshold[:, None], threshold[:, None])
+
+
+def score_refits(
+    place: Place,
+    labels: Float[Tensor, "n_draws n_prompts"],
+    folds: Sequence[slice],
+    clip_quantile: float | None,
+) -> DrawnScores:
+    """Cross-fit one direction a draw and fold, and score the held-out prompts.
+
+    The sum of a draw's harmful prompts in each fold is one matrix product; all but one of these
+    sums make a fold's fitting set, so that each prompt is added up once and not once a fold.
+
+    Args:
+        place: Activations, in the order of the folds.
+        labels: 1 for harmful and 0 for harmless, one row a draw; each fold holds as many harmful
+            prompts in every draw.
+        folds: Where each fold's prompts lie.
+        clip_quantile: As in `fit_directions`.
+    """
+    parts = []
+    for block in blocks_of(len(labels), place.centred.shape[1]):
+        cosines, margins = _cross_fit(place, labels[block], folds, clip_quantile)
+        parts.append(score_draws(cosines, margins, labels[block]))
+    return _join(parts)
+
+
+def score_directions(
+    place: Place,
+    vectors: Float[Tensor, "n_draws d_model"],
+    labels: Float[Tensor, " n_prompts"],
+) -> DrawnScores:
+    """Score directions that were not fitted, each turned so that harmful prompts lie higher.
+
+    Sign and threshold (midway between the class means) are taken from the scored prompts: with
+    nothing else fitted that is next to no advantage, and what there is favours the null.
+
+    Args:
+        place: Activations.
+        vectors: Directions of any length, one a draw.
+        labels: 1 for harmful and 0 for harmless.
+    """
+    projected = vectors @ place.centred.T
+    above = projected @ (labels / labels.sum())
+    below = projected @ ((1 - labels) / (1 - labels).sum())
+    turned = ((above - below).sign() / vectors.norm(dim=1))[:, None]
+    raw = projected + (vectors @ place.centre)[:, None]
+    margins = projected - ((above + below) / 2)[:, None]
+    return score_draws(raw * turned / place.norms, margins * turned, labels[None])
+
+
+def score_draws(
+    cosines: Float[Tensor, "n_draws n_prompts"],
+    margins: Float[Tensor, "n_draws n_prompts"],
+    labels: Float[Tensor, "n_labellings n_prompts"],
+) -> DrawnScores:
+    """Score one set of projections a draw, with labels of its own or shared (one row)."""
+    n_harmful = labels[0].sum()
+    n_harmless = labels.shape[1] - n_harmful
+    harmful = (cosines * labels).sum(dim=1)
+    separation = harmful / n_harmful - (cosines.sum(dim=1) - harmful) / n_harmless
+    is_right = (margins > 0) == (labels > 0)
+    return DrawnScores(
+        separation, is_right.float().mean(dim=1), auroc_rows(margins, labels.expand_as(margins))
+    )
+
+
+def auroc_rows(
+    margins: Float[Tensor, "n_draws n_prompts"], labels: Float[Tensor, "n_draws n_prompts"]
+) -> Float[Tensor, " n_draws"]:
+    """Return the AUROC of every row, from ranks.
+
+    The label rides in the last bit of each number, so that numbers alone are sorted, which is ten
+    times as quick as sorting places. Between equal numbers the label then decides, which only
+    prompts with the very same activation notice.
+    """
+    bits = margins.contiguous().numpy().view(np.int32)
+    tagged = (bits & ~1) | (labels.numpy() > 0)
+    ordered = np.sort(tagged.view(np.float32), axis=1).view(np.int32) & 1
+    n_prompts = ordered.shape[1]
+    rank_sum = ordered.astype(np.float64) @ np.arange(1, n_prompts + 1)
+    n_harmful = ordered.sum(axis=1)
+    n_pairs = n_harmful * (n_prompts - n_harmful)
+    return torch.from_numpy((rank_sum - n_harmful * (n_harmful + 1) / 2) / n_pairs).float()
+
+
+def _cross_fit(
+    place: Place,
+    labels: Float[Tensor, "n_draws n_prompts"],
+    folds: Sequence[slice],
+    clip_quantile: float | None,
+) -> tuple[Float[Tensor, "n_draws n_prompts"], Float[Tensor, "n_draws n_prompts"]]:
+    """Return held-out cosines and margins of every draw."""
+    sums = [labels[:, fold] @ place.centred[fold] for fold in folds]
+    harmful = torch.stack(sums).sum(dim=0)
+    everything = place.centred.sum(dim=0)
+    cosines, margins = torch.empty_like(labels), torch.empty_like(labels)
+    for fold, held_out in zip(folds, sums, strict=True):
+        n_harmful = (labels[0].sum() - labels[0, fold].sum()).item()
+        n_harmless = labels.shape[1] - (fold.stop - fold.start) - n_harmful
+        both = everything - place.centred[fold].sum(dim=0)
+        fitted = harmful - held_out
+        # Harmful mean minus harmless mean, where the harmless sum is what is left of `both`.
+        vectors = torch.add(both / -n_harmless, fitted, alpha=1 / n_harmful + 1 / n_harmless)
+        clipped = clip_rows(vectors, clip_quantile)
+        length = clipped.norm(dim=1, keepdim=True)
+        projected = clipped @ place.centred[fold].T
+        middle = (clipped @ both / n_harmless)[:, None]
+        if n_harmful != n_harmless:
+            uneven = (fitted * clipped).sum(dim=1, keepdim=True)
+            middle = middle + (1 / n_harmful - 1 / n_harmless) * uneven
+        margins[:, fold] = (projected - middle / 2) / length
+        raw = projected + (clipped @ place.centre)[:, None]
+        cosines[:, fold] = raw / (length * place.norms[fold])
+    return cosines, margins
+
+
+def _join(parts: list[DrawnScores]) -> DrawnScores:
+    return DrawnScores(
+        torch.cat([part.separation for part in parts]),
+        torch.cat([part.accuracy for part in parts]),
+        torch.cat([part.auroc for part in parts]),
+    )
