@@ -20,9 +20,9 @@ from refusal_lens.progress import track
 from refusal_lens.refits import (
     DrawnScores,
     Place,
-    blocks_of,
     clip_rows,
     score_directions,
+    score_mixtures,
     score_refits,
 )
 from refusal_lens.scores import percentiles
@@ -179,11 +179,12 @@ def draw_nulls(
     for row, column in track(is_kept.nonzero().tolist(), "Drawing nulls", show_progress):
         values = activations.values[:, row, column]
         place = Place.of(values[whole.order])
-        mixed = _mix(place, whole.labels[0], mixing, clip_quantile)
         drawn = {
             "permutation": score_refits(place, whole.labels, whole.folds, clip_quantile),
             "random": score_directions(place, sphere, whole.labels[0]),
-            "covariance": score_directions(place, mixed, whole.labels[0]),
+            "covariance": score_mixtures(
+                place, mixing, whole.labels[0], whole.folds, clip_quantile
+            ),
         }
         if halves is not None:
             half = Place.of(values[harmless[halves.order]])
@@ -219,24 +220,6 @@ def _deal(
     for fold in folds:
         labels[1:, fold] = generator.permuted(labels[1:, fold], axis=1)
     return _Deal(order, folds, torch.from_numpy(labels))
-
-
-def _mix(
-    place: Place,
-    labels: Float[Tensor, " n_prompts"],
-    mixing: Float[Tensor, "n_draws n_prompts"],
-    clip_quantile: float | None,
-) -> Float[Tensor, "n_draws d_model"]:
-    """Return random mixtures of the deviations from the class means: their covariance is theirs."""
-    within = place.centred.clone()
-    for is_member in (labels > 0, labels == 0):
-        within[is_member] -= within[is_member].mean(dim=0)
-    return torch.cat(
-        [
-            clip_rows(mixing[block] @ within, clip_quantile)
-            for block in blocks_of(len(mixing), within.shape[1])
-        ]
-    )
 
 
 def _gather(

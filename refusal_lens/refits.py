@@ -112,13 +112,51 @@ def score_directions(
         vectors: Directions of any length, one a draw.
         labels: 1 for harmful and 0 for harmless.
     """
-    projected = vectors @ place.centred.T
-    above = projected @ (labels / labels.sum())
-    below = projected @ ((1 - labels) / (1 - labels).sum())
-    turned = ((above - below).sign() / vectors.norm(dim=1))[:, None]
-    raw = projected + (vectors @ place.centre)[:, None]
-    margins = projected - ((above + below) / 2)[:, None]
-    return score_draws(raw * turned / place.norms, margins * turned, labels[None])
+    length = vectors.norm(dim=1, keepdim=True)
+    projected = vectors @ place.centred.T / length
+    offset = (vectors @ place.centre)[:, None] / length
+    return _score_turned(place, projected, projected + offset, labels)
+
+
+def score_mixtures(
+    place: Place,
+    mixing: Float[Tensor, "n_draws n_prompts"],
+    labels: Float[Tensor, " n_prompts"],
+    folds: Sequence[slice],
+    clip_quantile: float | None,
+) -> DrawnScores:
+    """Score random directions that have the activations' covariance within the classes.
+
+    A mixture of the prompts' deviations from their class means, with independent standard normal
+    weights, has the covariance of these deviations. Each prompt is projected on the mixture of
+    the other folds, around their class means: its own share, in the sum or in a mean, would drown
+    the rest where dimensions outnumber prompts.
+
+    Args:
+        place: Activations, in the order of the folds.
+        mixing: Weights of the prompts, one row a draw.
+        labels: 1 for harmful and 0 for harmless.
+        folds: Where each fold's prompts lie.
+        clip_quantile: As in `fit_directions`.
+    """
+    membership = torch.stack([labels, 1 - labels], dim=1)
+    parts = []
+    for block in blocks_of(len(mixing), place.centred.shape[1]):
+        weights = mixing[block]
+        sums = [weights[:, fold] @ place.centred[fold] for fold in folds]
+        everything = torch.stack(sums).sum(dim=0)
+        projected, raw = torch.empty_like(weights), torch.empty_like(weights)
+        for fold, held_out in zip(folds, sums, strict=True):
+            members = membership.clone()
+            members[fold] = 0
+            means = (members / members.sum(dim=0)).T @ place.centred
+            vectors = everything - held_out - (weights @ members) @ means
+            clipped = clip_rows(vectors, clip_quantile)
+            length = clipped.norm(dim=1, keepdim=True)
+            projected[:, fold] = clipped @ place.centred[fold].T / length
+            raw[:, fold] = projected[:, fold] + (clipped @ place.centre)[:, None] / length
+        parts.append(_score_turned(place, projected, raw, labels))
+    return _join(parts)
 
 
 def score_draws(
@@ -185,6 +223,20 @@ def _cross_fit(
         raw = projected + (clipped @ place.centre)[:, None]
         cosines[:, fold] = raw / (length * place.norms[fold])
     return cosines, margins
+
+
+def _score_turned(
+    place: Place,
+    projected: Float[Tensor, "n_draws n_prompts"],
+    raw: Float[Tensor, "n_draws n_prompts"],
+    labels: Float[Tensor, " n_prompts"],
+) -> DrawnScores:
+    """Turn each draw so that harmful prompts lie higher, and score it."""
+    above = projected @ (labels / labels.sum())
+    below = projected @ ((1 - labels) / (1 - labels).sum())
+    sign = (above - below).sign()[:, None]
+    margins = projected - ((above + below) / 2)[:, None]
+    return score_draws(raw * sign / place.norms, margins * sign, labels[None])
 
 
 def _join(parts: list[DrawnScores]) -> DrawnScores:
