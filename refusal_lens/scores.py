@@ -4,6 +4,7 @@ Knows the formulas, weighted so that one pass scores many resamples. Does not kn
 projections came about.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,12 @@ class Score:
     high: Float[Tensor, "n_hook_points n_positions"]
     in_sample: Float[Tensor, "n_hook_points n_positions"]
 
+    @classmethod
+    def of(cls, value: Float[Tensor, "n_hook_points n_positions"]) -> "Score":
+        """Make a score of its value alone."""
+        missing = torch.full_like(value, torch.nan)
+        return cls(value, missing, missing, missing)
+
     def take(self, rows: list[int], columns: list[int]) -> "Score":
         """Return the score at some hook points and positions."""
         parts = (self.value, self.low, self.high, self.in_sample)
@@ -46,6 +53,7 @@ def score(
     cosines: Float[Tensor, " n_prompts *grid"],
     margins: Float[Tensor, " n_prompts *grid"],
     is_harmful: Bool[Tensor, " n_prompts"],
+    names: tuple[str, ...] = SCORES,
 ) -> Scores:
     """Score projections at every place.
 
@@ -54,6 +62,7 @@ def score(
         margins: Projections minus the threshold of the split that each prompt was projected by:
             splits whose directions differ a little become comparable so.
         is_harmful: Labels.
+        names: Scores wanted.
 
     Returns:
         `separation`: mean cosine of harmful minus that of harmless prompts, in [-2, 2].
@@ -69,9 +78,8 @@ def score(
         Cohen 1988, "Statistical Power Analysis", eq. 2.5.1, with n1 + n0 - 2 degrees of freedom.
     """
     once = torch.ones(1, len(is_harmful), dtype=torch.float64)
-    return {
-        name: values[0] for name, values in resample(cosines, margins, is_harmful, once).items()
-    }
+    scores = resample(cosines, margins, is_harmful, once, names)
+    return {name: values[0] for name, values in scores.items()}
 
 
 def resample(
@@ -79,6 +87,7 @@ def resample(
     margins: Float[Tensor, " n_prompts *grid"],
     is_harmful: Bool[Tensor, " n_prompts"],
     counts: Float[Tensor, "n_resamples n_prompts"],
+    names: tuple[str, ...] = SCORES,
 ) -> Scores:
     """Compute the scores of many resamples at once.
 
@@ -87,31 +96,36 @@ def resample(
         margins: As in `score`.
         is_harmful: Labels.
         counts: How often each prompt is in each resample; each class keeps its size.
+        names: Scores wanted.
 
     Returns:
         Each score, `[n_resamples, *grid]`.
     """
     grid = margins.shape[1:]
-    flat_cosines, flat_margins = cosines.flatten(1), margins.flatten(1)
-    harmful, harmless = counts[:, is_harmful], counts[:, ~is_harmful]
-    n_harmful, n_harmless = harmful.shape[1], harmless.shape[1]
-    above, below = flat_margins[is_harmful], flat_margins[~is_harmful]
-    n_caught = harmful @ (above > 0).double()
-    n_passed = harmless @ (below <= 0).double()
-    results = {
-        "separation": harmful @ flat_cosines[is_harmful] / n_harmful
-        - harmless @ flat_cosines[~is_harmful] / n_harmless,
-        "accuracy": (n_caught + n_passed) / (n_harmful + n_harmless),
-        "balanced_accuracy": (n_caught / n_harmful + n_passed / n_harmless) / 2,
-        "auroc": _auroc(above, below, harmful, harmless),
-        "cohens_d": _cohens_d(above, below, harmful, harmless),
-    }
+    flat = margins.reshape(len(margins), -1)
+    sides = _Sides(cosines.reshape(flat.shape), flat, counts, is_harmful)
     # A comparison with NaN is False: without this a place without a direction would have scores.
-    is_missing = flat_margins.isnan().any(dim=0)
-    return {
-        name: values.masked_fill(is_missing, torch.nan).reshape(len(counts), *grid)
-        for name, values in results.items()
-    }
+    is_missing = flat.isnan().any(dim=0)
+    results = {name: FORMULAS[name](sides).masked_fill(is_missing, torch.nan) for name in names}
+    return {name: values.reshape(len(counts), *grid) for name, values in results.items()}
+
+
+class _Sides:
+    """Cosines, margins and counts of the two classes, harmful first."""
+
+    def __init__(
+        self, cosines: Tensor, margins: Tensor, counts: Tensor, is_harmful: Tensor
+    ) -> None:
+        members = (is_harmful, ~is_harmful)
+        self.sizes = tuple(int(is_member.sum()) for is_member in members)
+        self.cosines = tuple(cosines[is_member] for is_member in members)
+        self.margins = tuple(margins[is_member] for is_member in members)
+        self.counts = tuple(counts[:, is_member] for is_member in members)
+
+    def n_right(self) -> tuple[Tensor, Tensor]:
+        """Count the prompts of each class on their side of the threshold."""
+        caught = self.counts[0] @ (self.margins[0] > 0).double()
+        return caught, self.counts[1] @ (self.margins[1] <= 0).double()
 
 
 def draw_counts(
@@ -153,13 +167,26 @@ def mean_scores(many: list[Scores]) -> Scores:
     return {name: torch.stack([scores[name] for scores in many]).mean(dim=0) for name in SCORES}
 
 
-def _auroc(
-    above: Float[Tensor, "n_harmful n_places"],
-    below: Float[Tensor, "n_harmless n_places"],
-    harmful: Float[Tensor, "n_resamples n_harmful"],
-    harmless: Float[Tensor, "n_resamples n_harmless"],
-) -> Float[Tensor, "n_resamples n_places"]:
+def _separation(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
+    harmful, harmless = (
+        counts @ cosines / size
+        for counts, cosines, size in zip(sides.counts, sides.cosines, sides.sizes, strict=True)
+    )
+    return harmful - harmless
+
+
+def _accuracy(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
+    return sum(sides.n_right()) / sum(sides.sizes)
+
+
+def _balanced_accuracy(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
+    caught, passed = sides.n_right()
+    return (caught / sides.sizes[0] + passed / sides.sizes[1]) / 2
+
+
+def _auroc(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
     """Return the weighted share of pairs in which the harmful prompt lies above."""
+    (above, below), (harmful, harmless) = sides.margins, sides.counts
     n_wins = torch.zeros(len(harmful), above.shape[1], dtype=torch.float64)
     step = max(1, PAIRS_AT_ONCE // len(below))
     for place in range(above.shape[1]):
@@ -171,20 +198,22 @@ def _auroc(
     return n_wins / (len(above) * len(below))
 
 
-def _cohens_d(
-    above: Float[Tensor, "n_harmful n_places"],
-    below: Float[Tensor, "n_harmless n_places"],
-    harmful: Float[Tensor, "n_resamples n_harmful"],
-    harmless: Float[Tensor, "n_resamples n_harmless"],
-) -> Float[Tensor, "n_resamples n_places"]:
+def _cohens_d(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
     means, squares = [], []
-    for values, counts in ((above, harmful), (below, harmless)):
+    for values, counts, size in zip(sides.margins, sides.counts, sides.sizes, strict=True):
         # Around each class's own mean, so that the difference of two large squares keeps digits.
         centre = values.mean(dim=0)
-        n_members = values.shape[0]
-        shift = counts @ (values - centre) / n_members
+        shift = counts @ (values - centre) / size
         means.append(centre + shift)
-        squares.append(counts @ (values - centre) ** 2 - n_members * shift**2)
-    degrees_of_freedom = len(above) + len(below) - 2
-    deviation = (sum(squares).clamp(min=0) / degrees_of_freedom).sqrt()  # type: ignore[union-attr]
-    return (means[0] - means[1]) / deviation
+        squares.append(counts @ (values - centre) ** 2 - size * shift**2)
+    variance = (squares[0] + squares[1]).clamp(min=0) / (sum(sides.sizes) - 2)
+    return (means[0] - means[1]) / variance.sqrt()
+
+
+FORMULAS: dict[str, Callable[[_Sides], Tensor]] = {
+    "separation": _separation,
+    "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    "auroc": _auroc,
+    "cohens_d": _cohens_d,
+}

@@ -31,6 +31,8 @@ ORDER = (
         "selection",
         "refits",
         "nulls",
+        "stability",
+        "nested",
         "refusal",
     ),
     *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "cli"),
