@@ -27,7 +27,7 @@ def choose_nested(
     *,
     clip_quantile: float | None = CLIP_QUANTILE,
     n_folds: int = 5,
-    n_repeats: int = 1,
+    n_repeats: int = 3,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Choose the best place on inner folds by the best-layer rule, and score it on the outer fold.

@@ -177,7 +177,7 @@ def validate(
     *,
     clip_quantile: float | None = CLIP_QUANTILE,
     n_folds: int = 5,
-    n_repeats: int = 1,
+    n_repeats: int = 3,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Separation, Projections]:

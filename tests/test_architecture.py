@@ -31,6 +31,7 @@ ORDER = (
         "selection",
         "refits",
         "nulls",
+        "learning",
         "stability",
         "nested",
         "refusal",
