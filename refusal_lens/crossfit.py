@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from refusal_lens.collector import Activations
+from refusal_lens.activations import Activations
 from refusal_lens.directions import clip, normalise
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.methods import difference

@@ -44,7 +44,7 @@ class Turning:
     signal_error: float
     noise: float
 
-    def degrees(self, n_per_class: float, shift: float = 0.0) -> float:
+    def degrees(self, n_per_class: int | float, shift: float = 0.0) -> float:
         """Return the expected angle to the true difference, from 0 to 90 degrees.
 
         The fitted difference is v = mu + e, with e of mean 0 and covariance S1/n + S0/n. What lies
@@ -65,7 +65,7 @@ class Turning:
             return 90.0
         return math.degrees(math.atan(math.sqrt(self.noise / n_per_class / signal)))
 
-    def prompts_for(self, degrees: float) -> float:
+    def prompts_for(self, degrees: int | float) -> float:
         """Return how many prompts a side bring the expected angle down to so many degrees."""
         if self.signal <= 0:
             return math.inf

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from refusal_lens.collector import Activations
+from refusal_lens.activations import Activations
 from refusal_lens.crossfit import Splits, assign_folds, project_splits, repeat_folds
 from refusal_lens.directions import CLIP_QUANTILE
 from refusal_lens.scores import Score, score

@@ -6,6 +6,7 @@ mean. Does not know why they are wanted.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -144,7 +145,7 @@ def score_mixtures(
     for block in blocks_of(len(mixing), place.centred.shape[1]):
         weights = mixing[block]
         sums = [weights[:, fold] @ place.centred[fold] for fold in folds]
-        everything = torch.stack(sums).sum(dim=0)
+        everything = reduce(torch.add, sums)
         projected, raw = torch.empty_like(weights), torch.empty_like(weights)
         for fold, held_out in zip(folds, sums, strict=True):
             members = membership.clone()
@@ -202,7 +203,7 @@ def _cross_fit(
 ) -> tuple[Float[Tensor, "n_draws n_prompts"], Float[Tensor, "n_draws n_prompts"]]:
     """Return held-out cosines and margins of every draw."""
     sums = [labels[:, fold] @ place.centred[fold] for fold in folds]
-    harmful = torch.stack(sums).sum(dim=0)
+    harmful = reduce(torch.add, sums)
     everything = place.centred.sum(dim=0)
     cosines, margins = torch.empty_like(labels), torch.empty_like(labels)
     for fold, held_out in zip(folds, sums, strict=True):

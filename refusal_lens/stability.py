@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal_lens.collector import Activations
+from refusal_lens.activations import Activations
 from refusal_lens.directions import CLIP_QUANTILE, clip, normalise
 from refusal_lens.hook_points import site_of
 from refusal_lens.learning import (

@@ -78,12 +78,12 @@ def show_separation(
     position: str,
     p_values: pd.DataFrame | None = None,
 ) -> None:
-    """Print the scores of every layer at one site and position."""
+    """Print the scores of every layer at one site and position, with p-values."""
     table = Table(
         title=f"Layers: {site} at position {position}, {separation.n_folds}-fold cross-fitted",
         title_justify="left",
-        caption="[..]: 95 % interval. (..): on the prompts that the direction was fitted to. p: how "
-        "often shuffled labels give as high an AUROC at any place.",
+        caption="[..]: 95 % interval. (..): on the prompts that it was fitted to.\n"
+        "p: how often shuffled labels give as high an AUROC at any place.",
         caption_justify="left",
     )
     for column in ("layer", "separation", "accuracy", "p", "valid"):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refusal_lens.collector import Activations
+from refusal_lens.activations import Activations
 from refusal_lens.crossfit import (
     Projections,
     Splits,

@@ -69,11 +69,13 @@ def test_run_folder_holds_everything(default_run):
     assert names == {
         *("config.yaml", "provenance.json", "prompts.json", "refusal.json", "activations"),
         *("directions.safetensors", "projections.safetensors"),
-        *("refusal_direction.pt", "separation.csv"),
+        *("refusal_direction.pt", "separation.csv", "tables"),
         *("projection_histogram.html", "layer_profile.html"),
     }
     frame = pd.read_csv(run_folder.separation_path)
     assert len(frame) == 16
+    for name in ("nulls", "stability", "learning_curve", "layer_cosines", "nested_choice"):
+        assert len(run_folder.read_table(name)) > 0
     provenance = run_folder.read_provenance()
     assert provenance["model"]["weights_sha256"]
     assert provenance["versions"]["transformer-lens"].startswith("3.")
