@@ -102,6 +102,13 @@ def repeat_folds(
     return torch.stack([assign_folds(is_harmful, n_folds, number) for number in seeds])
 
 
+def sort_by_fold(folds: Int[Tensor, " n_prompts"]) -> tuple[Int[Tensor, " n_prompts"], list[slice]]:
+    """Return an order in which each fold's prompts lie together, and where each fold then lies."""
+    ends = folds.bincount().cumsum(dim=0).tolist()
+    places = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return folds.argsort(stable=True), places
+
+
 def fitting_splits(folds: Int[Tensor, "n_repeats n_prompts"]) -> Bool[Tensor, "n_splits n_prompts"]:
     """Return which prompts each split fits to: all but one fold, repeat by repeat."""
     numbers = torch.arange(int(folds.max()) + 1)

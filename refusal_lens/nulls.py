@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refusal_lens.activations import Activations
-from refusal_lens.crossfit import assign_folds
+from refusal_lens.crossfit import assign_folds, sort_by_fold
 from refusal_lens.directions import CLIP_QUANTILE
 from refusal_lens.methods import fit_grid
 from refusal_lens.progress import track
@@ -213,9 +213,7 @@ def _deal(
     generator: np.random.Generator,
 ) -> _Deal:
     dealt = assign_folds(is_harmful, n_folds, seed)
-    order = dealt.argsort(stable=True)
-    ends = dealt.bincount().cumsum(dim=0).tolist()
-    folds = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    order, folds = sort_by_fold(dealt)
     labels = np.tile(is_harmful[order].numpy().astype(np.float32), (n_draws + 1, 1))
     for fold in folds:
         labels[1:, fold] = generator.permuted(labels[1:, fold], axis=1)
@@ -231,11 +229,11 @@ def _gather(
     kinds = next(iter(results.values()), {})
     draws: dict[str, dict[str, Tensor]] = {}
     for kind, one in kinds.items():
-        empty = torch.full((len(one.auroc), *is_kept.shape), torch.nan)
+        empty = torch.full((len(one["auroc"]), *is_kept.shape), torch.nan)
         draws[kind] = {name: empty.clone() for name in NULL_SCORES}
         for (row, column), drawn in results.items():
             for name in NULL_SCORES:
-                draws[kind][name][:, row, column] = getattr(drawn[kind], name)
+                draws[kind][name][:, row, column] = drawn[kind][name]
     # Row 0 are the labels as they are, scored like every permutation: ties are exact so.
     permuted = draws.get("permutation", {})
     observed = {name: values[0] for name, values in permuted.items()}

@@ -37,13 +37,8 @@ class Place:
         return cls((exact - centre).float(), centre.float(), exact.norm(dim=-1).float())
 
 
-@dataclass(frozen=True, eq=False)
-class DrawnScores:
-    """Separation, accuracy and AUROC of many draws at one place."""
-
-    separation: Float[Tensor, " n_draws"]
-    accuracy: Float[Tensor, " n_draws"]
-    auroc: Float[Tensor, " n_draws"]
+DrawnScores = dict[str, Tensor]
+"""The scores of `refusal_lens.scores`, one number a draw, at one place."""
 
 
 def blocks_of(n_rows: int, d_model: int) -> Iterator[slice]:
@@ -160,20 +155,66 @@ def score_mixtures(
     return _join(parts)
 
 
+def score_resampled_fits(
+    place: Place,
+    counts: Float[Tensor, "n_draws n_prompts"],
+    labels: Float[Tensor, " n_prompts"],
+    folds: Sequence[slice],
+    clip_quantile: float | None,
+) -> DrawnScores:
+    """Cross-fit to resampled prompts, and score the held-out prompts as they are.
+
+    Args:
+        place: Activations, in the order of the folds.
+        counts: How often each prompt is fitted to, one row a draw; copies stay in their fold.
+        labels: 1 for harmful and 0 for harmless.
+        folds: Where each fold's prompts lie.
+        clip_quantile: As in `fit_directions`.
+    """
+    parts = []
+    for block in blocks_of(len(counts), place.centred.shape[1]):
+        weights = [counts[block] * labels, counts[block] * (1 - labels)]
+        sums = [[one[:, fold] @ place.centred[fold] for fold in folds] for one in weights]
+        totals = [reduce(torch.add, side) for side in sums]
+        cosines, margins = torch.empty_like(weights[0]), torch.empty_like(weights[0])
+        for number, fold in enumerate(folds):
+            sizes = [one.sum(dim=1) - one[:, fold].sum(dim=1) for one in weights]
+            harmful, harmless = (
+                (total - side[number]) / size[:, None]
+                for total, side, size in zip(totals, sums, sizes, strict=True)
+            )
+            clipped = clip_rows(harmful - harmless, clip_quantile)
+            middle = ((harmful + harmless) * clipped).sum(dim=1, keepdim=True) / 2
+            cosines[:, fold], margins[:, fold] = _hold_out(place, fold, clipped, middle)
+        parts.append(score_draws(cosines, margins, labels[None]))
+    return _join(parts)
+
+
 def score_draws(
     cosines: Float[Tensor, "n_draws n_prompts"],
     margins: Float[Tensor, "n_draws n_prompts"],
     labels: Float[Tensor, "n_labellings n_prompts"],
 ) -> DrawnScores:
     """Score one set of projections a draw, with labels of its own or shared (one row)."""
-    n_harmful = labels[0].sum()
-    n_harmless = labels.shape[1] - n_harmful
-    harmful = (cosines * labels).sum(dim=1)
-    separation = harmful / n_harmful - (cosines.sum(dim=1) - harmful) / n_harmless
-    is_right = (margins > 0) == (labels > 0)
-    return DrawnScores(
-        separation, is_right.float().mean(dim=1), auroc_rows(margins, labels.expand_as(margins))
-    )
+    n_prompts = labels.shape[1]
+    sizes = (float(labels[0].sum()), n_prompts - float(labels[0].sum()))
+
+    def sides(values: Tensor) -> tuple[Tensor, Tensor]:
+        harmful = (values * labels).sum(dim=1)
+        return harmful / sizes[0], (values.sum(dim=1) - harmful) / sizes[1]
+
+    shares = sides(((margins > 0) == (labels > 0)).float())
+    (above, below), squares = sides(margins), sides(margins**2)
+    deviations = zip(sizes, squares, (above, below), strict=True)
+    variance = sum(n * (square - mean**2) for n, square, mean in deviations) / (n_prompts - 2)
+    harmful, harmless = sides(cosines)
+    return {
+        "separation": harmful - harmless,
+        "accuracy": (sizes[0] * shares[0] + sizes[1] * shares[1]) / n_prompts,
+        "balanced_accuracy": (shares[0] + shares[1]) / 2,
+        "auroc": auroc_rows(margins, labels.expand_as(margins)),
+        "cohens_d": (above - below) / torch.as_tensor(variance).sqrt(),
+    }
 
 
 def auroc_rows(
@@ -214,16 +255,25 @@ def _cross_fit(
         # Harmful mean minus harmless mean, where the harmless sum is what is left of `both`.
         vectors = torch.add(both / -n_harmless, fitted, alpha=1 / n_harmful + 1 / n_harmless)
         clipped = clip_rows(vectors, clip_quantile)
-        length = clipped.norm(dim=1, keepdim=True)
-        projected = clipped @ place.centred[fold].T
         middle = (clipped @ both / n_harmless)[:, None]
         if n_harmful != n_harmless:
             uneven = (fitted * clipped).sum(dim=1, keepdim=True)
             middle = middle + (1 / n_harmful - 1 / n_harmless) * uneven
-        margins[:, fold] = (projected - middle / 2) / length
-        raw = projected + (clipped @ place.centre)[:, None]
-        cosines[:, fold] = raw / (length * place.norms[fold])
+        cosines[:, fold], margins[:, fold] = _hold_out(place, fold, clipped, middle / 2)
     return cosines, margins
+
+
+def _hold_out(
+    place: Place,
+    fold: slice,
+    vectors: Float[Tensor, "n_draws d_model"],
+    middle: Float[Tensor, "n_draws 1"],
+) -> tuple[Float[Tensor, "n_draws n_held_out"], Float[Tensor, "n_draws n_held_out"]]:
+    """Return cosines and margins of a fold on directions of any length, `middle` in that length."""
+    length = vectors.norm(dim=1, keepdim=True)
+    projected = vectors @ place.centred[fold].T
+    raw = projected + (vectors @ place.centre)[:, None]
+    return raw / (length * place.norms[fold]), (projected - middle) / length
 
 
 def _score_turned(
@@ -241,8 +291,4 @@ def _score_turned(
 
 
 def _join(parts: list[DrawnScores]) -> DrawnScores:
-    return DrawnScores(
-        torch.cat([part.separation for part in parts]),
-        torch.cat([part.accuracy for part in parts]),
-        torch.cat([part.auroc for part in parts]),
-    )
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -129,7 +129,7 @@ class _Sides:
 
 
 def draw_counts(
-    is_harmful: Bool[Tensor, " n_prompts"], n_resamples: int, seed: int
+    is_harmful: Bool[Tensor, " n_prompts"], n_resamples: int, seed: int | list[int]
 ) -> Float[Tensor, "n_resamples n_prompts"]:
     """Draw each class as often as it has prompts, with replacement; return how often each came.
 

@@ -162,14 +162,13 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     options = config.validation
     folds = {"n_folds": options.n_folds, "seed": options.seed}
     n_layers = activations.provenance["model"]["n_layers"]
-    with console.status("Scoring held-out prompts"):
-        separation, projections = validate(
-            activations,
-            clip_quantile=clip_quantile,
-            n_repeats=options.n_repeats,
-            n_resamples=options.n_resamples,
-            **folds,
-        )
+    separation, projections = validate(
+        activations,
+        clip_quantile=clip_quantile,
+        n_repeats=options.n_repeats,
+        n_resamples=options.n_resamples,
+        **folds,
+    )
     nulls = draw_nulls(
         activations, clip_quantile=clip_quantile, n_permutations=options.n_permutations, **folds
     )

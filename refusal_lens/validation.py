@@ -23,9 +23,12 @@ from refusal_lens.crossfit import (
     in_sample_projections,
     project_splits,
     repeat_folds,
+    sort_by_fold,
 )
 from refusal_lens.directions import CLIP_QUANTILE
 from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.progress import track
+from refusal_lens.refits import Place, score_resampled_fits
 from refusal_lens.scores import (
     SCORES,
     Score,
@@ -180,6 +183,7 @@ def validate(
     n_repeats: int = 3,
     n_resamples: int = 1000,
     seed: int = 0,
+    show_progress: bool | None = None,
 ) -> tuple[Separation, Projections]:
     """Score the direction at every place on prompts that it was not fitted to.
 
@@ -189,11 +193,13 @@ def validate(
     projections are those of the first, because an average of projections on several directions
     is the projection on none.
 
-    The interval resamples the held-out prompts, each class by itself, with the directions as they
-    are. It covers which prompts were scored. It does not cover that other prompts would have given
-    other directions (see `refusal_lens.stability`), that the best of many places was chosen (see
-    `refusal_lens.nested`), or prompts of another kind. Where every resample is perfect it has no
-    width.
+    The interval adds two bootstraps, each class resampled by itself. One resamples the prompts
+    that are scored and keeps the directions; the other resamples the prompts that are fitted to
+    (copies stay in their fold) and keeps those that are scored, around its own mean. With few
+    dimensions the second adds next to nothing. With more dimensions than prompts, directions are
+    mostly noise that folds share, and the first alone covers 84 % where it says 95 %.
+    The interval does not cover that the best of many places was chosen (`refusal_lens.nested`), or
+    prompts of another kind. Where every draw is perfect it has no width.
 
     Args:
         activations: Activations of both classes.
@@ -202,6 +208,7 @@ def validate(
         n_repeats: How often prompts are dealt to folds anew.
         n_resamples: Of the bootstrap behind the intervals.
         seed: Of the shuffles that deal prompts to folds, and of the bootstrap.
+        show_progress: Draw a bar; None draws it on a terminal and in notebooks only.
 
     Returns:
         Scores of every place, and the held-out projections behind them.
@@ -221,7 +228,13 @@ def validate(
         splits.values[-1] / splits.norms, splits.values[-1] - splits.thresholds[-1], is_harmful
     )
     values, draws = _score_repeats(splits, folds, is_harmful, n_resamples, seed)
-    scores = {name: Score(values[name], *interval(draws[name]), in_sample[name]) for name in SCORES}
+    turns = _refit_deviations(
+        activations, folds[0], clip_quantile, (n_resamples, seed), show_progress
+    )
+    scores = {
+        name: Score(values[name], *_interval(name, draws[name], turns[name]), in_sample[name])
+        for name in SCORES
+    }
     separation = Separation(
         scores, activations.hook_points, activations.positions, int(folds.max()) + 1
     )
@@ -246,6 +259,46 @@ def _score_repeats(
         values.append(score(cosines, margins, is_harmful))
         draws.append(resample(cosines, margins, is_harmful, counts))
     return mean_scores(values), mean_scores(draws)
+
+
+def _refit_deviations(
+    activations: Activations,
+    folds: Int[Tensor, " n_prompts"],
+    clip_quantile: float | None,
+    resamples: tuple[int, int],
+    show_progress: bool | None,
+) -> Scores:
+    """Return how scores move around their mean when the prompts fitted to are resampled.
+
+    `resamples` are their number and their seed.
+    """
+    n_resamples, seed = resamples
+    order, places = sort_by_fold(folds)
+    labels = activations.is_harmful[order]
+    # Other draws than those of the scored prompts: the two parts are independent.
+    counts = draw_counts(labels, n_resamples, [seed, 1]).float()
+    grid = activations.values.shape[1:3]
+    results = {name: torch.zeros(n_resamples, *grid, dtype=torch.float64) for name in SCORES}
+    steps = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
+    for row, column in track(steps, "Scoring resamples", show_progress):
+        place = Place.of(activations.values[order, row, column])
+        drawn = score_resampled_fits(place, counts, labels.float(), places, clip_quantile)
+        for name in SCORES:
+            moved = drawn[name].double() - drawn[name].double().nanmean()
+            results[name][:, row, column] = moved.nan_to_num()
+    return results
+
+
+def _interval(
+    name: str,
+    draws: Float[Tensor, " n_resamples n_hook_points n_positions"],
+    turns: Float[Tensor, " n_resamples n_hook_points n_positions"],
+) -> tuple[Tensor, Tensor]:
+    """Return the ends of the interval from both bootstraps, within the range of the score."""
+    low, high = interval(draws + turns)
+    if name in ("separation", "cohens_d"):
+        return low, high
+    return low.clamp(0, 1), high.clamp(0, 1)
 
 
 # --- what a histogram shows -------------------------------------------------------------------
