@@ -206,10 +206,12 @@ class RunFolder:
                 json.loads(header["provenance"]),
             )
 
-    def write_separation(self, separation: Separation) -> None:
-        """Write the scores of every place as CSV."""
+    def write_separation(
+        self, separation: Separation, p_values: pd.DataFrame | None = None
+    ) -> None:
+        """Write the scores of every place as CSV, with their p-values where there are any."""
         with write_whole(self.separation_path) as file:
-            separation.to_frame().to_csv(file, index=False)
+            _with_p_values(separation, p_values).to_csv(file, index=False)
 
     def read_separation(self) -> pd.DataFrame:
         """Read the scores of every place."""
@@ -255,11 +257,15 @@ class RunFolder:
         return pd.read_csv(path) if path.is_file() else None
 
     def write_refusal_direction(
-        self, directions: Directions, separation: Separation, best: Choice | None
+        self,
+        directions: Directions,
+        separation: Separation,
+        best: Choice | None,
+        p_values: pd.DataFrame | None = None,
     ) -> None:
         """Write the directions of one site and position in the article's layout."""
         with write_whole(self.direction_path) as file:
-            torch.save(article_layout(directions, separation, best), file)
+            torch.save(article_layout(directions, separation, best, p_values), file)
 
     def write_figure(self, name: str, html: str) -> Path:
         """Write a figure as one self-contained page and return its path."""
@@ -288,14 +294,23 @@ class RunFolder:
             file.write_text(text, encoding="utf-8")
 
 
+def _with_p_values(separation: Separation, p_values: pd.DataFrame | None) -> pd.DataFrame:
+    frame = separation.to_frame()
+    return frame if p_values is None else frame.merge(p_values, on=["hook_point", "position"])
+
+
 def article_layout(
-    directions: Directions, separation: Separation, best: Choice | None
+    directions: Directions,
+    separation: Separation,
+    best: Choice | None,
+    p_values: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Lay directions out as the article's `refusal_direction.pt`, one a layer.
 
     They are those of the site and position of the best place (of the first place, where there is
-    no best). `separation` and `accuracy` are out of sample; the article's own in-sample numbers
-    stand beside them. Layers without a direction are left out.
+    no best). `separation` and `accuracy` are out of sample; the article's own in-sample numbers,
+    the other scores, their intervals and p-values stand beside them. Layers without a direction
+    are left out.
 
     Returns:
         `model`, `num_layers`, `directions`, `validation` as in the article, then our own keys.
@@ -307,8 +322,8 @@ def article_layout(
         if direction.layer is not None
         and (site_of(direction.hook_point), direction.position) == (site, position)
     }
-    frame = separation.at(site, position).to_frame()
-    keys = ("separation", "accuracy", "is_valid", "separation_in_sample", "accuracy_in_sample")
+    frame = _with_p_values(separation.at(site, position), p_values)
+    keys = [name for name in frame if name not in ("hook_point", "site", "layer", "position")]
     model = directions.provenance.get("model", {})
     return {
         "model": model.get("name", "unknown"),

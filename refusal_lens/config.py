@@ -123,10 +123,17 @@ class ValidationConfig(_Section):
 
     Args:
         n_folds: Parts of the prompts, each tested with directions from the others.
-        seed: Seed of the folds, the null and the bootstrap.
+        n_repeats: How often prompts are dealt to folds anew; scores are averages.
+        n_resamples: Resamples behind every interval and stability.
+        n_permutations: Shuffled labellings behind the p-values, and draws of the other nulls; with
+            fewer than 19 no p-value could reach 0.05.
+        seed: Seed of the folds, the nulls and the resamples.
     """
 
     n_folds: int = Field(default=5, ge=2)
+    n_repeats: int = Field(default=3, ge=1)
+    n_resamples: int = Field(default=1000, ge=20)
+    n_permutations: int = Field(default=1000, ge=19)
     seed: int = Field(default=0, ge=0)
 
 

@@ -22,6 +22,10 @@ SATURATED = 0.9
 """From this refusal rate on, harmless prompts are refused too: nothing tells the classes apart."""
 
 
+SIGNIFICANT = 0.05
+"""Above this corrected p-value of the best place there is nothing to find."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of the checklist: what is asked for, what came, and whether it passes."""
@@ -87,10 +91,22 @@ def checklist(prompts: ContrastSet, separation: Separation, best: Choice | None)
 
 
 def diagnose(
-    prompts: ContrastSet, separation: Separation, refusal: RefusalReport | None
+    prompts: ContrastSet,
+    separation: Separation,
+    refusal: RefusalReport | None,
+    p_value: float | None = None,
 ) -> list[Finding]:
-    """Return the causes that apply, with their remedies; none when all is well."""
-    findings = [] if refusal is None else _diagnose_refusal(refusal)
+    """Return the causes that apply, with their remedies; none when all is well.
+
+    Args:
+        prompts: The prompts of both classes.
+        separation: Scores of every place.
+        refusal: Whether the model refuses; None where that was not measured.
+        p_value: The smallest p-value of all places, corrected for having looked at all of them;
+            None where there is none.
+    """
+    findings = [] if p_value is None else _diagnose_chance(p_value, separation)
+    findings += [] if refusal is None else _diagnose_refusal(refusal)
     best_separation = _highest(separation.separation)
     best_accuracy = _highest(separation.accuracy)
     if best_separation < MIN_SEPARATION:
@@ -111,6 +127,20 @@ def diagnose(
 
 def _highest(scores: object) -> float:
     return scores.nan_to_num(nan=0.0).max().item()  # type: ignore[attr-defined]
+
+
+def _diagnose_chance(p_value: float, separation: Separation) -> list[Finding]:
+    if p_value <= SIGNIFICANT:
+        return []
+    n_places = separation.separation.numel()
+    return [
+        Finding(
+            "There is no direction here: with shuffled labels the best of all places "
+            f"({n_places}) does as well as this one in {p_value:.0%} of the draws.",
+            "Take nothing below for a finding. Check which file is which class, and that they "
+            "differ in harm; use more prompts.",
+        )
+    ]
 
 
 def _diagnose_refusal(refusal: RefusalReport) -> list[Finding]:

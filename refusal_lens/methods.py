@@ -41,8 +41,15 @@ def mean_difference(
     Source:
         Arditi et al. 2024, arXiv 2406.11717, section 2.3.
     """
-    vectors = harmful.mean - harmless.mean
-    size = torch.maximum(harmful.mean.norm(dim=-1), harmless.mean.norm(dim=-1))
+    return difference(harmful.mean, harmless.mean)
+
+
+def difference(
+    harmful: Float[Tensor, "*grid d_model"], harmless: Float[Tensor, "*grid d_model"]
+) -> tuple[Float[Tensor, "*grid d_model"], Bool[Tensor, "*grid"]]:
+    """Return one mean minus the other, and where it is more than rounding."""
+    vectors = harmful - harmless
+    size = torch.maximum(harmful.norm(dim=-1), harmless.norm(dim=-1))
     length = vectors.norm(dim=-1)
     # A comparison with NaN is False, so that a mean that is not finite counts as no direction.
     return vectors, (length > ROUNDING * size) & torch.isfinite(length)

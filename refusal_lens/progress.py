@@ -1,9 +1,11 @@
 """Progress bars of long work: what, how much, how fast, how long still."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import TypeVar
 
+import rich.progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+Step = TypeVar("Step")
 
 
 class _RateColumn(ProgressColumn):
@@ -76,3 +80,23 @@ class ClassProgress:
     ) -> None:
         """Stop drawing, whatever happened."""
         self._bars.stop()
+
+
+def track(steps: Sequence[Step], what: str, is_shown: bool | None = None) -> Iterator[Step]:
+    """Go through the steps of some work, with a bar that is gone when it is done.
+
+    Args:
+        steps: What is to be gone through.
+        what: The work, as words ("Drawing nulls").
+        is_shown: Draw the bar; None draws it on a terminal and in notebooks only.
+
+    Example:
+        >>> list(track([1, 2], "Counting", False))
+        [1, 2]
+    """
+    console = Console(stderr=True)
+    if is_shown is None:
+        is_shown = console.is_terminal or "ipykernel" in sys.modules
+    yield from rich.progress.track(
+        steps, what, console=console, transient=True, disable=not is_shown
+    )

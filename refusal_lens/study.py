@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from refusal_lens import figures, terminal
+from refusal_lens.activations import Activations
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.collector import collect
 from refusal_lens.config import Config
@@ -22,11 +23,14 @@ from refusal_lens.distributed import collect_with_ray
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import resolve_hook_points, site_of
 from refusal_lens.models import Model, load_model, load_tokenizer, tokenizer_of
+from refusal_lens.nested import choose_nested
+from refusal_lens.nulls import draw_nulls
 from refusal_lens.positions import check_positions, normalise_positions, positions_read
 from refusal_lens.prompt_files import read_contrast
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import measure_refusal
-from refusal_lens.selection import choose_best, suggest_kernel
+from refusal_lens.selection import Choice, choose_best, suggest_kernel
+from refusal_lens.stability import measure_stability
 from refusal_lens.tokens import tokenise
 from refusal_lens.validation import validate
 
@@ -155,32 +159,78 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     activations = run_folder.read_activations(config.directions.hook_points)
     clip_quantile = config.directions.clip_quantile
     directions = fit_directions(activations, clip_quantile=clip_quantile)
+    options = config.validation
+    folds = {"n_folds": options.n_folds, "seed": options.seed}
+    n_layers = activations.provenance["model"]["n_layers"]
     separation, projections = validate(
         activations,
         clip_quantile=clip_quantile,
-        n_folds=config.validation.n_folds,
-        seed=config.validation.seed,
+        n_repeats=options.n_repeats,
+        n_resamples=options.n_resamples,
+        **folds,
     )
-    best = choose_best(separation, activations.provenance["model"]["n_layers"])
+    nulls = draw_nulls(
+        activations, clip_quantile=clip_quantile, n_permutations=options.n_permutations, **folds
+    )
+    p_values = nulls.p_values()
+    best = choose_best(separation, n_layers)
     run_folder.write_directions(directions)
-    run_folder.write_separation(separation)
+    run_folder.write_separation(separation, p_values)
     run_folder.write_projections(projections)
-    run_folder.write_refusal_direction(directions, separation, best)
+    run_folder.write_refusal_direction(directions, separation, best, p_values)
+    run_folder.write_table("nulls", nulls.to_frame())
     column = (site_of(best.hook_point), best.position) if best else separation.columns[0]
     shown = separation.at(*column)
-    terminal.show_separation(console, shown, *column)
+    terminal.show_separation(console, shown, *column, p_values)
     others = [other for other in separation.columns if other != column]
     terminal.show_others(console, [(*other, separation.at(*other)) for other in others])
     kernel = suggest_kernel(separation, best) if best and best.is_eligible else None
     terminal.show_best(console, shown, best, kernel)
+    belief_stage(config, run_folder, activations, best, console)
     prompts, refusal = run_folder.read_prompts(), run_folder.read_refusal()
     checks = checklist(prompts, shown, best)
-    terminal.show_checklist(console, checks, diagnose(prompts, separation, refusal))
+    least = None if best is None else float(p_values["p_value_corrected"].min())
+    terminal.show_checklist(console, checks, diagnose(prompts, separation, refusal, least))
     return [
         run_folder.path / "directions.safetensors",
         run_folder.direction_path,
         run_folder.separation_path,
+        run_folder.path / "tables",
     ]
+
+
+def belief_stage(
+    config: Config,
+    run_folder: RunFolder,
+    activations: Activations,
+    best: Choice | None,
+    console: Console,
+) -> None:
+    """Measure how far other prompts would turn the directions and change the choice; say so."""
+    options, clip_quantile = config.validation, config.directions.clip_quantile
+    stability = measure_stability(
+        activations,
+        clip_quantile=clip_quantile,
+        n_resamples=options.n_resamples,
+        seed=options.seed,
+    )
+    with console.status("Choosing anew without each fold"):
+        nested = choose_nested(
+            activations,
+            activations.provenance["model"]["n_layers"],
+            clip_quantile=clip_quantile,
+            n_folds=options.n_folds,
+            n_repeats=options.n_repeats,
+            seed=options.seed,
+        )
+    run_folder.write_table("stability", stability.to_frame())
+    run_folder.write_table("learning_curve", stability.curves)
+    run_folder.write_table("layer_cosines", stability.layers)
+    run_folder.write_table("nested_choice", nested)
+    if best is not None:
+        n_per_class = int(min(activations.is_harmful.sum(), (~activations.is_harmful).sum()))
+        terminal.show_stability(console, stability, best, n_per_class)
+        terminal.show_nested(console, nested)
 
 
 def plot_stage(run_folder: RunFolder) -> list[Path]:

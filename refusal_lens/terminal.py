@@ -3,20 +3,26 @@
 Knows rich and the wording. Computes nothing.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from refusal_lens.diagnosis import GOOD_ACCURACY, Check, Finding, band
+from refusal_lens.diagnosis import GOOD_ACCURACY, SIGNIFICANT, Check, Finding, band
 from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import RefusalReport
 from refusal_lens.selection import GOOD_SEPARATION, Choice, WeightKernel
+from refusal_lens.stability import Stability
 from refusal_lens.tokens import Tokens
 from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
+
+FEW_PROMPTS, WANTED_DEGREES = 40, 10
+"""What the learning curve is told at: prompts a side, and an angle."""
 
 BAND_STYLES = {"good": "green", "acceptable": "yellow", "poor": "red"}
 
@@ -65,35 +71,55 @@ def show_refusal(console: Console, report: RefusalReport) -> None:
     )
 
 
-def show_separation(console: Console, separation: Separation, site: str, position: str) -> None:
-    """Print the scores of every layer at one site and position."""
+def show_separation(
+    console: Console,
+    separation: Separation,
+    site: str,
+    position: str,
+    p_values: pd.DataFrame | None = None,
+) -> None:
+    """Print the scores of every layer at one site and position, with p-values."""
     table = Table(
         title=f"Layers: {site} at position {position}, {separation.n_folds}-fold cross-fitted",
         title_justify="left",
-        caption="In brackets: on the prompts that the direction was fitted to.",
+        caption="[..]: 95 % interval. (..): on the prompts that it was fitted to.\n"
+        "p: how often shuffled labels give as high an AUROC at any place.",
+        caption_justify="left",
     )
-    for column in ("layer", "separation", "accuracy", "valid"):
+    for column in ("layer", "separation", "accuracy", "p", "valid"):
         table.add_column(column, justify="right")
-    for row in separation.to_frame().to_dict("records"):
+    frame = separation.to_frame()
+    if p_values is not None:
+        frame = frame.merge(p_values, on=["hook_point", "position"])
+    for row in frame.to_dict("records"):
         layer = row["hook_point"] if row["layer"] is None else f"{row['layer']:.0f}"
         if row["separation"] != row["separation"]:  # NaN: there is no direction
-            table.add_row(layer, "no direction", "", "")
+            table.add_row(layer, "no direction", *[""] * 3)
             continue
         table.add_row(
             layer,
-            _scored(row["separation"], row["separation_in_sample"], "separation"),
-            _scored(row["accuracy"], row["accuracy_in_sample"], "accuracy"),
+            _scored(row, "separation"),
+            _scored(row, "accuracy"),
+            _p_value(row["p_value_corrected"]) if "p_value_corrected" in row else "",
             "[green]✓[/]" if row["is_valid"] else "[red]✗[/]",
         )
     console.print(table)
 
 
-def _scored(value: float, in_sample: float, kind: str) -> str:
-    if kind == "separation":
+def _scored(row: Mapping[str, float], name: str) -> str:
+    """Write a score in the colour of its band, its interval, and the score in sample."""
+    value, low, high, before = (row[name + end] for end in ("", "_low", "_high", "_in_sample"))
+    if name == "separation":
         style = BAND_STYLES[band(value, MIN_SEPARATION, GOOD_SEPARATION)]
-        return f"[{style}]{value:.4f}[/] [dim]({in_sample:.4f})[/]"
+        return rf"[{style}]{value:.3f}[/] \[{low:.2f}, {high:.2f}] [dim]({before:.3f})[/]"
     style = BAND_STYLES[band(value, MIN_ACCURACY, GOOD_ACCURACY)]
-    return f"[{style}]{value:.2%}[/] [dim]({in_sample:.2%})[/]"
+    ends = f"{100 * low:.0f}, {100 * high:.0f}"
+    return rf"[{style}]{value:.1%}[/] \[{ends}] [dim]({before:.1%})[/]"
+
+
+def _p_value(p: float) -> str:
+    style = "green" if p <= SIGNIFICANT else "red"
+    return f"[{style}]{p:.3f}[/]" if p >= 0.001 else f"[{style}]<.001[/]"
 
 
 def show_others(console: Console, others: Sequence[tuple[str, str, Separation]]) -> None:
@@ -126,6 +152,46 @@ def show_best(
             f"Suggested weight kernel: peak {kernel.peak:g} at layer {kernel.position:g}, falling "
             f"linearly to {kernel.floor:g} at {kernel.distance:g} layers away"
         )
+
+
+def show_stability(console: Console, stability: Stability, best: Choice, n_per_class: int) -> None:
+    """Print how far the best direction would turn with other prompts, or with more."""
+    row = stability.hook_points.index(best.hook_point)
+    cosine = stability.split_half_cosine[row, stability.positions.index(best.position)].item()
+    turning = stability.turning[best.hook_point, best.position]
+    console.print(
+        f"Stability: two halves of the prompts give directions at a cosine of {cosine:.2f}.",
+        soft_wrap=True,
+        highlight=False,
+    )
+    enough = turning.prompts_for(WANTED_DEGREES)
+    if enough == float("inf"):
+        console.print("More prompts would not help: the classes differ by no more than chance.")
+        return
+    console.print(
+        f"With {n_per_class} prompts a side the direction lies about "
+        f"{turning.degrees(n_per_class):.0f}° from that of unlimited prompts; with {FEW_PROMPTS} "
+        f"prompts a side the direction would turn by about {turning.degrees(FEW_PROMPTS):.0f}°; "
+        f"{max(2, math.ceil(enough)):,} prompts are enough for {WANTED_DEGREES}°.",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def show_nested(console: Console, nested: pd.DataFrame) -> None:
+    """Print which places win when chosen without the prompts they are scored on."""
+    if nested.empty:
+        return
+    wins = nested.groupby(["hook_point", "position"]).size().sort_values(ascending=False)
+    said = ", ".join(f"{name} at {position} {n}" for (name, position), n in wins.head(3).items())
+    means = nested[["separation", "accuracy", "auroc"]].mean()
+    console.print(
+        f"Chosen anew without each fold, of {len(nested)} choices: {said}"
+        f"{', others' if len(wins) > 3 else ''}. On the folds left out: separation "
+        f"{means['separation']:.4f}, accuracy {means['accuracy']:.2%}, AUROC {means['auroc']:.3f}.",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def show_checklist(console: Console, checks: Sequence[Check], findings: Sequence[Finding]) -> None:

@@ -1,23 +1,57 @@
-"""How far a direction can be believed: separation and accuracy, out of sample.
+"""How far a direction can be believed: scores out of sample, with intervals.
 
-Knows how to fit on some prompts and score on others. Does not draw, and does not choose.
+Knows how prompts are held out and scored at every place. Does not draw, and does not choose.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from refusal_lens.collector import Activations
-from refusal_lens.directions import CLIP_QUANTILE, clip, normalise
-from refusal_lens.errors import RefusalLensError
+from refusal_lens.activations import Activations
+from refusal_lens.crossfit import (
+    Projections,
+    Splits,
+    assign_folds,
+    first_projections,
+    fitting_splits,
+    held_out_projections,
+    in_sample_projections,
+    project_splits,
+    repeat_folds,
+    sort_by_fold,
+)
+from refusal_lens.directions import CLIP_QUANTILE
 from refusal_lens.hook_points import layer_of, site_of
-from refusal_lens.methods import mean_difference
-from refusal_lens.moments import ClassMoments, class_moments
+from refusal_lens.progress import track
+from refusal_lens.refits import Place, score_resampled_fits
+from refusal_lens.scores import (
+    SCORES,
+    Score,
+    Scores,
+    draw_counts,
+    interval,
+    mean_scores,
+    resample,
+    score,
+)
+
+__all__ = [
+    "MIN_ACCURACY",
+    "MIN_SEPARATION",
+    "Histogram",
+    "Projections",
+    "Separation",
+    "assign_folds",
+    "held_out_projections",
+    "in_sample_projections",
+    "shared_histogram",
+    "validate",
+]
 
 MIN_SEPARATION = 0.15
 MIN_ACCURACY = 0.65
@@ -25,38 +59,52 @@ MIN_ACCURACY = 0.65
 
 
 @dataclass(frozen=True, eq=False)
-class Projections:
-    """Every prompt projected at every place, with the threshold that tells the classes apart.
-
-    `values` are in the activations' own units, `cosines` in [-1, 1]; `thresholds` are of the first
-    kind. `is_held_out` says whether each prompt was projected on a direction that it did not help
-    to fit; the threshold is then the mean of the folds'. NaN where there is no direction.
-    """
-
-    values: Float[Tensor, "n_prompts n_hook_points n_positions"]
-    cosines: Float[Tensor, "n_prompts n_hook_points n_positions"]
-    is_called_harmful: Bool[Tensor, "n_prompts n_hook_points n_positions"]
-    thresholds: Float[Tensor, "n_hook_points n_positions"]
-    is_harmful: Bool[Tensor, " n_prompts"]
-    hook_points: tuple[str, ...]
-    positions: tuple[str, ...]
-    is_held_out: bool
-
-
-@dataclass(frozen=True, eq=False)
 class Separation:
     """Scores of every place: out of sample as the headline, in sample beside it.
 
-    `separation` is a difference of mean cosines, `accuracy` a share; `is_valid` wants both.
+    `scores` are named as in `refusal_lens.scores.SCORES`; each is also an attribute, such as
+    `auroc` and `auroc_in_sample`. `is_valid` wants separation and accuracy both.
     """
 
-    separation: Float[Tensor, "n_hook_points n_positions"]
-    accuracy: Float[Tensor, "n_hook_points n_positions"]
-    separation_in_sample: Float[Tensor, "n_hook_points n_positions"]
-    accuracy_in_sample: Float[Tensor, "n_hook_points n_positions"]
+    scores: Mapping[str, Score]
     hook_points: tuple[str, ...]
     positions: tuple[str, ...]
     n_folds: int
+
+    @property
+    def separation(self) -> Float[Tensor, "n_hook_points n_positions"]:
+        """Mean cosine of harmful minus that of harmless prompts, in [-2, 2]."""
+        return self.scores["separation"].value
+
+    @property
+    def accuracy(self) -> Float[Tensor, "n_hook_points n_positions"]:
+        """Share of prompts on their side of the threshold."""
+        return self.scores["accuracy"].value
+
+    @property
+    def balanced_accuracy(self) -> Float[Tensor, "n_hook_points n_positions"]:
+        """Mean over both classes of the share on its side of the threshold."""
+        return self.scores["balanced_accuracy"].value
+
+    @property
+    def auroc(self) -> Float[Tensor, "n_hook_points n_positions"]:
+        """Chance that a harmful prompt lies above a harmless one."""
+        return self.scores["auroc"].value
+
+    @property
+    def cohens_d(self) -> Float[Tensor, "n_hook_points n_positions"]:
+        """Difference of the class means in pooled standard deviations."""
+        return self.scores["cohens_d"].value
+
+    @property
+    def separation_in_sample(self) -> Float[Tensor, "n_hook_points n_positions"]:
+        """Separation of the prompts that the direction was fitted to."""
+        return self.scores["separation"].in_sample
+
+    @property
+    def accuracy_in_sample(self) -> Float[Tensor, "n_hook_points n_positions"]:
+        """Accuracy on the prompts that the direction was fitted to."""
+        return self.scores["accuracy"].in_sample
 
     @property
     def is_valid(self) -> Bool[Tensor, "n_hook_points n_positions"]:
@@ -68,10 +116,7 @@ class Separation:
         rows = [i for i, name in enumerate(self.hook_points) if site_of(name) == site]
         columns = [self.positions.index(position)]
         return Separation(
-            self.separation[rows][:, columns],
-            self.accuracy[rows][:, columns],
-            self.separation_in_sample[rows][:, columns],
-            self.accuracy_in_sample[rows][:, columns],
+            {name: one.take(rows, columns) for name, one in self.scores.items()},
             tuple(self.hook_points[row] for row in rows),
             (position,),
             self.n_folds,
@@ -84,23 +129,17 @@ class Separation:
         return tuple((site, position) for site in sites for position in self.positions)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a place, hook point by hook point."""
-        rows = [
-            {
-                "hook_point": hook_point,
-                "site": site_of(hook_point),
-                "layer": layer_of(hook_point),
-                "position": position,
-                "separation": self.separation[row, column].item(),
-                "accuracy": self.accuracy[row, column].item(),
-                "is_valid": bool(self.is_valid[row, column]),
-                "separation_in_sample": self.separation_in_sample[row, column].item(),
-                "accuracy_in_sample": self.accuracy_in_sample[row, column].item(),
-            }
-            for row, hook_point in enumerate(self.hook_points)
-            for column, position in enumerate(self.positions)
-        ]
-        return pd.DataFrame(rows)
+        """Return one row a place, hook point by hook point.
+
+        Each score has four columns: itself, `_low` and `_high` (95 % interval), `_in_sample`.
+        """
+        frame = place_frame(self.hook_points, self.positions)
+        for name, one in self.scores.items():
+            for field in fields(Score):
+                ending = "" if field.name == "value" else f"_{field.name}"
+                frame[f"{name}{ending}"] = getattr(one, field.name).flatten().numpy()
+        frame["is_valid"] = self.is_valid.flatten().numpy()
+        return frame
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, n_folds: int) -> "Separation":
@@ -112,15 +151,28 @@ class Separation:
             numbers = frame[name].to_numpy(dtype="float64", copy=True)
             return torch.from_numpy(numbers).reshape(len(hook_points), len(positions))
 
-        return cls(
-            separation=grid("separation"),
-            accuracy=grid("accuracy"),
-            separation_in_sample=grid("separation_in_sample"),
-            accuracy_in_sample=grid("accuracy_in_sample"),
-            hook_points=hook_points,
-            positions=positions,
-            n_folds=n_folds,
-        )
+        scores = {
+            name: Score(
+                *(grid(f"{name}{ending}") for ending in ("", "_low", "_high", "_in_sample"))
+            )
+            for name in SCORES
+            if name in frame
+        }
+        return cls(scores, hook_points, positions, n_folds)
+
+
+def place_frame(hook_points: tuple[str, ...], positions: tuple[str, ...]) -> pd.DataFrame:
+    """Return the columns that name a place, one row each, hook point by hook point."""
+    return pd.DataFrame(
+        {
+            "hook_point": hook_point,
+            "site": site_of(hook_point),
+            "layer": layer_of(hook_point),
+            "position": position,
+        }
+        for hook_point in hook_points
+        for position in positions
+    )
 
 
 def validate(
@@ -128,153 +180,125 @@ def validate(
     *,
     clip_quantile: float | None = CLIP_QUANTILE,
     n_folds: int = 5,
+    n_repeats: int = 3,
+    n_resamples: int = 1000,
     seed: int = 0,
+    show_progress: bool | None = None,
 ) -> tuple[Separation, Projections]:
     """Score the direction at every place on prompts that it was not fitted to.
 
     With fewer prompts than dimensions a difference of means separates its own fitting data almost
     perfectly even when labels are random; only held-out prompts tell. Direction, clip and
-    threshold all come from the fitting folds.
+    threshold all come from the fitting folds. Scores are averages over the repeats; the
+    projections are those of the first, because an average of projections on several directions
+    is the projection on none.
+
+    The interval adds two bootstraps, each class resampled by itself. One resamples the prompts
+    that are scored and keeps the directions; the other resamples the prompts that are fitted to
+    (copies stay in their fold) and keeps those that are scored, around its own mean. With few
+    dimensions the second adds next to nothing. With more dimensions than prompts, directions are
+    mostly noise that folds share, and the first alone covers 84 % where it says 95 %.
+    The interval does not cover that the best of many places was chosen (`refusal_lens.nested`), or
+    prompts of another kind. Where every draw is perfect it has no width.
 
     Args:
         activations: Activations of both classes.
         clip_quantile: As in `fit_directions`.
         n_folds: Stratified folds; fewer when a class has fewer prompts.
-        seed: Of the shuffle that deals prompts to folds.
+        n_repeats: How often prompts are dealt to folds anew.
+        n_resamples: Of the bootstrap behind the intervals.
+        seed: Of the shuffles that deal prompts to folds, and of the bootstrap.
+        show_progress: Draw a bar; None draws it on a terminal and in notebooks only.
 
     Returns:
         Scores of every place, and the held-out projections behind them.
 
     Raises:
         RefusalLensError: A class has fewer than two prompts.
+
+    Source:
+        Percentile bootstrap: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 13.
     """
-    folds = assign_folds(activations.is_harmful, n_folds, seed)
-    held_out = held_out_projections(activations, folds, clip_quantile)
-    in_sample = in_sample_projections(activations, clip_quantile)
+    is_harmful = activations.is_harmful
+    folds = repeat_folds(is_harmful, n_folds, n_repeats, seed)
+    everything = torch.ones(1, len(is_harmful), dtype=torch.bool)
+    is_fitting = torch.cat([fitting_splits(folds), everything])
+    splits = project_splits(activations, is_fitting, clip_quantile)
+    in_sample = score(
+        splits.values[-1] / splits.norms, splits.values[-1] - splits.thresholds[-1], is_harmful
+    )
+    values, draws = _score_repeats(splits, folds, is_harmful, n_resamples, seed)
+    turns = _refit_deviations(
+        activations, folds[0], clip_quantile, (n_resamples, seed), show_progress
+    )
+    scores = {
+        name: Score(values[name], *_interval(name, draws[name], turns[name]), in_sample[name])
+        for name in SCORES
+    }
     separation = Separation(
-        separation=_separation(held_out),
-        accuracy=_accuracy(held_out),
-        separation_in_sample=_separation(in_sample),
-        accuracy_in_sample=_accuracy(in_sample),
-        hook_points=activations.hook_points,
-        positions=activations.positions,
-        n_folds=int(folds.max()) + 1,
+        scores, activations.hook_points, activations.positions, int(folds.max()) + 1
     )
-    return separation, held_out
+    return separation, first_projections(activations, splits, folds[0])
 
 
-def assign_folds(
-    is_harmful: Bool[Tensor, " n_prompts"], n_folds: int, seed: int
-) -> Int[Tensor, " n_prompts"]:
-    """Deal prompts to folds so that each holds the same share of harmful ones.
-
-    Args:
-        is_harmful: Labels.
-        n_folds: Folds wanted; a class with fewer prompts lowers it.
-        seed: Of the shuffle.
-
-    Raises:
-        RefusalLensError: A class has fewer than two prompts, so that nothing can be held out.
-    """
-    n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())
-    fewest = min(n_harmful, n_harmless)
-    if fewest < 2:
-        raise RefusalLensError(
-            f"Scores out of sample need at least 2 prompts of each class; there are {n_harmful} "
-            f"harmful and {n_harmless} harmless ones. Add prompts (30 a side is a sound start)."
-        )
-    splitter = StratifiedKFold(min(n_folds, fewest), shuffle=True, random_state=seed)
-    folds = np.empty(len(is_harmful), dtype=np.int64)
-    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(folds)), is_harmful.numpy())):
-        folds[held_out] = fold
-    return torch.from_numpy(folds)
+def _score_repeats(
+    splits: Splits,
+    folds: Int[Tensor, "n_repeats n_prompts"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    n_resamples: int,
+    seed: int,
+) -> tuple[Scores, Scores]:
+    """Return scores and their resamples, both averaged over the repeats."""
+    # All repeats see the same resample: they score the same prompts.
+    counts = draw_counts(is_harmful, n_resamples, seed)
+    n_folds = int(folds.max()) + 1
+    values, draws = [], []
+    for repeat, dealt in enumerate(folds):
+        projected, thresholds = splits.held_out(dealt, first=repeat * n_folds)
+        cosines, margins = projected / splits.norms, projected - thresholds
+        values.append(score(cosines, margins, is_harmful))
+        draws.append(resample(cosines, margins, is_harmful, counts))
+    return mean_scores(values), mean_scores(draws)
 
 
-def held_out_projections(
-    activations: Activations, folds: Int[Tensor, " n_prompts"], clip_quantile: float | None
-) -> Projections:
-    """Project each prompt on the direction fitted to the other folds."""
-    parts = []
-    for fold in range(int(folds.max()) + 1):
-        is_held_out = folds == fold
-        unit, threshold = _fit(activations, ~is_held_out, clip_quantile)
-        parts.append((is_held_out, _project(activations.values[is_held_out], unit), threshold))
-    values = torch.full(activations.values.shape[:-1], torch.nan, dtype=torch.float64)
-    called = torch.zeros(values.shape, dtype=torch.bool)
-    for is_held_out, projected, threshold in parts:
-        values[is_held_out] = projected
-        called[is_held_out] = projected > threshold
-    thresholds = torch.stack([threshold for *_, threshold in parts]).mean(dim=0)
-    return _projections(activations, values, called, thresholds, is_held_out=True)
-
-
-def in_sample_projections(activations: Activations, clip_quantile: float | None) -> Projections:
-    """Project each prompt on the direction fitted to all prompts, itself included."""
-    everything = torch.ones(len(activations.is_harmful), dtype=torch.bool)
-    unit, threshold = _fit(activations, everything, clip_quantile)
-    values = _project(activations.values, unit)
-    return _projections(activations, values, values > threshold, threshold, is_held_out=False)
-
-
-def _fit(
-    activations: Activations, is_fitting: Bool[Tensor, " n_prompts"], clip_quantile: float | None
-) -> tuple[
-    Float[Tensor, "n_hook_points n_positions d_model"], Float[Tensor, "n_hook_points n_positions"]
-]:
-    """Return unit directions and thresholds fitted to some of the prompts."""
-    harmful = class_moments(activations.values[is_fitting & activations.is_harmful])
-    harmless = class_moments(activations.values[is_fitting & ~activations.is_harmful])
-    vectors, is_kept = mean_difference(harmful, harmless)
-    unit = normalise(clip(vectors.nan_to_num(), clip_quantile))
-    unit[~is_kept] = torch.nan
-    return unit, _midpoint(harmful, harmless, unit)
-
-
-def _midpoint(
-    harmful: ClassMoments,
-    harmless: ClassMoments,
-    unit: Float[Tensor, "n_hook_points n_positions d_model"],
-) -> Float[Tensor, "n_hook_points n_positions"]:
-    """Return the projection midway between the class means."""
-    return ((harmful.mean + harmless.mean) / 2 * unit).sum(dim=-1)
-
-
-def _project(
-    values: Float[Tensor, "n_prompts n_hook_points n_positions d_model"],
-    unit: Float[Tensor, "n_hook_points n_positions d_model"],
-) -> Float[Tensor, "n_prompts n_hook_points n_positions"]:
-    return torch.einsum("nhpd,hpd->nhp", values.double(), unit)
-
-
-def _projections(
+def _refit_deviations(
     activations: Activations,
-    values: Float[Tensor, "n_prompts n_hook_points n_positions"],
-    is_called_harmful: Bool[Tensor, "n_prompts n_hook_points n_positions"],
-    thresholds: Float[Tensor, "n_hook_points n_positions"],
-    *,
-    is_held_out: bool,
-) -> Projections:
-    return Projections(
-        values=values,
-        cosines=values / activations.values.double().norm(dim=-1),
-        is_called_harmful=is_called_harmful,
-        thresholds=thresholds,
-        is_harmful=activations.is_harmful,
-        hook_points=activations.hook_points,
-        positions=activations.positions,
-        is_held_out=is_held_out,
-    )
+    folds: Int[Tensor, " n_prompts"],
+    clip_quantile: float | None,
+    resamples: tuple[int, int],
+    show_progress: bool | None,
+) -> Scores:
+    """Return how scores move around their mean when the prompts fitted to are resampled.
+
+    `resamples` are their number and their seed.
+    """
+    n_resamples, seed = resamples
+    order, places = sort_by_fold(folds)
+    labels = activations.is_harmful[order]
+    # Other draws than those of the scored prompts: the two parts are independent.
+    counts = draw_counts(labels, n_resamples, [seed, 1]).float()
+    grid = activations.values.shape[1:3]
+    results = {name: torch.zeros(n_resamples, *grid, dtype=torch.float64) for name in SCORES}
+    steps = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
+    for row, column in track(steps, "Scoring resamples", show_progress):
+        place = Place.of(activations.values[order, row, column])
+        drawn = score_resampled_fits(place, counts, labels.float(), places, clip_quantile)
+        for name in SCORES:
+            moved = drawn[name].double() - drawn[name].double().nanmean()
+            results[name][:, row, column] = moved.nan_to_num()
+    return results
 
 
-def _separation(projections: Projections) -> Float[Tensor, "n_hook_points n_positions"]:
-    harmful = projections.cosines[projections.is_harmful].mean(dim=0)
-    return harmful - projections.cosines[~projections.is_harmful].mean(dim=0)
-
-
-def _accuracy(projections: Projections) -> Float[Tensor, "n_hook_points n_positions"]:
-    is_right = projections.is_called_harmful == projections.is_harmful[:, None, None]
-    accuracy = is_right.double().mean(dim=0)
-    return accuracy.masked_fill(projections.thresholds.isnan(), torch.nan)
+def _interval(
+    name: str,
+    draws: Float[Tensor, " n_resamples n_hook_points n_positions"],
+    turns: Float[Tensor, " n_resamples n_hook_points n_positions"],
+) -> tuple[Tensor, Tensor]:
+    """Return the ends of the interval from both bootstraps, within the range of the score."""
+    low, high = interval(draws + turns)
+    if name in ("separation", "cohens_d"):
+        return low, high
+    return low.clamp(0, 1), high.clamp(0, 1)
 
 
 # --- what a histogram shows -------------------------------------------------------------------

@@ -34,6 +34,8 @@ from transformers import (
 
 from refusal_lens import Activations, ContrastSet, collect, load_model
 from refusal_lens.models import Model
+from refusal_lens.scores import Score
+from refusal_lens.validation import Separation
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -131,6 +133,48 @@ def save_checkpoint(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
+
+
+def noise(
+    n: int, n_places: int, d_model: int, shift: float = 0.0, seed: int = 0, n_harmless: int = 0
+) -> Activations:
+    """Isotropic noise at independent places, the harmful prompts shifted along the first axis.
+
+    `n` prompts a side; so many places are as many experiments.
+    """
+    n_prompts = n + (n_harmless or n)
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(n_prompts, n_places, 1, d_model, generator=generator)
+    is_harmful = torch.arange(n_prompts) < n
+    values[is_harmful, ..., 0] += shift
+    names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(n_places))
+    return Activations(values, is_harmful, names, ("last",))
+
+
+def make_separation(
+    separation: torch.Tensor,
+    accuracy: torch.Tensor,
+    separation_in_sample: torch.Tensor,
+    accuracy_in_sample: torch.Tensor,
+    hook_points: tuple[str, ...],
+    positions: tuple[str, ...] = ("last",),
+    n_folds: int = 5,
+) -> Separation:
+    """Scores made by hand: every one there is, with an interval of a tenth to either side."""
+
+    def score(value: torch.Tensor, in_sample: torch.Tensor) -> Score:
+        return Score(value, value - 0.1, value + 0.1, in_sample)
+
+    others = ("balanced_accuracy", "auroc", "cohens_d")
+    return Separation(
+        {
+            "separation": score(separation, separation_in_sample),
+            **{name: score(accuracy, accuracy_in_sample) for name in ("accuracy", *others)},
+        },
+        hook_points,
+        positions,
+        n_folds,
+    )
 
 
 @pytest.fixture(scope="session")

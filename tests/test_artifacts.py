@@ -10,6 +10,7 @@ from refusal_lens.artifacts import RunFolder, article_layout
 from refusal_lens.config import load_config
 from refusal_lens.directions import fit_directions
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.nulls import draw_nulls
 from refusal_lens.selection import choose_best
 from refusal_lens.validation import Separation, validate
 
@@ -49,6 +50,19 @@ def test_refusal_direction_opens_with_plain_torch_in_the_articles_layout(run_fol
         )
         assert scores["is_valid"] is bool(separation.is_valid[row, column])
     assert saved["best_layer"] == best.layer
+
+
+def test_every_score_and_p_value_stands_in_the_saved_file(fitted, activations):
+    directions, separation, best = fitted
+    nulls = draw_nulls(activations, n_folds=2, n_permutations=19)
+    saved = article_layout(directions, separation, best, nulls.p_values())
+    place = (f"blocks.2.{saved['site']}", saved["position"])
+    scores = saved["validation"][2]
+    column = separation.positions.index(place[1])
+    assert scores["auroc"] == separation.auroc[2, column].item()
+    assert scores["auroc_low"] <= scores["auroc"] <= scores["auroc_high"]
+    assert 0.05 <= scores["p_value"] <= scores["p_value_corrected"] <= 1
+    assert {"balanced_accuracy", "cohens_d_in_sample"} < set(scores)
 
 
 def test_layer_without_a_direction_is_left_out(fitted):

@@ -1,6 +1,7 @@
 """The checklist, and the causes that apply and no others."""
 
 import torch
+from conftest import make_separation
 from test_refusal import make_report
 
 from refusal_lens.diagnosis import band, checklist, diagnose
@@ -16,7 +17,7 @@ def make_prompts(n: int) -> ContrastSet:
 def make(separation: float, accuracy: float, in_sample: float | None = None) -> Separation:
     scores = [torch.full((4, 1), s).double() for s in (separation, accuracy, in_sample or accuracy)]
     names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4))
-    return Separation(scores[0], scores[1], scores[0], scores[2], names, ("last",), 5)
+    return make_separation(scores[0], scores[1], scores[0], scores[2], names)
 
 
 def test_checklist_passes_what_is_good():
@@ -79,3 +80,12 @@ def test_bands():
     assert [band(value, 0.15, 0.30) for value in (0.3, 0.29, 0.15, 0.149)] == [
         *("good", "acceptable", "acceptable", "poor")
     ]
+
+
+def test_scores_that_shuffled_labels_reach_are_no_direction():
+    findings = diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), p_value=0.43)
+    assert [f.cause for f in findings] == [
+        "There is no direction here: with shuffled labels the best of all places (4) does as well "
+        "as this one in 43% of the draws."
+    ]
+    assert diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), p_value=0.05) == []

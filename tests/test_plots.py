@@ -8,12 +8,13 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
+from conftest import make_separation
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.plots import HARMFUL_COLOUR, HARMLESS_COLOUR, layer_profile, projection_histogram
 from refusal_lens.prompts import Prompt
 from refusal_lens.selection import Choice
-from refusal_lens.validation import Projections, Separation, shared_histogram
+from refusal_lens.validation import Projections, shared_histogram
 
 # A position's traces, in their order.
 BARS = {False: 0, True: 1}
@@ -49,7 +50,7 @@ def planted(n_prompts=60, hook_points=4, positions=("last", "mean"), *, held_out
     projections = Projections(
         values, values / 100, called, thresholds, is_harmful, names, tuple(positions), held_out
     )
-    separation = Separation(*scores, names, tuple(positions), 5)
+    separation = make_separation(*scores, names, tuple(positions))
     prompts = [Prompt(f"p-{i:03d}", f"Say number {i}.", "numbers") for i in range(n_prompts)]
     return projections, separation, prompts
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import make_separation
 
 from refusal_lens.selection import WeightKernel, choose_best, suggest_kernel
 from refusal_lens.validation import Separation
@@ -12,7 +13,7 @@ def make(separations: list[float], accuracies: list[float] | None = None) -> Sep
     separation = torch.tensor(separations, dtype=torch.float64).reshape(shape)
     accuracy = torch.tensor(accuracies or [0.9] * len(separations)).double().reshape(shape)
     names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(len(separations)))
-    return Separation(separation, accuracy, separation, accuracy, names, ("last",), 5)
+    return make_separation(separation, accuracy, separation, accuracy, names)
 
 
 @pytest.mark.parametrize(

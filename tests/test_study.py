@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -69,14 +70,46 @@ def test_run_folder_holds_everything(default_run):
     assert names == {
         *("config.yaml", "provenance.json", "prompts.json", "refusal.json", "activations"),
         *("directions.safetensors", "projections.safetensors"),
-        *("refusal_direction.pt", "separation.csv"),
+        *("refusal_direction.pt", "separation.csv", "tables"),
         *("projection_histogram.html", "layer_profile.html"),
     }
     frame = pd.read_csv(run_folder.separation_path)
     assert len(frame) == 16
+    for name in ("nulls", "stability", "learning_curve", "layer_cosines", "nested_choice"):
+        assert len(run_folder.read_table(name)) > 0
     provenance = run_folder.read_provenance()
     assert provenance["model"]["weights_sha256"]
     assert provenance["versions"]["transformer-lens"].startswith("3.")
+
+
+def test_scores_come_with_interval_and_p_value(default_run):
+    run_folder, printed = default_run
+    frame = run_folder.read_separation()
+    for name in ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d"):
+        assert (frame[f"{name}_low"] <= frame[name]).all()
+        assert (frame[name] <= frame[f"{name}_high"]).all()
+    assert frame["p_value"].to_numpy() == pytest.approx(1 / 1001)
+    assert (frame["p_value"] <= frame["p_value_corrected"]).all()
+    assert re.search(r"with 40 prompts a side the direction would turn by about \d+°", printed)
+    assert re.search(r"\d prompts are enough for 10°", printed)
+    assert "Chosen anew without each fold, of 15 choices: blocks." in printed
+    assert "There is no direction here" not in printed
+
+
+def test_shuffled_labels_give_no_direction(default_run, tmp_path):
+    texts = [prompt.text for prompt in default_run[0].read_prompts().prompts]
+    random.Random(0).shuffle(texts)
+    files = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for file, some in zip(files, (texts[:192], texts[192:]), strict=True):
+        file.write_text("\n".join(some))
+    folder = tmp_path / "run"
+    invoke("collect", "--harmful", files[0], "--harmless", files[1], "--output", folder)
+    printed = invoke("fit", folder)
+    assert "There is no direction here: with shuffled labels" in printed
+    frame = RunFolder(folder).read_separation()
+    assert frame["p_value_corrected"].min() > 0.05
+    is_inside = (frame["auroc_low"] <= 0.5) & (0.5 <= frame["auroc_high"])
+    assert is_inside.all()
 
 
 def test_figures_need_no_network(default_run):

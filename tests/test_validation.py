@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import noise
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
 
 from refusal_lens.collector import Activations
+from refusal_lens.crossfit import repeat_folds
+from refusal_lens.directions import fit_directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.validation import (
     assign_folds,
@@ -49,7 +52,7 @@ def test_random_labels_are_chance_out_of_sample_and_near_perfect_in_sample():
 
 def test_separation_is_the_difference_of_mean_cosines():
     activations = make(50, 6, 3.0, offset=1.0)
-    separation, projections = validate(activations)
+    separation, projections = validate(activations, n_repeats=1)
     values = activations.values[:, 0, 0].double()
     cosines = projections.values[:, 0, 0] / values.norm(dim=-1)
     expected = cosines[:50].mean() - cosines[50:].mean()
@@ -69,7 +72,7 @@ def test_held_out_numbers_equal_a_loop_in_the_articles_words():
         on_fit = values[fit] @ direction
         middle = (on_fit[labels[fit]].mean() + on_fit[~labels[fit]].mean()) / 2
         called[held_out] = (values[held_out] @ direction > middle).numpy()
-    separation, projections = validate(activations, clip_quantile=0.9, seed=3)
+    separation, projections = validate(activations, clip_quantile=0.9, n_repeats=1, seed=3)
     assert projections.is_called_harmful[:, 0, 0].tolist() == called.tolist()
     assert separation.accuracy.item() == accuracy_score(labels, called)
 
@@ -112,13 +115,93 @@ def test_one_prompt_a_side_cannot_be_held_out():
     )
 
 
-def test_scale_changes_no_score():
+def test_scale_and_rotation_change_no_score():
     activations = make(40, 16, 1.0, offset=2.0)
-    scaled = Activations(activations.values * 1000, activations.is_harmful, ("a",), ("last",))
-    for name in ("separation", "accuracy", "separation_in_sample", "accuracy_in_sample"):
-        torch.testing.assert_close(
-            getattr(validate(scaled)[0], name), getattr(validate(activations)[0], name)
-        )
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(5)))[0]
+    first = validate(activations, clip_quantile=None)[0]
+    for values in (activations.values * 1000, activations.values @ turn):
+        moved = Activations(values, activations.is_harmful, ("a",), ("last",))
+        again = validate(moved, clip_quantile=None)[0]
+        for name, one in first.scores.items():
+            for part in ("value", "low", "high", "in_sample"):
+                torch.testing.assert_close(
+                    getattr(again.scores[name], part), getattr(one, part), atol=1e-3, rtol=0
+                )
+
+
+def test_order_of_prompts_changes_nothing():
+    activations = make(20, 10, 1.0)
+    folds = assign_folds(activations.is_harmful, 5, 0)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    shuffled = Activations(
+        activations.values[order], activations.is_harmful[order], ("a",), ("last",)
+    )
+    before = held_out_projections(activations, folds, 0.9)
+    after = held_out_projections(shuffled, folds[order], 0.9)
+    torch.testing.assert_close(after.values, before.values[order])
+    assert torch.equal(after.is_called_harmful, before.is_called_harmful[order])
+    one, other = (validate(each)[0] for each in (activations, shuffled))
+    torch.testing.assert_close(one.separation_in_sample, other.separation_in_sample)
+    # Folds are dealt by place in the file: another order is another dealing, no other truth.
+    assert (one.separation - other.separation).abs().item() < 0.1
+
+
+def test_scores_are_seeded_to_the_last_bit():
+    activations = make(20, 10, 1.0)
+    first, again, other = (validate(activations, seed=seed)[0] for seed in (3, 3, 4))
+    assert first.to_frame().equals(again.to_frame())
+    assert not torch.equal(first.separation, other.separation)
+    assert not torch.equal(first.scores["auroc"].low, other.scores["auroc"].low)
+
+
+def test_repeats_average_over_dealings_and_share_none_with_the_next_seed():
+    activations = make(20, 10, 1.0)
+    is_harmful = activations.is_harmful
+    folds = repeat_folds(is_harmful, 5, 3, 0)
+    assert torch.equal(folds[0], assign_folds(is_harmful, 5, 0))
+    alone = [held_out_projections(activations, dealt, 0.995) for dealt in folds]
+    expected = [
+        (one.cosines[is_harmful].mean(0) - one.cosines[~is_harmful].mean(0)).item() for one in alone
+    ]
+    assert len(set(expected)) == 3
+    separation, projections = validate(activations, n_repeats=3)
+    assert separation.separation.item() == pytest.approx(sum(expected) / 3)
+    assert torch.equal(projections.values, alone[0].values)
+    following = repeat_folds(is_harmful, 5, 3, 1)
+    assert not any(torch.equal(a, b) for a in folds for b in following)
+
+
+def test_planted_directions_score_as_their_closed_forms_say():
+    # The direction fitted to 4/5 of 50 a side has cosine c with the planted one, of length 3:
+    # c^2 = 9 / (9 + 2 * 199 / 40). Along it the classes lie 3 c apart, with deviation 1.
+    n, d_model, shift = 50, 200, 3.0
+    activations = noise(n, 100, d_model, shift)
+    activations.values[..., 0] -= shift / 2  # both classes equally long
+    separation, _ = validate(activations, clip_quantile=None, n_repeats=1, n_resamples=20)
+    cosine = math.sqrt(9 / (9 + 2 * (d_model - 1) / 40))
+    apart = shift * cosine
+    expected = {
+        "accuracy": norm.cdf(apart / 2),
+        "balanced_accuracy": norm.cdf(apart / 2),
+        "auroc": norm.cdf(apart / math.sqrt(2)),
+        "cohens_d": apart,
+        "separation": apart / math.sqrt(d_model + shift**2 / 4),
+    }
+    for name, value in expected.items():
+        assert separation.scores[name].value.mean().item() == pytest.approx(value, rel=0.02), name
+        assert separation.scores[name].in_sample.mean().item() > 1.05 * value, name
+    unit = fit_directions(activations, clip_quantile=None).vectors[:, 0]
+    whole = math.sqrt(9 / (9 + 2 * (d_model - 1) / 50))
+    assert (unit[:, 0] / unit.norm(dim=-1)).mean().item() == pytest.approx(whole, rel=0.02)
+
+
+def test_unequal_classes_take_the_middle_and_count_alike_in_balanced_accuracy():
+    activations = noise(20, 40, 5, 2.0, n_harmless=180)
+    separation, _ = validate(activations, clip_quantile=None, n_repeats=1, n_resamples=20)
+    # Midway between the means whatever the sizes: each class is right with Phi(1).
+    assert separation.balanced_accuracy.mean().item() == pytest.approx(norm.cdf(1.0), abs=0.02)
+    chance, _ = validate(noise(20, 40, 200, n_harmless=180), n_repeats=1, n_resamples=20)
+    assert chance.balanced_accuracy.mean().item() == pytest.approx(0.5, abs=0.03)
 
 
 def test_place_without_a_direction_has_no_scores():
@@ -134,8 +217,13 @@ def test_place_without_a_direction_has_no_scores():
 def test_frame_has_one_row_a_place():
     frame = validate(make(20, 4, 3.0))[0].to_frame()
     assert list(frame.columns) == [
-        *("hook_point", "site", "layer", "position", "separation", "accuracy", "is_valid"),
-        *("separation_in_sample", "accuracy_in_sample"),
+        *("hook_point", "site", "layer", "position"),
+        *(
+            score + ending
+            for score in ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d")
+            for ending in ("", "_low", "_high", "_in_sample")
+        ),
+        "is_valid",
     ]
     assert frame.loc[0, ["site", "layer", "position"]].tolist() == ["resid_post", 3, "last"]
 
