@@ -28,8 +28,10 @@ ORDER = (
         "validation",
         "selection",
         "refusal",
+        "attribution",
+        "readout",
     ),
-    *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "cli"),
+    *("diagnosis", "artifacts", "interop", "plots", "figures", "terminal", "study", "cli"),
 )
 
 
