@@ -17,7 +17,6 @@ from transformer_lens import HookedTransformer
 from refusal_lens.batching import run_in_batches
 from refusal_lens.directions import Direction
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.fast_forward import POST_NORM
 from refusal_lens.hook_points import layer_of, site_of, stop_layer
 from refusal_lens.models import Model, tokenizer_of
 from refusal_lens.positions import check_positions, make_pool, normalise_position
@@ -83,9 +82,7 @@ class Attribution:
     def total(self, category: str = ALL) -> float:
         """Return the class difference of the projections at the hook point itself."""
         chosen = self._chosen(category)
-        return (
-            self.projections[chosen].mean() - self.projections[~self.is_harmful].mean()
-        ).item()
+        return (self.projections[chosen].mean() - self.projections[~self.is_harmful].mean()).item()
 
     @property
     def harmful_categories(self) -> tuple[str, ...]:
@@ -149,11 +146,10 @@ def attribute(
     `z_h · (W_O[h] u)`: one number a head, and the vector each head adds is never formed. At a mean
     position the same holds of the mean z.
 
-    Where a norm stands between attention and stream (Gemma-2 and -3's `ln1_post`, OLMo-2 and
-    -3), each token's scale is taken from the forward pass as it is: given the scale, the norm is
-    linear, and a head adds `z_h · (W_O[h] (w * u)) / scale` (u centred too, if the norm is a
-    LayerNorm). The scale itself depends on all heads; that is not divided among them. An MLP
-    counts as what reaches the stream, behind its own norm.
+    Where an RMS norm stands between attention and stream (`ln1_post` of Gemma-2 and -3), each
+    token's scale is taken from the forward pass as it is: given the scale, the norm is linear, and
+    a head adds `z_h · (W_O[h] (w * u)) / scale`. The scale itself depends on all heads; that is not
+    divided among them. An MLP counts as what reaches the stream, behind its own norm.
 
     Biases of the attention outputs are one component. Without a norm behind the attention they are
     the same in every prompt, and cancel in the class difference.
@@ -210,7 +206,7 @@ def attribute(
         _bias_as_one(contributions, components),
         projections,
         torch.tensor(prompts.is_harmful),
-        tuple(prompt.category or "" for prompt in prompts.prompts),
+        tuple(prompt.category for prompt in prompts.prompts),
         tuple(dict.fromkeys(components)),
         direction.hook_point,
         position,
@@ -278,26 +274,21 @@ def _writers(model: HookedTransformer, direction: Direction) -> list[_Writer]:
     return writers
 
 
-def _whole(
-    component: Component, hook_point: str, unit: Float[Tensor, " d_model"]
-) -> _Writer:
+def _whole(component: Component, hook_point: str, unit: Float[Tensor, " d_model"]) -> _Writer:
     """Read a component at the hook point of what it adds to the stream."""
     return _Writer((component,), (hook_point,), lambda read: read[hook_point] @ unit[:, None])
 
 
 def _attention(model: HookedTransformer, layer: int, unit: Float[Tensor, " d_model"]) -> _Writer:
-    """Read the heads of a layer at z, and its bias, through the norm behind them if there is one.
-
-    Heads and bias enter the norm as a sum; its own bias, where it has one, is added to the bias.
-    """
+    """Read the heads of a layer at z, and its bias; through the norm behind them, if any."""
     attn: Any = model.blocks[layer].attn
-    name, norm = _norm_behind(model, layer)
-    inner = unit if norm is None else _through_norm(norm, unit)
+    norm: Any = getattr(model.blocks[layer], "ln1_post", None)
+    # An RMS norm whose output is projected on u projects its input on w * u, over the scale.
+    inner = unit if norm is None else unit * norm.w.detach().cpu().double()
     by_head = attn.W_O.detach().cpu().double() @ inner
-    inner_bias = attn.b_O.detach().cpu().double() @ inner
-    outer_bias = 0.0 if norm is None else _bias_of(norm) @ unit
+    bias = attn.b_O.detach().cpu().double() @ inner
     z_name = f"blocks.{layer}.attn.hook_z"
-    scale_name = None if name is None else f"{name}.hook_scale"
+    scale_name = None if norm is None else f"blocks.{layer}.ln1_post.hook_scale"
     heads = tuple(
         Component(f"blocks.{layer}.attn", layer, head) for head in range(model.cfg.n_heads)
     )
@@ -306,36 +297,10 @@ def _attention(model: HookedTransformer, layer: int, unit: Float[Tensor, " d_mod
         z = read[z_name].unflatten(1, by_head.shape)
         over_scale = torch.ones(len(z), 1) if scale_name is None else read[scale_name]
         written = (z * by_head).sum(-1)
-        return torch.cat([written, over_scale.double() * inner_bias + outer_bias], dim=1)
+        return torch.cat([written, over_scale.double() * bias], dim=1)
 
     names = (z_name,) if scale_name is None else (z_name, scale_name)
     return _Writer((*heads, Component("bias")), names, split)
-
-
-def _norm_behind(model: HookedTransformer, layer: int) -> tuple[str | None, Any]:
-    """Return the name and module of the norm that attention passes on its way to the stream."""
-    block: Any = model.blocks[layer]
-    if model.cfg.use_normalization_before_and_after:
-        return f"blocks.{layer}.ln1_post", block.ln1_post
-    if model.cfg.original_architecture in POST_NORM:
-        return f"blocks.{layer}.ln1", block.ln1
-    return None, None
-
-
-def _through_norm(norm: Any, unit: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
-    """Return the vector to project on before a norm whose output is projected on `unit`.
-
-    What comes out is `w * (x - mean(x)) / scale` for a LayerNorm, `w * x / scale` for an RMS norm:
-    the scale is left to the caller.
-    """
-    inner = unit * norm.w.detach().cpu().double() if hasattr(norm, "w") else unit
-    is_centred = type(norm).__name__.startswith("LayerNorm")
-    return inner - inner.mean() if is_centred else inner
-
-
-def _bias_of(norm: Any) -> Float[Tensor, " d_model"]:
-    bias = getattr(norm, "b", None)
-    return torch.zeros(norm.cfg.d_model).double() if bias is None else bias.detach().cpu().double()
 
 
 # --- reading ----------------------------------------------------------------------------------

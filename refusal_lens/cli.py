@@ -200,6 +200,34 @@ def plot(run_path: RunArgument, set_: SetOption = None) -> None:
         terminal.show_paths(console, study.plot_stage(run_folder))
 
 
+# --- attribution and exchange -----------------------------------------------------------------
+
+
+@app.command()
+def attribute(
+    run_path: RunArgument,
+    hook_point: Annotated[
+        str | None, typer.Option("--hook-point", help="resid_post:5 or a full name. Default: best.")
+    ] = None,
+    position: Annotated[
+        str | None, typer.Option("--position", help="last, mean, ... Default: that of the best.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Text to go through token by token. Repeatable."),
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """Say which heads and MLPs write a direction, and which tokens it speaks for."""
+    with _existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import study, terminal
+
+        written = study.attribute_stage(
+            settings, run_folder, console, hook_point, position, prompt or ()
+        )
+        terminal.show_paths(console, written)
+
+
 def main() -> None:
     """Start the command line."""
     app()

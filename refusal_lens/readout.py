@@ -79,9 +79,7 @@ class PromptTokens:
                 *(self.projections[index, column].item(), self.cosines[index, column].item()),
             )
             for column, hook_point in enumerate(self.hook_points)
-            for index, (token_id, token) in enumerate(
-                zip(self.token_ids, self.tokens, strict=True)
-            )
+            for index, (token_id, token) in enumerate(zip(self.token_ids, self.tokens, strict=True))
         ]
         columns = ["prompt_id", "index", "token_id", "token", "hook_point", "projection", "cosine"]
         return pd.DataFrame(rows, columns=columns)
@@ -173,7 +171,9 @@ def project_tokens(
     hooked = only_hooked(model, "The projection of tokens")
     names = resolve_hook_points(hooked, [direction.hook_point for direction in directions])
     if len(names) < len(directions):
-        raise RefusalLensError("Give one direction a hook point: of one position, or of one method.")
+        raise RefusalLensError(
+            "Give one direction a hook point: of one position, or of one method."
+        )
     ids = tokenise(tokenizer_of(model), [prompt], system_prompt).ids[0]
     streams = _streams(hooked, ids, names)
     pairs = [(streams[each.hook_point], each.unit) for each in directions]

@@ -23,7 +23,7 @@ def test_logits_are_those_of_the_final_norm_and_unembedding(tmp_path, architectu
     model = load_model(tmp_path, device="cpu")
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for name, parameter in model.ln_final.named_parameters():
+        for parameter in model.ln_final.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) / 3)
         model.unembed.b_U.add_(torch.randn(model.cfg.d_vocab, generator=generator))
     direction = random_direction()
@@ -127,6 +127,4 @@ def test_positions_of_collect_are_rows_of_the_projection(model, prompts):
         tokens = project_tokens(model, prompts.prompts[5], [direction])
         values = activations.at(direction.hook_point, position)[5]
         expected = project(values, direction.unit)
-        torch.testing.assert_close(
-            pick(tokens.projections)[0], expected, rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(pick(tokens.projections)[0], expected, rtol=1e-4, atol=1e-4)
