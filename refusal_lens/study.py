@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from refusal_lens import figures, terminal
+from refusal_lens import figures, interop, terminal
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.attribution import attribute
 from refusal_lens.collector import collect
@@ -23,14 +23,19 @@ from refusal_lens.diagnosis import checklist, diagnose
 from refusal_lens.directions import Direction, Directions, fit_directions
 from refusal_lens.distributed import collect_with_ray
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.hook_points import layer_of, resolve_hook_points, site_of
+from refusal_lens.hook_points import (
+    layer_of,
+    resolve_hook_points,
+    select_hook_points,
+    site_of,
+)
 from refusal_lens.models import Model, describe_model, load_model, load_tokenizer, tokenizer_of
 from refusal_lens.positions import check_positions, normalise_positions, positions_read
 from refusal_lens.prompt_files import read_contrast
 from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.readout import project_tokens, read_unembedding
 from refusal_lens.refusal import measure_refusal
-from refusal_lens.selection import choose_best, suggest_kernel
+from refusal_lens.selection import Choice, choose_best, suggest_kernel
 from refusal_lens.tokens import tokenise
 from refusal_lens.validation import Separation, validate
 
@@ -221,7 +226,7 @@ def attribute_stage(
         texts: Prompts to go through token by token; none for the first few of each class.
     """
     directions = run_folder.read_directions()
-    direction = directions[find_place(run_folder, directions, hook_point, position)]
+    direction = directions[find_place(run_folder, hook_point, position)]
     with console.status(f"Loading {config.model.name}"):
         model = load_run_model(config, run_folder)
     prompts, system_prompt = run_folder.read_prompts(), config.prompts.system_prompt
@@ -247,28 +252,36 @@ def attribute_stage(
 
 
 def find_place(
-    run_folder: RunFolder, directions: Directions, hook_point: str | None, position: str | None
+    run_folder: RunFolder, hook_point: str | None, position: str | None
 ) -> tuple[str, str]:
     """Return the place that was asked for, and the best one's where nothing was.
 
     Raises:
-        RefusalLensError: Nothing was asked for, and no place is the best.
+        RefusalLensError: Nothing was asked for, and no place is the best; or more than one was.
     """
     if hook_point is None or position is None:
-        separation = Separation.from_frame(
-            run_folder.read_separation(), run_folder.read_config().validation.n_folds
-        )
-        best = choose_best(separation, run_folder.read_provenance()["model"]["n_layers"])
-        if best is None:
-            raise RefusalLensError(
-                "No place of this run is the best: there is no direction anywhere. Name one by "
-                "--hook-point and --position."
-            )
+        best = _best_place(run_folder)
         hook_point, position = hook_point or best.hook_point, position or best.position
-    for name in directions.hook_points:
-        if hook_point == f"{site_of(name)}:{layer_of(name)}":
-            return name, position
-    return hook_point, position
+    stored = run_folder.read_directions().hook_points
+    names = select_hook_points(stored, hook_point, str(run_folder.path))
+    if len(names) > 1:
+        raise RefusalLensError(
+            f"{hook_point} is {len(names)} hook points of this run; one is needed, such as "
+            f"{site_of(names[0])}:{layer_of(names[0])}."
+        )
+    return names[0], position
+
+
+def _best_place(run_folder: RunFolder) -> Choice:
+    n_folds = run_folder.read_config().validation.n_folds
+    separation = Separation.from_frame(run_folder.read_separation(), n_folds)
+    best = choose_best(separation, run_folder.read_provenance()["model"]["n_layers"])
+    if best is None:
+        raise RefusalLensError(
+            "No place of this run is the best: there is no direction anywhere. Name one by "
+            "--hook-point and --position."
+        )
+    return best
 
 
 def load_run_model(config: Config, run_folder: RunFolder) -> Model:
@@ -297,6 +310,49 @@ def _same_column(directions: Directions, direction: Direction) -> list[Direction
         if (site_of(each.hook_point), each.position)
         == (site_of(direction.hook_point), direction.position)
     ]
+
+
+# --- exchange ---------------------------------------------------------------------------------
+
+
+def export_stage(
+    source: Path,
+    output: Path,
+    format_name: str | None,
+    hook_points: Sequence[str] = (),
+    positions: Sequence[str] = (),
+) -> None:
+    """Write a run's directions, or those of a file, as another project does.
+
+    Args:
+        source: A run folder, or a file that `interop.read_directions` reads.
+        output: The file to write.
+        format_name: One of `interop.FORMATS`; None takes it from the suffix.
+        hook_points: Selectors among the source's. None: all of a file; of a run, the best's site.
+        positions: Of the source's. None: all of a file; of a run, that of the best place.
+    """
+    run_folder = RunFolder.open(source) if source.is_dir() else None
+    if run_folder is None:
+        directions = interop.read_directions(source)
+        names, columns = directions.hook_points, directions.positions
+    else:
+        directions = run_folder.read_directions()
+        names, columns = directions.hook_points, directions.positions
+        if not hook_points or not positions:
+            best = _best_place(run_folder)
+            names = tuple(name for name in names if site_of(name) == site_of(best.hook_point))
+            columns = (best.position,)
+    if hook_points:
+        names = select_hook_points(directions.hook_points, hook_points, str(source))
+    # Only one format asks for them, and they may be large.
+    wants_activations = run_folder is not None and format_name == "llm-abliteration"
+    interop.write_directions(
+        interop.take(directions, names, positions or columns),
+        output,
+        format_name,
+        activations=run_folder.read_activations(names) if wants_activations else None,
+        scores=run_folder.read_separation() if run_folder is not None else None,
+    )
 
 
 # --- run folders ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from refusal_lens.attribution import Attribution, Component
 from refusal_lens.diagnosis import GOOD_ACCURACY, Check, Finding, band
+from refusal_lens.directions import Directions
 from refusal_lens.hook_points import short_name
 from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
@@ -202,3 +203,11 @@ def show_unembedding(console: Console, said: Unembedding) -> None:
     ):
         table.add_row(escape(repr(raised)), f"{high:+.3g}", escape(repr(lowered)), f"{low:+.3g}")
     console.print(table)
+
+
+def show_directions(console: Console, directions: Directions) -> None:
+    """Print which directions there are, and whether their length means anything."""
+    imported = directions.provenance.get("imported", {})
+    length = "unit vectors" if imported.get("is_unit") else "raw length"
+    console.print(f"{directions} ({length})", markup=False, highlight=False)
+    console.print(f"  {', '.join(directions.hook_points)}", markup=False, soft_wrap=True)

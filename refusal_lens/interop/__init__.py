@@ -161,9 +161,20 @@ def write_directions(
 def take(
     directions: Directions, hook_points: Sequence[str], positions: Sequence[str]
 ) -> Directions:
-    """Return the grid of some hook points and positions."""
+    """Return the grid of some hook points and positions.
+
+    Raises:
+        RefusalLensError: A position is not among them.
+    """
+    wanted = [normalise_position(name) for name in positions]
+    absent = [name for name in wanted if name not in directions.positions]
+    if absent:
+        raise RefusalLensError(
+            f"There is no direction at position {', '.join(absent)}. Positions: "
+            f"{', '.join(directions.positions)}."
+        )
     rows = [directions.hook_points.index(name) for name in hook_points]
-    columns = [directions.positions.index(normalise_position(name)) for name in positions]
+    columns = [directions.positions.index(name) for name in wanted]
     return Directions(
         directions.vectors[rows][:, columns],
         directions.is_kept[rows][:, columns],

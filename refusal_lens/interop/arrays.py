@@ -13,6 +13,7 @@ import torch
 
 from refusal_lens.directions import Direction
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.hook_points import OUTSIDE_BLOCKS, layer_of
 from refusal_lens.interop.layouts import (
     IMPORTED,
     Found,
@@ -58,6 +59,11 @@ def _read_named(arrays: dict[str, np.ndarray], path: Path, hints: ReadHints) -> 
     positions = positions or [hints.position or "last"]
     vectors = {}
     for hook_point, values in arrays.items():
+        if layer_of(hook_point) is None and hook_point not in OUTSIDE_BLOCKS:
+            raise RefusalLensError(
+                f"Arrays are named by their hook points (blocks.3.hook_resid_post); {path} has "
+                f"one named {hook_point}."
+            )
         if np.atleast_2d(values).shape[0] != len(positions):
             raise RefusalLensError(
                 f"{path} has {len(positions)} positions, but {hook_point} has shape "

@@ -169,10 +169,14 @@ def _fill(
     positions: Sequence[str],
 ) -> Float[Tensor, "n_hook_points n_positions d_model"]:
     """Put vectors into a grid of their own storage; what is missing is NaN."""
-    sizes = {tuple(vector.shape) for vector in vectors.values()}
+    sizes = {
+        tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+        for vector in vectors.values()
+    }
     if len(sizes) > 1 or len(next(iter(sizes))) != 1:
         raise RefusalLensError(
-            f"Each direction is one vector of the same size; shapes {sorted(sizes)} came."
+            "Each direction is one vector, of the same size as all others; the file holds "
+            f"{', '.join(sorted(map(str, sizes)))}."
         )
     grid = torch.full(
         (len(hook_points), len(positions), *next(iter(sizes))), torch.nan, dtype=torch.float64

@@ -69,8 +69,7 @@ def _read_mean_differences(content: Tensor) -> Found:
 def _read_direction(path: Path, vector: Tensor, hints: ReadHints) -> Found:
     metadata = path.parent / METADATA
     if metadata.is_file():
-        said = json.loads(metadata.read_text(encoding="utf-8"))
-        place_ = (LAYOUT.hook_point(said["layer"]), str(said["pos"]))
+        place_ = _read_place(metadata)
     elif hints.hook_point is not None:
         place_ = (hints.hook_point, hints.position or "last")
     else:
@@ -79,6 +78,16 @@ def _read_direction(path: Path, vector: Tensor, hints: ReadHints) -> Found:
             "give hook_point and position (--hook-point, --position)."
         )
     return Found({place_: vector}, DIFFERENCE_OF_MEANS, hints.n_layers)
+
+
+def _read_place(metadata: Path) -> tuple[str, str]:
+    try:
+        said = json.loads(metadata.read_text(encoding="utf-8"))
+        return LAYOUT.hook_point(int(said["layer"])), normalise_position(str(said["pos"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RefusalLensError(
+            f'{metadata} is to be {{"pos": -2, "layer": 10}}, and is not ({error!r}).'
+        ) from error
 
 
 def write(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:
