@@ -4,7 +4,8 @@ Knows how a block's parts add up to the stream at a hook point, and splits the c
 there exactly. Does not know how the direction came about or what it says.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +54,26 @@ class Component:
 class Attribution:
     """What each component writes along a unit direction, prompt by prompt, in projection units.
 
+    The stream at a hook point is a sum: embedding, positional embedding, and what every head and
+    MLP before it has added. A head adds `z_h W_O[h]`, so that along the unit vector u it adds
+    `z_h · (W_O[h] u)`: one number a head, and the vector each head adds is never formed. At a mean
+    position the same holds of the mean z.
+
+    Where an RMS norm stands between attention and stream (`ln1_post` of Gemma-2 and -3), each
+    token's scale is taken from the forward pass as it is: given the scale, the norm is linear, and
+    a head adds `z_h · (W_O[h] (w * u)) / scale`. The scale itself depends on all heads; that is not
+    divided among them. An MLP counts as what reaches the stream, behind its own norm.
+
+    Biases of the attention outputs are one component. Without a norm behind the attention they are
+    the same in every prompt, and cancel in the class difference.
+
     `projections` are those of the activation at the hook point itself: the contributions of a
     prompt sum to its projection, and their class difference to that of the projections, but for
     rounding in the model's dtype. `categories` names each prompt's; empty where it has none.
+
+    Source:
+        The stream as a sum, and heads apart by W_O: Elhage et al. 2021, "A Mathematical Framework
+        for Transformer Circuits".
     """
 
     contributions: Float[Tensor, "n_prompts n_components"]
@@ -141,34 +159,17 @@ def attribute(
 ) -> Attribution:
     """Split the activations along a direction into what each component has written.
 
-    The stream at a hook point is a sum: embedding, positional embedding, and what every head and
-    MLP before it has added. A head adds `z_h W_O[h]`, so that along the unit vector u it adds
-    `z_h · (W_O[h] u)`: one number a head, and the vector each head adds is never formed. At a mean
-    position the same holds of the mean z.
-
-    Where an RMS norm stands between attention and stream (`ln1_post` of Gemma-2 and -3), each
-    token's scale is taken from the forward pass as it is: given the scale, the norm is linear, and
-    a head adds `z_h · (W_O[h] (w * u)) / scale`. The scale itself depends on all heads; that is not
-    divided among them. An MLP counts as what reaches the stream, behind its own norm.
-
-    Biases of the attention outputs are one component. Without a norm behind the attention they are
-    the same in every prompt, and cancel in the class difference.
+    `Attribution` says how each part is taken.
 
     Args:
         model: A `HookedTransformer` with its tokenizer.
         prompts: Harmful and harmless prompts; they need not be those the direction was fitted to.
         direction: At a site of the stream, `attn_out` or `mlp_out`.
-        system_prompt: What the system says before each prompt.
-        token_budget: Most tokens in a batch, padding included; None finds what is fastest here.
-        show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
+        system_prompt: As in `collect`, and so are `token_budget` and `show_progress`.
 
     Raises:
         RefusalLensError: The model runs on a bridge, the hook point is no sum of components, or
             the parts do not add up to the whole: a part that is not known here writes as well.
-
-    Source:
-        Direct effects along a direction: Elhage et al. 2021, "A Mathematical Framework for
-        Transformer Circuits" (residual stream as a sum; heads apart by W_O).
 
     Example:
         >>> direction = fit_directions(activations)["blocks.1.hook_resid_post", "last"]
@@ -178,39 +179,49 @@ def attribute(
     """
     hooked = only_hooked(model, "Attribution")
     writers = _writers(hooked, direction)
-    tokens = tokenise(tokenizer_of(model), prompts.prompts, system_prompt)
+    columns = tuple(part for writer in writers for part in writer.components)
     position = normalise_position(direction.position)
+    tokens = tokenise(tokenizer_of(model), prompts.prompts, system_prompt)
     check_positions(tokens, [position], hooked.cfg.n_ctx)
-    components = tuple(part for writer in writers for part in writer.components)
-    contributions = torch.empty(len(tokens), len(components), dtype=torch.float64)
     projections = torch.empty(len(tokens), dtype=torch.float64)
-    counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
-    with ClassProgress("Attributing", counts, show_progress) as progress:
+    contributions = torch.empty(len(tokens), len(columns), dtype=torch.float64)
 
-        def run(rows: list[int]) -> None:
-            read = _read(hooked, tokens.select(rows), direction, writers)
-            projections[rows] = read[direction.hook_point] @ direction.unit.double().cpu()
-            contributions[rows] = torch.cat([writer.split(read) for writer in writers], dim=1)
-            n_harmful = sum(prompts.is_harmful[row] for row in rows)
-            progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
+    def run(rows: list[int]) -> None:
+        read = _read(hooked, tokens.select(rows), direction, writers)
+        projections[rows] = read[direction.hook_point] @ direction.unit.double().cpu()
+        contributions[rows] = torch.cat([writer.split(read) for writer in writers], dim=1)
 
+    with _told_to_bars(run, prompts, show_progress) as run_and_tell:
+        device, name_of = str(hooked.cfg.device), tokens.prompt_ids.__getitem__
         run_in_batches(
-            tokens.lengths,
-            run,
-            token_budget=token_budget,
-            device=str(hooked.cfg.device),
-            name_of=lambda row: tokens.prompt_ids[row],
+            tokens.lengths, run_and_tell, token_budget=token_budget, device=device, name_of=name_of
         )
     _check_sums(contributions, projections, hooked, direction.hook_point)
     return Attribution(
-        _bias_as_one(contributions, components),
+        _bias_as_one(contributions, columns),
         projections,
         torch.tensor(prompts.is_harmful),
         tuple(prompt.category for prompt in prompts.prompts),
-        tuple(dict.fromkeys(components)),
+        tuple(dict.fromkeys(columns)),
         direction.hook_point,
         position,
     )
+
+
+@contextmanager
+def _told_to_bars(
+    run: Callable[[list[int]], None], prompts: ContrastSet, is_shown: bool | None
+) -> Iterator[Callable[[list[int]], None]]:
+    """Give the function that runs a batch and then tells the progress bars of it."""
+    counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
+    with ClassProgress("Attributing", counts, is_shown) as progress:
+
+        def run_and_tell(rows: list[int]) -> None:
+            run(rows)
+            n_harmful = sum(prompts.is_harmful[row] for row in rows)
+            progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
+
+        yield run_and_tell
 
 
 def only_hooked(model: Model, what: str) -> HookedTransformer:
