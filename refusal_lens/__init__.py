@@ -8,6 +8,7 @@ from typing import Any
 
 _PUBLIC = {
     "Activations": "collector",
+    "Attribution": "attribution",
     "Choice": "selection",
     "Config": "config",
     "ContrastSet": "prompts",
@@ -25,6 +26,7 @@ _PUBLIC = {
     "Separation": "validation",
     "Tokens": "tokens",
     "WeightKernel": "selection",
+    "attribute": "attribution",
     "choose_best": "selection",
     "collect": "collector",
     "collect_moments": "collector",
@@ -34,12 +36,16 @@ _PUBLIC = {
     "load_model": "models",
     "measure_refusal": "refusal",
     "project": "directions",
+    "project_tokens": "readout",
     "read_contrast": "prompt_files",
+    "read_directions": "interop",
     "read_prompts": "prompt_files",
+    "read_unembedding": "readout",
     "resolve_hook_points": "hook_points",
     "suggest_kernel": "selection",
     "tokenise": "tokens",
     "validate": "validation",
+    "write_directions": "interop",
 }
 
 __version__ = "0.1.0"

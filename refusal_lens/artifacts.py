@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from refusal_lens.activations import Activations
@@ -180,31 +180,11 @@ class RunFolder:
 
     def write_directions(self, directions: Directions) -> None:
         """Write all directions, raw, with what they are in the file's header."""
-        header = {
-            "hook_points": json.dumps(directions.hook_points),
-            "positions": json.dumps(directions.positions),
-            "method": directions.method,
-            "clip_quantile": json.dumps(directions.clip_quantile),
-            "provenance": json.dumps(directions.provenance, ensure_ascii=False),
-        }
-        with write_whole(self.path / "directions.safetensors") as file:
-            tensors = {"vectors": directions.vectors, "is_kept": directions.is_kept}
-            save_file(tensors, file, metadata=header)
+        save_directions(directions, self.path / "directions.safetensors")
 
     def read_directions(self) -> Directions:
         """Read all directions."""
-        path = self._existing("directions.safetensors")
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-            return Directions(
-                file.get_tensor("vectors"),
-                file.get_tensor("is_kept"),
-                tuple(json.loads(header["hook_points"])),
-                tuple(json.loads(header["positions"])),
-                header["method"],
-                json.loads(header["clip_quantile"]),
-                json.loads(header["provenance"]),
-            )
+        return load_directions(self._existing("directions.safetensors"))
 
     def write_separation(
         self, separation: Separation, p_values: pd.DataFrame | None = None
@@ -254,7 +234,9 @@ class RunFolder:
     def read_table(self, name: str) -> pd.DataFrame | None:
         """Read one table of results; None when that stage has not run."""
         path = self.path / "tables" / f"{name}.csv"
-        return pd.read_csv(path) if path.is_file() else None
+        # A token may be "null" or "NA": only an empty cell is nothing.
+        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+        return pd.read_csv(path, **options) if path.is_file() else None
 
     def write_refusal_direction(
         self,
@@ -297,6 +279,45 @@ class RunFolder:
 def _with_p_values(separation: Separation, p_values: pd.DataFrame | None) -> pd.DataFrame:
     frame = separation.to_frame()
     return frame if p_values is None else frame.merge(p_values, on=["hook_point", "position"])
+
+
+def save_directions(directions: Directions, path: Path) -> None:
+    """Write directions, raw, as one safetensors file with what they are in its header."""
+    header = {
+        "hook_points": json.dumps(directions.hook_points),
+        "positions": json.dumps(directions.positions),
+        "method": directions.method,
+        "clip_quantile": json.dumps(directions.clip_quantile),
+        "provenance": json.dumps(directions.provenance, ensure_ascii=False),
+    }
+    with write_whole(path) as file:
+        tensors = {"vectors": directions.vectors, "is_kept": directions.is_kept}
+        save_file(tensors, file, metadata=header)
+
+
+def load_directions(path: Path) -> Directions:
+    """Read directions that `save_directions` wrote.
+
+    Raises:
+        RefusalLensError: The file holds something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            return Directions(
+                file.get_tensor("vectors"),
+                file.get_tensor("is_kept"),
+                tuple(json.loads(header["hook_points"])),
+                tuple(json.loads(header["positions"])),
+                header["method"],
+                json.loads(header["clip_quantile"]),
+                json.loads(header["provenance"]),
+            )
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise RefusalLensError(
+            f"{path} holds no directions of refusal_lens ({error}). They are in a run's "
+            "directions.safetensors; files of other projects come in by refusal-lens import."
+        ) from error
 
 
 def article_layout(

@@ -200,6 +200,91 @@ def plot(run_path: RunArgument, set_: SetOption = None) -> None:
         terminal.show_paths(console, study.plot_stage(run_folder))
 
 
+# --- attribution and exchange -----------------------------------------------------------------
+
+
+@app.command()
+def attribute(
+    run_path: RunArgument,
+    hook_point: Annotated[
+        str | None, typer.Option("--hook-point", help="resid_post:5 or a full name. Default: best.")
+    ] = None,
+    position: Annotated[
+        str | None, typer.Option("--position", help="last, mean, ... Default: that of the best.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Text to go through token by token. Repeatable."),
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """Say which heads and MLPs write a direction, and which tokens it speaks for."""
+    with _existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import study, terminal
+
+        written = study.attribute_stage(
+            settings, run_folder, console, hook_point, position, prompt or ()
+        )
+        terminal.show_paths(console, written)
+
+
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="article, refusal_direction, llm-abliteration, persona_vectors, assistant_axis, svec, "
+        "gguf or numpy. Default: by the file's name and content.",
+    ),
+]
+FileOption = Annotated[Path, typer.Option("--output", help="The file to write.")]
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a file.")],
+    output: FileOption,
+    format_: FormatOption = None,
+    hook_point: HookPointOption = None,
+    position: PositionOption = None,
+) -> None:
+    """Write a run's directions in another project's format; by default the best site's."""
+    with _plain_errors():
+        with console.status("Starting (importing torch and TransformerLens)"):
+            from refusal_lens import study, terminal
+        study.export_stage(source, output, format_, hook_point or (), position or ())
+        terminal.show_paths(console, [output])
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Another project's file.")],
+    output: FileOption,
+    format_: FormatOption = None,
+    n_layers: Annotated[
+        int | None, typer.Option("--n-layers", help="Layers of the model, if FILE does not say.")
+    ] = None,
+    hook_point: Annotated[
+        str | None, typer.Option("--hook-point", help="Where a bare vector stands, as full name.")
+    ] = None,
+    position: Annotated[
+        str | None, typer.Option("--position", help="Which token was read, if FILE does not say.")
+    ] = None,
+) -> None:
+    """Read another project's directions into a .safetensors file of this one."""
+    with _plain_errors():
+        with console.status("Starting (importing torch and TransformerLens)"):
+            from refusal_lens import terminal
+            from refusal_lens.artifacts import save_directions
+            from refusal_lens.interop import read_directions
+
+        directions = read_directions(
+            source, format_, n_layers=n_layers, hook_point=hook_point, position=position
+        )
+        save_directions(directions, output)
+        terminal.show_directions(console, directions)
+        terminal.show_paths(console, [output])
+
+
 def main() -> None:
     """Start the command line."""
     app()

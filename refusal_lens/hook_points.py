@@ -8,6 +8,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from refusal_lens.errors import RefusalLensError
@@ -56,6 +57,29 @@ def resolve_hook_points(model: Any, selectors: str | Sequence[str]) -> tuple[str
         raise RefusalLensError("At least one hook point is needed, for example resid_post.")
     names = [name for selector in listed for name in _resolve(model, selector)]
     return tuple(dict.fromkeys(names))
+
+
+def select_hook_points(
+    names: Sequence[str], selectors: str | Sequence[str], holder: str
+) -> tuple[str, ...]:
+    """Resolve selectors as in a model that has these hook points, and no others.
+
+    Args:
+        names: What there is.
+        selectors: As for `resolve_hook_points`.
+        holder: What has them, for messages.
+
+    Raises:
+        RefusalLensError: A selector names nothing that is there.
+
+    Example:
+        >>> select_hook_points(["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"], "mlp_out:1", "")
+        ('blocks.1.hook_mlp_out',)
+    """
+    n_layers = 1 + max((layer_of(name) or 0 for name in names), default=0)
+    flags = dict.fromkeys(GATES.values(), True)
+    cfg = SimpleNamespace(model_name=holder, n_layers=n_layers, **flags)
+    return resolve_hook_points(SimpleNamespace(hook_dict=names, cfg=cfg), selectors)
 
 
 def collectable_hook_points(model: Any) -> tuple[str, ...]:

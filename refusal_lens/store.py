@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from refusal_lens.activations import Activations
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.hook_points import GATES, layer_of, resolve_hook_points
+from refusal_lens.hook_points import select_hook_points
 from refusal_lens.shards import (
     find_fault,
     manifest_path,
@@ -332,11 +331,8 @@ def load_hook_point(
 
 def _select(folder: Path, stored: Sequence[str], selectors: str | Sequence[str]) -> list[str]:
     """Resolve selectors as in a model that has the stored hook points, and no others."""
-    n_layers = 1 + max((layer_of(name) or 0 for name in stored), default=0)
-    flags = dict.fromkeys(GATES.values(), True)
-    cfg = SimpleNamespace(model_name=str(folder), n_layers=n_layers, **flags)
     try:
-        return list(resolve_hook_points(SimpleNamespace(hook_dict=stored, cfg=cfg), selectors))
+        return list(select_hook_points(stored, selectors, str(folder)))
     except RefusalLensError as error:
         raise RefusalLensError(f"{folder} holds only what was collected. {error}") from error
 

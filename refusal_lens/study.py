@@ -5,34 +5,43 @@ Knows the order of the stages and what each leaves in the run folder.
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Console
 
-from refusal_lens import figures, terminal
+from refusal_lens import figures, interop, terminal
 from refusal_lens.activations import Activations
 from refusal_lens.artifacts import RunFolder
+from refusal_lens.attribution import attribute
 from refusal_lens.collector import collect
 from refusal_lens.config import Config
 from refusal_lens.diagnosis import checklist, diagnose
-from refusal_lens.directions import fit_directions
+from refusal_lens.directions import Direction, Directions, fit_directions
 from refusal_lens.distributed import collect_with_ray
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.hook_points import resolve_hook_points, site_of
-from refusal_lens.models import Model, load_model, load_tokenizer, tokenizer_of
+from refusal_lens.hook_points import (
+    layer_of,
+    resolve_hook_points,
+    select_hook_points,
+    site_of,
+)
+from refusal_lens.models import Model, describe_model, load_model, load_tokenizer, tokenizer_of
 from refusal_lens.nested import choose_nested
 from refusal_lens.nulls import draw_nulls
 from refusal_lens.positions import check_positions, normalise_positions, positions_read
 from refusal_lens.prompt_files import read_contrast
-from refusal_lens.prompts import ContrastSet
+from refusal_lens.prompts import ContrastSet, Prompt
+from refusal_lens.readout import project_tokens, read_unembedding
 from refusal_lens.refusal import measure_refusal
 from refusal_lens.selection import Choice, choose_best, suggest_kernel
 from refusal_lens.stability import measure_stability
 from refusal_lens.tokens import tokenise
-from refusal_lens.validation import validate
+from refusal_lens.validation import Separation, validate
 
 VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
 
@@ -240,6 +249,163 @@ def plot_stage(run_folder: RunFolder) -> list[Path]:
         run_folder.write_figure(name, figures.draw(run_folder, name).to_html(include_plotlyjs=True))
         for name in ("projection_histogram", "layer_profile")
     ]
+
+
+# --- attribution ------------------------------------------------------------------------------
+
+N_PROMPTS_READ = 3
+"""Prompts of each class that `attribute` goes through token by token."""
+
+
+def attribute_stage(
+    config: Config,
+    run_folder: RunFolder,
+    console: Console,
+    hook_point: str | None = None,
+    position: str | None = None,
+    texts: Sequence[str] = (),
+) -> list[Path]:
+    """Say which components write a direction of the run and what it says; write three tables.
+
+    Args:
+        config: The run's settings.
+        run_folder: A run that was fitted.
+        console: Where to print.
+        hook_point: A hook point of the run, as a full name or `resid_post:5`; None for the best.
+        position: A position of the run; None for that of the best place.
+        texts: Prompts to go through token by token; none for the first few of each class.
+    """
+    directions = run_folder.read_directions()
+    direction = directions[find_place(run_folder, hook_point, position)]
+    with console.status(f"Loading {config.model.name}"):
+        model = load_run_model(config, run_folder)
+    prompts, system_prompt = run_folder.read_prompts(), config.prompts.system_prompt
+    found = attribute(model, prompts, direction, system_prompt=system_prompt)
+    terminal.show_attribution(console, found)
+    said = read_unembedding(model, direction)
+    terminal.show_unembedding(console, said)
+    shown = [
+        *prompts.harmful.prompts[:N_PROMPTS_READ],
+        *prompts.harmless.prompts[:N_PROMPTS_READ],
+    ]
+    if texts:
+        shown = [Prompt(f"prompt-{n}", text, "") for n, text in enumerate(texts, start=1)]
+    column = _same_column(directions, direction)
+    tokens = [
+        project_tokens(model, prompt, column, system_prompt=system_prompt) for prompt in shown
+    ]
+    return [
+        run_folder.write_table("attribution", found.to_frame()),
+        run_folder.write_table("unembedding", said.to_frame()),
+        run_folder.write_table("prompt_tokens", pd.concat([each.to_frame() for each in tokens])),
+    ]
+
+
+def find_place(
+    run_folder: RunFolder, hook_point: str | None, position: str | None
+) -> tuple[str, str]:
+    """Return the place that was asked for, and the best one's where nothing was.
+
+    Raises:
+        RefusalLensError: Nothing was asked for, and no place is the best; or more than one was.
+    """
+    if hook_point is None or position is None:
+        best = _best_place(run_folder)
+        hook_point, position = hook_point or best.hook_point, position or best.position
+    stored = run_folder.read_directions().hook_points
+    names = select_hook_points(stored, hook_point, str(run_folder.path))
+    if len(names) > 1:
+        raise RefusalLensError(
+            f"{hook_point} is {len(names)} hook points of this run; one is needed, such as "
+            f"{site_of(names[0])}:{layer_of(names[0])}."
+        )
+    return names[0], position
+
+
+def _best_place(run_folder: RunFolder) -> Choice:
+    n_folds = run_folder.read_config().validation.n_folds
+    separation = Separation.from_frame(run_folder.read_separation(), n_folds)
+    best = choose_best(separation, run_folder.read_provenance()["model"]["n_layers"])
+    if best is None:
+        raise RefusalLensError(
+            "No place of this run is the best: there is no direction anywhere. Name one by "
+            "--hook-point and --position."
+        )
+    return best
+
+
+def load_run_model(config: Config, run_folder: RunFolder) -> Model:
+    """Load the model that a run was collected from.
+
+    Raises:
+        RefusalLensError: Its checkpoint has changed since.
+    """
+    model = load_model(**config.model.model_dump(exclude={"name"}), name_or_path=config.model.name)
+    there, here = run_folder.read_provenance()["model"], describe_model(model)
+    for key in ("weights_sha256", "revision"):
+        if there.get(key) != here.get(key):
+            raise RefusalLensError(
+                f"{config.model.name} has changed since the run was collected ({key} "
+                f"{there.get(key)} there, {here.get(key)} here). Put the checkpoint back, or "
+                "collect again."
+            )
+    return model
+
+
+def _same_column(directions: Directions, direction: Direction) -> list[Direction]:
+    """Return the directions of all layers at the site and position of one."""
+    return [
+        each
+        for each in directions
+        if (site_of(each.hook_point), each.position)
+        == (site_of(direction.hook_point), direction.position)
+    ]
+
+
+# --- exchange ---------------------------------------------------------------------------------
+
+
+def export_stage(
+    source: Path,
+    output: Path,
+    format_name: str | None,
+    hook_points: Sequence[str] = (),
+    positions: Sequence[str] = (),
+) -> None:
+    """Write a run's directions, or those of a file, as another project does.
+
+    Args:
+        source: A run folder, or a file that `interop.read_directions` reads.
+        output: The file to write.
+        format_name: One of `interop.FORMATS`; None takes it from the suffix.
+        hook_points: Selectors among the source's. None: all of a file; of a run, the best's site.
+        positions: Of the source's. None: all of a file; of a run, that of the best place.
+    """
+    run_folder = RunFolder.open(source) if source.is_dir() else None
+    if run_folder is None:
+        directions = interop.read_directions(source)
+        names, columns = directions.hook_points, directions.positions
+    else:
+        directions = run_folder.read_directions()
+        names, columns = directions.hook_points, directions.positions
+        if not hook_points or not positions:
+            best = _best_place(run_folder)
+            names = tuple(name for name in names if site_of(name) == site_of(best.hook_point))
+            columns = (best.position,)
+    if hook_points:
+        names = select_hook_points(directions.hook_points, hook_points, str(source))
+    # Only one format asks for them, and they may be large.
+    wants_activations = run_folder is not None and format_name == "llm-abliteration"
+    interop.write_directions(
+        interop.take(directions, names, positions or columns),
+        output,
+        format_name,
+        activations=run_folder.read_activations(names) if wants_activations else None,
+        scores=run_folder.read_separation() if run_folder is not None else None,
+    )
+
+
+# --- run folders ------------------------------------------------------------------------------
 
 
 def new_run_folder(

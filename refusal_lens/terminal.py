@@ -12,9 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from refusal_lens.attribution import Attribution, Component
 from refusal_lens.diagnosis import GOOD_ACCURACY, SIGNIFICANT, Check, Finding, band
+from refusal_lens.directions import Directions
+from refusal_lens.hook_points import short_name
 from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
+from refusal_lens.readout import Unembedding
 from refusal_lens.refusal import RefusalReport
 from refusal_lens.selection import GOOD_SEPARATION, Choice, WeightKernel
 from refusal_lens.stability import Stability
@@ -214,3 +218,62 @@ def show_paths(console: Console, paths: Sequence[Path]) -> None:
     console.print("\nWrote")
     for path in paths:
         console.print(f"  {path}", markup=False, soft_wrap=True)
+
+
+def show_attribution(console: Console, found: Attribution, n_shown: int = 12) -> None:
+    """Print the heads and MLPs that write most of the class difference."""
+    difference, total = found.difference(), found.total()
+    table = Table(
+        title=f"What writes {short_name(found.hook_point)} at {found.position}: harmful minus "
+        f"harmless, {total:+.4g} along the direction",
+        title_justify="left",
+    )
+    table.add_column("component")
+    for column in ("contribution", "share"):
+        table.add_column(column, justify="right")
+    order = difference.abs().argsort(descending=True).tolist()[:n_shown]
+    for column in order:
+        contribution = difference[column].item()
+        share = f"{contribution / total:.1%}" if total else ""
+        table.add_row(_component_name(found.components[column]), f"{contribution:+.4g}", share)
+    n_left = len(difference) - len(order)
+    table.caption = (
+        f"{n_left} others: {(difference.sum() - difference[order].sum()).item():+.4g}. All "
+        f"{len(difference)} sum to {difference.sum().item():+.6g} of {total:+.6g}."
+    )
+    console.print(table)
+
+
+def _component_name(component: Component) -> str:
+    if component.layer is None:
+        return component.name
+    kind = "MLP" if component.head is None else f"head {component.head}"
+    return f"layer {component.layer} {kind}"
+
+
+def show_unembedding(console: Console, said: Unembedding) -> None:
+    """Print the tokens that a direction speaks for and against."""
+    table = Table(
+        title=f"What {short_name(said.hook_point)} at {said.position} says through the unembedding",
+        title_justify="left",
+        caption="Change of the logit for one unit along the direction, at final-norm scale 1.",
+    )
+    for column in ("raised", "logit", "lowered", "logit"):
+        table.add_column(column, justify="right" if column == "logit" else "left")
+    for raised, high, lowered, low in zip(
+        said.top_tokens,
+        said.top_logits.tolist(),
+        said.bottom_tokens,
+        said.bottom_logits.tolist(),
+        strict=True,
+    ):
+        table.add_row(escape(repr(raised)), f"{high:+.3g}", escape(repr(lowered)), f"{low:+.3g}")
+    console.print(table)
+
+
+def show_directions(console: Console, directions: Directions) -> None:
+    """Print which directions there are, and whether their length means anything."""
+    imported = directions.provenance.get("imported", {})
+    length = "unit vectors" if imported.get("is_unit") else "raw length"
+    console.print(f"{directions} ({length})", markup=False, highlight=False)
+    console.print(f"  {', '.join(directions.hook_points)}", markup=False, soft_wrap=True)

@@ -35,8 +35,10 @@ ORDER = (
         "stability",
         "nested",
         "refusal",
+        "attribution",
+        "readout",
     ),
-    *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "cli"),
+    *("diagnosis", "artifacts", "interop", "plots", "figures", "terminal", "study", "cli"),
 )
 
 

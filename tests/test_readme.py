@@ -1,10 +1,13 @@
 """The README's commands and example are what the package does."""
 
 import re
+import warnings
 
 import pytest
 import torch
 from conftest import REPOSITORY
+
+import refusal_lens as rl
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -33,9 +36,40 @@ def test_every_option_that_the_readme_names_exists(monkeypatch):
 
     from refusal_lens.cli import app
 
-    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["run", "--help"]).output
-    for option in set(re.findall(r"(--[a-z-]+)", "".join(re.findall(r"refusal-lens .*", README)))):
-        assert option in shown
+    for command in re.findall(r"^refusal-lens .*", README, re.MULTILINE):
+        stage = re.findall(r"\S+", command)[1]
+        shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [stage, "--help"]).output
+        for option in re.findall(r"(--[a-z-]+)", command):
+            assert option in shown, command
+
+
+def test_attribution_example_sums_to_the_class_difference(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    names: dict = {}
+    exec(python_blocks()[1], names)
+    direction, table = names["direction"], names["table"]
+    expected = (direction.vector @ direction.unit.double()).item()
+    whole = table[table.category == ""].contribution.sum()
+    assert whole == pytest.approx(expected, rel=1e-4)
+    assert "Sorry" in names["said"].top_tokens
+    values = names["activations"].at(direction.hook_point, "last")[0].double()
+    assert names["tokens"].projections[-1, 0].item() == pytest.approx(
+        (values @ direction.unit.double()).item(), rel=1e-4
+    )
+
+
+def test_exchange_example_moves_a_direction_from_one_project_to_another(monkeypatch, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.chdir(tmp_path)
+    content = torch.arange(1, 1 + 2 * 3 * 8, dtype=torch.float64).reshape(2, 3, 8)
+    torch.save(content[:1], "mean_diffs.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rl.RefusalLensWarning)
+        exec(python_blocks()[2], {"rl": rl})
+    (tensor,) = gguf.GGUFReader("refusal.gguf").tensors
+    # The input of block 2 is the output of block 1.
+    assert tensor.name == "direction.1"
+    torch.testing.assert_close(torch.tensor(tensor.data.copy()), content[0, 2].float())
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
