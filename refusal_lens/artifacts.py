@@ -252,7 +252,9 @@ class RunFolder:
     def read_table(self, name: str) -> pd.DataFrame | None:
         """Read one table of results; None when that stage has not run."""
         path = self.path / "tables" / f"{name}.csv"
-        return pd.read_csv(path) if path.is_file() else None
+        # Only an empty cell is missing: a category may well be called "None" or "NA".
+        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+        return pd.read_csv(path, **options) if path.is_file() else None
 
     def write_refusal_direction(
         self, directions: Directions, separation: Separation, best: Choice | None
@@ -266,6 +268,11 @@ class RunFolder:
         path = self.path / f"{name}.html"
         self._write_text(path, html)
         return path
+
+    def write_report(self, html: str) -> Path:
+        """Write the report of the run and return its path."""
+        self._write_text(self.path / "report.html", html)
+        return self.path / "report.html"
 
     def _existing(self, name: str) -> Path:
         path = self.path / name

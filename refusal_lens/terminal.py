@@ -148,3 +148,8 @@ def show_paths(console: Console, paths: Sequence[Path]) -> None:
     console.print("\nWrote")
     for path in paths:
         console.print(f"  {path}", markup=False, soft_wrap=True)
+
+
+def show_report(console: Console, path: Path) -> None:
+    """Print where the report is: the last line of a run."""
+    console.print(f"\nReport: {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,198 @@
+"""The page itself: what stands in it, laid out by the template beside this module.
+
+Knows how figures, tables and texts get into one file that needs nothing else. Words no answers.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from refusal_lens import figures
+from refusal_lens.artifacts import RunFolder
+from refusal_lens.diagnosis import checklist, diagnose
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.hook_points import site_of
+from refusal_lens.report.answer import answer, reasons
+from refusal_lens.report.captions import caption_of, title_of
+from refusal_lens.report.evidence import Evidence, gather
+from refusal_lens.report.tables import readable, shown_tables
+from refusal_lens.selection import suggest_kernel
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+THEMES = {"light": "plotly_white", "dark": "plotly_dark"}
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class ShownFigure:
+    """A figure ready to be laid out; `content` is JSON that may stand in a script element."""
+
+    name: str
+    title: str
+    caption: str
+    height: int
+    content: Markup
+
+
+def build_report(run_folder: RunFolder) -> Path:
+    """Write the report of a run, `report.html`, and return its path.
+
+    The page needs no network and no other file. Stages that have not run are left out.
+
+    Raises:
+        RefusalLensError: The run has no scores yet.
+    """
+    return run_folder.write_report(render(run_folder))
+
+
+def render(run_folder: RunFolder) -> str:
+    """Return the report of a run as one HTML page."""
+    evidence = gather(run_folder)
+    drawn = list(_draw_all(run_folder))
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        **_identity(run_folder, evidence),
+        **_findings(evidence),
+        figures=[figure for figure in drawn if isinstance(figure, ShownFigure)],
+        not_drawn=[missing for missing in drawn if isinstance(missing, tuple)],
+        tables=list(shown_tables(evidence)),
+        kernel=_kernel(evidence),
+        themes=embed(json.dumps({name: _theme(base) for name, base in THEMES.items()})),
+        plotly=Markup(get_plotlyjs()),
+        style=_source("report.css"),
+        script=_source("report.js"),
+        **_reproduction(run_folder),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["readable"] = readable
+    return environment
+
+
+def _source(name: str) -> Markup:
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+# --- what was found -----------------------------------------------------------------------------
+
+
+def _identity(run_folder: RunFolder, evidence: Evidence) -> dict[str, Any]:
+    """Return what the header says: of which model, prompts and run this is."""
+    provenance = run_folder.read_provenance()
+    model = provenance["model"]
+    separation = evidence.separation
+    facts = {
+        "run": str(run_folder.path),
+        "collected": str(provenance.get("collected_at", "")).replace("T", " "),
+        "prompts": f"{len(evidence.prompts.harmful)} harmful, "
+        f"{len(evidence.prompts.harmless)} harmless",
+        "places": f"{len(separation.hook_points)} hook points "
+        f"({', '.join(dict.fromkeys(map(site_of, separation.hook_points)))}) "
+        f"at position {', '.join(separation.positions)}",
+        "model": f"{evidence.n_layers} layers, d_model {model.get('d_model', 'unknown')}, "
+        f"{model.get('dtype', 'unknown dtype')}",
+    }
+    return {"model_name": Path(str(model["name"])).name, "facts": facts}
+
+
+def _findings(evidence: Evidence) -> dict[str, Any]:
+    """Return answer, reasons, checklist and diagnosis."""
+    best, separation = evidence.best, evidence.separation
+    column = (site_of(best.hook_point), best.position) if best else separation.columns[0]
+    return {
+        "replies": answer(evidence),
+        "reasons": reasons(evidence),
+        "checks": checklist(evidence.prompts, separation.at(*column), best),
+        "findings": diagnose(evidence.prompts, separation, evidence.refusal),
+    }
+
+
+def _kernel(evidence: Evidence) -> dict[str, Any] | None:
+    """Return the weight kernel and its weight at every layer; None where there is none."""
+    best = evidence.best
+    kernel = suggest_kernel(evidence.separation, best) if best and best.is_eligible else None
+    if kernel is None:
+        return None
+    weights = [kernel.weight(layer) for layer in range(evidence.n_layers)]
+    return {"shape": kernel, "weights": weights}
+
+
+def _reproduction(run_folder: RunFolder) -> dict[str, Any]:
+    """Return the commands that make this run again, and all that is known of how it was made."""
+    provenance = run_folder.read_provenance()
+    versions = provenance.get("versions", {})
+    packages = {name: version for name, version in versions.items() if name != "python"}
+    # A build such as +cpu is a wheel's own affair; indexes do not list it.
+    pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages.items()]
+    config_path = shlex.quote(str(run_folder.config_path))
+    return {
+        "install_command": shlex.join(["pip", "install", *pins]) if pins else "",
+        "run_command": f"refusal-lens run {config_path} --output reproduced",
+        "versions": versions,
+        "config": run_folder.config_path.read_text(encoding="utf-8"),
+        "provenance": json.dumps(provenance, indent=2, ensure_ascii=False),
+    }
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def _draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
+    """Yield every figure that can be drawn, and of each other one its title and what it lacks."""
+    for name in figures.FIGURES:
+        try:
+            figure = figures.draw(run_folder, name)
+        except RefusalLensError as error:
+            yield title_of(name), str(error)
+        else:
+            yield _show(name, figure)
+
+
+def _show(name: str, figure: go.Figure) -> ShownFigure:
+    content = json.loads(pio.to_json(figure, validate=False) or "{}")
+    # The page brings the template itself, in the reader's colours and once for all figures.
+    content["layout"].pop("template", None)
+    height = int(content["layout"].setdefault("height", 450))
+    text = embed(json.dumps(content, separators=(",", ":"), ensure_ascii=False))
+    return ShownFigure(name, title_of(name), caption_of(name), height, text)
+
+
+def _theme(base: str) -> dict[str, Any]:
+    """Return a plotly template that lets the page's own background through."""
+    theme = json.loads(json.dumps(pio.templates[base].to_plotly_json()))
+    layout = theme["layout"]
+    clear = "rgba(0,0,0,0)"
+    layout.update(paper_bgcolor=clear, plot_bgcolor=clear)
+    layout.setdefault("font", {})["family"] = FONT
+    return theme
+
+
+def embed(content: str) -> Markup:
+    """Make JSON safe inside a script element, whatever its strings hold.
+
+    Example:
+        >>> print(embed(json.dumps("</script>")))
+        "\\u003c/script\\u003e"
+    """
+    for character in "<>&\u2028\u2029":
+        content = content.replace(character, f"\\u{ord(character):04x}")
+    return Markup(content.encode("utf-8", "replace").decode("utf-8"))
