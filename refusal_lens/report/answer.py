@@ -132,12 +132,12 @@ def _where(evidence: Evidence) -> Reply:
     of = "" if best.layer is None else f" of 0 to {evidence.n_layers - 1}"
     said = (
         f"{verdict}{of} is the place to take it from ({place}); {n_valid} of the {n_places} hook "
-        f"points of this kind are valid{_nested_said(evidence, best)}."
+        f"points of this kind are valid{_nested_said(evidence)}."
     )
     return Reply(question, verdict, "good" if 2 * n_valid >= n_places else "fair", said)
 
 
-def _nested_said(evidence: Evidence, best: Choice) -> str:
+def _nested_said(evidence: Evidence) -> str:
     nested = evidence.tables.get("nested_choice")
     if nested is None or not len(nested):
         return ""

@@ -69,4 +69,7 @@ def gather(run_folder: RunFolder) -> Evidence:
 def _read_tables(run_folder: RunFolder) -> dict[str, pd.DataFrame]:
     names = sorted(path.stem for path in (run_folder.path / "tables").glob("*.csv"))
     read = {name: run_folder.read_table(name) for name in names}
+    interventions = run_folder.path / "interventions.csv"
+    if interventions.is_file():
+        read["interventions"] = pd.read_csv(interventions)
     return {name: table for name, table in read.items() if table is not None}

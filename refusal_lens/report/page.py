@@ -4,6 +4,7 @@ Knows how figures, tables and texts get into one file that needs nothing else. W
 """
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def _identity(run_folder: RunFolder, evidence: Evidence) -> dict[str, Any]:
     separation = evidence.separation
     facts = {
         "run": str(run_folder.path),
-        "collected": str(provenance.get("collected_at", "")).replace("T", " "),
+        "collected": _when(str(provenance.get("collected_at", "unknown"))),
         "prompts": f"{len(evidence.prompts.harmful)} harmful, "
         f"{len(evidence.prompts.harmless)} harmless",
         "places": f"{len(separation.hook_points)} hook points "
@@ -112,6 +113,11 @@ def _identity(run_folder: RunFolder, evidence: Evidence) -> dict[str, Any]:
         f"{model.get('dtype', 'unknown dtype')}",
     }
     return {"model_name": Path(str(model["name"])).name, "facts": facts}
+
+
+def _when(moment: str) -> str:
+    """Write a moment to the minute: `2026-01-31T12:34:56+00:00` is `2026-01-31 12:34 UTC`."""
+    return re.sub(r"^(\S+)T(\d\d:\d\d):\d\d\+00:00$", r"\1 \2 UTC", moment)
 
 
 def _findings(evidence: Evidence) -> dict[str, Any]:
@@ -187,11 +193,11 @@ def _theme(base: str) -> dict[str, Any]:
 
 
 def embed(content: str) -> Markup:
-    """Make JSON safe inside a script element, whatever its strings hold.
+    r"""Make JSON safe inside a script element, whatever its strings hold.
 
     Example:
-        >>> print(embed(json.dumps("</script>")))
-        "\\u003c/script\\u003e"
+        >>> print(embed('["</script>"]'))
+        ["\u003c/script\u003e"]
     """
     for character in "<>&\u2028\u2029":
         content = content.replace(character, f"\\u{ord(character):04x}")

@@ -14,6 +14,9 @@ from refusal_lens.report.evidence import Evidence, is_at
 MAX_ROWS = 400
 """Rows shown of one table; the file has all."""
 
+STEADY = 10
+"""A direction that turns by fewer degrees than this with other prompts stands."""
+
 Cut = Callable[[Evidence, pd.DataFrame], pd.DataFrame]
 
 
@@ -42,11 +45,12 @@ class ShownTable:
 
 @dataclass(frozen=True)
 class _Told:
-    """How one table is told: title, sentence and what is cut out of it."""
+    """How one table is told: title, sentence, what is cut out of it, what that says in words."""
 
     title: str
     sentence: str
     cut: Cut | None = None
+    say: Callable[[pd.DataFrame], str] | None = None
 
 
 # --- what is cut out ----------------------------------------------------------------------------
@@ -88,6 +92,23 @@ def _nested(_: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     return counted.sort_values("n_chosen", ascending=False)
 
 
+def _learning_said(curve: pd.DataFrame) -> str:
+    """Say how far the direction can still turn, and how many prompts would hold it."""
+    measured = curve[~curve["is_extrapolated"].astype(bool)]
+    if not len(measured):
+        return ""
+    last = measured.sort_values("n_per_class").iloc[-1]
+    said = (
+        f"With {last['n_per_class']:.0f} prompts a side the direction turns by about "
+        f"{last['degrees']:.0f}°; "
+    )
+    enough = curve[curve["degrees"] <= STEADY].sort_values("n_per_class")
+    if not len(enough):
+        return f"{said}how many are enough for {STEADY}° lies beyond this curve."
+    how = " (extrapolated)" if enough.iloc[0]["is_extrapolated"] else ""
+    return f"{said}{enough.iloc[0]['n_per_class']:.0f} are enough for {STEADY}°{how}."
+
+
 TABLES = {
     "separation": _Told(
         "Scores",
@@ -99,6 +120,7 @@ TABLES = {
         "Learning curve",
         "By how many degrees the best direction turns with this many prompts a side.",
         _of_best,
+        _learning_said,
     ),
     "nested_choice": _Told(
         "Nested choice",
@@ -115,6 +137,9 @@ TABLES = {
     "causal_scores": _Told(
         "Causal scores",
         "What ablating and adding each direction does to the refusal score and to the rest (KL).",
+    ),
+    "interventions": _Told(
+        "Interventions", "Refusal and its side effects under the interventions that were tried."
     ),
     "dose_response": _Told("Dose and response", "The same by strength, beside controls."),
     "attribution": _Told(
@@ -139,7 +164,8 @@ def shown_tables(evidence: Evidence) -> Iterator[ShownTable]:
             continue
         cut = table if told.cut is None else told.cut(evidence, table)
         if len(cut):
-            source = "separation.csv" if name == "separation" else f"tables/{name}.csv"
+            at_root = name in ("separation", "interventions")
+            source = f"{name}.csv" if at_root else f"tables/{name}.csv"
             yield show(evidence, cut, name=name, told=told, source=source)
     if evidence.refusal is not None:
         table = _answers_against(evidence)
@@ -185,7 +211,7 @@ def show(
     return ShownTable(
         name=name,
         title=told.title,
-        sentence=told.sentence,
+        sentence=f"{told.sentence} {told.say(kept)}".strip() if told.say else told.sentence,
         headings=tuple(map(_heading, columns)),
         rows=tuple(zip(*written, strict=True)),
         is_best=tuple(map(bool, is_best)),

@@ -205,7 +205,7 @@
   let closed = [];
   addEventListener("beforeprint", () => {
     isPrinting = true;
-    closed = [...document.querySelectorAll("details:not([open])")];
+    closed = [...document.querySelectorAll("details.table:not([open])")];
     closed.forEach((details) => { details.open = true; });
     // Printing does not wait: what is drawn already is changed at once.
     drawn.forEach((_, plot) => plot.layout && Plotly.relayout(plot, { template: theme(), ...size() }));
