@@ -15,26 +15,59 @@ CAPTIONS = {
     ),
     "layer_profile": (
         "Layer profile",
-        "Scores over the layers; solid lines are held out, dotted ones in sample, and the room "
+        "Scores over the layers: solid lines are held out, dotted ones in sample, and the room "
         "between them is optimism.",
     ),
-    "heatmap": (
+    "score_heatmap": (
         "Hook points and positions",
         "The score of every place: look for a region, not for a single bright cell.",
     ),
-    "layer_cosines": (
-        "Directions between layers",
-        "How alike the directions of two layers are, beside the most that so few prompts allow.",
+    "activation_plane": (
+        "Activations in a plane",
+        "The best direction across, the first principal component of all the rest upwards.",
+    ),
+    "category_breakdown": (
+        "Categories",
+        "How each category lies along the best direction, and how much of it is called harmful.",
+    ),
+    "misread_prompts": (
+        "Misread prompts",
+        "The prompts on the wrong side of the threshold, and how far they are beyond it.",
+    ),
+    "stability": (
+        "Stability",
+        "How alike the directions of other draws of prompts are: near 1 they hardly turn.",
     ),
     "learning_curve": (
         "Learning curve",
-        "By how many degrees the direction turns when it is fitted to fewer prompts.",
+        "By how many degrees the direction turns when it is fitted to so many prompts.",
+    ),
+    "nested_choice": (
+        "Nested choice",
+        "Which place was chosen on a part of the prompts, and how it did on the others.",
+    ),
+    "confounds": (
+        "Confounds",
+        "How well length, punctuation and words alone tell the classes apart.",
+    ),
+    "method_comparison": (
+        "Ways to fit",
+        "Other ways to fit a direction, over the layers, on the same held-out prompts.",
+    ),
+    "direction_components": (
+        "Components of the direction",
+        "Its largest coordinates: where a single one holds most of the length, clip lower.",
+    ),
+    "coordinate_shares": (
+        "Shares of the coordinates",
+        "How much of each direction's squared length its largest coordinates hold.",
     ),
     "clip_sweep": ("Clipping", "What clipping the direction's largest components does to it."),
-    "components": (
-        "Components of the direction",
-        "Its largest coordinates: where a single one holds most of the length, clip it.",
+    "direction_cosines": (
+        "Cosines between directions",
+        "How alike two directions are, beside the most that so few prompts allow.",
     ),
+    "transfer": ("Transfer", "Fitted on one set of prompts, tested on another."),
     "causal_scores": (
         "Causal scores",
         "What ablating and adding each direction does to refusal, with the paper's thresholds.",
@@ -43,27 +76,18 @@ CAPTIONS = {
         "Dose and response",
         "Refusal over the strength of the intervention, beside random and permuted directions.",
     ),
-    "attribution": (
-        "Who writes the direction",
-        "Contribution of each component to the class difference along the direction.",
-    ),
     "head_attribution": (
-        "Which heads write the direction",
-        "Contribution of each attention head to the class difference along the direction.",
+        "What writes the direction",
+        "How much each head and MLP adds to the class difference along the direction.",
+    ),
+    "unembedding": (
+        "Through the unembedding",
+        "The tokens that the direction speaks for and against.",
     ),
     "prompt_tokens": (
         "Tokens of a prompt",
         "Each token coloured by its projection: where in the prompt the direction appears.",
     ),
-    "activation_map": (
-        "Activations in two dimensions",
-        "The direction against the first principal component of all the rest.",
-    ),
-    "categories": ("Categories", "How each category projects on the direction."),
-    "misread": ("Misread prompts", "The prompts on the wrong side of the threshold, and how far."),
-    "transfer": ("Transfer", "Fitted on one set of prompts (rows), tested on another (columns)."),
-    "methods": ("Ways to fit", "The scores of other ways to fit a direction at the same place."),
-    "nulls": ("Against chance", "The scores beside those of shuffled labels."),
 }
 
 

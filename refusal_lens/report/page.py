@@ -6,44 +6,23 @@ Knows how figures, tables and texts get into one file that needs nothing else. W
 import json
 import re
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-import plotly.io as pio
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from refusal_lens import figures
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.diagnosis import checklist, diagnose
-from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import site_of
 from refusal_lens.report.answer import answer, reasons
-from refusal_lens.report.captions import caption_of, title_of
+from refusal_lens.report.drawings import ShownFigure, draw_all, embed, themes
 from refusal_lens.report.evidence import Evidence, gather
 from refusal_lens.report.tables import readable, shown_tables
 from refusal_lens.selection import suggest_kernel
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-THEMES = {"light": "plotly_white", "dark": "plotly_dark"}
-
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-
-@dataclass(frozen=True)
-class ShownFigure:
-    """A figure ready to be laid out; `content` is JSON that may stand in a script element."""
-
-    name: str
-    title: str
-    caption: str
-    height: int
-    content: Markup
 
 
 def build_report(run_folder: RunFolder) -> Path:
@@ -60,7 +39,7 @@ def build_report(run_folder: RunFolder) -> Path:
 def render(run_folder: RunFolder) -> str:
     """Return the report of a run as one HTML page."""
     evidence = gather(run_folder)
-    drawn = list(_draw_all(run_folder))
+    drawn = list(draw_all(run_folder))
     template = _environment().get_template("report.html.j2")
     return template.render(
         **_identity(run_folder, evidence),
@@ -69,7 +48,7 @@ def render(run_folder: RunFolder) -> str:
         not_drawn=[missing for missing in drawn if isinstance(missing, tuple)],
         tables=list(shown_tables(evidence)),
         kernel=_kernel(evidence),
-        themes=embed(json.dumps({name: _theme(base) for name, base in THEMES.items()})),
+        themes=embed(json.dumps(themes())),
         plotly=Markup(get_plotlyjs()),
         style=_source("report.css"),
         script=_source("report.js"),
@@ -157,48 +136,3 @@ def _reproduction(run_folder: RunFolder) -> dict[str, Any]:
         "config": run_folder.config_path.read_text(encoding="utf-8"),
         "provenance": json.dumps(provenance, indent=2, ensure_ascii=False),
     }
-
-
-# --- figures ------------------------------------------------------------------------------------
-
-
-def _draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
-    """Yield every figure that can be drawn, and of each other one its title and what it lacks."""
-    for name in figures.FIGURES:
-        try:
-            figure = figures.draw(run_folder, name)
-        except RefusalLensError as error:
-            yield title_of(name), str(error)
-        else:
-            yield _show(name, figure)
-
-
-def _show(name: str, figure: go.Figure) -> ShownFigure:
-    content = json.loads(pio.to_json(figure, validate=False) or "{}")
-    # The page brings the template itself, in the reader's colours and once for all figures.
-    content["layout"].pop("template", None)
-    height = int(content["layout"].setdefault("height", 450))
-    text = embed(json.dumps(content, separators=(",", ":"), ensure_ascii=False))
-    return ShownFigure(name, title_of(name), caption_of(name), height, text)
-
-
-def _theme(base: str) -> dict[str, Any]:
-    """Return a plotly template that lets the page's own background through."""
-    theme = json.loads(json.dumps(pio.templates[base].to_plotly_json()))
-    layout = theme["layout"]
-    clear = "rgba(0,0,0,0)"
-    layout.update(paper_bgcolor=clear, plot_bgcolor=clear)
-    layout.setdefault("font", {})["family"] = FONT
-    return theme
-
-
-def embed(content: str) -> Markup:
-    r"""Make JSON safe inside a script element, whatever its strings hold.
-
-    Example:
-        >>> print(embed('["</script>"]'))
-        ["\u003c/script\u003e"]
-    """
-    for character in "<>&\u2028\u2029":
-        content = content.replace(character, f"\\u{ord(character):04x}")
-    return Markup(content.encode("utf-8", "replace").decode("utf-8"))

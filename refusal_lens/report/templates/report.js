@@ -11,14 +11,33 @@
     return JSON.parse(document.getElementById(id).textContent);
   }
 
+  function isDark() {
+    return dark.matches && !isPrinting;
+  }
+
   function theme() {
-    return themes[dark.matches && !isPrinting ? "dark" : "light"];
+    return themes[isDark() ? "dark" : "light"];
+  }
+
+  // Colours that a figure chose by its theme, beyond those of the template.
+  const themed = new Map();
+
+  function colour(figure, changes) {
+    for (const [path, light, night] of changes) {
+      const holder = path.slice(0, -1).reduce((part, key) => part?.[key], figure);
+      if (holder) holder[path.at(-1)] = isDark() ? night : light;
+    }
   }
 
   function element(tag, properties = {}, children = []) {
     const made = Object.assign(document.createElement(tag), properties);
     made.append(...children);
     return made;
+  }
+
+  // Labels of figures may hold markup and entities; elements of ours take plain text.
+  function plain(text) {
+    return new DOMParser().parseFromString(String(text), "text/html").body.textContent;
   }
 
   // --- figures: drawn when they come near the window, or before printing ---
@@ -30,6 +49,8 @@
   function draw(plot) {
     if (drawn.has(plot)) return;
     const figure = readJson(`data-${plot.dataset.name}`);
+    themed.set(plot, figure.themed);
+    colour(figure, figure.themed);
     const layout = { ...figure.layout, ...size(), template: theme() };
     const isShown = hideOwnControls(layout);
     const done = Plotly.newPlot(plot, figure.data, layout, {
@@ -75,11 +96,11 @@
   }
 
   function makeSlider(control, steps, choose) {
-    const prefix = control.currentvalue?.prefix?.trim() || "step";
+    const prefix = plain(control.currentvalue?.prefix ?? "").trim() || "step";
     const input = element("input", { type: "range", min: 0, max: steps.length - 1 });
     const output = element("output");
     const show = () => {
-      output.textContent = steps[input.valueAsNumber].label;
+      output.textContent = plain(steps[input.valueAsNumber].label);
       input.setAttribute("aria-valuetext", `${prefix} ${output.textContent}`);
     };
     input.value = control.active ?? 0;
@@ -94,7 +115,7 @@
   }
 
   function makeMenu(control, buttons, choose) {
-    const names = buttons.map((button) => button.label);
+    const names = buttons.map((button) => plain(button.label));
     const first = names[0].split(" ")[0];
     const isShared = names.every((name) => name.startsWith(`${first} `));
     const select = element("select", {}, names.map((name) =>
@@ -195,9 +216,13 @@
   );
   links.forEach((_, id) => reading.observe(document.getElementById(id)));
 
+  function dress(plot) {
+    colour(plot, themed.get(plot));
+    return Plotly.relayout(plot, { template: theme(), ...size() });
+  }
+
   function redress() {
-    drawn.forEach((_, plot) =>
-      after(plot, () => Plotly.relayout(plot, { template: theme(), ...size() })));
+    drawn.forEach((_, plot) => after(plot, () => dress(plot)));
   }
 
   dark.addEventListener("change", redress);
@@ -208,7 +233,7 @@
     closed = [...document.querySelectorAll("details.table:not([open])")];
     closed.forEach((details) => { details.open = true; });
     // Printing does not wait: what is drawn already is changed at once.
-    drawn.forEach((_, plot) => plot.layout && Plotly.relayout(plot, { template: theme(), ...size() }));
+    drawn.forEach((_, plot) => plot.layout && dress(plot));
     plots.forEach(draw);
   });
   addEventListener("afterprint", () => {
