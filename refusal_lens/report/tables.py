@@ -3,6 +3,7 @@
 Knows titles, headings and number formats. Does not know HTML.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -262,10 +263,14 @@ def _write(table: pd.DataFrame, column: str) -> list[Cell]:
         return [Cell("yes" if value else "no") for value in values]
     if not pd.api.types.is_numeric_dtype(values):
         return [Cell("" if pd.isna(value) else readable(str(value))) for value in values]
-    lows, highs = (table.get(f"{column}{end}", [None] * len(table)) for end in ("_low", "_high"))
+    nothing = pd.Series(float("nan"), index=table.index)
+    numbers, lows, highs = (
+        series.astype(float).tolist()
+        for series in (values, *(table.get(column + end, nothing) for end in ("_low", "_high")))
+    )
     return [
-        Cell(_number(column, value) + _interval(column, low, high), float(value))
-        for value, low, high in zip(values, lows, highs, strict=True)
+        Cell(_number(column, number) + _interval(column, low, high), number)
+        for number, low, high in zip(numbers, lows, highs, strict=True)
     ]
 
 
@@ -275,18 +280,18 @@ def _is_number(column: str, values: pd.Series) -> bool:
 
 
 def _number(column: str, value: float) -> str:
-    if pd.isna(value):
+    if math.isnan(value):
         return "–"
     if _SHARES.search(column):
         return f"{value:.1%}"
-    if _COUNTS.search(column) or (float(value).is_integer() and abs(value) >= 100):
+    if _COUNTS.search(column) or (value.is_integer() and abs(value) >= 100):
         return f"{value:.0f}"
     written = f"{value:.2g}" if column.startswith("p_value") else f"{value:.3f}"
     return written.replace("-", "−")
 
 
-def _interval(column: str, low: float | None, high: float | None) -> str:
-    if low is None or high is None or pd.isna(low) or pd.isna(high):
+def _interval(column: str, low: float, high: float) -> str:
+    if math.isnan(low) or math.isnan(high):
         return ""
     return f" [{_number(column, low)}, {_number(column, high)}]"
 
