@@ -42,26 +42,28 @@
 
   // --- figures: drawn when they come near the window, or before printing ---
 
-  function size() {
-    return isPrinting ? { width: PRINT_WIDTH, autosize: false } : { width: null, autosize: true };
-  }
-
   function draw(plot) {
     if (drawn.has(plot)) return;
     const figure = readJson(`data-${plot.dataset.name}`);
+    const isShown = hideOwnControls(figure.layout);
     themed.set(plot, figure.themed);
-    colour(figure, figure.themed);
-    const layout = { ...figure.layout, ...size(), template: theme() };
-    const isShown = hideOwnControls(layout);
-    const done = Plotly.newPlot(plot, figure.data, layout, {
-      ...CONFIG,
-      toImageButtonOptions: { format: "svg", filename: plot.dataset.name },
-    }).then(async () => {
+    const done = dress(plot, figure.data, figure.layout).then(async () => {
       if (figure.frames) await Plotly.addFrames(plot, figure.frames);
       showControls(plot, isShown);
       plot.dataset.isDrawn = "yes";
     });
     drawn.set(plot, done);
+  }
+
+  // Draw as theme and medium want it; what was chosen in the figure is in data and layout.
+  function dress(plot, data, layout) {
+    colour({ data, layout }, themed.get(plot));
+    const { width, ...fluid } = layout;
+    const size = isPrinting ? { width: PRINT_WIDTH, autosize: false } : { autosize: true };
+    return Plotly.newPlot(plot, data, { ...fluid, ...size, template: theme() }, {
+      ...CONFIG,
+      toImageButtonOptions: { format: "svg", filename: plot.dataset.name },
+    });
   }
 
   function after(plot, change) {
@@ -216,13 +218,8 @@
   );
   links.forEach((_, id) => reading.observe(document.getElementById(id)));
 
-  function dress(plot) {
-    colour(plot, themed.get(plot));
-    return Plotly.relayout(plot, { template: theme(), ...size() });
-  }
-
   function redress() {
-    drawn.forEach((_, plot) => after(plot, () => dress(plot)));
+    drawn.forEach((_, plot) => after(plot, () => dress(plot, plot.data, plot.layout)));
   }
 
   dark.addEventListener("change", redress);
@@ -233,7 +230,7 @@
     closed = [...document.querySelectorAll("details.table:not([open])")];
     closed.forEach((details) => { details.open = true; });
     // Printing does not wait: what is drawn already is changed at once.
-    drawn.forEach((_, plot) => plot.layout && dress(plot));
+    drawn.forEach((_, plot) => plot.layout && dress(plot, plot.data, plot.layout));
     plots.forEach(draw);
   });
   addEventListener("afterprint", () => {
