@@ -47,8 +47,7 @@
     const figure = readJson(`data-${plot.dataset.name}`);
     const isShown = hideOwnControls(figure.layout);
     themed.set(plot, figure.themed);
-    const done = dress(plot, figure.data, figure.layout).then(async () => {
-      if (figure.frames) await Plotly.addFrames(plot, figure.frames);
+    const done = dress(plot, figure.data, figure.layout).then(() => {
       showControls(plot, isShown);
       plot.dataset.isDrawn = "yes";
     });
