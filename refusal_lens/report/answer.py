@@ -219,7 +219,7 @@ def _chance_reason(evidence: Evidence) -> Iterator[Reason]:
 def _p_value(evidence: Evidence) -> float | None:
     """Return the p-value of the best place, corrected for all the places looked at."""
     nulls = evidence.at_best("nulls")
-    if nulls is None:
+    if nulls is None or "p_value_corrected" not in nulls:
         return None
     permutation = nulls[nulls["kind"] == "permutation"]
     of_separation = permutation[permutation["score"] == "separation"]

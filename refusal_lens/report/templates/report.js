@@ -90,7 +90,7 @@
         const steps = control[kind === "sliders" ? "steps" : "buttons"];
         if (!isShown[kind][index] || !steps?.length) return;
         const make = kind === "sliders" ? makeSlider : makeMenu;
-        made.push(make(control, steps, (step) => act(plot, steps[step], isShown)));
+        made.push(make(control, steps, (step) => act(plot, control, steps[step], isShown)));
       });
     }
     place.replaceChildren(...made);
@@ -130,13 +130,12 @@
   }
 
   // The latest wish counts: steps passed over while the figure is busy are not drawn.
-  const wishes = new Map();
+  const wishes = new Map(); // control -> step
 
-  function act(plot, step, isShown) {
-    const key = `${plot.dataset.name} ${Object.keys(step.args[0] ?? {})}`;
-    wishes.set(key, step);
+  function act(plot, control, step, isShown) {
+    wishes.set(control, step);
     after(plot, async () => {
-      if (wishes.get(key) !== step || step.method === "skip") return;
+      if (wishes.get(control) !== step || step.method === "skip") return;
       const args = step.args.map((part) => divert(part, isShown));
       await Plotly[step.method](plot, ...args);
       if (args.some((part, index) => part !== step.args[index])) showControls(plot, isShown);
