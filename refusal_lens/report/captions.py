@@ -24,7 +24,8 @@ CAPTIONS = {
     ),
     "activation_plane": (
         "Activations in a plane",
-        "The best direction across, the first principal component of all the rest upwards.",
+        "The best direction across, the first principal component of all the rest upwards; both "
+        "are fitted to the prompts shown.",
     ),
     "category_breakdown": (
         "Categories",

@@ -100,9 +100,10 @@ def _take_title(content: Json) -> str:
 
 
 def _caption(name: str, title: str) -> str:
-    """Return the figure's sentence, then what its own title says of place and kind."""
-    said = html.unescape(re.sub(r"<[^>]*>", " ", title.replace("<br>", " · "))).strip()
-    return " ".join(filter(None, (caption_of(name), said)))
+    """Return the figure's sentence, then the place or choice that its own title ends with."""
+    parts = html.unescape(re.sub(r"<(?!br)[^>]*>", "", title)).replace("<br>", " · ").split(" · ")
+    said = " · ".join(part for part in parts[1:] if part)
+    return " ".join(filter(None, (caption_of(name), said and f"Here: {said}.")))
 
 
 def _differences(one: Any, other: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Any]]:

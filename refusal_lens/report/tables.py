@@ -58,8 +58,12 @@ class _Told:
 
 
 def _of_best(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
-    """Keep the rows of the best place."""
-    return table if evidence.best is None else table[is_at(table, evidence.best)]
+    """Keep the rows of the best place, which then need not be named in each."""
+    if evidence.best is None:
+        return table
+    return table[is_at(table, evidence.best)].drop(
+        columns=["hook_point", "site", "layer", "position"], errors="ignore"
+    )
 
 
 def _misread(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
@@ -79,9 +83,12 @@ def _misread(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
 
 def _largest_parts(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the best place and all prompts together, largest contribution first."""
-    own = _of_best(evidence, table)
-    if "category" in own:
-        own = own[own["category"].isna() | (own["category"] == "")].drop(columns="category")
+    if "category" in table:
+        is_all = table["category"].isna() | (table["category"] == "")
+        table = table[is_all].drop(columns="category")
+    own = table if evidence.best is None else table[is_at(table, evidence.best)]
+    # The layer here is the component's.
+    own = own.drop(columns=["hook_point", "position"])
     return own.sort_values("contribution", key=abs, ascending=False).head(40)
 
 
@@ -105,7 +112,7 @@ def _learning_said(curve: pd.DataFrame) -> str:
     )
     enough = curve[curve["degrees"] <= STEADY].sort_values("n_per_class")
     if not len(enough):
-        return f"{said}how many are enough for {STEADY}° lies beyond this curve."
+        return f"{said}even {curve['n_per_class'].max():.0f} are too few for {STEADY}°."
     how = " (extrapolated)" if enough.iloc[0]["is_extrapolated"] else ""
     return f"{said}{enough.iloc[0]['n_per_class']:.0f} are enough for {STEADY}°{how}."
 
@@ -242,7 +249,7 @@ HEADINGS = {
 """Headings that are not the column's name with spaces."""
 
 _SHARES = re.compile(r"accuracy|^share|_share|rate$")
-_COUNTS = re.compile(r"^n_|^rank$|^index$|^token_id$|^layer$|^head$|^seed$|^fold$|^repeat$")
+_COUNTS = re.compile(r"^n(_|$)|^rank$|^index$|^token_id$|^layer$|^head$|^seed$|^fold$|^repeat$")
 
 
 def _heading(column: str) -> str:

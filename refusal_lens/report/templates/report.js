@@ -126,7 +126,7 @@
       control.active = select.selectedIndex;
       choose(control.active);
     });
-    return element("label", { className: "control" }, [isShared ? first : "show", select]);
+    return element("label", { className: "control" }, [isShared ? first.replace(/,$/, "") : "show", select]);
   }
 
   // The latest wish counts: steps passed over while the figure is busy are not drawn.
