@@ -255,6 +255,11 @@ class RunFolder:
         self._write_text(path, html)
         return path
 
+    def write_report(self, html: str) -> Path:
+        """Write the report of the run and return its path."""
+        self._write_text(self.path / "report.html", html)
+        return self.path / "report.html"
+
     def _existing(self, name: str) -> Path:
         path = self.path / name
         if not path.is_file():

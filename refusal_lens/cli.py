@@ -105,7 +105,7 @@ def run(
     resume: ResumeOption = False,
     set_: SetOption = None,
 ) -> None:
-    """Do the whole study: refusal rate, activations, directions, scores, figures."""
+    """Do the whole study: refusal rate, activations, directions, scores, figures, report."""
     options = _overrides(
         {
             "model.name": model,
@@ -283,6 +283,15 @@ def import_(
         save_directions(directions, output)
         terminal.show_directions(console, directions)
         terminal.show_paths(console, [output])
+
+
+@app.command()
+def report(run_path: RunArgument) -> None:
+    """Write a run's report again, from what its folder holds by now."""
+    with _existing_run(run_path, None) as (_, run_folder):
+        from refusal_lens import study
+
+        study.report_stage(run_folder, console)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The whole study, readable top to bottom, from prompts to figures.
+"""The whole study, readable top to bottom, from prompts to the report.
 
 Knows the order of the stages and what each leaves in the run folder.
 """
@@ -38,6 +38,7 @@ from refusal_lens.prompt_files import read_contrast
 from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.readout import project_tokens, read_unembedding
 from refusal_lens.refusal import measure_refusal
+from refusal_lens.report import build_report
 from refusal_lens.selection import Choice, choose_best, suggest_kernel
 from refusal_lens.stability import measure_stability
 from refusal_lens.tokens import tokenise
@@ -58,6 +59,7 @@ def run(config: Config, run_folder: RunFolder, console: Console, *, resume: bool
     written = fit_stage(config, run_folder, console)
     written += plot_stage(run_folder)
     terminal.show_paths(console, written)
+    report_stage(run_folder, console)
 
 
 def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[ContrastSet, Model]:
@@ -406,6 +408,11 @@ def export_stage(
 
 
 # --- run folders ------------------------------------------------------------------------------
+def report_stage(run_folder: RunFolder, console: Console) -> None:
+    """Write the report of what the run folder holds by now, and say where it is."""
+    with console.status("Writing the report"):
+        path = build_report(run_folder)
+    terminal.show_report(console, path)
 
 
 def new_run_folder(

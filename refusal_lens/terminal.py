@@ -277,3 +277,8 @@ def show_directions(console: Console, directions: Directions) -> None:
     length = "unit vectors" if imported.get("is_unit") else "raw length"
     console.print(f"{directions} ({length})", markup=False, highlight=False)
     console.print(f"  {', '.join(directions.hook_points)}", markup=False, soft_wrap=True)
+
+
+def show_report(console: Console, path: Path) -> None:
+    """Print where the report is: the last line of a run."""
+    console.print(f"\nReport: {path}", markup=False, soft_wrap=True)

@@ -38,7 +38,8 @@ ORDER = (
         "attribution",
         "readout",
     ),
-    *("diagnosis", "artifacts", "interop", "plots", "figures", "terminal", "study", "cli"),
+    *("diagnosis", "artifacts", "interop", "plots", "figures", "report", "terminal"),
+    *("study", "cli"),
 )
 
 

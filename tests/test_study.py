@@ -58,10 +58,11 @@ def test_default_run_prints_what_the_user_is_to_see_in_order(default_run):
         printed.index(text)
         for text in (
             *("Prompts", "Positions read", "Does the model refuse?", "Collected Activations"),
-            *("Layers: resid_post", "Valid layers", "Best layer", "Checklist", "Wrote"),
+            *("Layers: resid_post", "Valid layers", "Best layer", "Checklist", "Wrote", "Report: "),
         )
     ]
     assert places == sorted(places)
+    assert printed.rstrip().endswith(str(default_run[0].path / "report.html"))
 
 
 def test_run_folder_holds_everything(default_run):
@@ -71,7 +72,7 @@ def test_run_folder_holds_everything(default_run):
         *("config.yaml", "provenance.json", "prompts.json", "refusal.json", "activations"),
         *("directions.safetensors", "projections.safetensors"),
         *("refusal_direction.pt", "separation.csv", "tables"),
-        *("projection_histogram.html", "layer_profile.html"),
+        *("projection_histogram.html", "layer_profile.html", "report.html"),
     }
     frame = pd.read_csv(run_folder.separation_path)
     assert len(frame) == 16
@@ -126,6 +127,7 @@ def test_stages_one_at_a_time_give_what_the_run_gave(default_run, tmp_path):
     assert "Answers: " in invoke("refusal-rate", staged.path)
     printed = invoke("fit", staged.path)
     invoke("plot", staged.path)
+    assert "Report: " in invoke("report", staged.path)
     assert "Best layer: " in printed
     # Each found its own token budget: other batches differ in their last bits.
     pd.testing.assert_frame_equal(staged.read_separation(), whole.read_separation(), rtol=1e-4)

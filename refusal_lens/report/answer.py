@@ -1,0 +1,306 @@
+"""The answer in three sentences: is there a direction, where, and can it be trusted.
+
+Knows the words, and from which numbers on each is used. Computes no scores.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from refusal_lens.diagnosis import ENOUGH_PROMPTS, GOOD_ACCURACY
+from refusal_lens.hook_points import short_name, site_of
+from refusal_lens.report.evidence import Evidence
+from refusal_lens.selection import GOOD_SEPARATION, Choice
+from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION
+
+SIGNIFICANT = 0.05
+"""A p-value above this is chance's."""
+
+STABLE = 0.8
+"""Two halves of the prompts should give directions at least this alike (cosine)."""
+
+AS_GOOD = 0.02
+"""An AUROC this close to the direction's is as good."""
+
+OPTIMISTIC = 0.1
+"""In-sample accuracy this far above held-out accuracy was learned by heart."""
+
+CAUSES = "separates and causes"
+"""The verdict of a direction that acts."""
+
+FEATURES = {
+    "token_count": "The number of tokens",
+    "final_punctuation": "The last punctuation mark",
+    "first_word": "The first word",
+    "bag_of_words": "A bag of words",
+}
+
+Grade = Literal["good", "fair", "poor"]
+Kind = Literal["for", "against", "open"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A question, its answer in a word or two, how good that is, and the answer in a sentence."""
+
+    question: str
+    verdict: str
+    grade: Grade
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One thing that speaks for or against trust in the direction, or is still open."""
+
+    kind: Kind
+    text: str
+
+
+def answer(evidence: Evidence) -> tuple[Reply, Reply, Reply]:
+    """Answer the three questions that a reader comes with."""
+    return _is_there(evidence), _where(evidence), _is_trusted(evidence)
+
+
+# --- is there a direction? ----------------------------------------------------------------------
+
+
+def _is_there(evidence: Evidence) -> Reply:
+    question = "Is there a direction?"
+    best = evidence.best
+    if best is None:
+        said = "The means of harmful and harmless prompts differ nowhere, so there is no direction."
+        return Reply(question, "No", "poor", said)
+    scores = f"separation {best.separation:.2f}, accuracy {best.accuracy:.0%}"
+    if not _separates(best):
+        said = (
+            "Nowhere does a direction tell harmful from harmless prompts that it has not seen: the "
+            f"nearest miss has {scores}."
+        )
+        return Reply(question, "No", "poor", said)
+    p_value = _p_value(evidence)
+    if p_value is not None and p_value > SIGNIFICANT:
+        said = (
+            f"The best place has {scores}, but shuffled labels do as well ({_p_said(p_value)}): "
+            "there is no more here than chance gives."
+        )
+        return Reply(question, "No", "poor", said)
+    told = f"A direction tells harmful from harmless prompts that it has not seen ({scores})"
+    return _with_refusal(evidence, question, told, _is_strong(best))
+
+
+def _with_refusal(evidence: Evidence, question: str, told: str, is_strong: bool) -> Reply:
+    """Say what the direction is of: refusal, or only what the model knows of harm."""
+    refusal = evidence.refusal
+    verdict, grade = ("Yes", "good") if is_strong else ("A weak one", "fair")
+    if refusal is None:
+        said = f"{told}; whether the model refuses was not measured."
+        return Reply(question, verdict, grade, said)
+    rates = f"{refusal.rate(True):.0%} of the harmful and {refusal.rate(False):.0%} of the harmless"
+    if refusal.has_refusal:
+        return Reply(question, verdict, grade, f"{told}, and the model refuses {rates} ones.")
+    said = (
+        f"{told}, but the model refuses {rates} ones: the direction is what it knows of harm, not "
+        "what makes it refuse."
+    )
+    return Reply(question, "Of harm, not of refusal", "poor", said)
+
+
+def _separates(best: Choice) -> bool:
+    return best.separation >= MIN_SEPARATION and best.accuracy >= MIN_ACCURACY
+
+
+def _is_strong(best: Choice) -> bool:
+    return best.separation >= GOOD_SEPARATION and best.accuracy >= GOOD_ACCURACY
+
+
+# --- where? -------------------------------------------------------------------------------------
+
+
+def _where(evidence: Evidence) -> Reply:
+    question, best = "Where?", evidence.best
+    if best is None:
+        return Reply(question, "Nowhere", "poor", "There is no place to name.")
+    short = short_name(best.hook_point)
+    verdict = short if best.layer is None else f"Layer {best.layer}"
+    place = f"{best.hook_point}, read at position {best.position}"
+    if not _separates(best):
+        said = f"The nearest miss is {place}; no place can be recommended."
+        return Reply(question, "Nowhere", "poor", said)
+    shown = evidence.separation.at(site_of(best.hook_point), best.position)
+    n_valid, n_places = int(shown.is_valid.sum()), shown.is_valid.numel()
+    of = "" if best.layer is None else f" of 0 to {evidence.n_layers - 1}"
+    said = (
+        f"{verdict}{of} is the place to take it from ({place}); {n_valid} of the {n_places} hook "
+        f"points of this kind are valid{_nested_said(evidence)}."
+    )
+    return Reply(question, verdict, "good" if 2 * n_valid >= n_places else "fair", said)
+
+
+def _nested_said(evidence: Evidence) -> str:
+    nested = evidence.tables.get("nested_choice")
+    if nested is None or not len(nested):
+        return ""
+    own = evidence.at_best("nested_choice")
+    n_same = 0 if own is None else len(own)
+    return f", and {n_same} of {len(nested)} choices made on part of the prompts fell on it"
+
+
+# --- can it be trusted? -------------------------------------------------------------------------
+
+
+def reasons(evidence: Evidence) -> list[Reason]:
+    """List what speaks for and against trust in the direction, and what is still open."""
+    if evidence.best is None:
+        return []
+    best = evidence.best
+    return [
+        *_held_out_reason(evidence, best),
+        *_chance_reason(evidence),
+        *_stability_reason(evidence),
+        *_confound_reason(evidence),
+        *_prompts_reason(evidence),
+        *_causal_reason(evidence),
+    ]
+
+
+def _is_trusted(evidence: Evidence) -> Reply:
+    question = "Can it be trusted?"
+    found = reasons(evidence)
+    against = [reason.text for reason in found if reason.kind == "against"]
+    if _is_there(evidence).verdict == "No":
+        return Reply(question, "No", "poor", "There is nothing to trust: see the causes below.")
+    if against:
+        also = f" (and {len(against) - 1} more, below)" if len(against) > 1 else ""
+        said = f"It separates prompts that it was not fitted to, but {_clause(against[0])}{also}."
+        return Reply(question, "With care", "fair", said)
+    if _causal_verdict(evidence)[0] == CAUSES:
+        said = (
+            "It holds on prompts that it was not fitted to, nothing measured here speaks against "
+            "it, and acting on it changes what the model refuses."
+        )
+        return Reply(question, "Yes", "good", said)
+    n_open = sum(reason.kind == "open" for reason in found)
+    said = (
+        f"It holds on prompts that it was not fitted to, but {_n_things(n_open)} not measured, "
+        "among them whether acting on it changes what the model refuses."
+    )
+    return Reply(question, "As a correlation", "fair", said)
+
+
+def _held_out_reason(evidence: Evidence, best: Choice) -> Iterator[Reason]:
+    row = evidence.at_best("separation")
+    if row is None:
+        return
+    scores = row.iloc[0]
+    in_sample, interval = scores["accuracy_in_sample"], ""
+    if scores.get("accuracy_low") == scores.get("accuracy_low", float("nan")):
+        low, high = scores["accuracy_low"], scores["accuracy_high"]
+        interval = f" (95 % interval {low:.0%} to {high:.0%})"
+        if low <= 0.5:
+            yield Reason("against", f"Its accuracy may be that of guessing{interval}.")
+    said = f"Accuracy is {best.accuracy:.0%} on held-out prompts{interval} and {in_sample:.0%} "
+    if in_sample - best.accuracy > OPTIMISTIC:
+        yield Reason("against", f"{said}on those it was fitted to: it has learned them by heart.")
+    else:
+        yield Reason("for", f"{said}on those it was fitted to.")
+
+
+def _chance_reason(evidence: Evidence) -> Iterator[Reason]:
+    p_value = _p_value(evidence)
+    if p_value is None:
+        yield Reason("open", "Shuffled labels were not tried: refusal-lens fit RUN.")
+    elif p_value > SIGNIFICANT:
+        yield Reason("against", f"Shuffled labels do as well ({_p_said(p_value)}).")
+    else:
+        yield Reason("for", f"Shuffled labels hardly ever do as well ({_p_said(p_value)}).")
+
+
+def _p_value(evidence: Evidence) -> float | None:
+    """Return the p-value of the best place, corrected for all the places looked at."""
+    nulls = evidence.at_best("nulls")
+    if nulls is None or "p_value_corrected" not in nulls:
+        return None
+    permutation = nulls[nulls["kind"] == "permutation"]
+    of_separation = permutation[permutation["score"] == "separation"]
+    values = (of_separation if len(of_separation) else permutation)["p_value_corrected"].dropna()
+    return float(values.iloc[0]) if len(values) else None
+
+
+def _p_said(p_value: float) -> str:
+    return f"p = {p_value:.2g}, corrected for every place looked at"
+
+
+def _stability_reason(evidence: Evidence) -> Iterator[Reason]:
+    row = evidence.at_best("stability")
+    if row is None:
+        yield Reason("open", "Its stability was not measured: refusal-lens fit RUN.")
+        return
+    cosine = float(row["split_half_cosine"].iloc[0])
+    kind = "for" if cosine >= STABLE else "against"
+    yield Reason(kind, f"Two halves of the prompts give directions with cosine {cosine:.2f}.")
+
+
+def _confound_reason(evidence: Evidence) -> Iterator[Reason]:
+    table = evidence.tables.get("confounds")
+    if table is None:
+        yield Reason("open", "Trivial features (length, punctuation, words) were not tried.")
+        return
+    is_own = table["feature"] == "direction"
+    own, others = table[is_own]["auroc"], table[~is_own].dropna(subset=["auroc"])
+    if not len(own) or not len(others):
+        return
+    top = others.sort_values("auroc").iloc[-1]
+    feature = FEATURES.get(top["feature"], str(top["feature"]).replace("_", " ").capitalize())
+    direction = float(own.iloc[0])
+    scores = f"AUROC {top['auroc']:.2f}, the direction's {direction:.2f}"
+    if top["auroc"] >= direction - AS_GOOD:
+        yield Reason("against", f"{feature} alone tells the classes apart as well ({scores}).")
+    else:
+        yield Reason("for", f"{feature} is the best trivial feature, and does worse ({scores}).")
+
+
+def _prompts_reason(evidence: Evidence) -> Iterator[Reason]:
+    fewest = min(len(evidence.prompts.harmful), len(evidence.prompts.harmless))
+    if fewest < ENOUGH_PROMPTS:
+        yield Reason(
+            "against", f"There are only {fewest} prompts a side; {ENOUGH_PROMPTS} are few."
+        )
+
+
+def _causal_reason(evidence: Evidence) -> Iterator[Reason]:
+    verdict, where = _causal_verdict(evidence)
+    if verdict is None:
+        yield Reason(
+            "open",
+            "Whether acting on it changes what the model refuses was not tried: "
+            "refusal-lens select RUN.",
+        )
+    elif verdict == CAUSES:
+        yield Reason("for", f"Acting on it{where} changes what the model refuses.")
+    else:
+        said = f"Acting on it{where} does not change what the model refuses ({verdict})."
+        yield Reason("against", said)
+
+
+def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
+    """Return the verdict of the place that interventions chose, or of the best; and where it is."""
+    table = evidence.tables.get("causal_scores")
+    if table is None or "verdict" not in table:
+        return None, ""
+    chosen = table[table["is_chosen"].astype(bool)] if "is_chosen" in table else table[:0]
+    rows = chosen if len(chosen) else evidence.at_best("causal_scores")
+    if rows is None or rows["verdict"].isna().iloc[0]:
+        return None, ""
+    row, best = rows.iloc[0], evidence.best
+    place = (row["hook_point"], str(row["position"]))
+    is_here = best is not None and place == (best.hook_point, best.position)
+    return row["verdict"], "" if is_here else f" at {short_name(place[0])}, position {place[1]},"
+
+
+def _n_things(n: int) -> str:
+    return "one thing was" if n == 1 else f"{n} things were"
+
+
+def _clause(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:].removesuffix(".")

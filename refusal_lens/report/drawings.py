@@ -1,0 +1,134 @@
+"""From a run's figures to what the page carries of them.
+
+Knows plotly's JSON and what the page takes over: title, colours, theme. Draws no figure itself.
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from markupsafe import Markup
+
+from refusal_lens import figures
+from refusal_lens.artifacts import RunFolder
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.report.captions import caption_of, title_of
+
+LIGHT, DARK = "plotly_white", "plotly_dark"
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+TOP_MARGIN = 30
+"""Room above a figure without a title, for the bar of buttons."""
+
+LINE = 20
+"""Height of a line of a title, in pixels."""
+
+Json = dict[str, Any]
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class ShownFigure:
+    """A figure ready to be laid out; `content` is JSON that may stand in a script element."""
+
+    name: str
+    title: str
+    caption: str
+    height: int
+    content: Markup
+
+
+def draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
+    """Yield every figure that can be drawn, and of each other one its title and what it lacks."""
+    for name in figures.FIGURES:
+        try:
+            light, dark = (figures.draw(run_folder, name, base) for base in (LIGHT, DARK))
+        except RefusalLensError as error:
+            yield title_of(name), str(error)
+        else:
+            yield _show(name, light, dark)
+
+
+def themes() -> dict[str, Json]:
+    """Return the plotly templates of the page, which let its own background through."""
+    return {"light": _theme(LIGHT), "dark": _theme(DARK)}
+
+
+def _theme(base: str) -> Json:
+    theme = pio.templates[base].to_plotly_json()
+    clear = "rgba(0,0,0,0)"
+    font = {**theme["layout"].get("font", {}), "family": FONT}
+    layout = {**theme["layout"], "paper_bgcolor": clear, "plot_bgcolor": clear, "font": font}
+    return {**theme, "layout": layout}
+
+
+def _show(name: str, light: go.Figure, dark: go.Figure) -> ShownFigure:
+    content, other = _plain(light), _plain(dark)
+    title = _take_title(content)
+    _take_title(other)
+    # Most figures differ by their template alone. What else does is told value by value.
+    content["themed"] = list(_differences(content, other))
+    text = embed(json.dumps(content, separators=(",", ":"), ensure_ascii=False))
+    height = content["layout"]["height"]
+    return ShownFigure(name, title_of(name), _caption(name, title), height, text)
+
+
+def _plain(figure: go.Figure) -> Json:
+    """Return a figure without its template: the page brings that, once for all figures."""
+    content = json.loads(pio.to_json(figure, validate=False) or "{}")
+    content["layout"].pop("template", None)
+    content["layout"].setdefault("height", 450)
+    return content
+
+
+def _take_title(content: Json) -> str:
+    """Take the title out, and the room that it took: the page has a heading of its own."""
+    layout = content["layout"]
+    title = layout.pop("title", {}).get("text") or ""
+    if title:
+        margin = layout.setdefault("margin", {})
+        top = margin.get("t", 100)
+        margin["t"] = max(TOP_MARGIN, top - LINE * (title.count("<br>") + 1))
+        layout["height"] -= top - margin["t"]
+    return title
+
+
+def _caption(name: str, title: str) -> str:
+    """Return the figure's sentence, then the place or choice that its own title ends with."""
+    parts = html.unescape(re.sub(r"<(?!br)[^>]*>", "", title)).replace("<br>", " · ").split(" · ")
+    said = " · ".join(part for part in parts[1:] if part)
+    return " ".join(filter(None, (caption_of(name), said and f"Here: {said}.")))
+
+
+def _differences(one: Any, other: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Any]]:
+    """Yield where two figures differ, with the value of either."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        pairs = [(key, one[key], other[key]) for key in one]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [(at, *pair) for at, pair in enumerate(zip(one, other, strict=True))]
+    else:
+        if one != other:
+            yield path, one, other
+        return
+    if one == other:
+        return
+    for key, here, there in pairs:
+        yield from _differences(here, there, (*path, key))
+
+
+def embed(content: str) -> Markup:
+    r"""Make JSON safe inside a script element, whatever its strings hold.
+
+    Example:
+        >>> print(embed('["</script>"]'))
+        ["\u003c/script\u003e"]
+    """
+    for character in "<>&\u2028\u2029":
+        content = content.replace(character, f"\\u{ord(character):04x}")
+    return Markup(content.encode("utf-8", "replace").decode("utf-8"))

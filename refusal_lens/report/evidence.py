@@ -1,0 +1,75 @@
+"""What a run has found, gathered from its folder for the report.
+
+Knows which files hold it, and that most of them may be missing. Words nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from refusal_lens.artifacts import RunFolder
+from refusal_lens.prompts import ContrastSet
+from refusal_lens.refusal import RefusalReport
+from refusal_lens.selection import Choice, choose_best
+from refusal_lens.validation import Separation
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Scores, choice, prompts and refusal of a run, and the tables of the stages that have run.
+
+    `scores` is `separation.csv` as it stands: later stages add columns to it.
+    """
+
+    prompts: ContrastSet
+    separation: Separation
+    scores: pd.DataFrame
+    best: Choice | None
+    n_layers: int
+    refusal: RefusalReport | None = None
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    def at_best(self, name: str) -> pd.DataFrame | None:
+        """Return a table's rows of the best place; None where there are none."""
+        table = self.scores if name == "separation" else self.tables.get(name)
+        if table is None or self.best is None or "hook_point" not in table:
+            return None
+        own = table[is_at(table, self.best)]
+        return own if len(own) else None
+
+
+def is_at(table: pd.DataFrame, place: Choice) -> pd.Series:
+    """Say which rows are of one place."""
+    # A column of positions such as -2 is read as numbers.
+    positions = table["position"].astype(str)
+    return (table["hook_point"] == place.hook_point) & (positions == place.position)
+
+
+def gather(run_folder: RunFolder) -> Evidence:
+    """Read what a run has found.
+
+    Raises:
+        RefusalLensError: The run has no scores yet.
+    """
+    scores = run_folder.read_separation()
+    separation = Separation.from_frame(scores, run_folder.read_config().validation.n_folds)
+    n_layers = run_folder.read_provenance()["model"]["n_layers"]
+    return Evidence(
+        prompts=run_folder.read_prompts(),
+        separation=separation,
+        scores=scores,
+        best=choose_best(separation, n_layers),
+        n_layers=n_layers,
+        refusal=run_folder.read_refusal(),
+        tables=_read_tables(run_folder),
+    )
+
+
+def _read_tables(run_folder: RunFolder) -> dict[str, pd.DataFrame]:
+    names = sorted(path.stem for path in (run_folder.path / "tables").glob("*.csv"))
+    read = {name: run_folder.read_table(name) for name in names}
+    interventions = run_folder.path / "interventions.csv"
+    if interventions.is_file():
+        read["interventions"] = pd.read_csv(interventions)
+    return {name: table for name, table in read.items() if table is not None}

@@ -1,0 +1,138 @@
+"""The page itself: what stands in it, laid out by the template beside this module.
+
+Knows how figures, tables and texts get into one file that needs nothing else. Words no answers.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from refusal_lens.artifacts import RunFolder
+from refusal_lens.diagnosis import checklist, diagnose
+from refusal_lens.hook_points import site_of
+from refusal_lens.report.answer import answer, reasons
+from refusal_lens.report.drawings import ShownFigure, draw_all, embed, themes
+from refusal_lens.report.evidence import Evidence, gather
+from refusal_lens.report.tables import readable, shown_tables
+from refusal_lens.selection import suggest_kernel
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def build_report(run_folder: RunFolder) -> Path:
+    """Write the report of a run, `report.html`, and return its path.
+
+    The page needs no network and no other file. Stages that have not run are left out.
+
+    Raises:
+        RefusalLensError: The run has no scores yet.
+    """
+    return run_folder.write_report(render(run_folder))
+
+
+def render(run_folder: RunFolder) -> str:
+    """Return the report of a run as one HTML page."""
+    evidence = gather(run_folder)
+    drawn = list(draw_all(run_folder))
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        **_identity(run_folder, evidence),
+        **_findings(evidence),
+        figures=[figure for figure in drawn if isinstance(figure, ShownFigure)],
+        not_drawn=[missing for missing in drawn if isinstance(missing, tuple)],
+        tables=list(shown_tables(evidence)),
+        kernel=_kernel(evidence),
+        themes=embed(json.dumps(themes())),
+        plotly=Markup(get_plotlyjs()),
+        style=_source("report.css"),
+        script=_source("report.js"),
+        **_reproduction(run_folder),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["readable"] = readable
+    return environment
+
+
+def _source(name: str) -> Markup:
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+# --- what was found -----------------------------------------------------------------------------
+
+
+def _identity(run_folder: RunFolder, evidence: Evidence) -> dict[str, Any]:
+    """Return what the header says: of which model, prompts and run this is."""
+    provenance = run_folder.read_provenance()
+    model = provenance["model"]
+    separation = evidence.separation
+    facts = {
+        "run": str(run_folder.path),
+        "collected": _when(str(provenance.get("collected_at", "unknown"))),
+        "prompts": f"{len(evidence.prompts.harmful)} harmful, "
+        f"{len(evidence.prompts.harmless)} harmless",
+        "places": f"{len(separation.hook_points)} hook points "
+        f"({', '.join(dict.fromkeys(map(site_of, separation.hook_points)))}) "
+        f"at position {', '.join(separation.positions)}",
+        "model": f"{evidence.n_layers} layers, d_model {model.get('d_model', 'unknown')}, "
+        f"{model.get('dtype', 'unknown dtype')}",
+    }
+    return {"model_name": Path(str(model["name"])).name, "facts": facts}
+
+
+def _when(moment: str) -> str:
+    """Write a moment to the minute: `2026-01-31T12:34:56+00:00` is `2026-01-31 12:34 UTC`."""
+    return re.sub(r"^(\S+)T(\d\d:\d\d):\d\d\+00:00$", r"\1 \2 UTC", moment)
+
+
+def _findings(evidence: Evidence) -> dict[str, Any]:
+    """Return answer, reasons, checklist and diagnosis."""
+    best, separation = evidence.best, evidence.separation
+    column = (site_of(best.hook_point), best.position) if best else separation.columns[0]
+    return {
+        "replies": answer(evidence),
+        "reasons": reasons(evidence),
+        "checks": checklist(evidence.prompts, separation.at(*column), best),
+        "findings": diagnose(evidence.prompts, separation, evidence.refusal),
+    }
+
+
+def _kernel(evidence: Evidence) -> dict[str, Any] | None:
+    """Return the weight kernel and its weight at every layer; None where there is none."""
+    best = evidence.best
+    kernel = suggest_kernel(evidence.separation, best) if best and best.is_eligible else None
+    if kernel is None:
+        return None
+    weights = [kernel.weight(layer) for layer in range(evidence.n_layers)]
+    return {"shape": kernel, "weights": weights}
+
+
+def _reproduction(run_folder: RunFolder) -> dict[str, Any]:
+    """Return the commands that make this run again, and all that is known of how it was made."""
+    provenance = run_folder.read_provenance()
+    versions = provenance.get("versions", {})
+    packages = {name: version for name, version in versions.items() if name != "python"}
+    # A build such as +cpu is a wheel's own affair; indexes do not list it.
+    pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages.items()]
+    config_path = shlex.quote(str(run_folder.config_path))
+    return {
+        "install_command": shlex.join(["pip", "install", *pins]) if pins else "",
+        "run_command": f"refusal-lens run {config_path} --output reproduced",
+        "versions": versions,
+        "config": run_folder.config_path.read_text(encoding="utf-8"),
+        "provenance": json.dumps(provenance, indent=2, ensure_ascii=False),
+    }

@@ -1,0 +1,316 @@
+"""From the tables of a run to the tables of its report: which, what of them, and how written.
+
+Knows titles, headings and number formats. Does not know HTML.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from refusal_lens.report.evidence import Evidence, is_at
+
+MAX_ROWS = 400
+"""Rows shown of one table; the file has all."""
+
+STEADY = 10
+"""A direction that turns by fewer degrees than this with other prompts stands."""
+
+Cut = Callable[[Evidence, pd.DataFrame], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is read, and the number it is sorted by (None: by the text)."""
+
+    text: str
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table ready to be laid out; `is_best` marks the rows of the best place."""
+
+    name: str
+    title: str
+    sentence: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    is_best: tuple[bool, ...]
+    is_number: tuple[bool, ...]
+    n_more: int
+    source: str
+
+
+@dataclass(frozen=True)
+class _Told:
+    """How one table is told: title, sentence, what is cut out of it, what that says in words."""
+
+    title: str
+    sentence: str
+    cut: Cut | None = None
+    say: Callable[[pd.DataFrame], str] | None = None
+
+
+# --- what is cut out ----------------------------------------------------------------------------
+
+
+def _of_best(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows of the best place, which then need not be named in each."""
+    if evidence.best is None:
+        return table
+    return table[is_at(table, evidence.best)].drop(
+        columns=["hook_point", "site", "layer", "position"], errors="ignore"
+    )
+
+
+def _misread(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the best place, and take texts from the run's prompts: they know no CSV."""
+    texts = {
+        (prompt.id, is_harmful): prompt.text
+        for side, is_harmful in (
+            (evidence.prompts.harmful, True),
+            (evidence.prompts.harmless, False),
+        )
+        for prompt in side
+    }
+    own = _of_best(evidence, table)
+    keys = zip(own["prompt_id"], own["is_harmful"].astype(bool), own["text"], strict=True)
+    return own.assign(text=[texts.get((name, label), text) for name, label, text in keys])
+
+
+def _largest_parts(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the best place and all prompts together, largest contribution first."""
+    if "category" in table:
+        is_all = table["category"].isna() | (table["category"] == "")
+        table = table[is_all].drop(columns="category")
+    own = table if evidence.best is None else table[is_at(table, evidence.best)]
+    # The layer here is the component's.
+    own = own.drop(columns=["hook_point", "position"])
+    return own.sort_values("contribution", key=abs, ascending=False).head(40)
+
+
+def _nested(_: Evidence, table: pd.DataFrame) -> pd.DataFrame:
+    """Count how often each place was chosen, with the mean of its outer scores."""
+    scores = [name for name in ("separation", "accuracy", "auroc") if name in table]
+    groups = table.groupby(["hook_point", "position"], sort=False)
+    counted = groups[scores].mean().assign(n_chosen=groups.size()).reset_index()
+    return counted.sort_values("n_chosen", ascending=False)
+
+
+def _learning_said(curve: pd.DataFrame) -> str:
+    """Say how far the direction can still turn, and how many prompts would hold it."""
+    measured = curve[~curve["is_extrapolated"].astype(bool)]
+    if not len(measured):
+        return ""
+    last = measured.sort_values("n_per_class").iloc[-1]
+    said = (
+        f"With {last['n_per_class']:.0f} prompts a side the direction turns by about "
+        f"{last['degrees']:.0f}°; "
+    )
+    enough = curve[curve["degrees"] <= STEADY].sort_values("n_per_class")
+    if not len(enough):
+        return f"{said}even {curve['n_per_class'].max():.0f} are too few for {STEADY}°."
+    how = " (extrapolated)" if enough.iloc[0]["is_extrapolated"] else ""
+    return f"{said}{enough.iloc[0]['n_per_class']:.0f} are enough for {STEADY}°{how}."
+
+
+TABLES = {
+    "separation": _Told(
+        "Scores",
+        "Every hook point and position on held-out prompts; the best place stands out.",
+    ),
+    "nulls": _Told("Against chance", "What the best place's scores are worth by chance.", _of_best),
+    "stability": _Told("Stability", "How far a direction turns when the prompts are others."),
+    "learning_curve": _Told(
+        "Learning curve",
+        "By how many degrees the best direction turns with this many prompts a side.",
+        _of_best,
+        _learning_said,
+    ),
+    "nested_choice": _Told(
+        "Nested choice",
+        "How often each place was chosen on inner folds, with its mean scores on outer ones.",
+        _nested,
+    ),
+    "methods": _Told("Ways to fit", "Other ways to fit a direction at the best place.", _of_best),
+    "confounds": _Told("Confounds", "What trivial features do on the same folds."),
+    "coordinates": _Told("Coordinates", "How much of a direction its largest coordinates hold."),
+    "clip_sweep": _Told("Clipping", "What the clip changes at the best place.", _of_best),
+    "categories": _Told("Categories", "The best direction, category by category.", _of_best),
+    "misread": _Told("Misread prompts", "Prompts on the wrong side at the best place.", _misread),
+    "transfer": _Told("Transfer", "Fitted on one set of prompts, tested on another.", _of_best),
+    "causal_scores": _Told(
+        "Causal scores",
+        "What ablating and adding each direction does to the refusal score and to the rest (KL).",
+    ),
+    "interventions": _Told(
+        "Interventions", "Refusal and its side effects under the interventions that were tried."
+    ),
+    "dose_response": _Told("Dose and response", "The same by strength, beside controls."),
+    "attribution": _Told(
+        "Attribution", "The components that write the best direction, largest first.",
+        _largest_parts,
+    ),
+    "unembedding": _Told(
+        "Through the unembedding", "The tokens that the best direction speaks for and against.",
+        _of_best,
+    ),
+}  # fmt: skip
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def shown_tables(evidence: Evidence) -> Iterator[ShownTable]:
+    """Yield the tables of a run that exist and hold something, in the report's order."""
+    for name, told in TABLES.items():
+        table = evidence.scores if name == "separation" else evidence.tables.get(name)
+        if table is None:
+            continue
+        cut = table if told.cut is None else told.cut(evidence, table)
+        if len(cut):
+            at_root = name in ("separation", "interventions")
+            source = f"{name}.csv" if at_root else f"tables/{name}.csv"
+            yield show(evidence, cut, name=name, told=told, source=source)
+    if evidence.refusal is not None:
+        table = _answers_against(evidence)
+        if len(table):
+            yield show(evidence, table, name="answers", told=_ANSWERS, source="refusal.json")
+
+
+_ANSWERS = _Told(
+    "Answers against the class",
+    "Harmful prompts that the model answered and harmless ones that it refused.",
+)
+
+
+def _answers_against(evidence: Evidence) -> pd.DataFrame:
+    assert evidence.refusal is not None
+    return pd.DataFrame(
+        {
+            "prompt_id": answer.prompt_id,
+            "category": answer.category,
+            "is_harmful": answer.is_harmful,
+            "text": answer.prompt,
+            "answer": answer.answer,
+            "refusal_score": answer.refusal_score,
+        }
+        for answer in evidence.refusal.answers
+        if answer.is_harmful != answer.is_refused
+    )
+
+
+def show(
+    evidence: Evidence, table: pd.DataFrame, *, name: str, told: _Told, source: str
+) -> ShownTable:
+    """Write a table's numbers as they are read."""
+    kept = table.head(MAX_ROWS)
+    columns = _columns(kept)
+    has_places = {"hook_point", "position"} <= set(kept) and kept["hook_point"].nunique() > 1
+    is_best = (
+        is_at(kept, evidence.best)
+        if evidence.best is not None and has_places
+        else pd.Series(False, index=kept.index)
+    )
+    written = [_write(kept, column) for column in columns]
+    return ShownTable(
+        name=name,
+        title=told.title,
+        sentence=f"{told.sentence} {told.say(kept)}".strip() if told.say else told.sentence,
+        headings=tuple(map(_heading, columns)),
+        rows=tuple(zip(*written, strict=True)),
+        is_best=tuple(map(bool, is_best)),
+        is_number=tuple(map(_is_number, columns, (kept[column] for column in columns))),
+        n_more=len(table) - len(kept),
+        source=source,
+    )
+
+
+def _columns(table: pd.DataFrame) -> list[str]:
+    """Choose the columns: no interval bound beside its value, no part of the place twice."""
+    bounds = {f"{name}{end}" for name in table for end in ("_low", "_high")}
+    twice = {"site", "layer"} if "hook_point" in table else set()
+    kept = [name for name in table if name not in bounds | twice]
+    return [name for name in kept if not table[name].isna().all()]
+
+
+# --- cells --------------------------------------------------------------------------------------
+
+HEADINGS = {
+    "auroc": "AUROC", "cohens_d": "Cohen's d", "kl": "KL (nats)", "is_valid": "valid",
+    "kl_affine": "KL, affine", "is_harmful": "class", "prompt_id": "prompt", "is_chosen": "chosen",
+    "p_value": "p", "p_value_corrected": "p, corrected", "n_per_class": "prompts a side",
+    "n_chosen": "times chosen", "is_eligible": "eligible", "is_extrapolated": "extrapolated",
+    "cosine_to_difference_of_means": "cosine to difference of means",
+}  # fmt: skip
+"""Headings that are not the column's name with spaces."""
+
+_SHARES = re.compile(r"accuracy|^share|_share|rate$")
+_COUNTS = re.compile(r"^n(_|$)|^rank$|^index$|^token_id$|^layer$|^head$|^seed$|^fold$|^repeat$")
+
+
+def _heading(column: str) -> str:
+    return HEADINGS.get(column, column.removeprefix("is_").replace("_", " "))
+
+
+def _write(table: pd.DataFrame, column: str) -> list[Cell]:
+    """Write one column: an interval goes into the cell of its value."""
+    values = table[column]
+    if column == "is_harmful":
+        return [Cell("harmful" if bool(value) else "harmless") for value in values]
+    if column == "hook_point":
+        return [Cell(str(value), float(place)) for place, value in zip(
+            pd.factorize(values)[0], values, strict=True)]  # fmt: skip
+    if column == "position":
+        return [Cell(str(value)) for value in values]
+    if pd.api.types.is_bool_dtype(values):
+        return [Cell("yes" if value else "no") for value in values]
+    if not pd.api.types.is_numeric_dtype(values):
+        return [Cell("" if pd.isna(value) else readable(str(value))) for value in values]
+    nothing = pd.Series(float("nan"), index=table.index)
+    numbers, lows, highs = (
+        series.astype(float).tolist()
+        for series in (values, *(table.get(column + end, nothing) for end in ("_low", "_high")))
+    )
+    return [
+        Cell(_number(column, number) + _interval(column, low, high), number)
+        for number, low, high in zip(numbers, lows, highs, strict=True)
+    ]
+
+
+def _is_number(column: str, values: pd.Series) -> bool:
+    is_label = column in ("hook_point", "position") or pd.api.types.is_bool_dtype(values)
+    return pd.api.types.is_numeric_dtype(values) and not is_label
+
+
+def _number(column: str, value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    if _SHARES.search(column):
+        return f"{value:.1%}"
+    if _COUNTS.search(column) or (value.is_integer() and abs(value) >= 100):
+        return f"{value:.0f}"
+    written = f"{value:.2g}" if column.startswith("p_value") else f"{value:.3f}"
+    return written.replace("-", "−")
+
+
+def _interval(column: str, low: float, high: float) -> str:
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f" [{_number(column, low)}, {_number(column, high)}]"
+
+
+def readable(text: str) -> str:
+    """Show control characters by their pictures: HTML has no room for them.
+
+    Example:
+        >>> readable("a" + chr(0) + "b")
+        'a␀b'
+    """
+    shown = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), text)
+    shown = re.sub(r"[\x7f-\x9f]", "␡", shown)
+    # A lone half of a surrogate pair cannot be written as UTF-8.
+    return shown.encode("utf-8", "replace").decode("utf-8")
