@@ -165,14 +165,16 @@ def attribute(
         model: A `HookedTransformer` with its tokenizer.
         prompts: Harmful and harmless prompts; they need not be those the direction was fitted to.
         direction: At a site of the stream, `attn_out` or `mlp_out`.
-        system_prompt: As in `collect`, and so are `token_budget` and `show_progress`.
+        system_prompt: What the system says before each prompt.
+        token_budget: Most tokens in a batch, padding included; None finds what is fastest here.
+        show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Raises:
         RefusalLensError: The model runs on a bridge, the hook point is no sum of components, or
-            the parts do not add up to the whole: a part that is not known here writes as well.
+            a part that is not known here writes as well, so that the sum is another.
 
     Example:
-        >>> direction = fit_directions(activations)["blocks.1.hook_resid_post", "last"]
+        >>> direction = Direction(torch.arange(32.0), "blocks.1.hook_resid_post", "last")
         >>> whole = attribute(tiny_model, prompts, direction, show_progress=False)
         >>> abs(whole.difference().sum().item() / whole.total() - 1) < 1e-4
         True

@@ -114,13 +114,14 @@ def read_unembedding(model: Model, direction: Direction, n_tokens: int = 10) -> 
     bottom = logits.topk(min(n_tokens, len(logits)), largest=False)
     tokenizer = tokenizer_of(model)
     return Unembedding(
-        top.indices,
-        top.values,
-        bottom.indices,
-        bottom.values,
-        *(_decode_each(tokenizer, ids.tolist()) for ids in (top.indices, bottom.indices)),
-        direction.hook_point,
-        direction.position,
+        top_ids=top.indices,
+        top_logits=top.values,
+        bottom_ids=bottom.indices,
+        bottom_logits=bottom.values,
+        top_tokens=_decode_each(tokenizer, top.indices.tolist()),
+        bottom_tokens=_decode_each(tokenizer, bottom.indices.tolist()),
+        hook_point=direction.hook_point,
+        position=direction.position,
     )
 
 
@@ -164,6 +165,7 @@ def project_tokens(
             the same one.
 
     Example:
+        >>> from refusal_lens import fit_directions
         >>> directions = list(fit_directions(activations))[:1]
         >>> project_tokens(tiny_model, prompts.prompts[0], directions).tokens[0]
         '<|im_start|>'

@@ -316,7 +316,7 @@ def find_place(
         hook_point, position = hook_point or best.hook_point, position or best.position
     stored = run_folder.read_directions().hook_points
     names = select_hook_points(stored, hook_point, str(run_folder.path))
-    if len(names) > 1:
+    if len(names) != 1:
         raise RefusalLensError(
             f"{hook_point} is {len(names)} hook points of this run; one is needed, such as "
             f"{site_of(names[0])}:{layer_of(names[0])}."
@@ -383,28 +383,26 @@ def export_stage(
         hook_points: Selectors among the source's. None: all of a file; of a run, the best's site.
         positions: Of the source's. None: all of a file; of a run, that of the best place.
     """
-    run_folder = RunFolder.open(source) if source.is_dir() else None
-    if run_folder is None:
-        directions = interop.read_directions(source)
-        names, columns = directions.hook_points, directions.positions
-    else:
+    context: dict[str, Any] = {}
+    if source.is_dir():
+        run_folder = RunFolder.open(source)
         directions = run_folder.read_directions()
-        names, columns = directions.hook_points, directions.positions
-        if not hook_points or not positions:
-            best = _best_place(run_folder)
-            names = tuple(name for name in names if site_of(name) == site_of(best.hook_point))
-            columns = (best.position,)
+        context["scores"] = run_folder.read_separation()
+        if format_name == "llm-abliteration":
+            context["activations"] = run_folder.read_activations(directions.hook_points)
+        best = None if hook_points and positions else _best_place(run_folder)
+    else:
+        directions, best = interop.read_directions(source), None
+    names = tuple(
+        name
+        for name in directions.hook_points
+        if best is None or site_of(name) == site_of(best.hook_point)
+    )
     if hook_points:
         names = select_hook_points(directions.hook_points, hook_points, str(source))
-    # Only one format asks for them, and they may be large.
-    wants_activations = run_folder is not None and format_name == "llm-abliteration"
-    interop.write_directions(
-        interop.take(directions, names, positions or columns),
-        output,
-        format_name,
-        activations=run_folder.read_activations(names) if wants_activations else None,
-        scores=run_folder.read_separation() if run_folder is not None else None,
-    )
+    columns = positions or (directions.positions if best is None else [best.position])
+    chosen = interop.take(directions, names, list(columns))
+    interop.write_directions(chosen, output, format_name, **context)
 
 
 # --- run folders ------------------------------------------------------------------------------

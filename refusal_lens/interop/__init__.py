@@ -97,6 +97,7 @@ def read_directions(
             objects, or leaves open where its vectors stand.
 
     Example:
+        >>> from refusal_lens import fit_directions
         >>> directions = fit_directions(activations)
         >>> write_directions(directions["blocks.2.hook_resid_post", "last"], tmp_path / "a.npz")
         >>> read_directions(tmp_path / "a.npz").hook_points

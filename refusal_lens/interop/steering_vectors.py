@@ -3,6 +3,7 @@
 Knows `layer_activations` and `layer_type`. Its layer k is the output of block k.
 """
 
+import importlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,15 +60,14 @@ def to_steering_vector(directions: Iterable[Direction]) -> Any:
     """
     placed = place(directions, LAYOUT, WriteContext())
     try:
-        from steering_vectors import (  # pyright: ignore[reportMissingImports]
-            SteeringVector,
-        )
+        # By its name as a string: type checkers need not have it.
+        library = importlib.import_module("steering_vectors")
     except ImportError as error:
         raise RefusalLensError(
             "A SteeringVector needs the library steering-vectors, which is not installed: "
             "pip install steering-vectors."
         ) from error
-    return SteeringVector(
+    return library.SteeringVector(
         layer_activations={layer: raw_vector(each).float() for layer, each in placed.items()},
         layer_type=LAYER_TYPE,
     )
