@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Console
 
@@ -16,7 +17,14 @@ from refusal_lens import figures, terminal
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.collector import collect
 from refusal_lens.config import Config
-from refusal_lens.diagnosis import checklist, diagnose
+from refusal_lens.diagnosis import (
+    Finding,
+    checklist,
+    diagnose,
+    diagnose_confounds,
+    diagnose_texts,
+)
+from refusal_lens.direction_files import with_record
 from refusal_lens.directions import fit_directions
 from refusal_lens.distributed import collect_with_ray
 from refusal_lens.errors import RefusalLensError
@@ -26,8 +34,9 @@ from refusal_lens.positions import check_positions, normalise_positions, positio
 from refusal_lens.prompt_files import read_contrast
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import measure_refusal
+from refusal_lens.run_tables import Fitted, check_texts, compute_tables
 from refusal_lens.selection import choose_best, suggest_kernel
-from refusal_lens.tokens import tokenise
+from refusal_lens.tokens import Tokens, tokenise
 from refusal_lens.validation import validate
 
 VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
@@ -99,6 +108,24 @@ def _begin(
     terminal.show_positions(console, read)
     run_folder.write_config(config)
     run_folder.write_prompts(prompts)
+    run_folder.write_token_counts(_count_tokens(tokens))
+
+
+def _count_tokens(tokens: dict[str, Tokens]) -> pd.DataFrame:
+    """Count the tokens of every prompt, and of the user's own text in it."""
+    rows = [
+        {
+            "prompt_id": prompt_id,
+            "is_harmful": name == "harmful",
+            "n_tokens": length,
+            "n_own_tokens": stop - first,
+        }
+        for name, side in tokens.items()
+        for prompt_id, length, (first, stop) in zip(
+            side.prompt_ids, side.lengths, side.instruction_spans, strict=True
+        )
+    ]
+    return pd.DataFrame(rows)
 
 
 def refusal_stage(
@@ -154,14 +181,24 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     """Fit and validate the directions, choose the best, and say what it is worth."""
     activations = run_folder.read_activations(config.directions.hook_points)
     clip_quantile = config.directions.clip_quantile
-    directions = fit_directions(activations, clip_quantile=clip_quantile)
+    directions = fit_directions(
+        activations, clip_quantile=clip_quantile, method=config.directions.method
+    )
     separation, projections = validate(
         activations,
         clip_quantile=clip_quantile,
         n_folds=config.validation.n_folds,
         seed=config.validation.seed,
+        method=config.directions.method,
     )
     best = choose_best(separation, activations.provenance["model"]["n_layers"])
+    directions = with_record(
+        directions,
+        separation.to_frame(),
+        best,
+        validation={"n_folds": separation.n_folds, "seed": config.validation.seed},
+        versions=describe_machine()["versions"],
+    )
     run_folder.write_directions(directions)
     run_folder.write_separation(separation)
     run_folder.write_projections(projections)
@@ -175,12 +212,38 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     terminal.show_best(console, shown, best, kernel)
     prompts, refusal = run_folder.read_prompts(), run_folder.read_refusal()
     checks = checklist(prompts, shown, best)
-    terminal.show_checklist(console, checks, diagnose(prompts, separation, refusal))
+    findings = diagnose(prompts, separation, refusal)
+    fitted = Fitted(
+        config=config,
+        prompts=prompts,
+        activations=activations,
+        directions=directions,
+        projections=projections,
+        best=best,
+        token_counts=run_folder.read_token_counts(),
+    )
+    findings += tables_stage(run_folder, fitted, console)
+    terminal.show_checklist(console, checks, findings)
     return [
         run_folder.path / "directions.safetensors",
         run_folder.direction_path,
         run_folder.separation_path,
     ]
+
+
+def tables_stage(run_folder: RunFolder, fitted: Fitted, console: Console) -> list[Finding]:
+    """Write what the fit says beyond its scores, print the main of it, and return its warnings."""
+    tables = compute_tables(fitted)
+    likeness, template = check_texts(fitted)
+    tables["near_duplicates"] = likeness.pairs
+    for name, table in tables.items():
+        run_folder.write_table(name, table)
+    if fitted.best is None:
+        return []
+    if "methods" in tables:
+        terminal.show_methods(console, tables["methods"], fitted.best)
+    terminal.show_confounds(console, tables["confounds"], likeness)
+    return diagnose_confounds(tables, fitted.best) + diagnose_texts(likeness, template)
 
 
 def plot_stage(run_folder: RunFolder) -> list[Path]:

@@ -6,10 +6,12 @@ Knows rich and the wording. Computes nothing.
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from refusal_lens.confounds import Likeness
 from refusal_lens.diagnosis import GOOD_ACCURACY, Check, Finding, band
 from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
@@ -141,6 +143,52 @@ def show_checklist(console: Console, checks: Sequence[Check], findings: Sequence
         console.print("Diagnosis", style="bold")
     for finding in findings:
         console.print(f"• {finding.cause}\n  → {finding.remedy}", markup=False)
+
+
+def show_methods(console: Console, methods: pd.DataFrame, best: Choice) -> None:
+    """Print the ways to fit beside each other at the best place."""
+    is_here = (methods["hook_point"] == best.hook_point) & (methods["position"] == best.position)
+    table = Table(
+        title=f"Ways to fit at {best.hook_point}, {best.position}, cross-fitted",
+        title_justify="left",
+        caption="cosine: with the difference of means, clipped alike.",
+    )
+    for column in ("method", "clipped", "separation", "accuracy", "AUROC", "d'", "cosine"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in methods[is_here].to_dict("records"):
+        table.add_row(
+            row["method"].replace("_", " "),
+            "yes" if row["is_clipped"] else "no",
+            f"{row['separation']:.4f}",
+            f"{row['accuracy']:.2%}",
+            f"{row['auroc']:.4f}",
+            f"{row['cohens_d']:.2f}",
+            f"{row['cosine_to_difference_of_means']:+.3f}",
+        )
+    console.print(table)
+
+
+def show_confounds(console: Console, confounds: pd.DataFrame, likeness: Likeness) -> None:
+    """Print how well the classes are told apart by what has nothing to do with the model."""
+    table = Table(title="Told apart by texts alone?", title_justify="left")
+    for column in ("feature", "accuracy", "AUROC", "95 % interval"):
+        table.add_column(column, justify="left" if column == "feature" else "right")
+    for row in confounds.to_dict("records"):
+        is_direction = row["feature"] == "direction"
+        table.add_row(
+            "the direction" if is_direction else row["feature"].replace("_", " "),
+            f"{row['accuracy']:.2%}",
+            f"{row['auroc']:.3f}",
+            f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}",
+            style="bold" if is_direction else "",
+        )
+    table.caption = (
+        f"The classes share {likeness.shared_words:.0%} of their words and "
+        f"{likeness.shared_openings:.0%} of their openings (three words); "
+        f"{likeness.n_near} of {likeness.n_compared} harmful prompts have a near duplicate among "
+        "the harmless ones."
+    )
+    console.print(table)
 
 
 def show_paths(console: Console, paths: Sequence[Path]) -> None:

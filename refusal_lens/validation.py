@@ -16,7 +16,7 @@ from refusal_lens.collector import Activations
 from refusal_lens.directions import CLIP_QUANTILE, clip, normalise
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import layer_of, site_of
-from refusal_lens.methods import mean_difference
+from refusal_lens.methods import DIFFERENCE_OF_MEANS, fit_grid
 from refusal_lens.moments import ClassMoments, class_moments
 
 MIN_SEPARATION = 0.15
@@ -129,6 +129,7 @@ def validate(
     clip_quantile: float | None = CLIP_QUANTILE,
     n_folds: int = 5,
     seed: int = 0,
+    method: str = DIFFERENCE_OF_MEANS,
 ) -> tuple[Separation, Projections]:
     """Score the direction at every place on prompts that it was not fitted to.
 
@@ -141,6 +142,7 @@ def validate(
         clip_quantile: As in `fit_directions`.
         n_folds: Stratified folds; fewer when a class has fewer prompts.
         seed: Of the shuffle that deals prompts to folds.
+        method: How directions are fitted, see `methods.METHODS`.
 
     Returns:
         Scores of every place, and the held-out projections behind them.
@@ -149,8 +151,8 @@ def validate(
         RefusalLensError: A class has fewer than two prompts.
     """
     folds = assign_folds(activations.is_harmful, n_folds, seed)
-    held_out = held_out_projections(activations, folds, clip_quantile)
-    in_sample = in_sample_projections(activations, clip_quantile)
+    held_out = held_out_projections(activations, folds, clip_quantile, method)
+    in_sample = in_sample_projections(activations, clip_quantile, method)
     separation = Separation(
         separation=_separation(held_out),
         accuracy=_accuracy(held_out),
@@ -191,13 +193,16 @@ def assign_folds(
 
 
 def held_out_projections(
-    activations: Activations, folds: Int[Tensor, " n_prompts"], clip_quantile: float | None
+    activations: Activations,
+    folds: Int[Tensor, " n_prompts"],
+    clip_quantile: float | None,
+    method: str = DIFFERENCE_OF_MEANS,
 ) -> Projections:
     """Project each prompt on the direction fitted to the other folds."""
     parts = []
     for fold in range(int(folds.max()) + 1):
         is_held_out = folds == fold
-        unit, threshold = _fit(activations, ~is_held_out, clip_quantile)
+        unit, threshold = _fit(activations, ~is_held_out, clip_quantile, method)
         parts.append((is_held_out, _project(activations.values[is_held_out], unit), threshold))
     values = torch.full(activations.values.shape[:-1], torch.nan, dtype=torch.float64)
     called = torch.zeros(values.shape, dtype=torch.bool)
@@ -208,26 +213,30 @@ def held_out_projections(
     return _projections(activations, values, called, thresholds, is_held_out=True)
 
 
-def in_sample_projections(activations: Activations, clip_quantile: float | None) -> Projections:
+def in_sample_projections(
+    activations: Activations, clip_quantile: float | None, method: str = DIFFERENCE_OF_MEANS
+) -> Projections:
     """Project each prompt on the direction fitted to all prompts, itself included."""
     everything = torch.ones(len(activations.is_harmful), dtype=torch.bool)
-    unit, threshold = _fit(activations, everything, clip_quantile)
+    unit, threshold = _fit(activations, everything, clip_quantile, method)
     values = _project(activations.values, unit)
     return _projections(activations, values, values > threshold, threshold, is_held_out=False)
 
 
 def _fit(
-    activations: Activations, is_fitting: Bool[Tensor, " n_prompts"], clip_quantile: float | None
+    activations: Activations,
+    is_fitting: Bool[Tensor, " n_prompts"],
+    clip_quantile: float | None,
+    method: str,
 ) -> tuple[
     Float[Tensor, "n_hook_points n_positions d_model"], Float[Tensor, "n_hook_points n_positions"]
 ]:
     """Return unit directions and thresholds fitted to some of the prompts."""
-    harmful = class_moments(activations.values[is_fitting & activations.is_harmful])
-    harmless = class_moments(activations.values[is_fitting & ~activations.is_harmful])
-    vectors, is_kept = mean_difference(harmful, harmless)
+    values, labels = activations.values[is_fitting], activations.is_harmful[is_fitting]
+    vectors, is_kept = fit_grid(values, labels, method)
     unit = normalise(clip(vectors.nan_to_num(), clip_quantile))
     unit[~is_kept] = torch.nan
-    return unit, _midpoint(harmful, harmless, unit)
+    return unit, _midpoint(class_moments(values[labels]), class_moments(values[~labels]), unit)
 
 
 def _midpoint(

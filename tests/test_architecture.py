@@ -28,8 +28,15 @@ ORDER = (
         "validation",
         "selection",
         "refusal",
+        "scoring",
+        "subspaces",
+        "confounds",
+        "coordinates",
+        "categories",
+        "comparison",
+        "direction_files",
     ),
-    *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "cli"),
+    *("diagnosis", "artifacts", "run_tables", "plots", "figures", "terminal", "study", "cli"),
 )
 
 
