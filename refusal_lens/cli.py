@@ -200,6 +200,46 @@ def plot(run_path: RunArgument, set_: SetOption = None) -> None:
         terminal.show_paths(console, study.plot_stage(run_folder))
 
 
+@app.command()
+def compare(
+    run_paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Fitted run folders.")],
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder for the tables and the page of figures.")
+    ] = Path("comparison"),
+) -> None:
+    """Put runs beside each other: places, methods, cosines, transfer; no forward pass."""
+    with _plain_errors(), _told_where(output):
+        with console.status("Starting (importing torch and TransformerLens)"):
+            from refusal_lens import compare_runs, terminal
+            from refusal_lens.shards import write_whole
+
+        runs = compare_runs.open_runs(run_paths)
+        tables = compare_runs.compare_runs(runs)
+        terminal.show_comparison(console, tables)
+        for name, table in tables.items():
+            with write_whole(output / f"{name}.csv") as file:
+                table.to_csv(file, index=False)
+        figures = compare_runs.draw_comparison(runs, tables)
+        with write_whole(output / "comparison.html") as file:
+            file.write_text(compare_runs.comparison_page(runs, figures), encoding="utf-8")
+        terminal.show_paths(console, sorted(output.glob("*.*")))
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="directions.safetensors or refusal_direction.pt."),
+    ],
+) -> None:
+    """Print what a file of directions says it was made from, and how good it was."""
+    with _plain_errors():
+        from refusal_lens import terminal
+        from refusal_lens.direction_files import load_directions
+
+        terminal.show_directions(console, load_directions(path), path)
+
+
 def main() -> None:
     """Start the command line."""
     app()

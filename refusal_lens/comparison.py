@@ -118,9 +118,10 @@ def cosine_table(
     Source:
         Spearman 1904, attenuation by unreliability: ceiling = sqrt(reliability_a reliability_b).
     """
-    cosines = directions.units @ directions.units.T
+    cosines = (directions.units @ directions.units.T).clamp(-1, 1)
     ceilings = (directions.reliability[:, None] * directions.reliability).sqrt()
-    ceilings.fill_diagonal_(1.0)
+    # A direction agrees with itself, noise and all.
+    ceilings.diagonal()[~directions.reliability.isnan()] = 1.0
     rows = [
         (kind, hook_point, position, a, b, cosines[i, j].item(), ceilings[i, j].item())
         for i, a in enumerate(directions.names)

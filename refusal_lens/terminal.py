@@ -3,7 +3,7 @@
 Knows rich and the wording. Computes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,8 @@ from rich.table import Table
 
 from refusal_lens.confounds import Likeness
 from refusal_lens.diagnosis import GOOD_ACCURACY, Check, Finding, band
+from refusal_lens.directions import Directions
+from refusal_lens.hook_points import short_name
 from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import RefusalReport
@@ -189,6 +191,115 @@ def show_confounds(console: Console, confounds: pd.DataFrame, likeness: Likeness
         "the harmless ones."
     )
     console.print(table)
+
+
+def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Print a line for each run, then what lies between runs."""
+    table = Table(title="Runs, each at its best place, cross-fitted", title_justify="left")
+    columns = ("run", "model", "prompts", "method", "best place", "AUROC", "separation", "d'")
+    for column in columns:
+        table.add_column(column, justify="right" if column in columns[5:] else "left")
+    for row in tables["summary"].to_dict("records"):
+        scores = ["no direction", "", "", ""]
+        if isinstance(row.get("hook_point"), str):
+            scores = [
+                f"{short_name(row['hook_point'])}, {row['position']}",
+                *(f"{row['auroc']:.4f}", f"{row['separation']:.4f}", f"{row['cohens_d']:.2f}"),
+            ]
+        counts = f"{row['n_harmful']} + {row['n_harmless']}"
+        method = row["method"].replace("_", " ")
+        table.add_row(row["run"], row["model"], counts, method, *scores)
+    console.print(table)
+    _show_between(console, tables["cosines"], ("a", "b"), "cosine")
+    _show_between(console, tables["transfer"], ("fit_on", "test_on"), "auroc")
+
+
+def _show_between(
+    console: Console, frame: pd.DataFrame, names: tuple[str, str], score: str
+) -> None:
+    """Print one line for each pair of runs."""
+    between = frame[(frame["run"] == "") & (frame[names[0]] != frame[names[1]])]
+    for row in between.to_dict("records"):
+        if score == "cosine" and row["a"] > row["b"]:
+            continue  # the same both ways round
+        joint = "and" if score == "cosine" else "fitted, tested on"
+        ceiling = f" (noise ceiling {row['ceiling']:.3f})" if score == "cosine" else ""
+        console.print(
+            f"{row['kind'].replace('_', ' ')}: {row[names[0]]} {joint} {row[names[1]]} at "
+            f"{short_name(row['hook_point'])}, {row['position']}: {score} {row[score]:.3f}"
+            f"{ceiling}",
+            markup=False,
+        )
+
+
+def show_directions(console: Console, directions: Directions, path: Path) -> None:
+    """Print all that a file of directions says about itself."""
+    table = Table(title=str(path), title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _describe(directions):
+        table.add_row(name, escape(value))
+    console.print(table)
+    places = Table(title="Directions", title_justify="left")
+    for column in ("hook point", "position", "raw norm", "separation", "accuracy", "AUROC", "d'"):
+        places.add_column(
+            column, justify="left" if column in ("hook point", "position") else "right"
+        )
+    record, best = directions.provenance.get("places", {}), directions.provenance.get("best") or {}
+    for direction in directions:
+        metrics = (
+            record.get(direction.hook_point, {}).get(direction.position, {}).get("metrics", {})
+        )
+        is_best = (best.get("hook_point"), best.get("position")) == (
+            *(direction.hook_point, direction.position),
+        )
+        places.add_row(
+            direction.hook_point,
+            direction.position + (" (best)" if is_best else ""),
+            f"{direction.vector.norm().item():.4g}",
+            *(_number(metrics.get(name)) for name in ("separation", "accuracy", "auroc")),
+            _number(metrics.get("cohens_d")),
+            style="bold" if is_best else "",
+        )
+    console.print(places)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _describe(directions: Directions) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say, line by line; what is not known is left out."""
+    record = directions.provenance
+    model, fit = record.get("model", {}), record.get("fit", {})
+    yield "model", str(model.get("name", "unknown"))
+    for name in ("architecture", "revision", "weights_sha256", "dtype", "backend", "processing"):
+        if model.get(name) is not None:
+            yield name.replace("_", " "), str(model[name])
+    yield "d_model", str(directions.vectors.shape[-1])
+    yield "method", directions.method
+    yield "clip quantile", str(directions.clip_quantile)
+    for side in ("harmful", "harmless"):
+        prompts = record.get("prompts", {}).get(side, {})
+        if prompts:
+            n = fit.get(f"n_{side}", prompts.get("n"))
+            yield f"{side} prompts", f"{n} (sha256 {prompts.get('sha256')})"
+    template = record.get("chat_template", {})
+    if template:
+        yield "chat template", f"sha256 {template.get('sha256')}"
+        yield "system prompt", repr(template.get("system_prompt"))
+        yield "example", repr(template.get("example"))
+    for position, read in record.get("tokens_read", {}).items():
+        yield (
+            f"position {position}",
+            (
+                f"token {read['token_indices']} of {read['prompt_id']}: {read['tokens']!r} "
+                f"(id {read['token_ids']})"
+            ),
+        )
+    for name in ("validation", "versions"):
+        if name in record:
+            yield name, ", ".join(f"{key} {value}" for key, value in record[name].items())
 
 
 def show_paths(console: Console, paths: Sequence[Path]) -> None:

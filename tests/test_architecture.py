@@ -36,7 +36,8 @@ ORDER = (
         "comparison",
         "direction_files",
     ),
-    *("diagnosis", "artifacts", "run_tables", "plots", "figures", "terminal", "study", "cli"),
+    *("diagnosis", "artifacts", "run_tables", "plots", "figures", "terminal", "compare_runs"),
+    *("study", "cli"),
 )
 
 
