@@ -23,6 +23,7 @@ from refusal_lens.comparison import (
     Sample,
     cosine_table,
     reliabilities,
+    square_cosines,
     transfer_between,
 )
 from refusal_lens.directions import Directions
@@ -64,6 +65,11 @@ class Run:
         model = self.directions.provenance.get("model", {})
         weights = model.get("weights_sha256") or f"{model.get('name')} {model.get('revision')}"
         return weights, str(model.get("processing"))
+
+    @property
+    def prompt_hashes(self) -> tuple[str, str]:
+        """Fingerprints of its prompts."""
+        return self.prompts.harmful.sha256, self.prompts.harmless.sha256
 
     @property
     def d_model(self) -> int:
@@ -225,10 +231,10 @@ def _cosines_between(runs: Sequence[Run]) -> list[pd.DataFrame]:
     """Compare runs of one model, and runs of several models of one d_model."""
     tables = []
     for group in _groups(runs, lambda run: run.model):
-        is_same = len({(run.prompts.harmful.sha256, run.prompts.harmless.sha256)
-                       for run in group}) == 1  # fmt: skip
+        is_same = len({run.prompt_hashes for run in group}) == 1
         tables += _cosines_of("methods" if is_same else "prompt_sets", group)
-    for group in _groups(runs, lambda run: run.d_model):
+    # With other prompts, nobody could say whether model or prompts made the difference.
+    for group in _groups(runs, lambda run: (run.d_model, run.prompt_hashes)):
         if len({run.model for run in group}) > 1:
             tables += _cosines_of("models", group)
     return tables
@@ -243,6 +249,10 @@ def _cosines_of(kind: str, runs: Sequence[Run]) -> list[pd.DataFrame]:
             torch.stack([_reliability(run, place) for run in runs]),
         )
         table = cosine_table(kind, named, hook_point=place[0], position=place[1])
+        # The ceiling is of other prompts: what both were fitted to has its noise in both.
+        texts = {run.name: {prompt.text for prompt in run.prompts.prompts} for run in runs}
+        shares = [bool(texts[a] & texts[b]) for a, b in zip(table["a"], table["b"], strict=True)]
+        table.loc[shares, "ceiling"] = torch.nan
         table.insert(0, "run", "")
         tables.append(table)
     return tables
@@ -279,14 +289,15 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
         f"{plots.SCORE_NAMES[score]} of every place": plots.place_heatmap(own, score)
         for score in ("auroc", "separation", "cohens_d")
     }
-    others = scores.groupby("run")["method"].nunique().max() > 1
-    if others:
-        figures["AUROC by way to fit"] = plots.place_heatmap(scores, "auroc")
+    compared = [_compared_methods(scores, run) for run in runs]
+    if any(len(table) for table in compared):
+        table = pd.concat(compared, ignore_index=True)
+        figures["AUROC by way to fit"] = plots.place_heatmap(table, "auroc")
     for kind in ("prompt_sets", "models", "methods"):
         between = cosines[(cosines["kind"] == kind) & (cosines["run"] == "")]
         for place, table in between.groupby(["hook_point", "position"], sort=False):
             title = f"Cosines between {_words(kind)} at {_said(place)}"
-            figures[title] = plots.cosine_heatmap(*square(table))
+            figures[title] = plots.cosine_heatmap(*square_cosines(table))
     between = transfer[transfer["kind"] == "prompt_set"]
     for place, table in between.groupby(["hook_point", "position"], sort=False):
         figures[f"Transfer between prompt sets at {_said(place)}"] = plots.transfer_matrix(table)
@@ -303,6 +314,18 @@ def _is_own(scores: pd.DataFrame, run: Run) -> pd.Series:
         & (scores["method"] == run.directions.method)
         & (scores["is_clipped"] == is_clipped)
     )
+
+
+def _compared_methods(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Return the scores of all methods, clipped as the run's own, where it compared them.
+
+    Empty where it did so at one place alone: that is a table, not a heatmap.
+    """
+    is_clipped = run.directions.clip_quantile is not None
+    mine = scores[(scores["run"] == run.name) & (scores["is_clipped"] == is_clipped)]
+    n_methods = mine.groupby(["hook_point", "position"])["method"].transform("nunique")
+    compared = mine[n_methods > 1]
+    return compared if compared["hook_point"].nunique() > 1 else compared.iloc[:0]
 
 
 def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[str, go.Figure]:
@@ -325,7 +348,7 @@ def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[s
              "positions": short_name(hook_point)}  # fmt: skip
     figures = {
         f"{run.name}: cosines between {kind} at {where.get(kind, _said(run.best))}": (
-            plots.cosine_heatmap(*square(table))
+            plots.cosine_heatmap(*square_cosines(table))
         )
         for kind, table in parts.items()
         if len(table)
@@ -344,19 +367,6 @@ def _words(kind: str) -> str:
 def _said(place: object) -> str:
     hook_point, position = place  # type: ignore[misc]
     return f"{short_name(hook_point)}, {position}"
-
-
-def square(
-    table: pd.DataFrame,
-) -> tuple[list[str], Float[Tensor, "n n"], Float[Tensor, "n n"]]:
-    """Turn a long table of cosines into names, cosines and ceilings."""
-    names = list(dict.fromkeys(table["a"]))
-
-    def grid(column: str) -> Tensor:
-        wide = table.pivot_table(index="a", columns="b", values=column, dropna=False)
-        return torch.from_numpy(wide.reindex(index=names, columns=names).to_numpy(dtype="float64"))
-
-    return names, grid("cosine"), grid("ceiling")
 
 
 def comparison_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:

@@ -240,6 +240,19 @@ def category_cosines(
     return cosine_table("categories", named, **place)
 
 
+def square_cosines(
+    table: pd.DataFrame,
+) -> tuple[list[str], Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+    """Turn a long table of cosines into names, cosines and ceilings."""
+    names = list(dict.fromkeys(table["a"]))
+
+    def grid(column: str) -> Tensor:
+        wide = table.pivot_table(index="a", columns="b", values=column, dropna=False)
+        return torch.from_numpy(wide.reindex(index=names, columns=names).to_numpy(dtype="float64"))
+
+    return names, grid("cosine"), grid("ceiling")
+
+
 def empty_cosines() -> pd.DataFrame:
     """Return the table of cosines without a row."""
     return pd.DataFrame(columns=list(COSINE_COLUMNS))
@@ -288,7 +301,7 @@ def transfer_between(samples: Mapping[str, Sample], place: tuple[str, str]) -> p
     return pd.DataFrame(rows)
 
 
-def _test(fitted: Sample, tested: Sample) -> dict[str, float]:
+def _test(fitted: Sample, tested: Sample) -> dict[str, float | int]:
     known = set(fitted.texts)
     is_new = torch.tensor([text not in known for text in tested.texts])
     labels = tested.is_harmful[is_new]

@@ -53,6 +53,10 @@ def score_confounds(
     Each feature gets a logistic regression, classes weighted alike; the token count enters with
     its square, so that "of medium length" can be learned too.
 
+    Prompts matched across the classes (the same frame in both) give an AUROC below 0.5: a frame
+    whose harmful twin is held out is left with the harmless one in the fitting folds. Read it as
+    no better than chance.
+
     Args:
         prompts: The prompts.
         folds: Which fold holds each prompt, from `assign_folds`.

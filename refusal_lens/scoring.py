@@ -13,6 +13,7 @@ from torch import Tensor
 from refusal_lens.activations import Activations
 from refusal_lens.directions import clip, normalise
 from refusal_lens.methods import fit_grid
+from refusal_lens.positions import normalise_position
 
 SCORES = ("separation", "accuracy", "auroc", "cohens_d")
 
@@ -20,7 +21,8 @@ SCORES = ("separation", "accuracy", "auroc", "cohens_d")
 def only_at(activations: Activations, hook_point: str, position: str) -> Activations:
     """Return the activations at one place, as a grid of one."""
     here = activations.at(hook_point, position)[:, None, None]
-    return replace(activations, values=here, hook_points=(hook_point,), positions=(position,))
+    positions = (normalise_position(position),)
+    return replace(activations, values=here, hook_points=(hook_point,), positions=positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +158,6 @@ def auroc_interval(
         counts = torch.zeros(n_resamples, n, dtype=torch.float64)
         return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64)) / n
 
-    areas = ((redrawn(len(harmful)) @ wins) * redrawn(len(harmless))).sum(dim=1)
+    areas = ((redrawn(len(harmful)) @ wins) * redrawn(len(harmless))).sum(dim=1).clamp(0, 1)
     low, high = torch.quantile(areas, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

@@ -5,6 +5,7 @@ Knows rich and the wording. Computes nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -18,6 +19,7 @@ from refusal_lens.hook_points import short_name
 from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import RefusalReport
+from refusal_lens.scoring import SCORES
 from refusal_lens.selection import GOOD_SEPARATION, Choice, WeightKernel
 from refusal_lens.tokens import Tokens
 from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
@@ -156,7 +158,8 @@ def show_methods(console: Console, methods: pd.DataFrame, best: Choice) -> None:
         caption="cosine: with the difference of means, clipped alike.",
     )
     for column in ("method", "clipped", "separation", "accuracy", "AUROC", "d'", "cosine"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+        is_name = column == "method"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
     for row in methods[is_here].to_dict("records"):
         table.add_row(
             row["method"].replace("_", " "),
@@ -188,7 +191,8 @@ def show_confounds(console: Console, confounds: pd.DataFrame, likeness: Likeness
         f"The classes share {likeness.shared_words:.0%} of their words and "
         f"{likeness.shared_openings:.0%} of their openings (three words); "
         f"{likeness.n_near} of {likeness.n_compared} harmful prompts have a near duplicate among "
-        "the harmless ones."
+        "the harmless ones. AUROC below 0.5 tells nothing: where prompts are matched across the "
+        "classes, what is held out is what the others lack."
     )
     console.print(table)
 
@@ -196,9 +200,12 @@ def show_confounds(console: Console, confounds: pd.DataFrame, likeness: Likeness
 def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> None:
     """Print a line for each run, then what lies between runs."""
     table = Table(title="Runs, each at its best place, cross-fitted", title_justify="left")
-    columns = ("run", "model", "prompts", "method", "best place", "AUROC", "separation", "d'")
+    columns = ("run", "model", "prompts", "best place", "AUROC", "separation", "d'")
     for column in columns:
-        table.add_column(column, justify="right" if column in columns[5:] else "left")
+        justify = "right" if column in columns[4:] else "left"
+        is_name = column in ("run", "model")
+        table.add_column(column, justify=justify, no_wrap=not is_name, overflow="fold",
+                         min_width=8 if is_name else None)  # fmt: skip
     for row in tables["summary"].to_dict("records"):
         scores = ["no direction", "", "", ""]
         if isinstance(row.get("hook_point"), str):
@@ -206,9 +213,8 @@ def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> Non
                 f"{short_name(row['hook_point'])}, {row['position']}",
                 *(f"{row['auroc']:.4f}", f"{row['separation']:.4f}", f"{row['cohens_d']:.2f}"),
             ]
-        counts = f"{row['n_harmful']} + {row['n_harmless']}"
-        method = row["method"].replace("_", " ")
-        table.add_row(row["run"], row["model"], counts, method, *scores)
+        counts = f"{row['n_harmful']}+{row['n_harmless']}"
+        table.add_row(row["run"], Path(row["model"]).name, counts, *scores)
     console.print(table)
     _show_between(console, tables["cosines"], ("a", "b"), "cosine")
     _show_between(console, tables["transfer"], ("fit_on", "test_on"), "auroc")
@@ -223,7 +229,8 @@ def _show_between(
         if score == "cosine" and row["a"] > row["b"]:
             continue  # the same both ways round
         joint = "and" if score == "cosine" else "fitted, tested on"
-        ceiling = f" (noise ceiling {row['ceiling']:.3f})" if score == "cosine" else ""
+        is_known = score == "cosine" and row["ceiling"] == row["ceiling"]
+        ceiling = f" (noise ceiling {row['ceiling']:.3f})" if is_known else ""
         console.print(
             f"{row['kind'].replace('_', ' ')}: {row[names[0]]} {joint} {row[names[1]]} at "
             f"{short_name(row['hook_point'])}, {row['position']}: {score} {row[score]:.3f}"
@@ -241,15 +248,14 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
         table.add_row(name, escape(value))
     console.print(table)
     places = Table(title="Directions", title_justify="left")
-    for column in ("hook point", "position", "raw norm", "separation", "accuracy", "AUROC", "d'"):
-        places.add_column(
-            column, justify="left" if column in ("hook point", "position") else "right"
-        )
     record, best = directions.provenance.get("places", {}), directions.provenance.get("best") or {}
+    scores = _scores_recorded(record)
+    for column in ("hook point", "position", "raw norm", *scores):
+        is_text = column in ("hook point", "position")
+        places.add_column(column.replace("_", " "), justify="left" if is_text else "right")
     for direction in directions:
-        metrics = (
-            record.get(direction.hook_point, {}).get(direction.position, {}).get("metrics", {})
-        )
+        here = record.get(direction.hook_point, {}).get(direction.position, {})
+        metrics = here.get("metrics", {})
         is_best = (best.get("hook_point"), best.get("position")) == (
             *(direction.hook_point, direction.position),
         )
@@ -257,11 +263,16 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
             direction.hook_point,
             direction.position + (" (best)" if is_best else ""),
             f"{direction.vector.norm().item():.4g}",
-            *(_number(metrics.get(name)) for name in ("separation", "accuracy", "auroc")),
-            _number(metrics.get("cohens_d")),
+            *(_number(metrics.get(name)) for name in scores),
             style="bold" if is_best else "",
         )
     console.print(places)
+
+
+def _scores_recorded(record: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Return which of the main scores a file tells of."""
+    places = [place["metrics"] for row in record.values() for place in row.values()]
+    return [name for name in SCORES if any(name in metrics for metrics in places)]
 
 
 def _number(value: float | None) -> str:
@@ -290,13 +301,10 @@ def _describe(directions: Directions) -> Iterator[tuple[str, str]]:
         yield "system prompt", repr(template.get("system_prompt"))
         yield "example", repr(template.get("example"))
     for position, read in record.get("tokens_read", {}).items():
-        yield (
-            f"position {position}",
-            (
-                f"token {read['token_indices']} of {read['prompt_id']}: {read['tokens']!r} "
-                f"(id {read['token_ids']})"
-            ),
-        )
+        where = f"{read['token_indices']} of {read['prompt_id']}"
+        is_one = read["token_indices"].isdigit()
+        said = f"token {where}, {read['tokens']!r} (id {read['token_ids']})"
+        yield f"position {position}", said if is_one else f"tokens {where}"
     for name in ("validation", "versions"):
         if name in record:
             yield name, ", ".join(f"{key} {value}" for key, value in record[name].items())

@@ -55,6 +55,12 @@ def place_heatmap(
         The figure, as wide as its container.
     """
     table = frame.assign(row=_row_labels(frame), column=_column_labels(frame))
+    for name in ("method", "position", "site"):
+        if name in table:
+            order = {value: place for place, value in enumerate(dict.fromkeys(table[name]))}
+            table = table.sort_values(
+                name, key=lambda column, o=order: column.map(o), kind="stable"
+            )
     runs = list(dict.fromkeys(table["run"])) if "run" in table else [""]
     panels = [table if run == "" else table[table["run"] == run] for run in runs]
     grids = [
@@ -226,7 +232,8 @@ def _name_cells(names: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def _long(labels: Sequence[str]) -> bool:
-    return max(map(len, labels), default=0) > 3
+    """Say whether labels would run into each other when written level."""
+    return len(labels) * max(map(len, labels), default=0) > 48
 
 
 def _cosine_cells(labels: Sequence[str], values: Float[Tensor, "n n"], title: str) -> go.Heatmap:
@@ -286,7 +293,7 @@ def transfer_matrix(
                         type="category", constrain="domain",
                         tickangle=-45 if _long(names) else 0)  # fmt: skip
     figure.update_yaxes(title_text="fitted on", type="category", autorange="reversed",
-                        constrain="domain")  # fmt: skip
+                        constrain="domain", constraintoward="top", scaleanchor="x")  # fmt: skip
     figure.update_layout(
         template=template,
         height=int(np.clip(200 + 34 * len(names), 320, 900)),
@@ -302,4 +309,10 @@ def transfer_matrix(
 
 
 def _colour_bar(title: str) -> dict[str, Any]:
-    return {"title": {"text": title, "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    return {
+        "title": {"text": title, "side": "right"},
+        "thickness": 14,
+        "outlinewidth": 0,
+        # As high as a small figure, also beside a large one.
+        **{"lenmode": "pixels", "len": 220, "y": 1, "yanchor": "top"},
+    }
