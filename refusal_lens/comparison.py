@@ -248,7 +248,9 @@ def square_cosines(
 
     def grid(column: str) -> Tensor:
         wide = table.pivot_table(index="a", columns="b", values=column, dropna=False)
-        return torch.from_numpy(wide.reindex(index=names, columns=names).to_numpy(dtype="float64"))
+        return torch.from_numpy(
+            wide.reindex(index=names, columns=names).to_numpy(dtype="float64", copy=True)
+        )
 
     return names, grid("cosine"), grid("ceiling")
 

@@ -17,18 +17,8 @@ from refusal_lens.prompts import ContrastSet
 from refusal_lens.validation import Projections, assign_folds
 
 WORDS = [
-    "door",
-    "wall",
-    "lamp",
-    "tree",
-    "road",
-    "boat",
-    "chair",
-    "table",
-    "spoon",
-    "river",
-    "cloud",
-    "stone",
+    *("door", "wall", "lamp", "tree", "road", "boat"),
+    *("chair", "table", "spoon", "river", "cloud", "stone"),
 ]
 
 

@@ -102,9 +102,7 @@ def test_its_own_model_takes_it_without_a_word(saved, model):
     assert load_direction(saved / "refusal_direction.pt", model).hook_point
 
 
-def test_another_model_of_the_same_shape_is_warned_of_by_both_names(
-    saved, model, tmp_path_factory
-):
+def test_another_model_of_the_same_shape_is_warned_of_by_both_names(saved, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("other")
     save_checkpoint(folder, "llama")
     other = load_model(folder, device="cpu")
