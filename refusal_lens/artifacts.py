@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from refusal_lens.activations import Activations
 from refusal_lens.config import Config, dump_config, load_config
+from refusal_lens.direction_files import load_directions, save_directions
 from refusal_lens.directions import Directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.hook_points import layer_of, site_of
@@ -153,6 +154,17 @@ class RunFolder:
             warnings.simplefilter("ignore", RefusalLensWarning)
             return ContrastSet(*sides)
 
+    def write_token_counts(self, counts: pd.DataFrame) -> None:
+        """Write how long each prompt is, so that length can be looked at without a tokenizer."""
+        self.write_table("token_counts", counts)
+
+    def read_token_counts(self) -> pd.DataFrame | None:
+        """Read how long each prompt is, in the order of the prompts; None for older runs.
+
+        `n_tokens` counts the formatted prompt, `n_own_tokens` the user's text in it.
+        """
+        return self.read_table("token_counts")
+
     def read_activations(self, hook_points: Sequence[str] | None = None) -> Activations:
         """Read the activations, at some of the hook points or at all."""
         return load_activations(self.activations_path, hook_points)
@@ -180,7 +192,7 @@ class RunFolder:
 
     def write_directions(self, directions: Directions) -> None:
         """Write all directions, raw, with what they are in the file's header."""
-        save_directions(directions, self.path / "directions.safetensors")
+        save_directions(self.path / "directions.safetensors", directions)
 
     def read_directions(self) -> Directions:
         """Read all directions."""
@@ -284,45 +296,6 @@ class RunFolder:
 def _with_p_values(separation: Separation, p_values: pd.DataFrame | None) -> pd.DataFrame:
     frame = separation.to_frame()
     return frame if p_values is None else frame.merge(p_values, on=["hook_point", "position"])
-
-
-def save_directions(directions: Directions, path: Path) -> None:
-    """Write directions, raw, as one safetensors file with what they are in its header."""
-    header = {
-        "hook_points": json.dumps(directions.hook_points),
-        "positions": json.dumps(directions.positions),
-        "method": directions.method,
-        "clip_quantile": json.dumps(directions.clip_quantile),
-        "provenance": json.dumps(directions.provenance, ensure_ascii=False),
-    }
-    with write_whole(path) as file:
-        tensors = {"vectors": directions.vectors, "is_kept": directions.is_kept}
-        save_file(tensors, file, metadata=header)
-
-
-def load_directions(path: Path) -> Directions:
-    """Read directions that `save_directions` wrote.
-
-    Raises:
-        RefusalLensError: The file holds something else.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-            return Directions(
-                file.get_tensor("vectors"),
-                file.get_tensor("is_kept"),
-                tuple(json.loads(header["hook_points"])),
-                tuple(json.loads(header["positions"])),
-                header["method"],
-                json.loads(header["clip_quantile"]),
-                json.loads(header["provenance"]),
-            )
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise RefusalLensError(
-            f"{path} holds no directions of refusal_lens ({error}). They are in a run's "
-            "directions.safetensors; files of other projects come in by refusal-lens import."
-        ) from error
 
 
 def article_layout(

@@ -274,14 +274,14 @@ def import_(
     with _plain_errors():
         with console.status("Starting (importing torch and TransformerLens)"):
             from refusal_lens import terminal
-            from refusal_lens.artifacts import save_directions
+            from refusal_lens.direction_files import save_directions
             from refusal_lens.interop import read_directions
 
         directions = read_directions(
             source, format_, n_layers=n_layers, hook_point=hook_point, position=position
         )
-        save_directions(directions, output)
-        terminal.show_directions(console, directions)
+        save_directions(output, directions)
+        terminal.show_imported(console, directions)
         terminal.show_paths(console, [output])
 
 
@@ -292,6 +292,46 @@ def report(run_path: RunArgument) -> None:
         from refusal_lens import study
 
         study.report_stage(run_folder, console)
+
+
+@app.command()
+def compare(
+    run_paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Fitted run folders.")],
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder for the tables and the page of figures.")
+    ] = Path("comparison"),
+) -> None:
+    """Put runs beside each other: places, methods, cosines, transfer; no forward pass."""
+    with _plain_errors(), _told_where(output):
+        with console.status("Starting (importing torch and TransformerLens)"):
+            from refusal_lens import compare_runs, terminal
+            from refusal_lens.shards import write_whole
+
+        runs = compare_runs.open_runs(run_paths)
+        tables = compare_runs.compare_runs(runs)
+        terminal.show_comparison(console, tables)
+        for name, table in tables.items():
+            with write_whole(output / f"{name}.csv") as file:
+                table.to_csv(file, index=False)
+        figures = compare_runs.draw_comparison(runs, tables)
+        with write_whole(output / "comparison.html") as file:
+            file.write_text(compare_runs.comparison_page(runs, figures), encoding="utf-8")
+        terminal.show_paths(console, sorted(output.glob("*.*")))
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="directions.safetensors or refusal_direction.pt."),
+    ],
+) -> None:
+    """Print what a file of directions says it was made from, and how good it was."""
+    with _plain_errors():
+        from refusal_lens import terminal
+        from refusal_lens.direction_files import load_directions
+
+        terminal.show_directions(console, load_directions(path), path)
 
 
 def main() -> None:

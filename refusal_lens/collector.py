@@ -19,6 +19,7 @@ from refusal_lens.activations import Activations
 from refusal_lens.batching import BatchRecord, run_in_batches
 from refusal_lens.models import Model, describe_model, tokenizer_of
 from refusal_lens.moments import ClassMoments, class_moments
+from refusal_lens.positions import positions_read
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.reader import Pooled, Reader, make_reader
@@ -313,15 +314,18 @@ def prompts_key(
     tokenizer: Any, prompts: ContrastSet, tokens: Tokens, system_prompt: str | None
 ) -> dict[str, Any]:
     """Say what of `content_key` hangs on the prompts and how they are written out."""
-    template = json.dumps(tokenizer.chat_template).encode()
     return {
         "prompts": _describe_prompts(prompts),
         "chat_template": {
-            "sha256": hashlib.sha256(template).hexdigest(),
+            "sha256": _hash_template(tokenizer),
             "system_prompt": system_prompt,
         },
         "token_ids_sha256": hashlib.sha256(json.dumps(tokens.ids).encode()).hexdigest(),
     }
+
+
+def _hash_template(tokenizer: Any) -> str:
+    return hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest()
 
 
 def _sample_weights(model: Model) -> str:
@@ -350,6 +354,7 @@ def describe_collection(
     return {
         "model": describe_model(model),
         **describe_prompts(tokenizer_of(model), prompts, system_prompt),
+        **describe_tokens(tokenizer_of(model), prompts, reader.positions, system_prompt),
         "hook_points": list(reader.hook_points),
         "positions": list(reader.positions),
         "collection": {
@@ -369,10 +374,20 @@ def describe_prompts(
         "prompts": _describe_prompts(prompts),
         "chat_template": {
             "has_template": tokenizer.chat_template is not None,
+            "sha256": _hash_template(tokenizer),
             "system_prompt": system_prompt,
             "example": render(tokenizer, prompts.prompts[0].text, system_prompt),
         },
     }
+
+
+def describe_tokens(
+    tokenizer: Any, prompts: ContrastSet, positions: Sequence[str], system_prompt: str | None
+) -> dict[str, Any]:
+    """Say which token each position reads in the first prompt."""
+    first = tokenise(tokenizer, prompts.prompts[:1], system_prompt)
+    read = positions_read(tokenizer, first, positions)
+    return {"tokens_read": {row.position: asdict(row) for row in read}}
 
 
 def _describe_prompts(prompts: ContrastSet) -> dict[str, Any]:

@@ -39,6 +39,22 @@ def _position_as_text(position: object) -> object:
     return str(position) if is_number else position
 
 
+Method = Literal[
+    "difference_of_means",
+    "geometric_median",
+    "off_harmless_mean",
+    "pca_centred",
+    "pca_paired",
+    "logistic_regression",
+    "lda",
+    "leace",
+]
+QUICK_METHODS: tuple[Method, ...] = (
+    *("difference_of_means", "geometric_median", "off_harmless_mean"),
+    *("pca_centred", "pca_paired", "logistic_regression", "lda"),
+)
+"""All but leace, which needs an extra."""
+
 Text = Annotated[str, AfterValidator(_require_visible)]
 Position = Annotated[Text, BeforeValidator(_position_as_text)]
 
@@ -109,13 +125,20 @@ class DirectionsConfig(_Section):
     """How directions are made.
 
     Args:
+        method: Way to fit, one of `methods.METHODS`.
         clip_quantile: Quantile of the absolute components at which they are clamped; None does
             not clip.
         hook_points: Selectors for some of the collected hook points; None takes all.
+        compare_methods: Ways to fit that are scored beside each other; an empty list compares
+            none.
+        compare_at: `best` compares them at the best place, `all` at every place.
     """
 
+    method: Method = "difference_of_means"
     clip_quantile: float | None = Field(default=0.995, gt=0, le=1)
     hook_points: list[Text] | None = Field(default=None, min_length=1)
+    compare_methods: list[Method] = list(QUICK_METHODS)
+    compare_at: Literal["best", "all"] = "best"
 
 
 class ValidationConfig(_Section):

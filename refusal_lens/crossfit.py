@@ -3,7 +3,9 @@
 Knows folds, fitting splits and held-out projections. Does not know what makes a projection good.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from refusal_lens.activations import Activations
 from refusal_lens.directions import clip, normalise
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.methods import difference
+from refusal_lens.methods import DIFFERENCE_OF_MEANS, difference, fit_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,7 @@ def project_splits(
     activations: Activations,
     is_fitting: Bool[Tensor, "n_splits n_prompts"],
     clip_quantile: float | None,
+    method: str = DIFFERENCE_OF_MEANS,
 ) -> Splits:
     """Fit a direction to each split of the prompts, at every place, and project all prompts on it.
 
@@ -128,10 +131,12 @@ def project_splits(
         activations: Activations of both classes.
         is_fitting: Which prompts each split fits to; some of each class.
         clip_quantile: As in `fit_directions`.
+        method: A key of `methods.METHODS`.
     """
+    fit = partial(_fit_splits, clip_quantile=clip_quantile, method=method)
     parts = [
         _project_splits(
-            activations.values[:, row], activations.is_harmful, is_fitting, clip_quantile
+            activations.values[:, row].double(), activations.is_harmful, is_fitting, fit
         )
         for row in range(len(activations.hook_points))
     ]
@@ -143,10 +148,13 @@ def project_splits(
 
 
 def held_out_projections(
-    activations: Activations, folds: Int[Tensor, " n_prompts"], clip_quantile: float | None
+    activations: Activations,
+    folds: Int[Tensor, " n_prompts"],
+    clip_quantile: float | None,
+    method: str = DIFFERENCE_OF_MEANS,
 ) -> Projections:
     """Project each prompt on the direction fitted to the other folds."""
-    splits = project_splits(activations, fitting_splits(folds[None]), clip_quantile)
+    splits = project_splits(activations, fitting_splits(folds[None]), clip_quantile, method)
     return first_projections(activations, splits, folds)
 
 
@@ -168,10 +176,12 @@ def first_projections(
     )
 
 
-def in_sample_projections(activations: Activations, clip_quantile: float | None) -> Projections:
+def in_sample_projections(
+    activations: Activations, clip_quantile: float | None, method: str = DIFFERENCE_OF_MEANS
+) -> Projections:
     """Project each prompt on the direction fitted to all prompts, itself included."""
     everything = torch.ones(1, len(activations.is_harmful), dtype=torch.bool)
-    splits = project_splits(activations, everything, clip_quantile)
+    splits = project_splits(activations, everything, clip_quantile, method)
     values, threshold = splits.values[0], splits.thresholds[0]
     return Projections(
         values=values,
@@ -185,25 +195,43 @@ def in_sample_projections(activations: Activations, clip_quantile: float | None)
     )
 
 
+Means = Float[Tensor, "n_splits n_positions d_model"]
+
+
 def _project_splits(
     values: Float[Tensor, "n_prompts n_positions d_model"],
     is_harmful: Bool[Tensor, " n_prompts"],
     is_fitting: Bool[Tensor, "n_splits n_prompts"],
-    clip_quantile: float | None,
+    fit: Callable[..., tuple[Means, Means]],
 ) -> tuple[
     Float[Tensor, "n_splits n_prompts n_positions"],
     Float[Tensor, "n_splits n_positions"],
     Float[Tensor, "n_prompts n_positions"],
 ]:
     """Return projections, thresholds and the activations' lengths at one hook point."""
-    exact = values.double()
-    harmful = _class_means(exact, is_fitting & is_harmful)
-    harmless = _class_means(exact, is_fitting & ~is_harmful)
-    vectors, is_kept = difference(harmful, harmless)
+    unit, middle = fit(values, is_harmful, is_fitting)
+    projected = torch.einsum("npd,spd->snp", values, unit)
+    return projected, (middle * unit).sum(dim=-1), values.norm(dim=-1)
+
+
+def _fit_splits(
+    values: Float[Tensor, "n_prompts n_positions d_model"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    is_fitting: Bool[Tensor, "n_splits n_prompts"],
+    clip_quantile: float | None,
+    method: str,
+) -> tuple[Means, Means]:
+    """Return unit directions, NaN where there is none, and the middles of the class means."""
+    harmful = _class_means(values, is_fitting & is_harmful)
+    harmless = _class_means(values, is_fitting & ~is_harmful)
+    if method == DIFFERENCE_OF_MEANS:
+        vectors, is_kept = difference(harmful, harmless)
+    else:
+        fits = [fit_grid(values[rows], is_harmful[rows], method) for rows in is_fitting]
+        vectors, is_kept = (torch.stack(parts) for parts in zip(*fits, strict=True))
     unit = normalise(clip(vectors.nan_to_num(), clip_quantile))
     unit[~is_kept] = torch.nan
-    projected = torch.einsum("npd,spd->snp", exact, unit)
-    return projected, ((harmful + harmless) / 2 * unit).sum(dim=-1), exact.norm(dim=-1)
+    return unit, (harmful + harmless) / 2
 
 
 def _class_means(

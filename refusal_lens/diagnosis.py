@@ -3,9 +3,13 @@
 Knows the bands for people and the advice that goes with them. Computes no scores.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from refusal_lens.prompts import ContrastSet
+import pandas as pd
+
+from refusal_lens.confounds import Likeness
+from refusal_lens.prompts import ContrastSet, either
 from refusal_lens.refusal import RefusalReport
 from refusal_lens.selection import BEST_ACCURACY, GOOD_SEPARATION, Choice
 from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
@@ -120,6 +124,117 @@ def diagnose(
                 f"Accuracy is {optimism:.0%} higher on the prompts that the direction was fitted "
                 "to than on held-out ones: it has learned these prompts, not their class.",
                 "Use more prompts; trust the held-out numbers.",
+            )
+        )
+    return findings
+
+
+# --- what else tells the classes apart --------------------------------------------------------
+
+FOLLOWS_LENGTH = 0.25
+"""From this share of its within-class variance on, a direction is partly the prompts' length."""
+
+ONE_COORDINATE = 0.5
+"""From this share of the squared length on, a direction is mostly one coordinate."""
+
+_FEATURES = {
+    "token_count": ("The number of tokens", "prompts of the same length in both classes"),
+    "final_punctuation": ("The final punctuation mark", "prompts that end alike in both classes"),
+    "first_word": ("The first word", "prompts that begin alike in both classes"),
+    "bag_of_words": (
+        "Which words occur",
+        "prompts that say harmful and harmless things in the same words, or test on other subjects "
+        "(tables/transfer.csv)",
+    ),
+}
+
+
+def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
+    """Say which trivial features do as well as the direction, and what else it is made of.
+
+    Args:
+        tables: `confounds` and `coordinates`, and `length_correlations` where there is one.
+        best: The place they are looked at.
+    """
+    scores = tables["confounds"].set_index("feature")
+    direction = scores.loc["direction"]
+    findings = []
+    for feature, (subject, remedy) in _FEATURES.items():
+        # As good as the direction, as far as its interval can tell; and better than chance.
+        if feature not in scores.index or not (
+            scores.loc[feature, "auroc"] >= direction["auroc_low"]
+            and scores.loc[feature, "auroc_low"] > 0.5
+        ):
+            continue
+        findings.append(
+            Finding(
+                f"{subject} alone tells the classes apart as well as the direction (AUROC "
+                f"{scores.loc[feature, 'auroc']:.3f} against {direction['auroc']:.3f}): the "
+                "direction may be that, and nothing of harm.",
+                f"Use {remedy}.",
+            )
+        )
+    return findings + _diagnose_length(tables, best) + _diagnose_coordinates(tables, best)
+
+
+def _diagnose_length(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
+    if "length_correlations" not in tables:
+        return []
+    share = _at(tables["length_correlations"], best)["share"]
+    if share < FOLLOWS_LENGTH:
+        return []
+    return [
+        Finding(
+            f"Within a class, {share:.0%} of the variance of the projections goes with the number "
+            "of tokens: the direction is partly length.",
+            "Use prompts of the same length in both classes, or another position.",
+        )
+    ]
+
+
+def _diagnose_coordinates(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
+    row = _at(tables["coordinates"], best)
+    if row["share_top_1_clipped"] < ONE_COORDINATE:
+        return []
+    return [
+        Finding(
+            f"One coordinate holds {row['share_top_1_clipped']:.0%} of the direction's squared "
+            "length: it may be an outsize coordinate that carries nothing.",
+            "Clip lower; tables/clip_sweep.csv shows what that does to the scores.",
+        )
+    ]
+
+
+def _at(table: pd.DataFrame, best: Choice) -> pd.Series:
+    is_here = (table["hook_point"] == best.hook_point) & (table["position"] == best.position)
+    return table[is_here].iloc[0]
+
+
+def diagnose_texts(
+    likeness: Likeness, template: Mapping[str, tuple[int, ...]] | None
+) -> list[Finding]:
+    """Say where the classes' texts are too alike, or were not written out alike.
+
+    Args:
+        likeness: From `confounds.compare_texts`.
+        template: From `confounds.template_tokens`; None where tokens were not counted.
+    """
+    findings = []
+    if likeness.n_near:
+        pair = likeness.pairs.iloc[0]
+        findings.append(
+            Finding(
+                f"{likeness.n_near} harmful prompts stand almost word for word among the harmless "
+                f"ones too, such as {pair['harmful_id']} and {pair['harmless_id']}.",
+                "Read tables/near_duplicates.csv; take out those that are in the wrong class.",
+            )
+        )
+    if template is not None and not set(template["harmful"]) & set(template["harmless"]):
+        findings.append(
+            Finding(
+                f"The chat template adds {either(map(str, template['harmful']))} tokens to harmful "
+                f"prompts but {either(map(str, template['harmless']))} to harmless ones.",
+                "Look at the table Positions read; give both classes the same template.",
             )
         )
     return findings

@@ -117,7 +117,10 @@ class Directions:
 
 
 def fit_directions(
-    activations: Activations, *, clip_quantile: float | None = CLIP_QUANTILE
+    activations: Activations,
+    *,
+    clip_quantile: float | None = CLIP_QUANTILE,
+    method: str = DIFFERENCE_OF_MEANS,
 ) -> Directions:
     """Fit one direction at each hook point and position: harmful mean minus harmless mean.
 
@@ -125,13 +128,14 @@ def fit_directions(
         activations: Activations of both classes.
         clip_quantile: Clamp components to plus/minus this quantile of their absolute values before
             scaling to unit length; None leaves them.
+        method: Another way to fit, by its name in `methods.METHODS`.
 
     Returns:
         Directions, in float64 before clipping. Places where the difference is zero or not finite
         are marked, with a warning that names them.
 
     Raises:
-        RefusalLensError: A class is empty.
+        RefusalLensError: A class is empty, or there is no such method.
 
     Source:
         Difference of means: Arditi et al. 2024, arXiv 2406.11717, section 2.3.
@@ -140,18 +144,19 @@ def fit_directions(
         >>> fit_directions(activations)["blocks.1.hook_resid_post", "last"].unit.shape
         torch.Size([32])
     """
-    vectors, is_kept = fit_grid(activations.values, activations.is_harmful)
+    vectors, is_kept = fit_grid(activations.values, activations.is_harmful, method)
     _warn_of_dropped(is_kept, activations.hook_points, activations.positions)
     return Directions(
         vectors,
         is_kept,
         activations.hook_points,
         activations.positions,
+        method=method,
         clip_quantile=clip_quantile,
         provenance={
             **activations.provenance,
             "fit": {
-                "method": DIFFERENCE_OF_MEANS,
+                "method": method,
                 "clip_quantile": clip_quantile,
                 "n_harmful": int(activations.is_harmful.sum()),
                 "n_harmless": int((~activations.is_harmful).sum()),

@@ -25,6 +25,7 @@ from refusal_lens.cluster import (
 from refusal_lens.collector import (
     Moments,
     describe_prompts,
+    describe_tokens,
     find_token_budget,
     prompts_key,
     read_shard,
@@ -221,6 +222,7 @@ def _describe(
     return {
         "model": model,
         **describe_prompts(job.tokenizer, job.prompts, job.system_prompt),
+        **describe_tokens(job.tokenizer, job.prompts, reading["positions"], job.system_prompt),
         "hook_points": reading["hook_points"],
         "positions": reading["positions"],
         "collection": {

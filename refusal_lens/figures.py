@@ -5,11 +5,14 @@ Knows which of a run's files each figure needs. Draws nothing and computes nothi
 
 from collections.abc import Callable
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_lens import plots
 from refusal_lens.artifacts import RunFolder
+from refusal_lens.comparison import square_cosines
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.hook_points import site_of
 from refusal_lens.selection import choose_best
 from refusal_lens.validation import Separation
 
@@ -55,7 +58,39 @@ def _layer_profile(run_folder: RunFolder, template: str) -> go.Figure:
     return plots.layer_profile(separation, best=best, template=template)
 
 
+def _place_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
+    return plots.place_heatmap(run_folder.read_separation(), "separation", template=template)
+
+
+def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
+    """Draw the layers at the best place's site and position."""
+    cosines = _table(run_folder, "cosines")
+    best = run_folder.read_directions().provenance.get("best") or {}
+    site = site_of(best.get("hook_point") or str(cosines["a"].iloc[0]))
+    position = best.get("position") or str(cosines["position"].iloc[0])
+    of_site = cosines["a"].map(site_of) == site
+    table = cosines[(cosines["kind"] == "layers") & (cosines["position"] == position) & of_site]
+    return plots.cosine_heatmap(*square_cosines(table), template=template)
+
+
+def _transfer_matrix(run_folder: RunFolder, template: str) -> go.Figure:
+    return plots.transfer_matrix(_table(run_folder, "transfer"), template=template)
+
+
+def _table(run_folder: RunFolder, name: str) -> pd.DataFrame:
+    table = run_folder.read_table(name)
+    if table is None or table.empty:
+        raise RefusalLensError(
+            f"{run_folder.path} has no tables/{name}.csv, or nothing in it. Run the stage that "
+            f"writes it first: refusal-lens fit {run_folder.path}."
+        )
+    return table
+
+
 FIGURES: dict[str, Draw] = {
+    "place_heatmap": _place_heatmap,
+    "cosine_heatmap": _cosine_heatmap,
+    "transfer_matrix": _transfer_matrix,
     "projection_histogram": _projection_histogram,
     "layer_profile": _layer_profile,
 }

@@ -20,7 +20,14 @@ from refusal_lens.artifacts import RunFolder
 from refusal_lens.attribution import attribute
 from refusal_lens.collector import collect
 from refusal_lens.config import Config
-from refusal_lens.diagnosis import checklist, diagnose
+from refusal_lens.diagnosis import (
+    Finding,
+    checklist,
+    diagnose,
+    diagnose_confounds,
+    diagnose_texts,
+)
+from refusal_lens.direction_files import with_record
 from refusal_lens.directions import Direction, Directions, fit_directions
 from refusal_lens.distributed import collect_with_ray
 from refusal_lens.errors import RefusalLensError
@@ -39,9 +46,10 @@ from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.readout import project_tokens, read_unembedding
 from refusal_lens.refusal import measure_refusal
 from refusal_lens.report import build_report
+from refusal_lens.run_tables import Fitted, check_texts, compute_tables
 from refusal_lens.selection import Choice, choose_best, suggest_kernel
 from refusal_lens.stability import measure_stability
-from refusal_lens.tokens import tokenise
+from refusal_lens.tokens import Tokens, tokenise
 from refusal_lens.validation import Separation, validate
 
 VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
@@ -114,6 +122,24 @@ def _begin(
     terminal.show_positions(console, read)
     run_folder.write_config(config)
     run_folder.write_prompts(prompts)
+    run_folder.write_token_counts(_count_tokens(tokens))
+
+
+def _count_tokens(tokens: dict[str, Tokens]) -> pd.DataFrame:
+    """Count the tokens of every prompt, and of the user's own text in it."""
+    rows = [
+        {
+            "prompt_id": prompt_id,
+            "is_harmful": name == "harmful",
+            "n_tokens": length,
+            "n_own_tokens": stop - first,
+        }
+        for name, side in tokens.items()
+        for prompt_id, length, (first, stop) in zip(
+            side.prompt_ids, side.lengths, side.instruction_spans, strict=True
+        )
+    ]
+    return pd.DataFrame(rows)
 
 
 def refusal_stage(
@@ -169,12 +195,14 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     """Fit and validate the directions, choose the best, and say what it is worth."""
     activations = run_folder.read_activations(config.directions.hook_points)
     clip_quantile = config.directions.clip_quantile
-    directions = fit_directions(activations, clip_quantile=clip_quantile)
+    method = config.directions.method
+    directions = fit_directions(activations, clip_quantile=clip_quantile, method=method)
     options = config.validation
     folds = {"n_folds": options.n_folds, "seed": options.seed}
     n_layers = activations.provenance["model"]["n_layers"]
     separation, projections = validate(
         activations,
+        method=method,
         clip_quantile=clip_quantile,
         n_repeats=options.n_repeats,
         n_resamples=options.n_resamples,
@@ -185,6 +213,13 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     )
     p_values = nulls.p_values()
     best = choose_best(separation, n_layers)
+    directions = with_record(
+        directions,
+        separation.to_frame().merge(p_values, on=["hook_point", "position"]),
+        best,
+        validation=options.model_dump(),
+        versions=describe_machine()["versions"],
+    )
     run_folder.write_directions(directions)
     run_folder.write_separation(separation, p_values)
     run_folder.write_projections(projections)
@@ -201,7 +236,18 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     prompts, refusal = run_folder.read_prompts(), run_folder.read_refusal()
     checks = checklist(prompts, shown, best)
     least = None if best is None else float(p_values["p_value_corrected"].min())
-    terminal.show_checklist(console, checks, diagnose(prompts, separation, refusal, least))
+    findings = diagnose(prompts, separation, refusal, least)
+    fitted = Fitted(
+        config=config,
+        prompts=prompts,
+        activations=activations,
+        directions=directions,
+        projections=projections,
+        best=best,
+        token_counts=run_folder.read_token_counts(),
+    )
+    findings += tables_stage(run_folder, fitted, console)
+    terminal.show_checklist(console, checks, findings)
     return [
         run_folder.path / "directions.safetensors",
         run_folder.direction_path,
@@ -242,6 +288,21 @@ def belief_stage(
         n_per_class = int(min(activations.is_harmful.sum(), (~activations.is_harmful).sum()))
         terminal.show_stability(console, stability, best, n_per_class)
         terminal.show_nested(console, nested)
+
+
+def tables_stage(run_folder: RunFolder, fitted: Fitted, console: Console) -> list[Finding]:
+    """Write what the fit says beyond its scores, print the main of it, and return its warnings."""
+    tables = compute_tables(fitted)
+    likeness, template = check_texts(fitted)
+    tables["near_duplicates"] = likeness.pairs
+    for name, table in tables.items():
+        run_folder.write_table(name, table)
+    if fitted.best is None:
+        return []
+    if "methods" in tables:
+        terminal.show_methods(console, tables["methods"], fitted.best)
+    terminal.show_confounds(console, tables["confounds"], likeness)
+    return diagnose_confounds(tables, fitted.best) + diagnose_texts(likeness, template)
 
 
 def plot_stage(run_folder: RunFolder) -> list[Path]:

@@ -4,8 +4,9 @@ Knows rich and the wording. Computes nothing.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from refusal_lens.attribution import Attribution, Component
+from refusal_lens.confounds import Likeness
 from refusal_lens.diagnosis import GOOD_ACCURACY, SIGNIFICANT, Check, Finding, band
 from refusal_lens.directions import Directions
 from refusal_lens.hook_points import short_name
@@ -20,6 +22,7 @@ from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.readout import Unembedding
 from refusal_lens.refusal import RefusalReport
+from refusal_lens.scoring import SCORES
 from refusal_lens.selection import GOOD_SEPARATION, Choice, WeightKernel
 from refusal_lens.stability import Stability
 from refusal_lens.tokens import Tokens
@@ -213,6 +216,167 @@ def show_checklist(console: Console, checks: Sequence[Check], findings: Sequence
         console.print(f"• {finding.cause}\n  → {finding.remedy}", markup=False)
 
 
+def show_methods(console: Console, methods: pd.DataFrame, best: Choice) -> None:
+    """Print the ways to fit beside each other at the best place."""
+    is_here = (methods["hook_point"] == best.hook_point) & (methods["position"] == best.position)
+    table = Table(
+        title=f"Ways to fit at {best.hook_point}, {best.position}, cross-fitted",
+        title_justify="left",
+        caption="cosine: with the difference of means, clipped alike.",
+    )
+    for column in ("method", "clipped", "separation", "accuracy", "AUROC", "d'", "cosine"):
+        is_name = column == "method"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
+    for row in methods[is_here].to_dict("records"):
+        table.add_row(
+            row["method"].replace("_", " "),
+            "yes" if row["is_clipped"] else "no",
+            f"{row['separation']:.4f}",
+            f"{row['accuracy']:.2%}",
+            f"{row['auroc']:.4f}",
+            f"{row['cohens_d']:.2f}",
+            f"{row['cosine_to_difference_of_means']:+.3f}",
+        )
+    console.print(table)
+
+
+def show_confounds(console: Console, confounds: pd.DataFrame, likeness: Likeness) -> None:
+    """Print how well the classes are told apart by what has nothing to do with the model."""
+    table = Table(title="Told apart by texts alone?", title_justify="left")
+    for column in ("feature", "accuracy", "AUROC", "95 % interval"):
+        table.add_column(column, justify="left" if column == "feature" else "right")
+    for row in confounds.to_dict("records"):
+        is_direction = row["feature"] == "direction"
+        table.add_row(
+            "the direction" if is_direction else row["feature"].replace("_", " "),
+            f"{row['accuracy']:.2%}",
+            f"{row['auroc']:.3f}",
+            f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}",
+            style="bold" if is_direction else "",
+        )
+    table.caption = (
+        f"The classes share {likeness.shared_words:.0%} of their words and "
+        f"{likeness.shared_openings:.0%} of their openings (three words); "
+        f"{likeness.n_near} of {likeness.n_compared} harmful prompts have a near duplicate among "
+        "the harmless ones. AUROC below 0.5 tells nothing: where prompts are matched across the "
+        "classes, what is held out is what the others lack."
+    )
+    console.print(table)
+
+
+def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Print a line for each run, then what lies between runs."""
+    table = Table(title="Runs, each at its best place, cross-fitted", title_justify="left")
+    columns = ("run", "model", "prompts", "best place", "AUROC", "separation", "d'")
+    for column in columns:
+        justify = "right" if column in columns[4:] else "left"
+        is_name = column in ("run", "model")
+        table.add_column(column, justify=justify, no_wrap=not is_name, overflow="fold",
+                         min_width=8 if is_name else None)  # fmt: skip
+    for row in tables["summary"].to_dict("records"):
+        scores = ["no direction", "", "", ""]
+        if isinstance(row.get("hook_point"), str):
+            scores = [
+                f"{short_name(row['hook_point'])}, {row['position']}",
+                *(f"{row['auroc']:.4f}", f"{row['separation']:.4f}", f"{row['cohens_d']:.2f}"),
+            ]
+        counts = f"{row['n_harmful']}+{row['n_harmless']}"
+        table.add_row(row["run"], Path(row["model"]).name, counts, *scores)
+    console.print(table)
+    _show_between(console, tables["cosines"], ("a", "b"), "cosine")
+    _show_between(console, tables["transfer"], ("fit_on", "test_on"), "auroc")
+
+
+def _show_between(
+    console: Console, frame: pd.DataFrame, names: tuple[str, str], score: str
+) -> None:
+    """Print one line for each pair of runs."""
+    between = frame[(frame["run"] == "") & (frame[names[0]] != frame[names[1]])]
+    for row in between.to_dict("records"):
+        if score == "cosine" and row["a"] > row["b"]:
+            continue  # the same both ways round
+        joint = "and" if score == "cosine" else "fitted, tested on"
+        is_known = score == "cosine" and row["ceiling"] == row["ceiling"]
+        ceiling = f" (noise ceiling {row['ceiling']:.3f})" if is_known else ""
+        console.print(
+            f"{row['kind'].replace('_', ' ')}: {row[names[0]]} {joint} {row[names[1]]} at "
+            f"{short_name(row['hook_point'])}, {row['position']}: {score} {row[score]:.3f}"
+            f"{ceiling}",
+            markup=False,
+        )
+
+
+def show_directions(console: Console, directions: Directions, path: Path) -> None:
+    """Print all that a file of directions says about itself."""
+    table = Table(title=str(path), title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _describe(directions):
+        table.add_row(name, escape(value))
+    console.print(table)
+    places = Table(title="Directions", title_justify="left")
+    record, best = directions.provenance.get("places", {}), directions.provenance.get("best") or {}
+    scores = _scores_recorded(record)
+    for column in ("hook point", "position", "raw norm", *scores):
+        is_text = column in ("hook point", "position")
+        places.add_column(column.replace("_", " "), justify="left" if is_text else "right")
+    for direction in directions:
+        here = record.get(direction.hook_point, {}).get(direction.position, {})
+        metrics = here.get("metrics", {})
+        is_best = (best.get("hook_point"), best.get("position")) == (
+            *(direction.hook_point, direction.position),
+        )
+        places.add_row(
+            direction.hook_point,
+            direction.position + (" (best)" if is_best else ""),
+            f"{direction.vector.norm().item():.4g}",
+            *(_number(metrics.get(name)) for name in scores),
+            style="bold" if is_best else "",
+        )
+    console.print(places)
+
+
+def _scores_recorded(record: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Return which of the main scores a file tells of."""
+    places = [place["metrics"] for row in record.values() for place in row.values()]
+    return [name for name in SCORES if any(name in metrics for metrics in places)]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _describe(directions: Directions) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say, line by line; what is not known is left out."""
+    record = directions.provenance
+    model, fit = record.get("model", {}), record.get("fit", {})
+    yield "model", str(model.get("name", "unknown"))
+    for name in ("architecture", "revision", "weights_sha256", "dtype", "backend", "processing"):
+        if model.get(name) is not None:
+            yield name.replace("_", " "), str(model[name])
+    yield "d_model", str(directions.vectors.shape[-1])
+    yield "method", directions.method
+    yield "clip quantile", str(directions.clip_quantile)
+    for side in ("harmful", "harmless"):
+        prompts = record.get("prompts", {}).get(side, {})
+        if prompts:
+            n = fit.get(f"n_{side}", prompts.get("n"))
+            yield f"{side} prompts", f"{n} (sha256 {prompts.get('sha256')})"
+    template = record.get("chat_template", {})
+    if template:
+        yield "chat template", f"sha256 {template.get('sha256')}"
+        yield "system prompt", repr(template.get("system_prompt"))
+        yield "example", repr(template.get("example"))
+    for position, read in record.get("tokens_read", {}).items():
+        where = f"{read['token_indices']} of {read['prompt_id']}"
+        is_one = read["token_indices"].isdigit()
+        said = f"token {where}, {read['tokens']!r} (id {read['token_ids']})"
+        yield f"position {position}", said if is_one else f"tokens {where}"
+    for name in ("validation", "versions"):
+        if name in record:
+            yield name, ", ".join(f"{key} {value}" for key, value in record[name].items())
+
+
 def show_paths(console: Console, paths: Sequence[Path]) -> None:
     """Print what was written."""
     console.print("\nWrote")
@@ -271,7 +435,7 @@ def show_unembedding(console: Console, said: Unembedding) -> None:
     console.print(table)
 
 
-def show_directions(console: Console, directions: Directions) -> None:
+def show_imported(console: Console, directions: Directions) -> None:
     """Print which directions there are, and whether their length means anything."""
     imported = directions.provenance.get("imported", {})
     length = "unit vectors" if imported.get("is_unit") else "raw length"

@@ -1,12 +1,20 @@
 """The checklist, and the causes that apply and no others."""
 
+import pandas as pd
 import torch
 from conftest import make_separation
 from test_refusal import make_report
 
-from refusal_lens.diagnosis import band, checklist, diagnose
+from refusal_lens.confounds import Likeness
+from refusal_lens.diagnosis import (
+    band,
+    checklist,
+    diagnose,
+    diagnose_confounds,
+    diagnose_texts,
+)
 from refusal_lens.prompts import ContrastSet
-from refusal_lens.selection import choose_best
+from refusal_lens.selection import Choice, choose_best
 from refusal_lens.validation import Separation
 
 
@@ -89,3 +97,62 @@ def test_scores_that_shuffled_labels_reach_are_no_direction():
         "as this one in 43% of the draws."
     ]
     assert diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), p_value=0.05) == []
+
+
+BEST = Choice("blocks.2.hook_resid_post", "last", 0.9, 0.95, True, "")
+PLACE = {"hook_point": [BEST.hook_point], "position": ["last"]}
+
+
+def make_tables(auroc: float = 0.5, share: float = 0.0, top: float = 0.1):
+    rows = [
+        ("token_count", auroc, auroc - 0.05),
+        ("first_word", 0.5, 0.4),
+        ("direction", 0.95, 0.9),
+    ]
+    return {
+        "confounds": pd.DataFrame(rows, columns=["feature", "auroc", "auroc_low"]),
+        "length_correlations": pd.DataFrame({**PLACE, "share": [share]}),
+        "coordinates": pd.DataFrame({**PLACE, "share_top_1_clipped": [top]}),
+    }
+
+
+def test_trivial_feature_as_good_as_the_direction_is_named():
+    assert diagnose_confounds(make_tables(auroc=0.89), BEST) == []
+    (finding,) = diagnose_confounds(make_tables(auroc=0.91), BEST)
+    assert finding.cause == (
+        "The number of tokens alone tells the classes apart as well as the direction (AUROC 0.910 "
+        "against 0.950): the direction may be that, and nothing of harm."
+    )
+    assert finding.remedy == "Use prompts of the same length in both classes."
+
+
+def test_chance_that_reaches_a_direction_of_chance_is_no_finding():
+    tables = make_tables(auroc=0.52)
+    tables["confounds"].loc[2, ["auroc", "auroc_low"]] = [0.5, 0.4]
+    assert diagnose_confounds(tables, BEST) == []
+
+
+def test_direction_that_follows_length_or_one_coordinate_is_named():
+    (length,) = diagnose_confounds(make_tables(share=0.4), BEST)
+    assert "40% of the variance of the projections goes with the number of tokens" in length.cause
+    (one,) = diagnose_confounds(make_tables(top=0.81), BEST)
+    assert one.cause.startswith("One coordinate holds 81% of the direction's squared length")
+    tables = make_tables(share=0.4)
+    del tables["length_correlations"]
+    assert diagnose_confounds(tables, BEST) == []
+
+
+def test_texts_too_alike_and_templates_that_differ_are_named():
+    pairs = pd.DataFrame({"harmful_id": ["a-1"], "harmless_id": ["b-2"]})
+    assert diagnose_texts(Likeness(pairs, 0, 30, 0.5, 0.5), None) == []
+    (near,) = diagnose_texts(Likeness(pairs, 2, 30, 0.5, 0.5), {"harmful": (8,), "harmless": (8,)})
+    assert near.cause == (
+        "2 harmful prompts stand almost word for word among the harmless ones too, such as a-1 and "
+        "b-2."
+    )
+    (other,) = diagnose_texts(
+        Likeness(pairs, 0, 30, 0.5, 0.5), {"harmful": (8,), "harmless": (12, 13)}
+    )
+    assert other.cause == (
+        "The chat template adds 8 tokens to harmful prompts but 12 or 13 to harmless ones."
+    )

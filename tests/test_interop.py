@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from refusal_lens.artifacts import article_layout, load_directions
+from refusal_lens.artifacts import article_layout
 from refusal_lens.collector import Activations
+from refusal_lens.direction_files import load_directions
 from refusal_lens.directions import Direction, Directions, fit_directions, normalise
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.interop import (
@@ -571,7 +572,7 @@ def test_own_file_round_trip(tmp_path):
     write_directions(directions, tmp_path / "a.safetensors")
     assert torch.equal(read_directions(tmp_path / "a.safetensors").vectors, directions.vectors)
     (tmp_path / "b.safetensors").write_bytes(b"nothing")
-    with pytest.raises(RefusalLensError, match="holds no directions of refusal_lens"):
+    with pytest.raises(RefusalLensError, match="b.safetensors"):
         load_directions(tmp_path / "b.safetensors")
 
 

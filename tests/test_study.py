@@ -58,7 +58,8 @@ def test_default_run_prints_what_the_user_is_to_see_in_order(default_run):
         printed.index(text)
         for text in (
             *("Prompts", "Positions read", "Does the model refuse?", "Collected Activations"),
-            *("Layers: resid_post", "Valid layers", "Best layer", "Checklist", "Wrote", "Report: "),
+            *("Layers: resid_post", "Valid layers", "Best layer", "Ways to fit at"),
+            *("Told apart by texts alone?", "Checklist", "Wrote", "Report: "),
         )
     ]
     assert places == sorted(places)
@@ -111,6 +112,54 @@ def test_shuffled_labels_give_no_direction(default_run, tmp_path):
     assert frame["p_value_corrected"].min() > 0.05
     is_inside = (frame["auroc_low"] <= 0.5) & (frame["auroc_high"] >= 0.5)
     assert is_inside.all()
+
+
+def test_fit_leaves_its_tables(default_run):
+    run_folder, printed = default_run
+    names = {path.stem for path in (run_folder.path / "tables").iterdir()}
+    assert names >= {
+        *("methods", "confounds", "coordinates", "clip_sweep", "categories", "misread"),
+        *("transfer", "cosines", "length_correlations", "near_duplicates", "token_counts"),
+    }
+    methods = run_folder.read_table("methods")
+    assert methods["auroc"].min() > 0.99
+    best = run_folder.read_directions().provenance["best"]
+    assert set(methods["hook_point"]) == {best["hook_point"]}
+    confounds = run_folder.read_table("confounds").set_index("feature")
+    assert confounds.loc["direction", "auroc_low"] > 0.98
+    assert confounds.drop("direction")["auroc"].max() < 0.8
+    assert "the direction may be" not in printed
+    counts = run_folder.read_token_counts()
+    assert counts["prompt_id"].tolist()[::383] == ["harmful-001", "harmless-192"]
+    # The shipped template: three tokens before the text and five after it.
+    assert (counts["n_tokens"] - counts["n_own_tokens"]).nunique() == 1
+
+
+def test_other_way_to_fit_is_used_everywhere(default_run, tmp_path):
+    folder = tmp_path / "refit"
+    subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
+    options = ("directions.method=lda", "directions.compare_methods=[]")
+    printed = invoke("fit", folder, *(part for each in options for part in ("--set", each)))
+    refit, first = RunFolder(folder), default_run[0]
+    assert "Ways to fit at" not in printed
+    assert refit.read_directions().method == "lda"
+    best = refit.read_directions().provenance["best"]
+    place = best["hook_point"], best["position"]
+    turned = refit.read_directions()[place].unit @ first.read_directions()[place].unit
+    assert turned.item() < 0.9
+    assert refit.separation_path.read_text() != first.separation_path.read_text()
+
+
+def test_classes_that_differ_in_length_are_said_to(tmp_path):
+    for name, end in (("long", " and tell me all about it"), ("short", "")):
+        lines = [f"Paint the {word} door{end}" for word in ("red", "blue", "old", "new", "big",
+                 "tall", "wide", "wet", "dry", "hot")]  # fmt: skip
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    printed = invoke(
+        *("run", "--harmful", tmp_path / "long.txt", "--harmless", tmp_path / "short.txt"),
+        *("--output", tmp_path / "run", "--hook-point", "resid_post:5", "--position", "last"),
+    )
+    assert "The number of tokens alone tells the classes apart as well as the" in printed
 
 
 def test_figures_need_no_network(default_run):

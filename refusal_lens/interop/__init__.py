@@ -14,7 +14,7 @@ import pandas as pd
 from torch import Tensor
 
 from refusal_lens.activations import Activations
-from refusal_lens.artifacts import load_directions, save_directions
+from refusal_lens.direction_files import load_directions, save_directions
 from refusal_lens.directions import Direction, Directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.interop import (
@@ -141,7 +141,7 @@ def write_directions(
     path = Path(path)
     is_grid = isinstance(directions, Directions)
     if path.suffix == OWN_SUFFIX and format is None and isinstance(directions, Directions):
-        save_directions(directions, path)
+        save_directions(path, directions)
         return
     listed = [directions] if isinstance(directions, Direction) else list(directions)
     if not listed:

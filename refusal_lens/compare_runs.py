@@ -1,0 +1,403 @@
+"""Several runs beside each other: from run folders to tables and figures.
+
+Knows which runs can be compared in what. Does not fit: each run's own fit has done that.
+"""
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_lens import plots
+from refusal_lens.activations import Activations
+from refusal_lens.artifacts import RunFolder
+from refusal_lens.comparison import (
+    NamedDirections,
+    Sample,
+    cosine_table,
+    reliabilities,
+    square_cosines,
+    transfer_between,
+)
+from refusal_lens.directions import Directions
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.prompts import ContrastSet
+from refusal_lens.scoring import SCORES, score_projections
+from refusal_lens.store import load_hook_point
+from refusal_lens.validation import Projections
+
+Place = tuple[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A fitted run under the name that it has among the compared ones."""
+
+    name: str
+    folder: RunFolder
+
+    @cached_property
+    def directions(self) -> Directions:
+        """Its directions, with their provenance."""
+        return self.folder.read_directions()
+
+    @cached_property
+    def projections(self) -> Projections:
+        """Its held-out projections."""
+        return self.folder.read_projections()
+
+    @cached_property
+    def prompts(self) -> ContrastSet:
+        """Its prompts."""
+        return self.folder.read_prompts()
+
+    @property
+    def model(self) -> tuple[str, ...]:
+        """What tells its model from others: the weights if known, else name and revision."""
+        model = self.directions.provenance.get("model", {})
+        weights = model.get("weights_sha256") or f"{model.get('name')} {model.get('revision')}"
+        return weights, str(model.get("processing"))
+
+    @property
+    def prompt_hashes(self) -> tuple[str, str]:
+        """Fingerprints of its prompts."""
+        return self.prompts.harmful.sha256, self.prompts.harmless.sha256
+
+    @property
+    def d_model(self) -> int:
+        """Size of its residual stream."""
+        return self.directions.vectors.shape[-1]
+
+    @property
+    def best(self) -> Place | None:
+        """Its best place, if it has a direction at all."""
+        best = self.directions.provenance.get("best")
+        return (best["hook_point"], best["position"]) if best else None
+
+    def has(self, place: Place) -> bool:
+        """Say whether it has a direction there."""
+        rows, columns = self.directions.hook_points, self.directions.positions
+        if place[0] not in rows or place[1] not in columns:
+            return False
+        return bool(self.directions.is_kept[rows.index(place[0]), columns.index(place[1])])
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Read one of its tables, with the run's name in front.
+
+        Raises:
+            RefusalLensError: It was fitted before there was such a table.
+        """
+        table = self.folder.read_table(name)
+        if table is None:
+            raise RefusalLensError(
+                f"{self.folder.path} has no tables/{name}.csv yet. Fit it (again): refusal-lens "
+                f"fit {self.folder.path}."
+            )
+        table.insert(0, "run", self.name)
+        return table
+
+    def sample(self, place: Place) -> Sample:
+        """Return its activations, its direction and its held-out scores at one place."""
+        stored = load_hook_point(self.folder.activations_path, place[0])
+        scores = _own_scores(self)
+        here = scores[(scores["hook_point"] == place[0]) & (scores["position"] == place[1])]
+        return Sample(
+            values=stored[:, self.directions.positions.index(place[1])],
+            is_harmful=self.projections.is_harmful,
+            texts=tuple(prompt.text for prompt in self.prompts.prompts),
+            unit=self.directions[place].unit,
+            held_out={name: float(here.iloc[0][name]) for name in SCORES},
+        )
+
+
+def open_runs(paths: Sequence[Path]) -> list[Run]:
+    """Open run folders, and name each by as much of its path as tells it from the others.
+
+    Raises:
+        RefusalLensError: A folder holds no run or is given twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise RefusalLensError("A run was given twice. Give each folder once.")
+    depth = next(
+        n
+        for n in range(1, max(len(path.parts) for path in resolved) + 1)
+        if len({path.parts[-n:] for path in resolved}) == len(resolved)
+    )
+    names = ["/".join(path.parts[-depth:]) for path in resolved]
+    return [Run(name, RunFolder.open(path)) for name, path in zip(names, paths, strict=True)]
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def compare_runs(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Put the runs' numbers beside each other.
+
+    Returns:
+        `summary` (one row a run), `scores` (hook points x positions x methods), `cosines`,
+        `transfer`, `categories` and `misread`, each with the run it is of.
+    """
+    between = [_cosines_between(runs), _transfer_between(runs)]
+    return {
+        "summary": pd.DataFrame([_summarise(run) for run in runs]),
+        "scores": pd.concat([_scores(run) for run in runs], ignore_index=True),
+        "cosines": _joined([*(run.table("cosines") for run in runs), *between[0]]),
+        "transfer": _joined([*(run.table("transfer") for run in runs if run.best), *between[1]]),
+        "categories": _joined([run.table("categories") for run in runs]),
+        "misread": _joined([run.table("misread") for run in runs]),
+    }
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+
+def _summarise(run: Run) -> dict[str, object]:
+    provenance, scores = run.directions.provenance, _own_scores(run)
+    row: dict[str, object] = {
+        "run": run.name,
+        "model": provenance["model"]["name"],
+        "n_harmful": len(run.prompts.harmful),
+        "n_harmless": len(run.prompts.harmless),
+        "method": run.directions.method,
+        "clip_quantile": run.directions.clip_quantile,
+    }
+    if run.best is None:
+        return row
+    is_best = (scores["hook_point"] == run.best[0]) & (scores["position"] == run.best[1])
+    best = scores[is_best].iloc[0]
+    return row | {name: best[name] for name in ("hook_point", "position", *SCORES)}
+
+
+def _own_scores(run: Run) -> pd.DataFrame:
+    """Score every place of a run by its own method, from its held-out projections."""
+    projections = run.projections
+    scores = score_projections(
+        projections.values,
+        projections.cosines,
+        projections.is_called_harmful,
+        projections.is_harmful,
+    )
+    rows = [
+        {
+            "run": run.name,
+            "method": run.directions.method,
+            "is_clipped": run.directions.clip_quantile is not None,
+            "hook_point": hook_point,
+            "site": site_of(hook_point),
+            "layer": layer_of(hook_point),
+            "position": position,
+            **{name: value[row, column].item() for name, value in scores.items()},
+        }
+        for row, hook_point in enumerate(projections.hook_points)
+        for column, position in enumerate(projections.positions)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _scores(run: Run) -> pd.DataFrame:
+    """Return the run's own scores, then those of the other methods wherever it compared them."""
+    own, methods = _own_scores(run), run.folder.read_table("methods")
+    if methods is None:
+        return own
+    methods.insert(0, "run", run.name)
+    both = pd.concat([own, methods[list(own.columns)]], ignore_index=True)
+    return both.drop_duplicates(["method", "is_clipped", "hook_point", "position"])
+
+
+def _shared_places(runs: Sequence[Run]) -> list[Place]:
+    """Return the best places of these runs at which all of them have a direction."""
+    places = dict.fromkeys(run.best for run in runs if run.best is not None)
+    return [place for place in places if all(run.has(place) for run in runs)]
+
+
+def _groups(runs: Sequence[Run], key: Callable[[Run], object]) -> list[list[Run]]:
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _cosines_between(runs: Sequence[Run]) -> list[pd.DataFrame]:
+    """Compare runs of one model, and runs of several models of one d_model."""
+    tables = []
+    for group in _groups(runs, lambda run: run.model):
+        is_same = len({run.prompt_hashes for run in group}) == 1
+        tables += _cosines_of("methods" if is_same else "prompt_sets", group)
+    # With other prompts, nobody could say whether model or prompts made the difference.
+    for group in _groups(runs, lambda run: (run.d_model, run.prompt_hashes)):
+        if len({run.model for run in group}) > 1:
+            tables += _cosines_of("models", group)
+    return tables
+
+
+def _cosines_of(kind: str, runs: Sequence[Run]) -> list[pd.DataFrame]:
+    tables = []
+    for place in _shared_places(runs):
+        named = NamedDirections(
+            tuple(run.name for run in runs),
+            torch.stack([run.directions[place].unit for run in runs]).double(),
+            torch.stack([_reliability(run, place) for run in runs]),
+        )
+        table = cosine_table(kind, named, hook_point=place[0], position=place[1])
+        # The ceiling is of other prompts: what both were fitted to has its noise in both.
+        texts = {run.name: {prompt.text for prompt in run.prompts.prompts} for run in runs}
+        shares = [bool(texts[a] & texts[b]) for a, b in zip(table["a"], table["b"], strict=True)]
+        table.loc[shares, "ceiling"] = torch.nan
+        table.insert(0, "run", "")
+        tables.append(table)
+    return tables
+
+
+def _reliability(run: Run, place: Place) -> Float[Tensor, ""]:
+    sample = run.sample(place)
+    values = sample.values[:, None, None]
+    return reliabilities(Activations(values, sample.is_harmful, (place[0],), (place[1],)))[0, 0]
+
+
+def _transfer_between(runs: Sequence[Run]) -> list[pd.DataFrame]:
+    """Test the directions of runs of one model on each other's prompts."""
+    tables = []
+    for group in _groups(runs, lambda run: run.model):
+        for place in _shared_places(group):
+            table = transfer_between({run.name: run.sample(place) for run in group}, place)
+            table.insert(0, "run", "")
+            tables.append(table)
+    return tables
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:
+    """Draw what the tables allow, by title: scores first, then what lies between and within runs.
+
+    Within a run, cosines are drawn around its best place; the tables hold those of every place.
+    """
+    scores, cosines, transfer = tables["scores"], tables["cosines"], tables["transfer"]
+    own = pd.concat([scores[_is_own(scores, run)] for run in runs], ignore_index=True)
+    figures = {
+        f"{plots.SCORE_NAMES[score]} of every place": plots.place_heatmap(own, score)
+        for score in ("auroc", "separation", "cohens_d")
+    }
+    compared = [_compared_methods(scores, run) for run in runs]
+    if any(len(table) for table in compared):
+        table = pd.concat(compared, ignore_index=True)
+        figures["AUROC by way to fit"] = plots.place_heatmap(table, "auroc")
+    for kind in ("prompt_sets", "models", "methods"):
+        between = cosines[(cosines["kind"] == kind) & (cosines["run"] == "")]
+        for place, table in between.groupby(["hook_point", "position"], sort=False):
+            title = f"Cosines between {_words(kind)} at {_said(place)}"
+            figures[title] = plots.cosine_heatmap(*square_cosines(table))
+    between = transfer[transfer["kind"] == "prompt_set"]
+    for place, table in between.groupby(["hook_point", "position"], sort=False):
+        figures[f"Transfer between prompt sets at {_said(place)}"] = plots.transfer_matrix(table)
+    for run in runs:
+        figures |= _draw_run(run, cosines, transfer)
+    return figures
+
+
+def _is_own(scores: pd.DataFrame, run: Run) -> pd.Series:
+    """Say which rows are of a run's own method and clip."""
+    is_clipped = run.directions.clip_quantile is not None
+    return (
+        (scores["run"] == run.name)
+        & (scores["method"] == run.directions.method)
+        & (scores["is_clipped"] == is_clipped)
+    )
+
+
+def _compared_methods(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Return the scores of all methods, clipped as the run's own, where it compared them.
+
+    Empty where it did so at one place alone: that is a table, not a heatmap.
+    """
+    is_clipped = run.directions.clip_quantile is not None
+    mine = scores[(scores["run"] == run.name) & (scores["is_clipped"] == is_clipped)]
+    n_methods = mine.groupby(["hook_point", "position"])["method"].transform("nunique")
+    compared = mine[n_methods > 1]
+    return compared if compared["hook_point"].nunique() > 1 else compared.iloc[:0]
+
+
+def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[str, go.Figure]:
+    if run.best is None:
+        return {}
+    hook_point, position = run.best
+    mine = cosines[cosines["run"] == run.name]
+    is_here = (mine["hook_point"] == hook_point) & (mine["position"] == position)
+    of_site = mine["a"].map(site_of) == site_of(hook_point)
+    of_layer = mine["a"].map(layer_of) == layer_of(hook_point)
+    at_position = mine["position"] == position
+    parts = {
+        "layers": mine[(mine["kind"] == "layers") & at_position & of_site],
+        "sites": mine[(mine["kind"] == "sites") & at_position & of_layer],
+        "positions": mine[(mine["kind"] == "positions") & (mine["hook_point"] == hook_point)],
+        "ways to fit": mine[(mine["kind"] == "methods") & is_here],
+        "categories": mine[(mine["kind"] == "categories") & is_here],
+    }
+    where = {"layers": position, "sites": f"layer {layer_of(hook_point)}, {position}",
+             "positions": short_name(hook_point)}  # fmt: skip
+    figures = {
+        f"{run.name}: cosines between {kind} at {where.get(kind, _said(run.best))}": (
+            plots.cosine_heatmap(*square_cosines(table))
+        )
+        for kind, table in parts.items()
+        if len(table)
+    }
+    pairs = transfer[(transfer["run"] == run.name) & (transfer["kind"] == "category")]
+    if len(pairs):
+        title = f"{run.name}: transfer between categories at {_said(run.best)}"
+        figures[title] = plots.transfer_matrix(pairs)
+    return figures
+
+
+def _words(kind: str) -> str:
+    return {"prompt_sets": "prompt sets", "methods": "settings"}.get(kind, kind)
+
+
+def _said(place: object) -> str:
+    hook_point, position = place  # type: ignore[misc]
+    return f"{short_name(hook_point)}, {position}"
+
+
+def comparison_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:
+    """Write all figures as one page that opens from disk, without a network."""
+    sections = []
+    for number, (title, figure) in enumerate(figures.items()):
+        # plotly.js goes in once, with the first figure.
+        drawn = figure.to_html(full_html=False, include_plotlyjs=number == 0)
+        sections.append(f"<section><h2>{html.escape(title)}</h2>{drawn}</section>")
+    names = html.escape(", ".join(run.name for run in runs))
+    return _PAGE.format(title=f"Comparison of {names}", sections="\n".join(sections))
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
+  color: #1d2430; background: #fff; }}
+h1 {{ font-size: 1.5rem; }}
+h2 {{ font-size: 1.1rem; margin: 2.5rem 0 0.25rem; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{sections}
+</main>
+</body>
+</html>
+"""

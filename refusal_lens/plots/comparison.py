@@ -1,0 +1,318 @@
+"""Heatmaps of comparisons: scores of places, cosines of directions, transfer between prompts.
+
+Knows scales and labels. Scores and cosines come from `comparison` and `categories`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.style import NEUTRAL_COLOUR
+
+SEQUENTIAL = "Cividis"
+"""Made for colour-blind readers; its lightness rises evenly, so it also prints in grey."""
+
+DIVERGING = ["#2D5A8C", "#8FB3D4", "#F7F7F7", "#E8A76B", "#A65200"]
+"""Blue to brown through white at zero, alike in lightness on both sides."""
+
+SCORE_NAMES = {
+    "separation": "separation",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "cohens_d": "d'",
+}
+CHANCE = {"accuracy": 0.5, "auroc": 0.5}
+"""The lower end of a score's scale; of other scores it is 0."""
+
+MOST_TEXTS = 30
+"""Columns up to which cells have room for their number."""
+
+MOST_TEXTS_IN_SQUARE = 18
+"""The same for one of two squares side by side."""
+
+
+def place_heatmap(
+    frame: pd.DataFrame, score: str = "auroc", *, template: str = "plotly_white"
+) -> go.Figure:
+    """Draw one score over layers: a row for each site, position and method, a panel for each run.
+
+    Only what differs between rows is written beside them. The best cell of each panel is framed.
+
+    Args:
+        frame: `hook_point`, `site`, `layer`, `position` and the score; `method`, `is_clipped` and
+            `run` where there are several.
+        score: Column to draw: separation, accuracy, auroc or cohens_d.
+        template: Name of a plotly template.
+
+    Returns:
+        The figure, as wide as its container.
+    """
+    table = frame.assign(row=_row_labels(frame), column=_column_labels(frame))
+    for name in ("method", "position", "site"):
+        if name in table:
+            order = {value: place for place, value in enumerate(dict.fromkeys(table[name]))}
+            table = table.sort_values(
+                name, key=lambda column, o=order: column.map(o), kind="stable"
+            )
+    runs = list(dict.fromkeys(table["run"])) if "run" in table else [""]
+    panels = [table if run == "" else table[table["run"] == run] for run in runs]
+    grids = [
+        panel.pivot_table(index="row", columns="column", values=score, sort=False)
+        for panel in panels
+    ]
+    columns = _in_order(table)
+    heights = [len(grid) for grid in grids]
+    figure = make_subplots(
+        rows=len(grids),
+        shared_xaxes=True,
+        vertical_spacing=min(0.12, 1.6 / (sum(heights) + 2 * len(heights))),
+        row_heights=heights,
+        subplot_titles=[str(run) for run in runs] if len(runs) > 1 else None,
+    )
+    for number, grid in enumerate(grids, start=1):
+        grid = grid.reindex(columns=columns)
+        figure.add_trace(_score_cells(grid, score), row=number, col=1)
+        _frame_best(figure, grid, number)
+        figure.update_yaxes(row=number, col=1, autorange="reversed", type="category")
+    figure.update_xaxes(type="category")
+    figure.update_xaxes(title_text="layer (framed: the highest)", row=len(grids), col=1)
+    figure.update_layout(template=template, **_place_layout(grids, score))
+    return figure
+
+
+def _row_labels(frame: pd.DataFrame) -> list[str]:
+    """Name each row by what differs between rows."""
+    parts = [
+        frame[name].astype(str).str.replace("_", " " if name == "method" else "_")
+        for name in ("site", "position", "method")
+        if name in frame and (frame[name].nunique() > 1 or name == "position")
+    ]
+    if "is_clipped" in frame and frame["is_clipped"].nunique() > 1:
+        parts.append(frame["is_clipped"].map({True: "clipped", False: "not clipped"}))
+    return [", ".join(labels) for labels in zip(*parts, strict=True)]
+
+
+def _column_labels(frame: pd.DataFrame) -> list[str]:
+    """Name each column by its layer, or by its hook point outside the blocks."""
+    return [
+        short_name(hook_point) if pd.isna(layer) else f"{layer:.0f}"
+        for hook_point, layer in zip(frame["hook_point"], frame["layer"], strict=True)
+    ]
+
+
+def _in_order(table: pd.DataFrame) -> list[str]:
+    places = table.drop_duplicates("column").sort_values("layer", kind="stable")
+    return places["column"].tolist()
+
+
+def _score_cells(grid: pd.DataFrame, score: str) -> go.Heatmap:
+    return go.Heatmap(
+        z=grid.to_numpy(),
+        x=list(grid.columns),
+        y=list(grid.index),
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=1,
+        texttemplate="%{z:.2f}" if grid.shape[1] <= MOST_TEXTS else None,
+        hovertemplate=f"%{{y}}<br>layer %{{x}}<br>{SCORE_NAMES[score]} %{{z:.4f}}<extra></extra>",
+        hoverongaps=False,
+    )
+
+
+def _frame_best(figure: go.Figure, grid: pd.DataFrame, panel: int) -> None:
+    numbers = grid.to_numpy()
+    if np.isnan(numbers).all():
+        return
+    row, column = np.unravel_index(np.nanargmax(numbers), numbers.shape)
+    _frame(figure, int(row), int(column), panel, 1)
+
+
+def _frame(figure: go.Figure, row: int, column: int, panel_row: int, panel_column: int) -> None:
+    """Draw a frame around one cell: categories stand at whole numbers."""
+    figure.add_shape(
+        type="rect",
+        x0=column - 0.5,
+        x1=column + 0.5,
+        y0=row - 0.5,
+        y1=row + 0.5,
+        line={"color": "#D62728", "width": 2},
+        row=panel_row,  # pyright: ignore[reportArgumentType]
+        col=panel_column,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _place_layout(grids: Sequence[pd.DataFrame], score: str) -> dict[str, Any]:
+    low = CHANCE.get(score, 0.0)
+    highest = max(float(np.nanmax(grid.to_numpy(), initial=low)) for grid in grids)
+    high = 1.0 if score in CHANCE else max(highest, low + 1e-9)
+    n_rows = sum(len(grid) for grid in grids)
+    return {
+        "height": 150 + 30 * n_rows + 45 * (len(grids) - 1),
+        "margin": {"l": 20, "r": 20, "t": 40, "b": 50},
+        "coloraxis": {
+            "colorscale": SEQUENTIAL,
+            "cmin": low,
+            "cmax": high,
+            "colorbar": _colour_bar(SCORE_NAMES[score]),
+        },
+    }
+
+
+def cosine_heatmap(
+    names: Sequence[str],
+    cosines: Float[Tensor, "n n"],
+    ceiling: Float[Tensor, "n n"] | None = None,
+    *,
+    template: str = "plotly_white",
+) -> go.Figure:
+    """Draw the cosine between every two directions, and beside it the most that noise allows.
+
+    Args:
+        names: What the directions are called.
+        cosines: In [-1, 1].
+        ceiling: The cosine to expect if nothing but noise told two directions apart; None or all
+            NaN where it is not known.
+        template: Name of a plotly template.
+
+    Returns:
+        The figure, as wide as its container.
+    """
+    panels = [("cosine", cosines)]
+    if ceiling is not None and not ceiling.isnan().all():
+        panels.append(("noise ceiling", ceiling))
+    labels, axis = _name_cells(names)
+    figure = make_subplots(
+        cols=len(panels),
+        subplot_titles=[title for title, _ in panels] if len(panels) > 1 else None,
+        horizontal_spacing=0.04,
+        shared_yaxes=True,
+    )
+    for number, (title, values) in enumerate(panels, start=1):
+        figure.add_trace(_cosine_cells(labels, values, title), row=1, col=number)
+    figure.update_yaxes(autorange="reversed", constrain="domain", constraintoward="top",
+                        type="category", showgrid=False)  # fmt: skip
+    figure.update_xaxes(constrain="domain", type="category", showgrid=False, title_text=axis,
+                        tickangle=-45 if _long(labels) else 0)  # fmt: skip
+    figure.update_yaxes(title_text=axis, col=1)
+    for suffix in ("", "2")[: len(panels)]:
+        figure.layout[f"xaxis{suffix}"].update(scaleanchor=f"y{suffix}", scaleratio=1)
+    side = 34 * len(labels) + 14 * (not _long(labels))
+    figure.update_layout(
+        template=template,
+        # Two squares of 420 pixels stand beside each other on most screens.
+        height=int(np.clip(180 + side, 320, 900 if len(panels) == 1 else 620)),
+        margin={"l": 20, "r": 20, "t": 40, "b": 40},
+        coloraxis={
+            "colorscale": DIVERGING,
+            "cmin": -1,
+            "cmax": 1,
+            "colorbar": _colour_bar("cosine"),
+        },
+    )
+    return figure
+
+
+def _name_cells(names: Sequence[str]) -> tuple[list[str], str | None]:
+    """Write hook points of one site as layers, under an axis title; other names as they are."""
+    layers = [layer_of(name) for name in names]
+    sites = {site_of(name) for name in names}
+    if len(sites) == 1 and None not in layers:
+        return [str(layer) for layer in layers], f"layer ({sites.pop()})"
+    return [
+        name.replace("_", " ") if layer is None else short_name(name)
+        for name, layer in zip(names, layers, strict=True)
+    ], None
+
+
+def _long(labels: Sequence[str]) -> bool:
+    """Say whether labels would run into each other when written level."""
+    return len(labels) * max(map(len, labels), default=0) > 48
+
+
+def _cosine_cells(labels: Sequence[str], values: Float[Tensor, "n n"], title: str) -> go.Heatmap:
+    return go.Heatmap(
+        z=values.numpy(),
+        x=list(labels),
+        y=list(labels),
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=1,
+        texttemplate="%{z:.2f}" if len(labels) <= MOST_TEXTS_IN_SQUARE else None,
+        textfont={"size": 12 if len(labels) <= 10 else 9},
+        hovertemplate=f"%{{y}} and %{{x}}<br>{title} %{{z:.3f}}<extra></extra>",
+        hoverongaps=False,
+    )
+
+
+def transfer_matrix(
+    frame: pd.DataFrame, score: str = "auroc", *, template: str = "plotly_white"
+) -> go.Figure:
+    """Draw how well a direction fitted on one set of prompts does on another.
+
+    Args:
+        frame: `fit_on`, `test_on` and the score, one row a pair.
+        score: Column to draw: auroc or separation.
+        template: Name of a plotly template.
+
+    Returns:
+        The figure, as wide as its container; cells fitted and tested on the same set are framed.
+    """
+    names = list(dict.fromkeys(frame["fit_on"]))
+    grid = frame.pivot_table(index="fit_on", columns="test_on", values=score, dropna=False)
+    grid = grid.reindex(index=names, columns=names)
+    low = CHANCE.get(score, 0.0)
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid.to_numpy(),
+            x=names,
+            y=names,
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+            texttemplate="%{z:.2f}" if len(names) <= MOST_TEXTS else None,
+            hovertemplate="fitted on %{y}<br>tested on %{x}<br>"
+            f"{SCORE_NAMES[score]} %{{z:.4f}}<extra></extra>",
+            hoverongaps=False,
+        )
+    )
+    for index in range(len(names)):
+        figure.add_shape(
+            type="rect",
+            **{"x0": index - 0.5, "x1": index + 0.5, "y0": index - 0.5, "y1": index + 0.5},
+            line={"color": NEUTRAL_COLOUR, "width": 1.5},
+        )
+    high = 1.0 if score in CHANCE else max(float(np.nanmax(grid.to_numpy(), initial=0)), 1e-9)
+    figure.update_xaxes(title_text="tested on (framed: the same, cross-fitted)",
+                        type="category", constrain="domain",
+                        tickangle=-45 if _long(names) else 0)  # fmt: skip
+    figure.update_yaxes(title_text="fitted on", type="category", autorange="reversed",
+                        constrain="domain", constraintoward="top", scaleanchor="x")  # fmt: skip
+    figure.update_layout(
+        template=template,
+        height=int(np.clip(200 + 34 * len(names), 320, 900)),
+        margin={"l": 20, "r": 20, "t": 30, "b": 40},
+        coloraxis={
+            "colorscale": SEQUENTIAL,
+            "cmin": low,
+            "cmax": high,
+            "colorbar": _colour_bar(SCORE_NAMES[score]),
+        },
+    )
+    return figure
+
+
+def _colour_bar(title: str) -> dict[str, Any]:
+    return {
+        "title": {"text": title, "side": "right"},
+        "thickness": 14,
+        "outlinewidth": 0,
+        # As high as a small figure, also beside a large one.
+        **{"lenmode": "pixels", "len": 220, "y": 1, "yanchor": "top"},
+    }
