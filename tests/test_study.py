@@ -108,7 +108,7 @@ def test_shuffled_labels_give_no_direction(default_run, tmp_path):
     assert "There is no direction here: with shuffled labels" in printed
     frame = RunFolder(folder).read_separation()
     assert frame["p_value_corrected"].min() > 0.05
-    is_inside = (frame["auroc_low"] <= 0.5) & (0.5 <= frame["auroc_high"])
+    is_inside = (frame["auroc_low"] <= 0.5) & (frame["auroc_high"] >= 0.5)
     assert is_inside.all()
 
 
