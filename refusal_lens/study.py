@@ -160,7 +160,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     clip_quantile = config.directions.clip_quantile
     directions = fit_directions(activations, clip_quantile=clip_quantile)
     options = config.validation
-    folds = {"n_folds": options.n_folds, "seed": options.seed}
+    folds: dict[str, Any] = {"n_folds": options.n_folds, "seed": options.seed}
     n_layers = activations.provenance["model"]["n_layers"]
     separation, projections = validate(
         activations,
@@ -189,7 +189,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     belief_stage(config, run_folder, activations, best, console)
     prompts, refusal = run_folder.read_prompts(), run_folder.read_refusal()
     checks = checklist(prompts, shown, best)
-    least = None if best is None else float(p_values["p_value_corrected"].min())
+    least = None if best is None else p_values["p_value_corrected"].to_numpy().min().item()
     terminal.show_checklist(console, checks, diagnose(prompts, separation, refusal, least))
     return [
         run_folder.path / "directions.safetensors",
