@@ -189,7 +189,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     belief_stage(config, run_folder, activations, best, console)
     prompts, refusal = run_folder.read_prompts(), run_folder.read_refusal()
     checks = checklist(prompts, shown, best)
-    least = None if best is None else p_values["p_value_corrected"].to_numpy().min().item()
+    least = min(p_values["p_value_corrected"].dropna().tolist(), default=None)
     terminal.show_checklist(console, checks, diagnose(prompts, separation, refusal, least))
     return [
         run_folder.path / "directions.safetensors",
