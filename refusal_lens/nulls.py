@@ -33,6 +33,9 @@ KINDS = ("permutation", "random", "covariance", "harmless_split")
 
 NULL_SCORES = ("separation", "accuracy", "auroc")
 
+FEWEST = 4
+"""Harmless prompts that can be split in two, with two of each half."""
+
 Draws = Mapping[str, Float[Tensor, "n_draws n_hook_points n_positions"]]
 
 
@@ -81,7 +84,7 @@ class Nulls:
         Of the three scores it is the one whose null has the same spread at every layer, so that
         the maximum over layers is not the business of one of them.
         """
-        table = place_frame(self.hook_points, self.positions)[["hook_point", "position"]]
+        table = place_frame(self.hook_points, self.positions).drop(columns=["site", "layer"])
         observed, draws = self.observed["auroc"], self.draws["permutation"]["auroc"]
         table["p_value"] = p_value(observed, draws).flatten().numpy()
         table["p_value_corrected"] = p_value_corrected(observed, draws).flatten().numpy()
@@ -160,39 +163,13 @@ def draw_nulls(
     Raises:
         RefusalLensError: A class has fewer than two prompts.
     """
-    is_harmful = activations.is_harmful
-    generator = np.random.default_rng(seed)
-    whole = _deal(is_harmful, n_folds, n_permutations, seed, generator)
-    harmless = (~is_harmful).nonzero().flatten()
-    halves = None
-    if len(harmless) >= 4:
-        is_first = torch.arange(len(harmless)) % 2 == 0
-        halves = _deal(is_first, n_folds, n_permutations, seed, generator)
     d_model = activations.values.shape[-1]
-    sphere = torch.from_numpy(generator.standard_normal((n_permutations, d_model), np.float32))
-    sphere = clip_rows(sphere, clip_quantile)
-    mixing = torch.from_numpy(
-        generator.standard_normal((n_permutations, len(is_harmful)), np.float32)
-    )
-    _, is_kept = fit_grid(activations.values, is_harmful)
-    results: dict[tuple[int, int], dict[str, DrawnScores]] = {}
-    for row, column in track(is_kept.nonzero().tolist(), "Drawing nulls", show_progress):
-        values = activations.values[:, row, column]
-        place = Place.of(values[whole.order])
-        drawn = {
-            "permutation": score_refits(place, whole.labels, whole.folds, clip_quantile),
-            "random": score_directions(place, sphere, whole.labels[0]),
-            "covariance": score_mixtures(
-                place, mixing, whole.labels[0], whole.folds, clip_quantile
-            ),
-        }
-        if halves is not None:
-            half = Place.of(values[harmless[halves.order]])
-            # The first row is the halves as they were dealt, not a random draw of its own.
-            drawn["harmless_split"] = score_refits(
-                half, halves.labels[1:], halves.folds, clip_quantile
-            )
-        results[row, column] = drawn
+    plan = _plan(activations.is_harmful, d_model, n_folds, n_permutations, seed)
+    _, is_kept = fit_grid(activations.values, activations.is_harmful)
+    results = {
+        (row, column): _draw_place(activations.values[:, row, column], plan, clip_quantile)
+        for row, column in track(is_kept.nonzero().tolist(), "Drawing nulls", show_progress)
+    }
     return _gather(results, is_kept, activations)
 
 
@@ -203,6 +180,55 @@ class _Deal:
     order: Int[Tensor, " n_prompts"]
     folds: Sequence[slice]
     labels: Float[Tensor, "n_draws n_prompts"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """All random numbers of the nulls, the same at every place.
+
+    `harmless` are the prompts that `halves` deals out; None where they are too few. `sphere` are
+    directions, `mixing` weights of the prompts in the order of `whole`.
+    """
+
+    whole: _Deal
+    harmless: Int[Tensor, " n_harmless"]
+    halves: _Deal | None
+    sphere: Float[Tensor, "n_draws d_model"]
+    mixing: Float[Tensor, "n_draws n_prompts"]
+
+
+def _plan(
+    is_harmful: Bool[Tensor, " n_prompts"], d_model: int, n_folds: int, n_draws: int, seed: int
+) -> _Plan:
+    generator = np.random.default_rng(seed)
+    whole = _deal(is_harmful, n_folds, n_draws, seed, generator)
+    harmless = (~is_harmful).nonzero().flatten()
+    is_first = torch.arange(len(harmless)) % 2 == 0
+    halves = _deal(is_first, n_folds, n_draws, seed, generator) if len(harmless) >= FEWEST else None
+    sphere, mixing = (
+        torch.from_numpy(generator.standard_normal((n_draws, width), np.float32))
+        for width in (d_model, len(is_harmful))
+    )
+    return _Plan(whole, harmless, halves, sphere, mixing)
+
+
+def _draw_place(
+    values: Float[Tensor, "n_prompts d_model"], plan: _Plan, clip_quantile: float | None
+) -> dict[str, DrawnScores]:
+    """Draw every null at one place."""
+    whole, halves = plan.whole, plan.halves
+    place, labels = Place.of(values[whole.order]), whole.labels[0]
+    sphere = clip_rows(plan.sphere, clip_quantile)
+    drawn = {
+        "permutation": score_refits(place, whole.labels, whole.folds, clip_quantile),
+        "random": score_directions(place, sphere, labels),
+        "covariance": score_mixtures(place, plan.mixing, labels, whole.folds, clip_quantile),
+    }
+    if halves is not None:
+        half = Place.of(values[plan.harmless[halves.order]])
+        # The first row is the halves as they were dealt, not a random draw of its own.
+        drawn["harmless_split"] = score_refits(half, halves.labels[1:], halves.folds, clip_quantile)
+    return drawn
 
 
 def _deal(

@@ -231,9 +231,10 @@ def auroc_rows(
     ordered = np.sort(tagged.view(np.float32), axis=1).view(np.int32) & 1
     n_prompts = ordered.shape[1]
     rank_sum = ordered.astype(np.float64) @ np.arange(1, n_prompts + 1)
-    n_harmful = ordered.sum(axis=1)
+    n_harmful = (labels.numpy() > 0).sum(axis=1)
     n_pairs = n_harmful * (n_prompts - n_harmful)
-    return torch.from_numpy((rank_sum - n_harmful * (n_harmful + 1) / 2) / n_pairs).float()
+    aurocs = torch.from_numpy((rank_sum - n_harmful * (n_harmful + 1) / 2) / n_pairs).float()
+    return aurocs.masked_fill(margins.isnan().any(dim=1), torch.nan)
 
 
 def _cross_fit(

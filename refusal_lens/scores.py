@@ -176,7 +176,8 @@ def _separation(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
 
 
 def _accuracy(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
-    return sum(sides.n_right()) / sum(sides.sizes)
+    caught, passed = sides.n_right()
+    return (caught + passed) / sum(sides.sizes)
 
 
 def _balanced_accuracy(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:

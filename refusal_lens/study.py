@@ -198,7 +198,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     method = config.directions.method
     directions = fit_directions(activations, clip_quantile=clip_quantile, method=method)
     options = config.validation
-    folds = {"n_folds": options.n_folds, "seed": options.seed}
+    folds: dict[str, Any] = {"n_folds": options.n_folds, "seed": options.seed}
     n_layers = activations.provenance["model"]["n_layers"]
     separation, projections = validate(
         activations,
@@ -235,7 +235,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     belief_stage(config, run_folder, activations, best, console)
     prompts, refusal = run_folder.read_prompts(), run_folder.read_refusal()
     checks = checklist(prompts, shown, best)
-    least = None if best is None else float(p_values["p_value_corrected"].min())
+    least = min(p_values["p_value_corrected"].dropna().tolist(), default=None)
     findings = diagnose(prompts, separation, refusal, least)
     fitted = Fitted(
         config=config,

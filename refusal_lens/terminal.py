@@ -4,7 +4,8 @@ Knows rich and the wording. Computes nothing.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def show_separation(
     console.print(table)
 
 
-def _scored(row: Mapping[str, float], name: str) -> str:
+def _scored(row: Mapping[Hashable, Any], name: str) -> str:
     """Write a score in the colour of its band, its interval, and the score in sample."""
     value, low, high, before = (row[name + end] for end in ("", "_low", "_high", "_in_sample"))
     if name == "separation":
@@ -189,8 +190,11 @@ def show_nested(console: Console, nested: pd.DataFrame) -> None:
     """Print which places win when chosen without the prompts they are scored on."""
     if nested.empty:
         return
-    wins = nested.groupby(["hook_point", "position"]).size().sort_values(ascending=False)
-    said = ", ".join(f"{name} at {position} {n}" for (name, position), n in wins.head(3).items())
+    chosen = [
+        f"{name} at {at}" for name, at in zip(nested["hook_point"], nested["position"], strict=True)
+    ]
+    wins = Counter(chosen)
+    said = ", ".join(f"{name} {n}" for name, n in wins.most_common(3))
     means = nested[["separation", "accuracy", "auroc"]].mean()
     console.print(
         f"Chosen anew without each fold, of {len(nested)} choices: {said}"

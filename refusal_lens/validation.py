@@ -197,11 +197,10 @@ def validate(
 
     The interval adds two bootstraps, each class resampled by itself. One resamples the prompts
     that are scored and keeps the directions; the other resamples the prompts that are fitted to
-    (copies stay in their fold) and keeps those that are scored, around its own mean. With few
-    dimensions the second adds next to nothing. With more dimensions than prompts, directions are
-    mostly noise that folds share, and the first alone covers 84 % where it says 95 %.
-    The interval does not cover that the best of many places was chosen (`refusal_lens.nested`), or
-    prompts of another kind. Where every draw is perfect it has no width.
+    (copies stay in their fold) and keeps those that are scored, around its own mean. In few
+    dimensions the second adds next to nothing; with more dimensions than prompts the folds share
+    noise, and the first alone would cover 82 to 89 %. Not covered: that the best of many places
+    was chosen (`refusal_lens.nested`), and prompts of another kind. A perfect score has no width.
 
     Args:
         activations: Activations of both classes.
@@ -228,22 +227,19 @@ def validate(
     everything = torch.ones(1, len(is_harmful), dtype=torch.bool)
     is_fitting = torch.cat([fitting_splits(folds), everything])
     splits = project_splits(activations, is_fitting, clip_quantile, method)
-    in_sample = score(
-        splits.values[-1] / splits.norms, splits.values[-1] - splits.thresholds[-1], is_harmful
-    )
-    values, draws = _score_repeats(splits, folds, is_harmful, n_resamples, seed)
+    whole, threshold = splits.values[-1], splits.thresholds[-1]
+    in_sample = score(whole / splits.norms, whole - threshold, is_harmful)
+    resamples = (n_resamples, seed)
+    values, draws = _score_repeats(splits, folds, is_harmful, resamples)
     turns = dict.fromkeys(SCORES, torch.zeros(()))
     if method == DIFFERENCE_OF_MEANS:
-        turns = _refit_deviations(
-            activations, folds[0], clip_quantile, (n_resamples, seed), show_progress
-        )
+        turns = _refit_deviations(activations, folds[0], clip_quantile, resamples, show_progress)
     scores = {
         name: Score(values[name], *_interval(name, draws[name], turns[name]), in_sample[name])
         for name in SCORES
     }
-    separation = Separation(
-        scores, activations.hook_points, activations.positions, int(folds.max()) + 1
-    )
+    names = activations.hook_points, activations.positions
+    separation = Separation(scores, *names, int(folds.max()) + 1)
     return separation, first_projections(activations, splits, folds[0])
 
 
@@ -251,12 +247,11 @@ def _score_repeats(
     splits: Splits,
     folds: Int[Tensor, "n_repeats n_prompts"],
     is_harmful: Bool[Tensor, " n_prompts"],
-    n_resamples: int,
-    seed: int,
+    resamples: tuple[int, int],
 ) -> tuple[Scores, Scores]:
-    """Return scores and their resamples, both averaged over the repeats."""
+    """Return scores and their resamples (number, seed), both averaged over the repeats."""
     # All repeats see the same resample: they score the same prompts.
-    counts = draw_counts(is_harmful, n_resamples, seed)
+    counts = draw_counts(is_harmful, *resamples)
     n_folds = int(folds.max()) + 1
     values, draws = [], []
     for repeat, dealt in enumerate(folds):

@@ -98,7 +98,7 @@ def test_p_values_by_hand():
 @pytest.fixture(scope="module")
 def on_noise():
     """Nulls of 500 experiments on pure noise: each place is one."""
-    return draw_nulls(noise(20, 500, 12), n_permutations=99)
+    return draw_nulls(noise(20, 500, 12), n_folds=2, n_permutations=99)
 
 
 @pytest.mark.parametrize("name", ["separation", "auroc"])
@@ -138,14 +138,13 @@ def test_covariance_null_knows_the_directions_that_vary_most():
     # own covariance often lie near it, those that are uniform on the sphere do not.
     activations = noise(40, 1, 100)
     values = activations.values.clone()
-    values[..., 0] *= 30
-    values[activations.is_harmful, ..., 0] += 40
+    values[..., 0] *= 4
+    values[activations.is_harmful, ..., 0] += 5.4
     stretched = Activations(values, activations.is_harmful, ("a",), ("last",))
     nulls = draw_nulls(stretched, clip_quantile=None, n_permutations=200)
     medians = {kind: nulls.draws[kind]["auroc"].median().item() for kind in KINDS}
-    assert medians["covariance"] > 0.7
     assert medians["random"] < medians["covariance"] - 0.05
-    assert medians["permutation"] < 0.6
+    assert medians["permutation"] < medians["random"]
 
 
 def test_planted_direction_is_found_and_harmless_halves_have_none():

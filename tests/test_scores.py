@@ -77,11 +77,11 @@ def test_interval_holds_the_middle_of_the_draws():
 
 @pytest.mark.parametrize(("n", "d_model"), [(60, 3), (60, 300)])
 def test_intervals_cover_the_true_scores_of_these_directions_at_their_rate(n, d_model):
-    # 300 places are 300 experiments. The truth is that of the directions as they were fitted: a
+    # 200 places are 200 experiments. The truth is that of the directions as they were fitted: a
     # new harmful prompt has the margin (mu.u - t) with standard deviation 1, a harmless one (-t).
     shift = 1.5
-    activations = noise(n, 300, d_model, shift)
-    separation, _ = validate(activations, clip_quantile=None, n_repeats=1, n_resamples=300)
+    activations = noise(n, 200, d_model, shift)
+    separation, _ = validate(activations, clip_quantile=None, n_repeats=1, n_resamples=200)
     folds = repeat_folds(activations.is_harmful, 5, 1, 0)
     splits = project_splits(activations, fitting_splits(folds), None)
     above, threshold = splits_at(activations, folds, shift), splits.thresholds[..., 0].numpy()
@@ -90,9 +90,9 @@ def test_intervals_cover_the_true_scores_of_these_directions_at_their_rate(n, d_
     for name, truth in truths.items():
         one = separation.scores[name]
         is_covered = (one.low[:, 0].numpy() <= truth) & (truth <= one.high[:, 0].numpy())
-        # Standard error of a coverage of 95 % over 300 experiments: 1.3 %. Directions held fixed,
+        # Standard error of a coverage of 95 % over 200 experiments: 1.5 %. Directions held fixed,
         # 300 dimensions would give 89 %.
-        assert 0.92 <= is_covered.mean() <= 0.985, name
+        assert 0.905 <= is_covered.mean() <= 0.99, name
 
 
 def splits_at(activations, folds, shift: float) -> np.ndarray:
