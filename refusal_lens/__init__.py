@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "Activations": "collector",
+    "Activations": "activations",
     "Choice": "selection",
     "Config": "config",
     "ContrastSet": "prompts",
@@ -26,8 +26,8 @@ _PUBLIC = {
     "Tokens": "tokens",
     "WeightKernel": "selection",
     "choose_best": "selection",
-    "collect": "collector",
-    "collect_moments": "collector",
+    "collect": "engines",
+    "collect_moments": "engines",
     "cosine_project": "directions",
     "fit_directions": "directions",
     "load_config": "config",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -56,7 +57,8 @@ def make_reader(
 
     Args:
         model: The model.
-        tokens: All prompts that will be read: what they share at the beginning is run here, once.
+        tokens: All prompts that will be read, or a `frame` of them: what they share at the
+            beginning is run here, once.
         hook_points: Selectors.
         positions: Positions.
 
@@ -202,10 +204,10 @@ def _gather(pooled: dict[str, Tensor], names: Sequence[str]) -> Pooled:
 
 def pad_right(tokens: Tokens, pad_id: int, start: int = 0) -> Int[Tensor, "batch pos"]:
     """Lay ragged ids out as one tensor, padded on the right, from token `start` on."""
-    ids = torch.full((len(tokens), max(tokens.lengths) - start), pad_id)
-    for row, prompt in enumerate(tokens.ids):
-        ids[row, : len(prompt) - start] = torch.tensor(prompt[start:])
-    return ids
+    ids = np.full((len(tokens), max(tokens.lengths) - start), pad_id, dtype=np.int64)
+    for row, length in enumerate(tokens.lengths):
+        ids[row, : length - start] = tokens.ids.array(row)[start:]
+    return torch.from_numpy(ids)
 
 
 def _pad_id(model: Model) -> int:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, HARMFUL, HARMLESS, make_tokenizer, save_checkpoint
 
-from refusal_lens import batching, collector, store
+from refusal_lens import batching, collector, shard_reader, store
 from refusal_lens.collector import collect, collect_moments
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models import load_model
@@ -307,7 +307,7 @@ def test_activations_on_disk_are_those_in_memory(
 def test_finished_activations_need_no_forward_pass(tmp_path, model, prompts, monkeypatch):
     first = collect_to(tmp_path, model, prompts)
     before = files_of(tmp_path)
-    monkeypatch.setattr(collector, "run_in_batches", None)
+    monkeypatch.setattr(shard_reader, "run_in_batches", None)
     again = collect_to(tmp_path, model, prompts)
     assert torch.equal(again.values, first.values)
     assert files_of(tmp_path) == before
@@ -338,7 +338,7 @@ def test_damaged_shard_is_batched_as_it_was_while_the_budget_was_searched(
     batches = json.loads((tmp_path / "shard-00000.json").read_text())["batches"]
     assert len({len(rows) for rows in batches}) > 1
     (tmp_path / "shard-00000.safetensors").unlink()
-    monkeypatch.setattr(collector, "run_in_batches", None)
+    monkeypatch.setattr(shard_reader, "run_in_batches", None)
     collect_to(tmp_path, model, prompts, token_budget=None)
     assert json.loads((tmp_path / "shard-00000.json").read_text())["batches"] == batches
 
@@ -347,13 +347,13 @@ def test_token_budget_of_the_first_shard_serves_them_all(
     tmp_path, model, prompts, two_prompts_a_shard, monkeypatch
 ):
     asked = []
-    run_in_batches = collector.run_in_batches
+    run_in_batches = shard_reader.run_in_batches
 
     def spy(lengths, run, **options):
         asked.append(options["token_budget"])
         return run_in_batches(lengths, run, **options)
 
-    monkeypatch.setattr(collector, "run_in_batches", spy)
+    monkeypatch.setattr(shard_reader, "run_in_batches", spy)
     monkeypatch.setattr(batching, "CPU_BUDGETS", (64, 64))
     collect_to(tmp_path, model, prompts, token_budget=None)
     assert asked == [None, 64, 64, 64]

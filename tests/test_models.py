@@ -23,7 +23,7 @@ def random_tokens(vocab_size: int) -> Tokens:
     lengths = (11, 19, 16)
     rows = [torch.randint(0, vocab_size, (n,), generator=generator) for n in lengths]
     ids = tuple(tuple(row.tolist()) for row in rows)
-    return Tokens(("a", "b", "c"), ids, ((0, 1),) * 3)
+    return Tokens.of(("a", "b", "c"), ids, ((0, 1),) * 3)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
