@@ -53,13 +53,13 @@ def collect_with_ray(
     Args:
         model: How each worker loads its model; or one from `load_model`, which workers load again.
         prompts: Harmful and harmless prompts.
-        hook_points, positions: As in `collect`.
+        hook_points: As in `collect`.
+        positions: As in `collect`.
         folder: Where the workers write their shards. All machines must see it by this path.
-        engine: Which machines, and what a worker gets; the defaults if None. A Ray session that
-            this process has joined already is used as it is.
+        engine: Which machines, and what a worker gets. A Ray session that this process has joined
+            already is used as it is.
         system_prompt: What the system says before each prompt.
-        token_budget: Most tokens in a batch, padding included; None finds what is fastest, on the
-            first worker.
+        token_budget: Most tokens in a batch; None finds what is fastest, on the first worker.
         resume: Go on with what is in `folder`.
         dtype: Precision in `folder`.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
@@ -266,7 +266,7 @@ def _dataset(workers: Workers, task: Task, job: _Job, shards: dict[int, range]) 
         {
             "index": index,
             "portion": job.survey.portion(shard),
-            "is_harmful": class_labels(job.survey.prompts, shard),
+            "is_harmful": class_labels(job.survey.prompts, shard).tolist(),
         }
         for index, shard in shards.items()
     ]

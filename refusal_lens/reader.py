@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from refusal_lens.batching import fits
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.fast_forward import KeyValues, Stop, forward, why_not_fast
 from refusal_lens.hook_points import layer_of, resolve_hook_points, site_of, stop_layer
@@ -123,10 +124,20 @@ def _run_prefix(model: HookedTransformer, ids: tuple[int, ...], names: Sequence[
     def keep(activation: Tensor, hook: Any) -> None:
         before[hook.name] = activation[0]
 
+    past: list[KeyValues] = []
+
+    def run() -> None:
+        row = torch.tensor([ids], device=model.cfg.device)
+        past.extend(forward(model, row, Stop(stop_layer(names) or 0)))
+
     hooks: list[Any] = [(name, keep) for name in names]
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
-        row = torch.tensor([ids], device=model.cfg.device)
-        past = forward(model, row, Stop(stop_layer(names) or 0))
+        if not fits(run):
+            raise RefusalLensError(
+                f"The first {len(ids)} tokens, which all prompts share, do not fit in memory on "
+                f"{model.cfg.device}, even alone. Shorten them, or use a smaller dtype or a larger "
+                "device."
+            )
     return _Prefix(len(ids), past, before)
 
 

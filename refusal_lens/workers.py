@@ -70,7 +70,7 @@ class Actor:
         if self._fault:
             return done
         try:
-            return done | self._read(row["index"], row["portion"], row["is_harmful"])
+            return done | self._read(row["index"], row["portion"], torch.tensor(row["is_harmful"]))
         except RefusalLensError as error:
             return done | {"fault": str(error)}
 

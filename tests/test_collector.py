@@ -2,6 +2,8 @@
 
 import gc
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +12,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, HARMFUL, HARMLESS, make_tokenizer, save_checkpoint
+from conftest import (
+    ARCHITECTURES,
+    HARMFUL,
+    HARMLESS,
+    REPOSITORY,
+    make_tokenizer,
+    save_checkpoint,
+)
 
 from refusal_lens import batching, collector, shard_reader, store
 from refusal_lens.collector import collect, collect_moments
@@ -271,6 +280,102 @@ def test_at_returns_one_place(activations):
     place = activations.at("blocks.1.hook_resid_post", "-1")
     assert torch.equal(place, activations.values[:, 1, 0])
     assert "8 prompts (4 harmful)" in repr(replace(activations))
+
+
+# --- out of memory ----------------------------------------------------------------------------
+
+
+EXHAUST = """
+import json, resource, sys
+import torch
+from conftest import make_tokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from refusal_lens import RefusalLensError, collect
+from refusal_lens.collector import collect_moments
+from refusal_lens.conversion import convert
+from refusal_lens.prompts import ContrastSet
+
+torch.manual_seed(0)
+tokenizer = make_tokenizer()
+sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+config = Qwen2Config(
+    vocab_size=len(tokenizer), intermediate_size=8192, num_hidden_layers=2, **sizes
+)
+model = convert(Qwen2ForCausalLM(config).eval(), "cpu", "none", 1)
+model.tokenizer = tokenizer
+
+def contrast(write):
+    texts = [write(number) for number in range(32)]
+    return ContrastSet.from_texts(texts[:16], texts[16:])
+
+def limit(mebibytes):
+    # What the process may map beyond what it has: the allocator itself says no.
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmSize"))
+    now = 1024 * int(line.split()[1])
+    resource.setrlimit(resource.RLIMIT_AS, (now + mebibytes * 2**20, resource.RLIM_INFINITY))
+
+def read(prompts, budget):
+    return collect(model, prompts, "resid_post", ["last", "mean"], token_budget=budget,
+                   show_progress=False)
+
+def told(prompts):
+    try:
+        read(prompts, 100_000)
+    except RefusalLensError as error:
+        return str(error)
+
+short = contrast(lambda number: f"{number} {'car ' * 60}")
+long = contrast(lambda number: f"{number} {'car ' * 4000}")
+alike = contrast(lambda number: f"{'car ' * 4000} {number}")
+expected = read(short, 128)
+limit(60)
+got = read(short, 100_000)
+moments = collect_moments(model, short, token_budget=100_000, show_progress=False)
+limit(30)
+too_long, too_much_alike = told(long), told(alike)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+again = read(short, 128)
+print(json.dumps({
+    "difference": float((got.values - expected.values).abs().max()),
+    "budget": got.provenance["collection"]["token_budget"],
+    "moments_budget": moments.provenance["collection"]["token_budget"],
+    "too_long": too_long,
+    "too_much_alike": too_much_alike,
+    "hooked": hooked,
+    "is_as_before": torch.equal(again.values, expected.values),
+}))
+"""
+
+
+def test_memory_that_really_runs_out_costs_a_smaller_batch_and_no_crash():
+    # 32 prompts of 75 tokens want 75 MiB for one layer's hidden units, and may have 60 in all.
+    script = subprocess.run(
+        [sys.executable, "-c", EXHAUST],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY / "tests",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert script.returncode == 0, script.stderr
+    told = json.loads(script.stdout.splitlines()[-1])
+    assert told["difference"] < 1e-5
+    assert 75 < told["budget"] < 2400
+    assert 75 < told["moments_budget"] < 2400
+    # Not even one prompt of thousands of tokens fits in 30 MiB, and it has a name.
+    assert re.fullmatch(
+        r"Prompt harmful-0\d\d with \d{4} tokens does not fit in memory on cpu, even alone. Take "
+        "it out, or use a smaller dtype or a larger device.",
+        told["too_long"],
+    )
+    assert re.fullmatch(
+        r"The first \d{4} tokens, which all prompts share, do not fit in memory on cpu, even "
+        "alone. Shorten them, or use a smaller dtype or a larger device.",
+        told["too_much_alike"],
+    )
+    assert told["hooked"] == []
+    assert told["is_as_before"]
 
 
 # --- to disk ----------------------------------------------------------------------------------

@@ -285,7 +285,7 @@ def actor(settings, prompts, folder, **changes):
     key = {**reading, "dtype": "float32"}
     opened = open_store(folder, key, n_prompts=len(prompts))
     task = workers.Task(job.settings, 1, {**reading, **changes}, BUDGET, opened)
-    row = {"index": 0, "portion": job.survey.portion(range(2)), "is_harmful": torch.ones(2) > 0}
+    row = {"index": 0, "portion": job.survey.portion(range(2)), "is_harmful": [True, True]}
     return task, row
 
 
