@@ -149,6 +149,36 @@ def test_moments_give_the_directions_of_the_activations(model, prompts, activati
         torch.testing.assert_close(mine.m2 / 3, values.var(dim=0), rtol=1e-9, atol=1e-12)
 
 
+def test_shards_of_prompts_change_no_moments(model, prompts, monkeypatch):
+    options = {"token_budget": 1, "show_progress": False}
+    whole = collect_moments(model, prompts, **options)
+    monkeypatch.setattr(collector, "shard_rows", lambda n: store.shard_rows(n, 3))
+    parts = collect_moments(model, prompts, **options)
+    for one, other in ((whole.harmful, parts.harmful), (whole.harmless, parts.harmless)):
+        assert one.count == other.count == 4
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(one.m2, other.m2, rtol=1e-12, atol=1e-14)
+    described = [each.provenance["collection"] for each in (whole, parts)]
+    assert described[0]["n_tokens"] == described[1]["n_tokens"]
+
+
+def test_moments_hold_one_shard_of_tokens_at_a_time(model, prompts, monkeypatch):
+    # Before: all prompts were tokenised into Python tuples at the start.
+    alive, references = [], []
+    read_moments = collector.read_moments
+
+    def spy(reader, tokens, *rest, **options):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in references))
+        references.append(weakref.ref(tokens))
+        return read_moments(reader, tokens, *rest, **options)
+
+    monkeypatch.setattr(collector, "read_moments", spy)
+    monkeypatch.setattr(collector, "shard_rows", lambda n: store.shard_rows(n, 2))
+    collect_moments(model, prompts, show_progress=False)
+    assert (alive, len(references)) == ([0, 0, 0, 0], 4)
+
+
 def test_bfloat16_model_gives_float32_and_sums_in_it(checkpoint, prompts):
     half = load_model(checkpoint, device="cpu", dtype="bfloat16")
     got = collect(half, prompts, "resid_pre:0", ["mean"], show_progress=False)
@@ -181,6 +211,21 @@ def test_hooks_are_gone_after_an_error(model, prompts):
             collect_all(model, prompts)
         assert not model.hook_dict[NAMES[0]].fwd_hooks
         assert len(model.hook_dict["blocks.1.hook_resid_pre"].fwd_hooks) == 1
+
+
+def test_fast_path_leaves_the_model_as_it_was_after_an_error(model, prompts, monkeypatch):
+    from refusal_lens import fast_forward
+
+    def fail(*arguments):
+        raise RuntimeError("planted")
+
+    before = {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()}
+    monkeypatch.setattr(fast_forward, "_fused", fail)
+    with pytest.raises(RuntimeError, match="planted"):
+        collect_all(model, prompts)
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    assert {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()} == before
+    assert torch.is_grad_enabled()
 
 
 def test_users_hooks_are_seen_in_the_activations(model, prompts):
