@@ -412,7 +412,7 @@ def serve_moments(n_prompts: int) -> None:
     at_start = reset_peak("cpu")
     texts = [f"Tell me how to {n} the {objects[n % 8]} and {n // 7}." for n in range(n_prompts)]
     prompts = ContrastSet.from_texts(texts[: n_prompts // 2], texts[n_prompts // 2 :])
-    few = ContrastSet.from_texts(texts[:512], texts[-512:])
+    few = ContrastSet.from_texts(texts[:256], texts[-256:])
     del texts
     collect_moments(model, few, show_progress=False)
     before = reset_peak("cpu")
