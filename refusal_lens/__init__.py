@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "Activations": "collector",
+    "Activations": "activations",
     "Attribution": "attribution",
     "Choice": "selection",
     "Config": "config",
@@ -29,8 +29,8 @@ _PUBLIC = {
     "WeightKernel": "selection",
     "attribute": "attribution",
     "choose_best": "selection",
-    "collect": "collector",
-    "collect_moments": "collector",
+    "collect": "engines",
+    "collect_moments": "engines",
     "cosine_project": "directions",
     "fit_directions": "directions",
     "fit_subspace": "subspaces",

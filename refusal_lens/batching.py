@@ -6,6 +6,7 @@ Knows lengths, time and memory. Does not know what is run on a batch.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,7 +20,12 @@ no faster; GPUs want to be filled."""
 WORTHWHILE = 1.05
 """A larger batch must be this much faster to be taken."""
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cublas_status_alloc_failed",
+)
 
 
 @dataclass(frozen=True)
@@ -64,16 +70,12 @@ def run_in_batches(
         longest = max(1, lengths[order[start]])
         rows = order[start : start + max(1, search.budget // longest)]
         batch_began = time.perf_counter()
-        try:
-            run(rows)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
+        if not fits(run, rows):
             if len(rows) == 1:
                 raise RefusalLensError(
                     f"Prompt {name_of(rows[0])} with {longest} tokens does not fit in memory on "
                     f"{device}, even alone. Take it out, or use a smaller dtype or a larger device."
-                ) from error
+                )
             search.settle(max(1, len(rows) // 2) * longest)
             if device.startswith("cuda"):
                 torch.cuda.empty_cache()
@@ -118,6 +120,24 @@ class _BudgetSearch:
             self.is_settled = True
         else:
             self.best_rate, self.budget = rate, self.budget * 2
+
+
+def fits(run: Callable[..., None], *arguments: Any) -> bool:
+    """Run something; say whether there was memory for it.
+
+    When this returns, the error is gone, and with it the frames that held the activations.
+
+    Example:
+        >>> fits(lambda: None)
+        True
+    """
+    try:
+        run(*arguments)
+    except (RuntimeError, MemoryError) as error:
+        if _is_out_of_memory(error):
+            return False
+        raise
+    return True
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

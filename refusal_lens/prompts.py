@@ -9,6 +9,7 @@ import reprlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
@@ -91,12 +92,17 @@ class PromptSet:
         """The texts, in order."""
         return [prompt.text for prompt in self.prompts]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Fingerprint of ids, texts and categories in order; the name and places do not count."""
-        rows = [[prompt.id, prompt.text, prompt.category] for prompt in self.prompts]
-        # JSON keeps field borders apart, so ("ab", "c") and ("a", "bc") differ.
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        # That of one JSON list of them all, written row by row: prompts may be many. JSON keeps
+        # field borders apart, so ("ab", "c") and ("a", "bc") differ.
+        digest = hashlib.sha256(b"[")
+        for number, prompt in enumerate(self.prompts):
+            row = json.dumps([prompt.id, prompt.text, prompt.category])
+            digest.update(f"{', ' if number else ''}{row}".encode())
+        digest.update(b"]")
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,15 +147,27 @@ class ContrastSet:
     def __len__(self) -> int:
         return len(self.harmful) + len(self.harmless)
 
-    @property
+    @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
         """All prompts, harmful first, then harmless."""
         return self.harmful.prompts + self.harmless.prompts
 
-    @property
+    @cached_property
     def is_harmful(self) -> tuple[bool, ...]:
         """The class of each prompt, in the order of `prompts`."""
         return (True,) * len(self.harmful) + (False,) * len(self.harmless)
+
+    def between(self, rows: range) -> tuple[Prompt, ...]:
+        """Return some neighbours among `prompts`, without listing them all.
+
+        Example:
+            >>> few = ContrastSet.from_texts(["a", "b"], ["c", "d"])
+            >>> [prompt.text for prompt in few.between(range(1, 3))]
+            ['b', 'c']
+        """
+        n = len(self.harmful)
+        first, stop = max(0, rows.start - n), max(0, rows.stop - n)
+        return self.harmful.prompts[rows.start : rows.stop] + self.harmless.prompts[first:stop]
 
 
 # ---- what both sides of a contrast set must keep ----

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from refusal_lens.batching import fits
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.fast_forward import KeyValues, Stop, forward, why_not_fast
 from refusal_lens.hook_points import layer_of, resolve_hook_points, site_of, stop_layer
@@ -56,7 +58,8 @@ def make_reader(
 
     Args:
         model: The model.
-        tokens: All prompts that will be read: what they share at the beginning is run here, once.
+        tokens: All prompts that will be read, or a `frame` of them: what they share at the
+            beginning is run here, once.
         hook_points: Selectors.
         positions: Positions.
 
@@ -121,10 +124,20 @@ def _run_prefix(model: HookedTransformer, ids: tuple[int, ...], names: Sequence[
     def keep(activation: Tensor, hook: Any) -> None:
         before[hook.name] = activation[0]
 
+    past: list[KeyValues] = []
+
+    def run() -> None:
+        row = torch.tensor([ids], device=model.cfg.device)
+        past.extend(forward(model, row, Stop(stop_layer(names) or 0)))
+
     hooks: list[Any] = [(name, keep) for name in names]
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
-        row = torch.tensor([ids], device=model.cfg.device)
-        past = forward(model, row, Stop(stop_layer(names) or 0))
+        if not fits(run):
+            raise RefusalLensError(
+                f"The first {len(ids)} tokens, which all prompts share, do not fit in memory on "
+                f"{model.cfg.device}, even alone. Shorten them, or use a smaller dtype or a larger "
+                "device."
+            )
     return _Prefix(len(ids), past, before)
 
 
@@ -202,10 +215,10 @@ def _gather(pooled: dict[str, Tensor], names: Sequence[str]) -> Pooled:
 
 def pad_right(tokens: Tokens, pad_id: int, start: int = 0) -> Int[Tensor, "batch pos"]:
     """Lay ragged ids out as one tensor, padded on the right, from token `start` on."""
-    ids = torch.full((len(tokens), max(tokens.lengths) - start), pad_id)
-    for row, prompt in enumerate(tokens.ids):
-        ids[row, : len(prompt) - start] = torch.tensor(prompt[start:])
-    return ids
+    ids = np.full((len(tokens), max(tokens.lengths) - start), pad_id, dtype=np.int64)
+    for row, length in enumerate(tokens.lengths):
+        ids[row, : length - start] = tokens.ids.array(row)[start:]
+    return torch.from_numpy(ids)
 
 
 def _pad_id(model: Model) -> int:

@@ -18,7 +18,6 @@ from refusal_lens import figures, interop, terminal
 from refusal_lens.activations import Activations
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.attribution import attribute
-from refusal_lens.collector import collect
 from refusal_lens.config import Config
 from refusal_lens.diagnosis import (
     Finding,
@@ -29,7 +28,7 @@ from refusal_lens.diagnosis import (
 )
 from refusal_lens.direction_files import with_record
 from refusal_lens.directions import Direction, Directions, fit_directions
-from refusal_lens.distributed import collect_with_ray
+from refusal_lens.engines import collect
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import (
     layer_of,
@@ -179,13 +178,8 @@ def collect_stage(
         "resume": resume,
         "dtype": config.collect.dtype,
     }
-    if config.engine.name == "ray":
-        activations = collect_with_ray(
-            config.model, prompts, *places, **options, engine=config.engine
-        )
-    else:
-        assert model is not None, "the local engine reads through a model"
-        activations = collect(model, prompts, *places, **options)
+    reader = model if model is not None and config.engine.name == "local" else config.model
+    activations = collect(reader, prompts, *places, **options, engine=config.engine)
     if not run_folder.provenance_path.is_file():
         run_folder.write_provenance({**activations.provenance, **describe_machine()})
     console.print(f"Collected {activations}", markup=False, highlight=False)

@@ -4,18 +4,63 @@ Knows chat templates, BOS and where the user's own text lies among the tokens. D
 models beyond their tokenizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, Int64
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts import Prompt
 
 PLACEHOLDER = "REFUSALLENSPLACEHOLDER"
 """Stands for the user's text when a template is rendered to find what surrounds that text."""
+
+CHUNK_PROMPTS = 256
+"""Prompts handed to the tokenizer at once: its lists of Python numbers take a hundred times the
+memory of what is kept of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged(Sequence[tuple[int, ...]]):
+    """Rows of whole numbers, of any lengths, in one flat array: 4 bytes a number, 8 a row.
+
+    A row becomes a tuple when it is asked for; to read many, slice `flat` by `offsets`.
+
+    Example:
+        >>> rows = Ragged.of([(1, 2, 3), (4,)])
+        >>> rows[0], rows.flat, rows.offsets
+        ((1, 2, 3), array([1, 2, 3, 4], dtype=int32), array([0, 3, 4]))
+    """
+
+    flat: Int32[np.ndarray, " n_numbers"]
+    offsets: Int64[np.ndarray, " n_rows_and_one"]
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[int]]) -> "Ragged":
+        """Lay rows out flat."""
+        arrays = [np.asarray(row, dtype=np.int32) for row in rows]
+        offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+        return cls(np.concatenate([np.empty(0, np.int32), *arrays]), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return one row, or a tuple of those in a slice."""
+        if isinstance(row, slice):
+            return tuple(self[index] for index in range(*row.indices(len(self))))
+        return tuple(self.array(range(len(self))[row]).tolist())
+
+    def array(self, row: int) -> Int32[np.ndarray, " n"]:
+        """Return one row as a view."""
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+    def select(self, rows: Iterable[int]) -> "Ragged":
+        """Return some of the rows, in the order asked for."""
+        return Ragged.of(self.array(row) for row in rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +71,18 @@ class Tokens:
     """
 
     prompt_ids: tuple[str, ...]
-    ids: tuple[tuple[int, ...], ...]
-    instruction_spans: tuple[tuple[int, int], ...]
+    ids: Ragged
+    instruction_spans: Ragged
+
+    @classmethod
+    def of(
+        cls,
+        prompt_ids: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        instruction_spans: Sequence[tuple[int, int]],
+    ) -> "Tokens":
+        """Make tokens from plain sequences, one entry a prompt."""
+        return cls(tuple(prompt_ids), Ragged.of(ids), Ragged.of(instruction_spans))
 
     def __len__(self) -> int:
         """Count the prompts."""
@@ -36,7 +91,7 @@ class Tokens:
     @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Tokens in each prompt."""
-        return tuple(len(ids) for ids in self.ids)
+        return tuple(np.diff(self.ids.offsets).tolist())
 
     def length_quantiles(self) -> dict[str, int]:
         """Return the shortest, median and longest prompt, and the quartiles, in tokens."""
@@ -48,8 +103,22 @@ class Tokens:
         """Return some of the prompts, in the order asked for."""
         return Tokens(
             tuple(self.prompt_ids[i] for i in indices),
-            tuple(self.ids[i] for i in indices),
-            tuple(self.instruction_spans[i] for i in indices),
+            self.ids.select(indices),
+            self.instruction_spans.select(indices),
+        )
+
+    @staticmethod
+    def join(parts: Sequence["Tokens"]) -> "Tokens":
+        """Put several after each other."""
+        return Tokens(
+            tuple(prompt_id for part in parts for prompt_id in part.prompt_ids),
+            *(
+                Ragged.of(rows.array(row) for rows in column for row in range(len(rows)))
+                for column in (
+                    [part.ids for part in parts],
+                    [part.instruction_spans for part in parts],
+                )
+            ),
         )
 
     def shared_prefix(self) -> tuple[int, ...]:
@@ -78,21 +147,60 @@ def tokenise(tokenizer: Any, prompts: Sequence[Prompt], system_prompt: str | Non
             would start with two BOS tokens.
     """
     _check_tokenizer(tokenizer, system_prompt)
-    rendered = [render(tokenizer, prompt.text, system_prompt) for prompt in prompts]
-    spans = _instruction_spans(tokenizer, prompts, rendered, system_prompt)
-    encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
-    bos_id, adds_bos = tokenizer.bos_token_id, _adds_bos(tokenizer)
-    ids, token_spans = [], []
-    for text, row, offsets, span in zip(
-        rendered, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
-    ):
-        # Templates mostly write the BOS themselves; add it only where neither has.
-        prefix = [bos_id] if adds_bos and not text.startswith(tokenizer.bos_token) else []
-        ids.append((*prefix, *row))
-        first, last = _covered_tokens(offsets, span)
-        token_spans.append((first + len(prefix), last + len(prefix)))
-    _check_ids(prompts, ids, bos_id)
-    return Tokens(tuple(prompt.id for prompt in prompts), tuple(ids), tuple(token_spans))
+    template = _Template.of(tokenizer, system_prompt)
+    starts = range(0, len(prompts), CHUNK_PROMPTS)
+    return Tokens.join([template.tokenise(prompts[i : i + CHUNK_PROMPTS]) for i in starts])
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A tokenizer, and what its chat template writes before and after the user's text."""
+
+    tokenizer: Any
+    system_prompt: str | None
+    before: str
+    after: str
+    adds_bos: bool
+
+    @classmethod
+    def of(cls, tokenizer: Any, system_prompt: str | None) -> "_Template":
+        """Render the template once around a placeholder."""
+        before, _, after = render(tokenizer, PLACEHOLDER, system_prompt).partition(PLACEHOLDER)
+        return cls(tokenizer, system_prompt, before, after, _adds_bos(tokenizer))
+
+    def tokenise(self, prompts: Sequence[Prompt]) -> Tokens:
+        """Format and tokenise some prompts at once."""
+        rendered = [render(self.tokenizer, prompt.text, self.system_prompt) for prompt in prompts]
+        spans = [self.span(*pair) for pair in zip(prompts, rendered, strict=True)]
+        encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        bos = self.tokenizer.bos_token
+        ids, token_spans = [], []
+        for text, row, offsets, span in zip(
+            rendered, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
+        ):
+            # Templates mostly write the BOS themselves; add it only where neither has.
+            is_bos_missing = self.adds_bos and not text.startswith(bos)
+            prefix = [self.tokenizer.bos_token_id] if is_bos_missing else []
+            ids.append((*prefix, *row))
+            first, last = _covered_tokens(offsets, span)
+            token_spans.append((first + len(prefix), last + len(prefix)))
+        _check_ids(prompts, ids, self.tokenizer.bos_token_id)
+        return Tokens.of([prompt.id for prompt in prompts], ids, token_spans)
+
+    def span(self, prompt: Prompt, text: str) -> tuple[int, int]:
+        """Find the user's text in a rendered prompt, as a range of characters.
+
+        Templates may trim the text itself, so what the template does not add is the user's.
+        """
+        first, stop = len(self.before), len(text) - len(self.after)
+        is_framed = text.startswith(self.before) and text.endswith(self.after)
+        if not is_framed or text[first:stop].strip() != prompt.text.strip():
+            raise RefusalLensError(
+                f"The chat template writes something else around prompt {prompt.id} than around "
+                f"other text ({prompt.text[:60]!r}). Take that prompt out, or shorten it to plain "
+                "words."
+            )
+        return first, stop
 
 
 def render(tokenizer: Any, text: str, system_prompt: str | None = None) -> str:
@@ -132,29 +240,6 @@ def _adds_bos(tokenizer: Any) -> bool:
     if tokenizer.bos_token_id is None:
         return False
     return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-
-
-def _instruction_spans(
-    tokenizer: Any, prompts: Sequence[Prompt], rendered: Sequence[str], system_prompt: str | None
-) -> list[tuple[int, int]]:
-    """Find the user's text in each rendered prompt, as a range of characters.
-
-    The template is rendered once around a placeholder: what stands before and after it is what
-    the template adds. Templates may trim the text itself, so the rest is the user's.
-    """
-    before, _, after = render(tokenizer, PLACEHOLDER, system_prompt).partition(PLACEHOLDER)
-    spans = []
-    for prompt, text in zip(prompts, rendered, strict=True):
-        own = text[len(before) : len(text) - len(after)]
-        is_framed = text.startswith(before) and text.endswith(after)
-        if not is_framed or own.strip() != prompt.text.strip():
-            raise RefusalLensError(
-                f"The chat template writes something else around prompt {prompt.id} than around "
-                f"other text ({prompt.text[:60]!r}). Take that prompt out, or shorten it to plain "
-                "words."
-            )
-        spans.append((len(before), len(text) - len(after)))
-    return spans
 
 
 def _covered_tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, int]:

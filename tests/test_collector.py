@@ -2,6 +2,8 @@
 
 import gc
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +12,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, HARMFUL, HARMLESS, make_tokenizer, save_checkpoint
+from conftest import (
+    ARCHITECTURES,
+    HARMFUL,
+    HARMLESS,
+    REPOSITORY,
+    make_tokenizer,
+    save_checkpoint,
+)
 
-from refusal_lens import batching, collector, store
+from refusal_lens import batching, collector, shard_reader, store
 from refusal_lens.collector import collect, collect_moments
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models import load_model
@@ -140,6 +149,36 @@ def test_moments_give_the_directions_of_the_activations(model, prompts, activati
         torch.testing.assert_close(mine.m2 / 3, values.var(dim=0), rtol=1e-9, atol=1e-12)
 
 
+def test_shards_of_prompts_change_no_moments(model, prompts, monkeypatch):
+    options = {"token_budget": 1, "show_progress": False}
+    whole = collect_moments(model, prompts, **options)
+    monkeypatch.setattr(collector, "shard_rows", lambda n: store.shard_rows(n, 3))
+    parts = collect_moments(model, prompts, **options)
+    for one, other in ((whole.harmful, parts.harmful), (whole.harmless, parts.harmless)):
+        assert one.count == other.count == 4
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(one.m2, other.m2, rtol=1e-12, atol=1e-14)
+    described = [each.provenance["collection"] for each in (whole, parts)]
+    assert described[0]["n_tokens"] == described[1]["n_tokens"]
+
+
+def test_moments_hold_one_shard_of_tokens_at_a_time(model, prompts, monkeypatch):
+    # Before: all prompts were tokenised into Python tuples at the start.
+    alive, references = [], []
+    read_moments = collector.read_moments
+
+    def spy(reader, tokens, *rest, **options):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in references))
+        references.append(weakref.ref(tokens))
+        return read_moments(reader, tokens, *rest, **options)
+
+    monkeypatch.setattr(collector, "read_moments", spy)
+    monkeypatch.setattr(collector, "shard_rows", lambda n: store.shard_rows(n, 2))
+    collect_moments(model, prompts, show_progress=False)
+    assert (alive, len(references)) == ([0, 0, 0, 0], 4)
+
+
 def test_bfloat16_model_gives_float32_and_sums_in_it(checkpoint, prompts):
     half = load_model(checkpoint, device="cpu", dtype="bfloat16")
     got = collect(half, prompts, "resid_pre:0", ["mean"], show_progress=False)
@@ -172,6 +211,21 @@ def test_hooks_are_gone_after_an_error(model, prompts):
             collect_all(model, prompts)
         assert not model.hook_dict[NAMES[0]].fwd_hooks
         assert len(model.hook_dict["blocks.1.hook_resid_pre"].fwd_hooks) == 1
+
+
+def test_fast_path_leaves_the_model_as_it_was_after_an_error(model, prompts, monkeypatch):
+    from refusal_lens import fast_forward
+
+    def fail(*arguments):
+        raise RuntimeError("planted")
+
+    before = {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()}
+    monkeypatch.setattr(fast_forward, "_fused", fail)
+    with pytest.raises(RuntimeError, match="planted"):
+        collect_all(model, prompts)
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    assert {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()} == before
+    assert torch.is_grad_enabled()
 
 
 def test_users_hooks_are_seen_in_the_activations(model, prompts):
@@ -273,6 +327,102 @@ def test_at_returns_one_place(activations):
     assert "8 prompts (4 harmful)" in repr(replace(activations))
 
 
+# --- out of memory ----------------------------------------------------------------------------
+
+
+EXHAUST = """
+import json, resource, sys
+import torch
+from conftest import make_tokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from refusal_lens import RefusalLensError, collect
+from refusal_lens.collector import collect_moments
+from refusal_lens.conversion import convert
+from refusal_lens.prompts import ContrastSet
+
+torch.manual_seed(0)
+tokenizer = make_tokenizer()
+sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+config = Qwen2Config(
+    vocab_size=len(tokenizer), intermediate_size=8192, num_hidden_layers=2, **sizes
+)
+model = convert(Qwen2ForCausalLM(config).eval(), "cpu", "none", 1)
+model.tokenizer = tokenizer
+
+def contrast(write):
+    texts = [write(number) for number in range(32)]
+    return ContrastSet.from_texts(texts[:16], texts[16:])
+
+def limit(mebibytes):
+    # What the process may map beyond what it has: the allocator itself says no.
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmSize"))
+    now = 1024 * int(line.split()[1])
+    resource.setrlimit(resource.RLIMIT_AS, (now + mebibytes * 2**20, resource.RLIM_INFINITY))
+
+def read(prompts, budget):
+    return collect(model, prompts, "resid_post", ["last", "mean"], token_budget=budget,
+                   show_progress=False)
+
+def told(prompts):
+    try:
+        read(prompts, 100_000)
+    except RefusalLensError as error:
+        return str(error)
+
+short = contrast(lambda number: f"{number} {'car ' * 60}")
+long = contrast(lambda number: f"{number} {'car ' * 4000}")
+alike = contrast(lambda number: f"{'car ' * 4000} {number}")
+expected = read(short, 128)
+limit(60)
+got = read(short, 100_000)
+moments = collect_moments(model, short, token_budget=100_000, show_progress=False)
+limit(30)
+too_long, too_much_alike = told(long), told(alike)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+again = read(short, 128)
+print(json.dumps({
+    "difference": float((got.values - expected.values).abs().max()),
+    "budget": got.provenance["collection"]["token_budget"],
+    "moments_budget": moments.provenance["collection"]["token_budget"],
+    "too_long": too_long,
+    "too_much_alike": too_much_alike,
+    "hooked": hooked,
+    "is_as_before": torch.equal(again.values, expected.values),
+}))
+"""
+
+
+def test_memory_that_really_runs_out_costs_a_smaller_batch_and_no_crash():
+    # 32 prompts of 75 tokens want 75 MiB for one layer's hidden units, and may have 60 in all.
+    script = subprocess.run(
+        [sys.executable, "-c", EXHAUST],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY / "tests",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert script.returncode == 0, script.stderr
+    told = json.loads(script.stdout.splitlines()[-1])
+    assert told["difference"] < 1e-5
+    assert 75 < told["budget"] < 2400
+    assert 75 < told["moments_budget"] < 2400
+    # Not even one prompt of thousands of tokens fits in 30 MiB, and it has a name.
+    assert re.fullmatch(
+        r"Prompt harmful-0\d\d with \d{4} tokens does not fit in memory on cpu, even alone. Take "
+        "it out, or use a smaller dtype or a larger device.",
+        told["too_long"],
+    )
+    assert re.fullmatch(
+        r"The first \d{4} tokens, which all prompts share, do not fit in memory on cpu, even "
+        "alone. Shorten them, or use a smaller dtype or a larger device.",
+        told["too_much_alike"],
+    )
+    assert told["hooked"] == []
+    assert told["is_as_before"]
+
+
 # --- to disk ----------------------------------------------------------------------------------
 
 
@@ -307,7 +457,7 @@ def test_activations_on_disk_are_those_in_memory(
 def test_finished_activations_need_no_forward_pass(tmp_path, model, prompts, monkeypatch):
     first = collect_to(tmp_path, model, prompts)
     before = files_of(tmp_path)
-    monkeypatch.setattr(collector, "run_in_batches", None)
+    monkeypatch.setattr(shard_reader, "run_in_batches", None)
     again = collect_to(tmp_path, model, prompts)
     assert torch.equal(again.values, first.values)
     assert files_of(tmp_path) == before
@@ -338,7 +488,7 @@ def test_damaged_shard_is_batched_as_it_was_while_the_budget_was_searched(
     batches = json.loads((tmp_path / "shard-00000.json").read_text())["batches"]
     assert len({len(rows) for rows in batches}) > 1
     (tmp_path / "shard-00000.safetensors").unlink()
-    monkeypatch.setattr(collector, "run_in_batches", None)
+    monkeypatch.setattr(shard_reader, "run_in_batches", None)
     collect_to(tmp_path, model, prompts, token_budget=None)
     assert json.loads((tmp_path / "shard-00000.json").read_text())["batches"] == batches
 
@@ -347,13 +497,13 @@ def test_token_budget_of_the_first_shard_serves_them_all(
     tmp_path, model, prompts, two_prompts_a_shard, monkeypatch
 ):
     asked = []
-    run_in_batches = collector.run_in_batches
+    run_in_batches = shard_reader.run_in_batches
 
     def spy(lengths, run, **options):
         asked.append(options["token_budget"])
         return run_in_batches(lengths, run, **options)
 
-    monkeypatch.setattr(collector, "run_in_batches", spy)
+    monkeypatch.setattr(shard_reader, "run_in_batches", spy)
     monkeypatch.setattr(batching, "CPU_BUDGETS", (64, 64))
     collect_to(tmp_path, model, prompts, token_budget=None)
     assert asked == [None, 64, 64, 64]

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,26 @@ import torch
 from conftest import HARMFUL, HARMLESS
 from typer.testing import CliRunner
 
-from refusal_lens import Activations, RefusalLensError, collect, distributed, store
+from refusal_lens import (
+    Activations,
+    RefusalLensError,
+    collect,
+    collect_moments,
+    collector,
+    distributed,
+    store,
+    workers,
+)
 from refusal_lens.cli import app
 from refusal_lens.cluster import Workers, join_ray, plan_workers, quiet_ray
 from refusal_lens.config import EngineConfig, ModelConfig
-from refusal_lens.distributed import collect_moments_with_ray, collect_with_ray, frame
-from refusal_lens.moments import class_moments
+from refusal_lens.distributed import collect_with_ray
+from refusal_lens.models import load_model
 from refusal_lens.store import load_activations, open_store
-from refusal_lens.tokens import Tokens, tokenise
 
 PLACES = ("resid_post", ["last", "mean"])
-ONE = EngineConfig(n_actors=1, cpus_per_actor=1)
-TWO = EngineConfig(n_actors=2, cpus_per_actor=1)
+ONE = EngineConfig(name="ray", n_actors=1, cpus_per_actor=1)
+TWO = EngineConfig(name="ray", n_actors=2, cpus_per_actor=1)
 # So small that a shard takes several batches.
 BUDGET = 16
 
@@ -41,7 +50,8 @@ def one_thread():
 def small_shards(monkeypatch):
     """Two prompts a shard: the eight prompts make four."""
     monkeypatch.setattr(store, "SHARD_PROMPTS", 2)
-    monkeypatch.setattr(distributed, "shard_rows", lambda n: store.shard_rows(n, 2))
+    for module in (collector, distributed):
+        monkeypatch.setattr(module, "shard_rows", lambda n: store.shard_rows(n, 2))
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +117,12 @@ def records(folder: Path) -> dict[str, str]:
 
 @pytest.mark.ray
 def test_two_workers_one_of_them_killed_give_what_this_process_gives(
-    ray, settings, prompts, local, tmp_path
+    ray, model, prompts, local, tmp_path
 ):
     folder = tmp_path / "far"
     folder.mkdir()
     (folder / "kill").touch()
-    far = collect_with_ray(
-        settings, prompts, *PLACES, folder=folder, engine=TWO, token_budget=BUDGET
-    )
+    far = collect(model, prompts, *PLACES, folder=folder, engine=TWO, token_budget=BUDGET)
     assert not (folder / "kill").exists()
     assert torch.equal(far.values, local.values)
     assert torch.equal(far.is_harmful, local.is_harmful)
@@ -152,14 +160,15 @@ def test_fault_in_a_worker_is_one_sentence_and_what_is_finished_is_kept(
 
 
 @pytest.mark.ray
-def test_moments_of_shards_merge_into_those_of_all(ray, settings, prompts, local):
-    moments = collect_moments_with_ray(settings, prompts, *PLACES, engine=TWO, token_budget=BUDGET)
-    for label, merged in ((True, moments.harmful), (False, moments.harmless)):
-        whole = class_moments(local.values[local.is_harmful == label])
-        assert merged.count == whole.count == 4
-        torch.testing.assert_close(merged.mean, whole.mean, atol=0, rtol=1e-12)
-        torch.testing.assert_close(merged.m2, whole.m2, atol=1e-12, rtol=1e-9)
-    assert (moments.hook_points, moments.positions) == (local.hook_points, local.positions)
+def test_moments_are_those_of_this_process_to_the_last_bit(ray, model, prompts):
+    options = {"token_budget": BUDGET, "show_progress": False}
+    far = collect_moments(model, prompts, *PLACES, engine=TWO, **options)
+    near = collect_moments(model, prompts, *PLACES, **options)
+    for one, other in ((far.harmful, near.harmful), (far.harmless, near.harmless)):
+        assert one.count == other.count == 4
+        assert torch.equal(one.mean, other.mean)
+        assert torch.equal(one.m2, other.m2)
+    assert (far.hook_points, far.positions) == (near.hook_points, near.positions)
 
 
 @pytest.mark.ray
@@ -196,6 +205,22 @@ def test_mistake_shows_before_there_are_workers_and_leaves_nothing(
             settings, prompts, "resid_past", folder=tmp_path / "far", engine=ONE, token_budget=1
         )
     assert str(there.value) == str(here.value)
+    assert not (tmp_path / "far").exists()
+
+
+@pytest.mark.ray
+def test_weights_edited_in_this_process_are_not_those_of_workers(
+    ray, checkpoint, prompts, tmp_path
+):
+    edited = load_model(checkpoint, device="cpu")
+    with torch.no_grad():
+        edited.blocks[1].mlp.W_out.mul_(1.01)
+    with pytest.raises(RefusalLensError) as caught:
+        collect(edited, prompts, engine=ONE, folder=tmp_path / "far", token_budget=1)
+    assert str(caught.value) == (
+        f"Workers load {checkpoint}, whose weights are not those that this process's model has "
+        "now. Save the model and load that, or use the engine local."
+    )
     assert not (tmp_path / "far").exists()
 
 
@@ -253,47 +278,65 @@ def test_worker_that_fits_on_no_machine_is_refused():
     )
 
 
-def test_frame_begins_with_what_all_prompts_begin_with(model, prompts):
-    tokens = tokenise(model.tokenizer, prompts.prompts)
-    few = frame(tokens)
-    assert len(few) <= 4
-    assert few.shared_prefix() == tokens.shared_prefix() != ()
-    assert max(few.lengths) == max(tokens.lengths)
-    # The shortest prompt decides where it is a beginning of the others.
-    ids = ((1, 2, 3, 4), (1, 2, 3), (1, 2, 3, 5), (1, 2, 3, 4, 5))
-    nested = Tokens(tuple("abcd"), ids, ((0, 1),) * 4)
-    assert frame(nested).shared_prefix() == nested.shared_prefix() == (1, 2)
-    # Prompts of one length: the one that parts first decides.
-    alike = Tokens(tuple("abc"), ((1, 2, 3), (1, 9, 3), (1, 2, 4)), ((0, 1),) * 3)
-    assert frame(alike).shared_prefix() == alike.shared_prefix() == (1,)
-
-
-def actor(settings, prompts, model, folder, **changes):
+def actor(settings, prompts, folder, **changes):
     """An actor as Ray makes it, in this process, and a row for it."""
     job = distributed._prepare(settings, prompts, *PLACES, None)
-    _, reading = distributed._try_out(job.settings, BUDGET, None)
+    _, reading = workers.try_out(job.settings, 1, BUDGET, None)
     key = {**reading, "dtype": "float32"}
     opened = open_store(folder, key, n_prompts=len(prompts))
-    task = distributed._Task(job.settings, {**reading, **changes}, BUDGET, opened)
-    row = {"index": 0, "tokens": job.tokens.select([0, 1]), "is_harmful": [True, True]}
+    task = workers.Task(job.settings, 1, {**reading, **changes}, BUDGET, opened)
+    row = {"index": 0, "portion": job.survey.portion(range(2)), "is_harmful": [True, True]}
     return task, row
 
 
-def test_worker_that_does_not_see_the_folder_says_so(settings, prompts, model, tmp_path):
+def test_worker_that_does_not_see_the_folder_says_so(settings, prompts, tmp_path):
     folder = tmp_path / "far"
-    task, row = actor(settings, prompts, model, folder)
-    assert distributed._Actor(task)(row)["fault"] == ""
+    task, row = actor(settings, prompts, folder)
+    assert workers.Actor(task)(row)["fault"] == ""
     (folder / "manifest.json").rename(tmp_path / "elsewhere.json")
-    assert distributed._Actor(task)(row)["fault"] == (
+    assert workers.Actor(task)(row)["fault"] == (
         f"Machine {socket.gethostname()} does not see {folder}. Workers write their shards there: "
         "give a folder on a file system that all machines share, by the same path."
     )
 
 
-def test_worker_with_another_model_says_so(settings, prompts, model, tmp_path):
-    task, row = actor(settings, prompts, model, tmp_path / "far", positions=["last"])
-    assert distributed._Actor(task)(row)["fault"] == (
+def test_worker_with_another_model_says_so(settings, prompts, tmp_path):
+    task, row = actor(settings, prompts, tmp_path / "far", positions=["last"])
+    assert workers.Actor(task)(row)["fault"] == (
         f"Machine {socket.gethostname()} does not read activations as the first one does (there):\n"
         "  positions: ['last'] there, ['last', 'mean'] here\n"
         "Give all machines the same checkpoint and the same kind of device."
     )
+
+
+def test_worker_with_another_tokenizer_says_so(settings, prompts, tmp_path):
+    task, row = actor(settings, prompts, tmp_path / "far")
+    checksums = row["portion"].checksums.copy()
+    checksums[1] += 1
+    row["portion"] = replace(row["portion"], checksums=checksums)
+    assert workers.Actor(task)(row)["fault"].startswith(
+        "Prompt harmful-002 has other token ids than when the collection began."
+    )
+
+
+def test_worker_takes_the_threads_of_its_cpus(settings, prompts, tmp_path):
+    # Before: a worker that had imported torch already kept all threads of the machine, and its sums
+    # had other last bits than those of a process with as many threads as the worker has CPUs.
+    task, _ = actor(settings, prompts, tmp_path / "far")
+    torch.set_num_threads(2)
+    workers.Actor(task)
+    assert torch.get_num_threads() == 1
+
+
+def test_what_does_not_travel_to_workers_is_refused(checkpoint, model, prompts, tmp_path):
+    with pytest.raises(RefusalLensError, match="none is given. Pass folder="):
+        collect(model, prompts, engine="ray")
+    with (
+        model.hooks(fwd_hooks=[("hook_embed", lambda x, hook: x)]),
+        pytest.raises(RefusalLensError, match="Hooks stay in this process, .* on hook_embed"),
+    ):
+        collect(model, prompts, engine="ray", folder=tmp_path)
+    stranger = load_model(checkpoint, device="cpu")
+    del stranger.load_record
+    with pytest.raises(RefusalLensError, match="Workers load the model themselves, and this one"):
+        collect(stranger, prompts, engine="ray", folder=tmp_path)

@@ -3,9 +3,10 @@
 import pytest
 from conftest import CHATML, make_tokenizer
 
+from refusal_lens import tokens as tokens_module
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts import Prompt
-from refusal_lens.tokens import Tokens, render, tokenise
+from refusal_lens.tokens import Ragged, Tokens, render, tokenise
 
 PROMPTS = [
     Prompt("p-1", "How do I wash a car?", ""),
@@ -90,12 +91,12 @@ def test_instruction_span_holds_the_users_own_text(template, bos, adds_bos):
     ],
 )
 def test_shared_prefix(rows, expected):
-    tokens = Tokens(tuple(map(str, rows)), tuple(rows), ((0, 1),) * len(rows))
+    tokens = Tokens.of(tuple(map(str, rows)), tuple(rows), ((0, 1),) * len(rows))
     assert tokens.shared_prefix() == expected
 
 
 def test_length_quantiles():
-    tokens = Tokens(tuple("abcde"), tuple((0,) * n for n in (5, 1, 3, 2, 4)), ((0, 1),) * 5)
+    tokens = Tokens.of(tuple("abcde"), tuple((0,) * n for n in (5, 1, 3, 2, 4)), ((0, 1),) * 5)
     assert list(tokens.length_quantiles().values()) == [1, 2, 3, 4, 5]
 
 
@@ -115,3 +116,25 @@ def test_template_that_treats_a_prompt_differently_is_refused():
     template = "{% if 'Clean' in messages[0]['content'] %}!{% endif %}{{ messages[0]['content'] }}."
     with pytest.raises(RefusalLensError, match="writes something else around prompt p-2"):
         tokenise(make_tokenizer(template=template), PROMPTS)
+
+
+def test_ids_are_kept_flat_and_read_as_rows():
+    rows = [(5, 6, 7), (), (70_000,)]
+    ragged = Ragged.of(rows)
+    assert list(ragged) == rows
+    assert (ragged[-1], ragged[0:2]) == ((70_000,), ((5, 6, 7), ()))
+    assert list(ragged.select([2, 0])) == [(70_000,), (5, 6, 7)]
+    assert ragged.flat.nbytes + ragged.offsets.nbytes == 4 * 4 + 4 * 8
+    with pytest.raises(IndexError):
+        ragged[3]
+    assert list(Ragged.of([])) == []
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_tokenising_a_few_at_a_time_changes_nothing(monkeypatch, chunk):
+    tokenizer = make_tokenizer(bos="<s>", adds_bos=True)
+    whole = tokenise(tokenizer, PROMPTS)
+    monkeypatch.setattr(tokens_module, "CHUNK_PROMPTS", chunk)
+    got = tokenise(tokenizer, PROMPTS)
+    assert (list(got.ids), got.prompt_ids) == (list(whole.ids), whole.prompt_ids)
+    assert list(got.instruction_spans) == list(whole.instruction_spans)

@@ -3,19 +3,25 @@
     python tests/benchmarks/collector.py                         # 0.5 B shape, float32, CPU
     python tests/benchmarks/collector.py --shape 7b --n 1024     # on a CUDA machine, bfloat16
     python tests/benchmarks/collector.py --shape tiny --n 100 1000 10000
+    python tests/benchmarks/collector.py --moments 1000 10000 100000   # memory, on tiny-refuser
 
 Each method runs in a process of its own; the processes take turns, round by round, so that a slow
-moment of the machine hits all of them. Weights are random, prompts random token ids behind a shared
-prefix; read is the last token at every layer. Prints a Markdown table: the median of the rounds.
+moment of the machine hits all of them (on a GPU that does not hold all their models, as many as
+fit). Weights are random, prompts random token ids behind a shared prefix; read is the last token at
+every layer. Ours searches its token budget while it runs, as it does for users; the bare forwards
+are given the best one, found beforehand. Prints a Markdown table: the median of the rounds.
 """
 
 import argparse
+import datetime
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +32,13 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 N_PREFIX, N_SUFFIX = 24, 5
 WARM_UP = 8
+N_TUNING = 64
+BARE_BUDGETS = {"cpu": (512, 1024, 2048), "cuda": (8192, 16384, 32768, 65536, 131072)}
+"""Tokens in a batch among which the bare forwards get the fastest."""
+
+GPU_SPARE = 12 * 2**30
+"""Bytes of a GPU's memory left for activations when it is shared out among models."""
+
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
         "hidden_size": 128,
@@ -67,15 +80,20 @@ def make_ids(n_prompts: int, prefix: bool) -> list[list[int]]:
     return [(before if prefix else draw(N_PREFIX)) + draw(n) + after for n in lengths]
 
 
-def make_model(shape: str, device: str, dtype: torch.dtype, attention: str) -> Qwen2ForCausalLM:
-    """Make a Qwen2 model of this shape with random weights, on its device."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
+def make_config(shape: str, attention: str = "sdpa") -> Qwen2Config:
+    """Describe a Qwen2 model of this shape."""
+    return Qwen2Config(
         **SHAPES[shape],
         tie_word_embeddings=True,
         max_position_embeddings=4096,
         attn_implementation=attention,
     )
+
+
+def make_model(shape: str, device: str, dtype: torch.dtype, attention: str) -> Qwen2ForCausalLM:
+    """Make a Qwen2 model of this shape with random weights, on its device."""
+    torch.manual_seed(0)
+    config = make_config(shape, attention)
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
@@ -124,8 +142,9 @@ def names_filter(model: Qwen2ForCausalLM) -> Run:
 
 def bare(model: Qwen2ForCausalLM, budget: int | None, prefix: bool) -> Run:
     """Hugging Face's decoder alone, batches of like length, no hidden states, no unembedding."""
-    # The fastest of 512, 1,024 and 2,048 on two cores; a GPU wants to be filled.
-    size = budget or (1024 if model.device.type == "cpu" else 16384)
+    if budget is None:
+        return best_bare(model, prefix)
+    size = budget
 
     def run(prompts: list[list[int]]) -> torch.Tensor:
         past = None
@@ -148,31 +167,54 @@ def bare(model: Qwen2ForCausalLM, budget: int | None, prefix: bool) -> Run:
     return run
 
 
+def best_bare(model: Qwen2ForCausalLM, prefix: bool) -> Run:
+    """The bare forward with the token budget that is fastest here, found on the first prompts."""
+    chosen: list[Run] = []
+
+    def run(prompts: list[list[int]]) -> torch.Tensor:
+        if len(prompts) <= WARM_UP:
+            return bare(model, BARE_BUDGETS[model.device.type][0], prefix)(prompts)
+        if not chosen:
+            candidates = [bare(model, b, prefix) for b in BARE_BUDGETS[model.device.type]]
+            seconds = [timed(candidate, prompts, model.device.type) for candidate in candidates]
+            chosen.append(candidates[seconds.index(min(seconds))])
+        return chosen[0](prompts)
+
+    return run
+
+
+def timed(run: Run, prompts: list[list[int]], device: str) -> float:
+    """Seconds of one run over the prompts, or over the first few on a CPU."""
+    few = prompts[:N_TUNING] if device == "cpu" else prompts
+    began = time.perf_counter()
+    try:
+        run(few)
+    except torch.OutOfMemoryError:
+        return float("inf")
+    return time.perf_counter() - began
+
+
 def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
     """The collector: by TransformerLens's forward, by the fast one, with the prefix run once."""
-    from refusal_lens import collector
-    from refusal_lens.batching import run_in_batches
+    from refusal_lens import reader
+    from refusal_lens.shard_reader import read_shard
     from refusal_lens.tokens import Tokens
 
     hooked = to_hooked(model)
     if rung == "plain":
-        collector.why_not_fast = lambda model: "the benchmark asks for it"  # type: ignore[assignment]
+        reader.why_not_fast = lambda model: "the benchmark asks for it"  # type: ignore[assignment]
     if rung == "fast":
         Tokens.shared_prefix = lambda self: ()  # type: ignore[method-assign]
 
     def run(prompts: list[list[int]]) -> torch.Tensor:
-        rows = tuple(tuple(ids) for ids in prompts)
-        tokens = Tokens(tuple(map(str, range(len(rows)))), rows, ((0, 1),) * len(rows))
-        reader = collector.make_reader(hooked, tokens, "resid_post", "last")
-        n, n_layers = len(rows), hooked.cfg.n_layers
-        values = torch.empty(n, n_layers, 1, hooked.cfg.d_model)
-
-        def keep(batch: list[int]) -> None:
-            values[batch] = reader.read(tokens.select(batch))
-
-        lengths = [length - reader.path["n_prefix"] for length in tokens.lengths]
-        run_in_batches(lengths, keep, token_budget=budget, device=str(hooked.cfg.device))
-        return values[:, :, 0]
+        tokens = Tokens.of(
+            [str(row) for row in range(len(prompts))], prompts, [(0, 1)] * len(prompts)
+        )
+        prepared = reader.make_reader(hooked, tokens, "resid_post", "last")
+        expected = {"plain": ("TransformerLens", 0), "fast": ("fast", 0)}.get(rung)
+        assert expected in (None, (prepared.path["path"], prepared.path["n_prefix"]))
+        device = str(hooked.cfg.device)
+        return read_shard(prepared, tokens, device, token_budget=budget).values[:, :, 0]
 
     return run
 
@@ -180,9 +222,9 @@ def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
 METHODS: dict[str, tuple[str, Callable[[Any, int | None], Run]]] = {
     "article": ("one prompt at a time (the article)", lambda m, b: article(m)),
     "names_filter": ("run_with_cache, names filter, batch 32", lambda m, b: names_filter(m)),
+    "plain": ("ours, TransformerLens's forward", lambda m, b: ours(m, b, "plain")),
     "bare": ("bare Hugging Face forward", lambda m, b: bare(m, b, False)),
     "bare_prefix": ("bare, prefix once", lambda m, b: bare(m, b, True)),
-    "plain": ("ours, TransformerLens's forward", lambda m, b: ours(m, b, "plain")),
     "fast": ("ours, fast forward", lambda m, b: ours(m, b, "fast")),
     "prefix": ("ours, fast forward, prefix once", lambda m, b: ours(m, b, "prefix")),
 }
@@ -222,16 +264,21 @@ def work(options: argparse.Namespace) -> None:
     attention = "eager" if options.worker == "article" else "sdpa"
     model = make_model(options.shape, options.device, dtype, attention)
     run = METHODS[options.worker][1](model, options.budget)
+    is_tuned = False
     for line in sys.stdin:
         prompts = make_ids(int(line), not options.no_shared_prefix)
         with torch.inference_mode():
-            run(prompts[:WARM_UP])
+            # Before the first measurement a bare forward looks for its best budget.
+            run(prompts[:WARM_UP] if is_tuned or "bare" not in options.worker else prompts)
+        is_tuned = True
         before = reset_peak(options.device)
         began = time.perf_counter()
         with torch.inference_mode():
             run(prompts)
         seconds = time.perf_counter() - began
         extra = (peak(options.device) - before) / 2**20
+        if options.device != "cpu":
+            torch.cuda.empty_cache()  # others share the card
         sys.stdout.write(json.dumps({"seconds": seconds, "extra_mib": extra}) + "\n")
         sys.stdout.flush()
 
@@ -265,9 +312,8 @@ def start(method: str, options: argparse.Namespace) -> subprocess.Popen[str]:
     command += ["--device", options.device]
     command += ["--budget", str(options.budget)] if options.budget else []
     command += ["--no-shared-prefix"] if options.no_shared_prefix else []
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
 
 def ask(worker: subprocess.Popen[str], n_prompts: int) -> dict[str, float]:
@@ -276,7 +322,10 @@ def ask(worker: subprocess.Popen[str], n_prompts: int) -> dict[str, float]:
     assert worker.stdout is not None
     worker.stdin.write(f"{n_prompts}\n")
     worker.stdin.flush()
-    return next(json.loads(line) for line in worker.stdout if line.startswith("{"))
+    answer = next((json.loads(line) for line in worker.stdout if line.startswith("{")), None)
+    if answer is None:
+        raise SystemExit(f"A method's process died: {' '.join(map(str, worker.args))}")  # type: ignore[arg-type]
+    return answer
 
 
 def main() -> None:
@@ -289,25 +338,108 @@ def main() -> None:
     parser.add_argument("--budget", type=int, help="tokens a batch; default: ours searches")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--no-shared-prefix", action="store_true")
-    parser.add_argument("--worker", choices=list(METHODS), help=argparse.SUPPRESS)
+    parser.add_argument("--moments", type=int, nargs="+", help="prompts; only this, on the CPU")
+    parser.add_argument("--worker", choices=[*METHODS, "moments"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
+    warnings.simplefilter("ignore")
+    if options.worker == "moments":
+        serve_moments(options.moments[0])
+    elif options.worker:
         work(options)
-        return
+    elif options.moments:
+        show_moments(options.moments)
+    else:
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Let all methods take turns, and print a table for each number of prompts."""
     console = Console(soft_wrap=True)
-    machine = torch.cuda.get_device_name() if options.device != "cpu" else platform.machine()
-    console.print(
-        f"{options.shape}, {options.device} ({machine}), {torch.get_num_threads()} threads"
+    console.print(f"{options.shape}, {describe_machine(options.device)}")
+    results: dict[int, dict[str, list[dict[str, float]]]] = {n: {} for n in options.n}
+    for methods in groups(options):
+        workers = {method: start(method, options) for method in methods}
+        for n_prompts in options.n:
+            for _ in range(options.rounds):
+                for method, worker in workers.items():
+                    results[n_prompts].setdefault(method, []).append(ask(worker, n_prompts))
+        for worker in workers.values():
+            worker.communicate()
+    for n_prompts, taken in results.items():
+        console.print(table(n_prompts, taken))
+
+
+def groups(options: argparse.Namespace) -> list[list[str]]:
+    """Say which methods take turns: on a GPU as many as fit, the last ones together."""
+    at_once = len(options.methods)
+    if options.device != "cpu":
+        with torch.device("meta"):
+            model = Qwen2ForCausalLM(make_config(options.shape))
+        n_bytes = 2 * sum(parameter.numel() for parameter in model.parameters())
+        total = torch.cuda.get_device_properties(0).total_memory
+        at_once = max(1, int((total - GPU_SPARE) / n_bytes))
+    first = len(options.methods) % at_once
+    starts = [*([0] if first else []), *range(first, len(options.methods), at_once)]
+    return [
+        options.methods[i:j]
+        for i, j in zip(starts, [*starts[1:], len(options.methods)], strict=True)
+    ]
+
+
+def describe_machine(device: str) -> str:
+    """Say on what and when this was measured."""
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
+    processor = names[0] if names else platform.machine()
+    machine = torch.cuda.get_device_name() if device != "cpu" else processor
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    return (
+        f"{dtype}, {machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{datetime.date.today()}, load {os.getloadavg()[0]:.1f}"
     )
-    workers = {method: start(method, options) for method in options.methods}
-    for n_prompts in options.n:
-        results: dict[str, list[dict[str, float]]] = {method: [] for method in workers}
-        for _ in range(options.rounds):
-            for method, worker in workers.items():
-                results[method].append(ask(worker, n_prompts))
-        console.print(table(n_prompts, results))
-    for worker in workers.values():
-        worker.communicate()
+
+
+# --- moments mode: what grows with the prompts ------------------------------------------------
+
+
+def serve_moments(n_prompts: int) -> None:
+    """Collect moments of tiny-refuser over so many prompts, and say what it took."""
+    from refusal_lens import collect_moments, load_model
+    from refusal_lens.prompts import ContrastSet
+
+    objects = ("car", "dog", "window", "letter", "garden", "house", "river", "book")
+    model = load_model("data/tiny-refuser", device="cpu")
+    at_start = reset_peak("cpu")
+    texts = [f"Tell me how to {n} the {objects[n % 8]} and {n // 7}." for n in range(n_prompts)]
+    prompts = ContrastSet.from_texts(texts[: n_prompts // 2], texts[n_prompts // 2 :])
+    few = ContrastSet.from_texts(texts[:256], texts[-256:])
+    del texts
+    collect_moments(model, few, show_progress=False)
+    before = reset_peak("cpu")
+    began = time.perf_counter()
+    moments = collect_moments(model, prompts, show_progress=False)
+    seconds = time.perf_counter() - began
+    assert moments.harmful.count + moments.harmless.count == n_prompts
+    answer = {
+        "seconds": seconds,
+        "texts_mib": (before - at_start) / 2**20,
+        "extra_mib": (peak("cpu") - before) / 2**20,
+    }
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def show_moments(numbers: list[int]) -> None:
+    """Print time and memory of moments mode by the number of prompts, each in a fresh process."""
+    console = Console(soft_wrap=True)
+    console.print(f"collect_moments, tiny-refuser, {describe_machine('cpu')}\n")
+    console.print("| prompts | prompts/s | the prompts themselves, MiB | extra at the peak, MiB |")
+    console.print("|---|---|---|---|")
+    for n in numbers:
+        command = [sys.executable, __file__, "--worker", "moments", "--moments", str(n)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        got = json.loads(done.stdout.splitlines()[-1])
+        rate, texts, extra = n / got["seconds"], got["texts_mib"], got["extra_mib"]
+        console.print(f"| {n:,} | {rate:.0f} | {texts:.0f} | {extra:.1f} |")
 
 
 def table(n_prompts: int, results: dict[str, list[dict[str, float]]]) -> str:
