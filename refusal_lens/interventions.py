@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import layer_of, resolve_hook_points
-from refusal_lens.positions import normalise_position, token_span
+from refusal_lens.positions import check_positions, normalise_position, token_span
 from refusal_lens.selection import WeightKernel
 from refusal_lens.tokens import Tokens
 
@@ -28,6 +28,10 @@ Hook = tuple[str, Callable[..., Tensor]]
 Basis = Float[Tensor, "*k d_model"]
 """A unit vector `[d_model]`, orthonormal rows `[k, d_model]`, or such rows for every row of the
 batch `[batch, k, d_model]`."""
+
+Strength = float | WeightKernel | Float[Tensor, " batch"]
+"""How far to go: one number, a kernel that gives it by layer, or a number for every row of the
+batch."""
 
 WRITES = ("resid_pre", "attn_out", "mlp_out")
 """Sites where the residual stream is written: what a layer begins with, and what its attention and
@@ -63,7 +67,7 @@ def ablate(
     hook_points: Sequence[str],
     basis: Basis,
     *,
-    strength: float | WeightKernel = 1.0,
+    strength: Strength = 1.0,
     where: Bool[Tensor, "batch pos"] | None = None,
 ) -> list[Hook]:
     """Remove what lies along a direction or in a subspace: x - s (x·u) u.
@@ -74,8 +78,7 @@ def ablate(
     Args:
         hook_points: Full names; `residual_writes(model)` for the ablation of the paper.
         basis: Unit vector, or orthonormal rows.
-        strength: Share to remove: 0 leaves the activation as it is, 1 removes all, 2 mirrors; or a
-            kernel that gives the share by layer.
+        strength: Share to remove: 0 leaves the activation as it is, 1 removes all, 2 mirrors.
         where: The tokens of the prompts to act on, as `prompt_mask` gives them; None acts on all
             tokens, those of the answer too.
 
@@ -100,7 +103,7 @@ def affine_ablate(
     basis: Basis,
     mean: Float[Tensor, " d_model"] | Mapping[str, Float[Tensor, " d_model"]],
     *,
-    strength: float | WeightKernel = 1.0,
+    strength: Strength = 1.0,
     where: Bool[Tensor, "batch pos"] | None = None,
 ) -> list[Hook]:
     """Set what lies along a direction to what it is on harmless prompts: x - s ((x - m)·u) u.
@@ -136,9 +139,9 @@ def affine_ablate(
 def clamp(
     hook_points: Sequence[str],
     basis: Basis,
-    value: float | Float[Tensor, "*k"],
+    value: float | Float[Tensor, "*batch k"],
     *,
-    strength: float | WeightKernel = 1.0,
+    strength: Strength = 1.0,
     where: Bool[Tensor, "batch pos"] | None = None,
 ) -> list[Hook]:
     """Set the projection on a direction, or the coordinates in a subspace, to a value.
@@ -146,7 +149,8 @@ def clamp(
     Args:
         hook_points: Full names.
         basis: Unit vector, or orthonormal rows.
-        value: In the activation's own units; one for all rows of the basis, or one for each.
+        value: In the activation's own units; one for all rows of the basis, one for each, or such
+            a row of values for every row of the batch.
         strength: Share of the way to go from the projection to the value; as in `ablate`.
         where: As in `ablate`.
 
@@ -156,9 +160,8 @@ def clamp(
     Source:
         Marshall et al. 2024, arXiv 2411.09003, equation 2: `value` is m·u + alpha.
     """
-    return _hooks(
-        hook_points, _set_coordinates(_as_rows(basis), lambda _: value), strength, where
-    )
+    target = value[:, None] if isinstance(value, Tensor) and value.ndim > 1 else value
+    return _hooks(hook_points, _set_coordinates(_as_rows(basis), lambda _: target), strength, where)
 
 
 def add(
@@ -216,13 +219,9 @@ def prompt_mask(
     """
     position, longest = normalise_position(position), max(tokens.lengths)
     mask = torch.zeros(len(tokens), longest, dtype=torch.bool)
-    for row, (length, span) in enumerate(zip(tokens.lengths, tokens.instruction_spans, strict=True)):
-        first, stop = token_span(position, length, span)
-        if first < 0:
-            raise RefusalLensError(
-                f"Position {position} is outside prompt {tokens.prompt_ids[row]}, which has "
-                f"{length} tokens. Use a position nearer the end."
-            )
+    check_positions(tokens, [position], None)
+    for row, length in enumerate(tokens.lengths):
+        first, stop = token_span(position, length, tokens.instruction_spans[row])
         shift = longest - length if padding_side == "left" else 0
         mask[row, first + shift : stop + shift] = True
     return mask
@@ -234,7 +233,7 @@ def prompt_mask(
 def _hooks(
     hook_points: Sequence[str],
     change: Callable[[Tensor, str], Tensor],
-    strength: float | WeightKernel,
+    strength: Strength,
     where: Bool[Tensor, "batch pos"] | None,
 ) -> list[Hook]:
     """Make one hook for each hook point that adds the change, scaled, where it is wanted."""
@@ -249,7 +248,7 @@ def _hooks(
 
         def act(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
             x = activation.float()
-            moved = x + factor * change(x, name)
+            moved = x + _spread(factor, x) * change(x, name)
             if where is not None:
                 moved = torch.where(_seen(where, x)[..., None], moved, x)
             return moved.to(activation.dtype)
@@ -293,7 +292,7 @@ def _as_rows(basis: Basis) -> Float[Tensor, "*batch k d_model"]:
     return rows
 
 
-def _strength_at(strength: float | WeightKernel, name: str) -> float:
+def _strength_at(strength: Strength, name: str) -> float:
     if not isinstance(strength, WeightKernel):
         return strength
     layer = layer_of(name)
