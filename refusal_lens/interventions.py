@@ -292,7 +292,12 @@ def _as_rows(basis: Basis) -> Float[Tensor, "*batch k d_model"]:
     return rows
 
 
-def _strength_at(strength: Strength, name: str) -> float:
+def _spread(factor: float | Tensor, x: Tensor) -> float | Tensor:
+    """Line factors for every row up with the activation."""
+    return factor.to(x.device)[:, None, None] if isinstance(factor, Tensor) else factor
+
+
+def _strength_at(strength: Strength, name: str) -> float | Tensor:
     if not isinstance(strength, WeightKernel):
         return strength
     layer = layer_of(name)

@@ -27,7 +27,13 @@ ORDER = (
         "directions",
         "validation",
         "selection",
+        "interventions",
+        "generation",
+        "judges",
         "refusal",
+        "effects",
+        "candidates",
+        "causal",
     ),
     *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "cli"),
 )
