@@ -4,7 +4,7 @@ Knows how prompts are dealt to fitting, selection and test, and what an experime
 direction. Does not run the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,18 @@ def take_prompts(prompts: ContrastSet, parts: Int[Tensor, " n_prompts"], part: i
     return [i for i in range(len(prompts.prompts)) if int(parts[i]) == part]
 
 
+def take_activations(
+    activations: Activations, parts: Int[Tensor, " n_prompts"], part: int
+) -> Activations:
+    """Return the activations of one part of the prompts."""
+    is_taken = parts == part
+    return replace(
+        activations,
+        values=activations.values[is_taken],
+        is_harmful=activations.is_harmful[is_taken],
+    )
+
+
 def fit_candidates(
     activations: Activations,
     parts: Int[Tensor, " n_prompts"],
@@ -74,18 +86,13 @@ def fit_candidates(
     seed: int = 0,
 ) -> list[Candidate]:
     """Fit a direction at every place on the fitting part alone."""
-    is_fitting = parts == FIT
-    fitting = Activations(
-        activations.values[is_fitting],
-        activations.is_harmful[is_fitting],
-        activations.hook_points,
-        activations.positions,
-        activations.provenance,
-    )
+    fitting = take_activations(activations, parts, FIT)
     return make_candidates(fitting, fit_directions(fitting, clip_quantile=clip_quantile), seed)
 
 
-def make_candidates(activations: Activations, directions: Directions, seed: int) -> list[Candidate]:
+def make_candidates(
+    activations: Activations, directions: Directions, seed: int = 0
+) -> list[Candidate]:
     """Put class means and a random direction beside each direction."""
     generator = torch.Generator().manual_seed(seed)
     candidates = []

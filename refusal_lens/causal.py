@@ -26,23 +26,7 @@ from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.refusal import ANSWER_BUDGET
 from refusal_lens.selection import CausalChoice, CausalEntry, CausalRule, choose_causal
 from refusal_lens.tokens import Tokens, tokenise
-
-MIN_AUROC = 0.6
-MAX_SEPARATION_P = 0.01
-"""A direction separates when a held-out harmful prompt projects above a held-out harmless one at
-least this often, and chance (Mann-Whitney, one-sided) gives that at most this often."""
-
-CAUSAL_SHARE = 0.5
-"""To cause refusal, ablation must lower the score of harmful prompts, and addition raise that of
-harmless ones, by at least this share of the gap between the classes."""
-
-CONTROL_SHARE = 0.5
-"""A random direction of the same length may move the scores by at most this share of what the
-direction moves them."""
-
-SEPARATES_AND_CAUSES = "separates and causes"
-SEPARATES_ONLY = "separates only"
-NEITHER = "neither"
+from refusal_lens.verdicts import verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,13 +228,15 @@ def _score_row(
 
 
 def held_out_auroc(
-    candidate: Candidate, activations: Activations, parts: Int[Tensor, " n_prompts"]
+    candidate: Candidate,
+    activations: Activations,
+    parts: Int[Tensor, " n_prompts"],
+    part: int = SELECT,
 ) -> tuple[float, float]:
-    """Return the AUROC on the selection part and its one-sided Mann-Whitney p-value."""
-    is_held_out = parts == SELECT
-    values = activations.at(candidate.hook_point, candidate.position)[is_held_out]
+    """Return the AUROC on a part of the prompts and its one-sided Mann-Whitney p-value."""
+    values = activations.at(candidate.hook_point, candidate.position)[parts == part]
     projections = project(values, candidate.unit)
-    labels = activations.is_harmful[is_held_out]
+    labels = activations.is_harmful[parts == part]
     harmful, harmless = projections[labels].numpy(), projections[~labels].numpy()
     test = mannwhitneyu(harmful, harmless, alternative="greater")
     return float(test.statistic) / (len(harmful) * len(harmless)), float(test.pvalue)
@@ -303,63 +289,3 @@ def causal_entries(table: pd.DataFrame, suffix: str = "_affine") -> list[CausalE
         )
         for row in table.to_dict("records")
     ]
-
-
-def verdict(row: Any, suffix: str, max_kl: float, has_refusal: bool) -> str:
-    """Say in one of three ways what a candidate does.
-
-    It separates when held-out harmful prompts project above harmless ones (`MIN_AUROC`,
-    `MAX_SEPARATION_P`). It also causes refusal when the model refuses, ablation and addition each
-    bridge at least half of the gap between the classes (`CAUSAL_SHARE`), a random direction as long
-    moves the scores at most half as far (`CONTROL_SHARE`), and ablation leaves answers to harmless
-    prompts as they are (KL at most `max_kl`). What does neither, or moves the score without
-    separating, is "neither".
-    """
-    if not (row["auroc"] >= MIN_AUROC and row["auroc_p"] <= MAX_SEPARATION_P):
-        return NEITHER
-    gap = row["baseline_harmful"] - row["baseline_harmless"]
-    removed = row["baseline_harmful"] - row[f"bypass{suffix}"]
-    induced = row["induce"] - row["baseline_harmless"]
-    by_chance = (
-        abs(row["baseline_harmful"] - row["bypass_random"]),
-        abs(row["induce_random"] - row["baseline_harmless"]),
-    )
-    is_cause = (
-        has_refusal
-        and gap > 0
-        and min(removed, induced) >= CAUSAL_SHARE * gap
-        and by_chance[0] <= CONTROL_SHARE * removed
-        and by_chance[1] <= CONTROL_SHARE * induced
-        and row[f"kl{suffix}"] <= max_kl
-    )
-    return SEPARATES_AND_CAUSES if is_cause else SEPARATES_ONLY
-
-
-def compare_ablations(scores: CausalScores) -> str:
-    """Say in words which ablation works: at zero, or at the harmless mean."""
-    table = scores.table
-    n, plain, affine = (
-        len(table),
-        int(table["is_eligible"].sum()),
-        int(table["is_eligible_affine"].sum()),
-    )
-    first = (
-        f"Ablation at zero passes the rule at {plain} of {n} places, affine ablation at {affine}."
-    )
-    if scores.choice.chosen is None:
-        return first
-    row = table[table["is_chosen"]].iloc[0]
-    return (
-        f"{first} At the chosen place the refusal score of harmful prompts goes from "
-        f"{row['baseline_harmful']:+.2f} to {row['bypass']:+.2f} with ablation at zero (KL on "
-        f"harmless {row['kl']:.3f}) and to {row['bypass_affine']:+.2f} with affine ablation (KL "
-        f"{row['kl_affine']:.3f}). {_side_of_zero(row)}"
-    )
-
-
-def _side_of_zero(row: Any) -> str:
-    harmful, harmless = row["harmful_projection"], row["harmless_projection"]
-    where = f"Harmless prompts project to {harmless:+.2f} there, harmful ones to {harmful:+.2f}:"
-    if harmful + harmless < 0:
-        return f"{where} zero is on the harmful side, so that setting to zero does not remove it."
-    return f"{where} zero is on the harmless side."

@@ -6,15 +6,18 @@ Knows rich and the wording. Computes nothing.
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from refusal_lens.causal import CausalScores
 from refusal_lens.diagnosis import GOOD_ACCURACY, Check, Finding, band
+from refusal_lens.hook_points import short_name
 from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import RefusalReport
-from refusal_lens.selection import GOOD_SEPARATION, Choice, WeightKernel
+from refusal_lens.selection import GOOD_SEPARATION, CausalChoice, Choice, WeightKernel
 from refusal_lens.tokens import Tokens
 from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
 
@@ -148,3 +151,89 @@ def show_paths(console: Console, paths: Sequence[Path]) -> None:
     console.print("\nWrote")
     for path in paths:
         console.print(f"  {path}", markup=False, soft_wrap=True)
+
+
+# --- experiments --------------------------------------------------------------------------------
+
+
+def show_causal(console: Console, scores: CausalScores) -> None:
+    """Print the causal scores of every candidate, the choice and what it cost."""
+    table = Table(
+        title=f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
+        title_justify="left",
+        caption="Refusal scores and KL in nats; plain / affine ablation.",
+    )
+    for column in ("place", "bypass", "induce", "KL", "KL of answer", "verdict"):
+        table.add_column(column, justify="left" if column in ("place", "verdict") else "right")
+    for row in scores.table.to_dict("records"):
+        style = "bold green" if row["is_chosen"] else None
+        table.add_row(
+            f"{short_name(row['hook_point'])}, {row['position']}",
+            f"{row['bypass']:+.2f} / {row['bypass_affine']:+.2f}",
+            f"{row['induce']:+.2f}",
+            f"{row['kl']:.3f} / {row['kl_affine']:.3f}",
+            f"{row['kl_k']:.3f} / {row['kl_k_affine']:.3f}",
+            row["verdict"],
+            style=style,
+        )
+    console.print(table)
+    first = scores.table.iloc[0]
+    console.print(
+        f"Without intervention: {first['baseline_harmful']:+.2f} on harmful, "
+        f"{first['baseline_harmless']:+.2f} on harmless prompts. Cost: {scores.n_passes:,.0f} "
+        "prompts through the whole model."
+    )
+
+
+def show_causal_choice(console: Console, choice: CausalChoice, in_words: str) -> None:
+    """Print which direction was chosen by its effect, or why none was."""
+    if choice.chosen is not None:
+        place = f"{choice.chosen.hook_point} at {choice.chosen.position}"
+        console.print(
+            f"\nChosen: {place}: lowest bypass among {choice.n_eligible} of "
+            f"{choice.n_candidates} that pass the rule"
+        )
+    else:
+        console.print(f"\nNone of {choice.n_candidates} directions passes the rule. Nearest:")
+        for entry, reasons in choice.near_misses:
+            console.print(
+                f"  {entry.hook_point} at {entry.position}: bypass {entry.bypass:+.2f}, induce "
+                f"{entry.induce:+.2f}, KL {entry.kl:.3f}: {', '.join(reasons)}"
+            )
+    dropped = ", ".join(f"{reason} ({n})" for reason, n in choice.dropped.items())
+    console.print(f"Dropped: {dropped or 'none'}\n{in_words}")
+
+
+def show_interventions(console: Console, summary: pd.DataFrame, said: str) -> None:
+    """Print what interventions with the direction and with its controls did."""
+    first = summary.iloc[0]
+    table = Table(
+        title=f"Interventions at {first['hook_point']}, {first['position']}",
+        title_justify="left",
+        caption="On prompts that the direction was neither fitted nor chosen on; 95 % intervals.",
+    )
+    for column in ("intervention", "strength", "direction", "class", "refused", "was", "score"):
+        table.add_column(column, justify="right" if column in ("refused", "was") else "left")
+    for column in ("KL", "loss of text"):
+        table.add_column(column, justify="right")
+    for row in summary.to_dict("records"):
+        table.add_row(
+            row["intervention"],
+            f"{row['strength']:g}",
+            row["direction"],
+            "harmful" if row["is_harmful"] else "harmless",
+            f"{row['refusal_rate']:.1%} "
+            f"({row['refusal_rate_low']:.1%}-{row['refusal_rate_high']:.1%})",
+            f"{row['plain_rate']:.1%}",
+            f"{row['refusal_score']:+.2f} (was {row['plain_score']:+.2f})",
+            f"{row['kl']:.3f}",
+            f"{row['text_loss']:.2f} (was {row['plain_loss']:.2f})",
+        )
+    console.print(table)
+    console.print(f"Verdict: {said}")
+
+
+def show_answers(console: Console, plain: str, intervened: str) -> None:
+    """Print one prompt's answers with and without intervention."""
+    for name, answer in (("plain", plain), ("intervened", intervened)):
+        console.print(f"{name:>10}: {answer}", markup=False, highlight=False, soft_wrap=True)

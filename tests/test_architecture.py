@@ -30,12 +30,14 @@ ORDER = (
         "interventions",
         "generation",
         "judges",
+        "verdicts",
         "refusal",
         "effects",
         "candidates",
         "causal",
+        "dose",
     ),
-    *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "cli"),
+    *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "experiments", "cli"),
 )
 
 
