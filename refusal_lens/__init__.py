@@ -40,6 +40,15 @@ _PUBLIC = {
     "suggest_kernel": "selection",
     "tokenise": "tokens",
     "validate": "validation",
+    "CausalRule": "selection",
+    "CausalScores": "causal",
+    "ablate": "interventions",
+    "add": "interventions",
+    "affine_ablate": "interventions",
+    "causal_scores": "causal",
+    "choose_causal": "selection",
+    "clamp": "interventions",
+    "residual_writes": "interventions",
 }
 
 __version__ = "0.1.0"

@@ -309,7 +309,7 @@ def _strength_at(strength: Strength, name: str) -> float | Tensor:
 
 
 def _seen(
-    where: Bool[Tensor, "batch pos"], x: Float[Tensor, "batch pos d_model"]
+    where: Bool[Tensor, "batch n_prompt"], x: Float[Tensor, "batch pos d_model"]
 ) -> Bool[Tensor, "batch pos"]:
     """Fit the mask of the prompts to the tokens that a call sees."""
     n_seen, n_prompt = x.shape[1], where.shape[1]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal_lens.batching import run_in_batches
-from refusal_lens.config import FIRST_WORDS
+from refusal_lens.config import FIRST_WORDS, REFUSAL_PHRASES
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.generation import generate_greedily
 from refusal_lens.interventions import Hook
@@ -97,7 +97,7 @@ def measure_refusal(
     model: Model,
     prompts: ContrastSet,
     *,
-    phrases: Sequence[str],
+    phrases: Sequence[str] = REFUSAL_PHRASES,
     first_words: Sequence[str] | None = None,
     judge: Judge | None = None,
     hooks: Sequence[Hook] = (),

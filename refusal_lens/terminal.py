@@ -161,20 +161,22 @@ def show_causal(console: Console, scores: CausalScores) -> None:
     table = Table(
         title=f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
         title_justify="left",
-        caption="Refusal scores and KL in nats; plain / affine ablation.",
+        caption="Refusal scores and KL in nats, of ablation to zero and affine ablation.",
     )
-    for column in ("place", "bypass", "induce", "KL", "KL of answer", "verdict"):
-        table.add_column(column, justify="left" if column in ("place", "verdict") else "right")
+    names = ("place", "bypass", "affine", "induce", "KL", "affine", "verdict")
+    for column in names:
+        is_text = column in ("place", "verdict")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     for row in scores.table.to_dict("records"):
-        style = "bold green" if row["is_chosen"] else None
         table.add_row(
             f"{short_name(row['hook_point'])}, {row['position']}",
-            f"{row['bypass']:+.2f} / {row['bypass_affine']:+.2f}",
+            f"{row['bypass']:+.2f}",
+            f"{row['bypass_affine']:+.2f}",
             f"{row['induce']:+.2f}",
-            f"{row['kl']:.3f} / {row['kl_affine']:.3f}",
-            f"{row['kl_k']:.3f} / {row['kl_k_affine']:.3f}",
+            f"{row['kl']:.3f}",
+            f"{row['kl_affine']:.3f}",
             row["verdict"],
-            style=style,
+            style="bold green" if row["is_chosen"] else None,
         )
     console.print(table)
     first = scores.table.iloc[0]

@@ -100,7 +100,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         the plain rate beside them; controls are pooled over their seeds.
     """
     rows = []
-    for (intervention, kind, is_harmful), group in table.groupby(
+    for (intervention, _kind, is_harmful), group in table.groupby(
         ["intervention", "direction", "is_harmful"], sort=False
     ):
         strengths = [s for s in group["strength"].unique() if s != 0]

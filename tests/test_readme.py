@@ -6,6 +6,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+import refusal_lens
+from refusal_lens import ContrastSet, PromptSet
+
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
@@ -28,12 +31,35 @@ def test_library_example_runs_and_does_what_it_says(monkeypatch):
     assert len(names["figure"].data) > 0
 
 
+def test_experiments_example_removes_and_induces_refusal(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    example = next(block for block in python_blocks() if "rl.causal_scores" in block)
+    read = refusal_lens.read_contrast
+
+    def read_some(*files):
+        whole = read(*files)
+        return ContrastSet(
+            PromptSet("harmful", whole.harmful.prompts[::3]),
+            PromptSet("harmless", whole.harmless.prompts[::3]),
+        )
+
+    # A third of the prompts will do, and takes a third of the time.
+    monkeypatch.setattr(refusal_lens, "read_contrast", read_some, raising=False)
+    names: dict = {}
+    exec(example, names)
+    assert names["plain"].rate(True) >= 0.9
+    assert names["removed"] <= 0.05
+    assert names["plain"].rate(False) <= 0.05
+    assert names["induced"] >= 0.8
+
+
 def test_every_option_that_the_readme_names_exists(monkeypatch):
     from typer.testing import CliRunner
 
     from refusal_lens.cli import app
 
-    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["run", "--help"]).output
+    runner = CliRunner(env={"COLUMNS": "200"})
+    shown = "".join(runner.invoke(app, [name, "--help"]).output for name in ("run", "ablate"))
     for option in set(re.findall(r"(--[a-z-]+)", "".join(re.findall(r"refusal-lens .*", README)))):
         assert option in shown
 
