@@ -57,8 +57,16 @@ def show_refusal(console: Console, report: RefusalReport) -> None:
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, is_harmful in (("harmful", True), ("harmless", False)):
         rate, score = report.rate(is_harmful), report.mean_score(is_harmful)
-        table.add_row(name, f"{rate:.1%}", f"{score:+.2f}")
+        low, high = report.interval(is_harmful)
+        table.add_row(name, f"{rate:.1%} ({low:.1%}-{high:.1%})", f"{score:+.2f}")
     console.print(table)
+    agreement = report.agreement
+    kappa = "" if agreement.kappa != agreement.kappa else f" (kappa {agreement.kappa:.2f})"
+    console.print(
+        f"Sign of the score and judge agree on {agreement.share:.1%} of the answers{kappa}. Refusal "
+        f"tokens: {', '.join(repr(token) for token in report.refusal_tokens)}.",
+        markup=False,
+    )
     if report.has_refusal:
         return
     console.print(
