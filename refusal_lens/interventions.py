@@ -122,7 +122,7 @@ def affine_ablate(
         RefusalLensError: The basis is not orthonormal, or a hook point has no mean.
 
     Source:
-        Marshall et al. 2024, arXiv 2411.09003, equation 2 with alpha 0 (affine concept editing).
+        Marshall et al. 2024, arXiv 2411.09003: affine concept editing, without its steering term.
     """
     means = dict(mean) if isinstance(mean, Mapping) else dict.fromkeys(hook_points, mean)
     missing = [name for name in hook_points if name not in means]
@@ -158,7 +158,8 @@ def clamp(
         RefusalLensError: The basis is not orthonormal.
 
     Source:
-        Marshall et al. 2024, arXiv 2411.09003, equation 2: `value` is m·u + alpha.
+        Marshall et al. 2024, arXiv 2411.09003: affine concept editing, with the value as the
+        harmless mean's projection plus its steering term.
     """
     target = value[:, None] if isinstance(value, Tensor) and value.ndim > 1 else value
     return _hooks(hook_points, _set_coordinates(_as_rows(basis), lambda _: target), strength, where)

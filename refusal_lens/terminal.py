@@ -63,8 +63,8 @@ def show_refusal(console: Console, report: RefusalReport) -> None:
     agreement = report.agreement
     kappa = "" if agreement.kappa != agreement.kappa else f" (kappa {agreement.kappa:.2f})"
     console.print(
-        f"Sign of the score and judge agree on {agreement.share:.1%} of the answers{kappa}. Refusal "
-        f"tokens: {', '.join(repr(token) for token in report.refusal_tokens)}.",
+        f"Sign of the score and judge agree on {agreement.share:.1%} of the answers{kappa}. "
+        f"Refusal tokens: {', '.join(repr(token) for token in report.refusal_tokens)}.",
         markup=False,
     )
     if report.has_refusal:
