@@ -116,8 +116,11 @@ def plan_trials(
 ) -> list[Trial]:
     """List what is tried: the direction and its controls, each at every strength.
 
-    Controls are random directions and differences of means under permuted labels, all as long as
-    the class difference: what they do is what any push of that size does.
+    Controls are random directions as long as the class difference (what they do, any push of that
+    size does) and differences of means under permuted labels, of their own length (what they do, a
+    direction does that labels had no part in). Where activations vary mostly along the refusal
+    direction, as in small models, the latter can point along it, and ablating them then works too:
+    the verdict goes by the random ones.
     """
     fitting = take_activations(activations, parts, FIT)
     directions = [("fitted", 0, candidate)]
@@ -144,9 +147,17 @@ def _random(candidate: Candidate, seed: int) -> Candidate:
 def _permuted(
     candidate: Candidate, fitting: Activations, seed: int, clip_quantile: float | None
 ) -> Candidate:
-    """Fit the difference of means under shuffled labels, and make it as long as the real one."""
+    """Fit the difference of means under permuted labels; its length is left as it is.
+
+    Half of each class gets the other's label. A shuffle that left the halves uneven would give the
+    class difference back, only shorter: nothing varies as much as what tells the classes apart.
+    """
+    labels = fitting.is_harmful.clone()
     generator = torch.Generator().manual_seed(seed)
-    labels = fitting.is_harmful[torch.randperm(len(fitting.is_harmful), generator=generator)]
+    for side in (True, False):
+        members = (fitting.is_harmful == side).nonzero()[:, 0]
+        order = members[torch.randperm(len(members), generator=generator)]
+        labels[order[: len(order) // 2]] = not side
     here = replace(
         fitting,
         values=fitting.at(candidate.hook_point, candidate.position)[:, None, None],
@@ -155,8 +166,7 @@ def _permuted(
         positions=(candidate.position,),
     )
     shuffled = make_candidates(here, fit_directions(here, clip_quantile=clip_quantile))[0]
-    longer = candidate.vector.norm() / shuffled.vector.norm()
-    return replace(candidate, unit=shuffled.unit, vector=shuffled.vector * longer)
+    return replace(candidate, unit=shuffled.unit, vector=shuffled.vector)
 
 
 def dose_response(

@@ -140,7 +140,7 @@ def verdict_of_rates(
 
     It causes refusal when ablation lowers the rate of harmful prompts, and addition raises that of
     harmless ones, each by at least half of the gap between the classes' plain rates
-    (`CAUSAL_SHARE`), and neither kind of control does half as much (`CONTROL_SHARE`). Where
+    (`CAUSAL_SHARE`), and random directions as long do at most half as much (`CONTROL_SHARE`). Where
     ablation or addition was not tried, nothing is said of causes.
     """
     if not (auroc >= MIN_AUROC and p_value <= MAX_SEPARATION_P):
@@ -154,7 +154,7 @@ def verdict_of_rates(
         return SEPARATES_ONLY
     is_cause = all(
         moves["fitted"] >= CAUSAL_SHARE * gap
-        and moves.drop("fitted").abs().max() <= CONTROL_SHARE * moves["fitted"]
+        and abs(moves["random"]) <= CONTROL_SHARE * moves["fitted"]
         for moves in (removed, induced)
     )
     return SEPARATES_AND_CAUSES if is_cause else SEPARATES_ONLY

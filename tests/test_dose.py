@@ -50,10 +50,12 @@ def test_controls_are_as_long_and_point_elsewhere(planted):
     trials = plan_trials(fitted, planted, parts, plan)
     assert len(trials) == (1 + 2) * (1 + 3 + 3)
     kinds = {kind: [t for t in trials if t.kind == kind] for kind in ("random", "permuted")}
+    length = fitted.vector.norm().item()
     for kind, some in kinds.items():
         for trial in some:
-            length = trial.arm.vector.norm().item()
-            assert length == pytest.approx(fitted.vector.norm().item(), rel=1e-4), kind
+            # The planted difference is 4 long; that of permuted labels is chance alone.
+            own = trial.arm.vector.norm().item()
+            assert own == pytest.approx(length, rel=1e-4) if kind == "random" else own < length / 2
             assert abs((trial.arm.unit @ fitted.unit).item()) < 0.75, kind
             assert trial.arm.unit.norm().item() == pytest.approx(1.0, abs=1e-5)
     assert len({tuple(t.arm.unit.tolist()) for some in kinds.values() for t in some}) == 6
