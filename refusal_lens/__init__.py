@@ -51,6 +51,15 @@ _PUBLIC = {
     "tokenise": "tokens",
     "validate": "validation",
     "write_directions": "interop",
+    "CausalRule": "selection",
+    "CausalScores": "causal",
+    "ablate": "interventions",
+    "add": "interventions",
+    "affine_ablate": "interventions",
+    "causal_scores": "causal",
+    "choose_causal": "selection",
+    "clamp": "interventions",
+    "residual_writes": "interventions",
 }
 
 __version__ = "0.1.0"

@@ -19,6 +19,7 @@ from refusal_lens.activations import Activations
 from refusal_lens.config import Config, dump_config, load_config
 from refusal_lens.direction_files import load_directions, save_directions
 from refusal_lens.directions import Directions
+from refusal_lens.dose import Completion
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.prompts import ContrastSet, Prompt, PromptSet
@@ -178,6 +179,7 @@ class RunFolder:
                 "harmless": report.mean_score(False),
             },
             "refusal_tokens": report.refusal_tokens,
+            "refusal_ids": report.refusal_ids,
             "answers": [asdict(answer) for answer in report.answers],
         }
         self._write_json(self.refusal_path, content)
@@ -188,7 +190,8 @@ class RunFolder:
             return None
         content = self._read_json(self.refusal_path.name)
         answers = tuple(Answer(**answer) for answer in content["answers"])
-        return RefusalReport(answers, tuple(content["refusal_tokens"]))
+        ids = tuple(content.get("refusal_ids", ()))
+        return RefusalReport(answers, tuple(content["refusal_tokens"]), ids)
 
     def write_directions(self, directions: Directions) -> None:
         """Write all directions, raw, with what they are in the file's header."""
@@ -249,6 +252,20 @@ class RunFolder:
         # A token may be "null" or "NA": only an empty cell is nothing.
         options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
         return pd.read_csv(path, **options) if path.is_file() else None
+
+    def write_interventions(self, summary: pd.DataFrame) -> Path:
+        """Write what interventions did, summed up, and return the path."""
+        path = self.path / "interventions.csv"
+        with write_whole(path) as file:
+            summary.to_csv(file, index=False)
+        return path
+
+    def write_completions(self, completions: Sequence[Completion]) -> Path:
+        """Write answers with and without intervention, one JSON object a line."""
+        path = self.path / "completions.jsonl"
+        lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in completions]
+        self._write_text(path, "".join(lines))
+        return path
 
     def write_refusal_direction(
         self,

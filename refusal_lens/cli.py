@@ -334,6 +334,72 @@ def inspect(
         terminal.show_directions(console, load_directions(path), path)
 
 
+DirectionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--direction",
+        metavar="HOOK_POINT[,POSITION]",
+        help="Which direction: resid_post:5,last. Default: the one that select chose, else the "
+        "best by separation.",
+    ),
+]
+InterventionOption = Annotated[
+    list[str] | None,
+    typer.Option("--intervention", help="affine_ablate, ablate or add. Repeatable."),
+]
+CoefficientOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--coefficient",
+        help="Strength of ablation (1 removes all), or of addition in units of the class "
+        "difference. Repeatable.",
+    ),
+]
+
+
+@app.command()
+def select(run_path: RunArgument, set_: SetOption = None) -> None:
+    """Choose the direction by what it does to refusal, on prompts it was not fitted on."""
+    with _existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import experiments, terminal
+
+        terminal.show_paths(console, experiments.select_stage(settings, run_folder, console))
+        console.print(f"Next: refusal-lens ablate {run_folder.path}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def ablate(
+    run_path: RunArgument,
+    direction: DirectionOption = None,
+    intervention: InterventionOption = None,
+    coefficient: CoefficientOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Remove and add the direction, beside controls, and count refusals."""
+    with _existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import experiments, terminal
+
+        request = experiments.read_request(direction, intervention, coefficient)
+        written = experiments.ablate_stage(settings, run_folder, console, request)
+        terminal.show_paths(console, written)
+
+
+@app.command()
+def chat(
+    run_path: RunArgument,
+    direction: DirectionOption = None,
+    intervention: InterventionOption = None,
+    coefficient: CoefficientOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Answer typed (or piped) prompts with and without the intervention."""
+    with _existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import experiments
+
+        request = experiments.read_request(direction, intervention, coefficient)
+        experiments.chat_stage(settings, run_folder, console, request)
+
+
 def main() -> None:
     """Start the command line."""
     app()

@@ -167,12 +167,46 @@ class RefusalConfig(_Section):
         n_new_tokens: Length of the generated answers, in tokens.
         phrases: An answer with one of them is a refusal; case and the kind of apostrophe do not
             count.
-        first_words: Words a refusal starts with; their first tokens are the refusal tokens.
+        first_words: Words a refusal starts with; their first tokens are the refusal tokens. None
+            finds the refusal tokens from the model itself.
     """
 
     n_new_tokens: int = Field(default=24, ge=1)
     phrases: list[Text] = Field(default=list(REFUSAL_PHRASES), min_length=1)
-    first_words: list[Text] = Field(default=list(FIRST_WORDS), min_length=1)
+    first_words: list[Text] | None = Field(default=None, min_length=1)
+
+
+class CausalConfig(_Section):
+    """How directions are chosen by what they do to refusal (`select`).
+
+    Args:
+        intervention: The ablation that the choice goes by: `affine_ablate` sets the projection to
+            the harmless mean's, `ablate` to zero.
+        max_layer_share: Candidates in layers from this share of the model on are dropped.
+        max_kl: Most KL of the first answer token on harmless prompts under ablation, in nats.
+        min_induce: Least mean refusal score on harmless prompts under addition, in nats.
+        n_answer_tokens: Answer tokens that the longer KL goes over.
+    """
+
+    intervention: Literal["affine_ablate", "ablate"] = "affine_ablate"
+    max_layer_share: float = Field(default=0.8, gt=0, le=1)
+    max_kl: float = Field(default=0.1, ge=0)
+    min_induce: float = 0.0
+    n_answer_tokens: int = Field(default=8, ge=1)
+
+
+class DoseConfig(_Section):
+    """What `ablate` tries on the chosen direction and on its controls.
+
+    Args:
+        strengths: Of ablation: 0 none, 1 all.
+        coefficients: Of addition, in units of the class difference.
+        n_controls: Random directions, and as many from permuted labels.
+    """
+
+    strengths: list[float] = Field(default=[0.5, 1.0, 1.5], min_length=1)
+    coefficients: list[float] = Field(default=[0.5, 1.0, 1.5], min_length=1)
+    n_controls: int = Field(default=2, ge=1)
 
 
 class EngineConfig(_Section):
@@ -205,6 +239,8 @@ class Config(_Section):
         directions: How directions are made.
         validation: How directions are tested.
         refusal: What counts as a refusal.
+        causal: How directions are chosen by what they do.
+        dose: How strongly they are tried.
         engine: Where activations are collected.
         output: Folder that runs are written below.
 
@@ -221,6 +257,8 @@ class Config(_Section):
     directions: DirectionsConfig = DirectionsConfig()
     validation: ValidationConfig = ValidationConfig()
     refusal: RefusalConfig = RefusalConfig()
+    causal: CausalConfig = CausalConfig()
+    dose: DoseConfig = DoseConfig()
     engine: EngineConfig = EngineConfig()
     output: Text = "outputs"
 

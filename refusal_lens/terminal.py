@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from refusal_lens.attribution import Attribution, Component
+from refusal_lens.causal import CausalScores
 from refusal_lens.confounds import Likeness
 from refusal_lens.diagnosis import GOOD_ACCURACY, SIGNIFICANT, Check, Finding, band
 from refusal_lens.directions import Directions
@@ -24,7 +25,7 @@ from refusal_lens.prompts import ContrastSet
 from refusal_lens.readout import Unembedding
 from refusal_lens.refusal import RefusalReport
 from refusal_lens.scoring import SCORES
-from refusal_lens.selection import GOOD_SEPARATION, Choice, WeightKernel
+from refusal_lens.selection import GOOD_SEPARATION, CausalChoice, Choice, WeightKernel
 from refusal_lens.stability import Stability
 from refusal_lens.tokens import Tokens
 from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
@@ -68,8 +69,16 @@ def show_refusal(console: Console, report: RefusalReport) -> None:
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, is_harmful in (("harmful", True), ("harmless", False)):
         rate, score = report.rate(is_harmful), report.mean_score(is_harmful)
-        table.add_row(name, f"{rate:.1%}", f"{score:+.2f}")
+        low, high = report.interval(is_harmful)
+        table.add_row(name, f"{rate:.1%} ({low:.1%}-{high:.1%})", f"{score:+.2f}")
     console.print(table)
+    agreement = report.agreement
+    kappa = "" if agreement.kappa != agreement.kappa else f" (kappa {agreement.kappa:.2f})"
+    console.print(
+        f"Sign of the score and judge agree on {agreement.share:.1%} of the answers{kappa}. "
+        f"Refusal tokens: {', '.join(repr(token) for token in report.refusal_tokens)}.",
+        markup=False,
+    )
     if report.has_refusal:
         return
     console.print(
@@ -450,3 +459,91 @@ def show_imported(console: Console, directions: Directions) -> None:
 def show_report(console: Console, path: Path) -> None:
     """Print where the report is: the last line of a run."""
     console.print(f"\nReport: {path}", markup=False, soft_wrap=True)
+
+
+# --- experiments --------------------------------------------------------------------------------
+
+
+def show_causal(console: Console, scores: CausalScores) -> None:
+    """Print the causal scores of every candidate, the choice and what it cost."""
+    table = Table(
+        title=f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
+        title_justify="left",
+        caption="Refusal scores and KL in nats, of ablation to zero and affine ablation.",
+    )
+    names = ("place", "bypass", "affine", "induce", "KL", "affine", "verdict")
+    for column in names:
+        is_text = column in ("place", "verdict")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
+    for row in scores.table.to_dict("records"):
+        table.add_row(
+            f"{short_name(row['hook_point'])}, {row['position']}",
+            f"{row['bypass']:+.2f}",
+            f"{row['bypass_affine']:+.2f}",
+            f"{row['induce']:+.2f}",
+            f"{row['kl']:.3f}",
+            f"{row['kl_affine']:.3f}",
+            row["verdict"],
+            style="bold green" if row["is_chosen"] else None,
+        )
+    console.print(table)
+    first = scores.table.iloc[0]
+    console.print(
+        f"Without intervention: {first['baseline_harmful']:+.2f} on harmful, "
+        f"{first['baseline_harmless']:+.2f} on harmless prompts. Cost: {scores.n_passes:,.0f} "
+        "prompts through the whole model."
+    )
+
+
+def show_causal_choice(console: Console, choice: CausalChoice, in_words: str) -> None:
+    """Print which direction was chosen by its effect, or why none was."""
+    if choice.chosen is not None:
+        place = f"{choice.chosen.hook_point} at {choice.chosen.position}"
+        console.print(
+            f"\nChosen: {place}: lowest bypass among {choice.n_eligible} of "
+            f"{choice.n_candidates} that pass the rule"
+        )
+    else:
+        console.print(f"\nNone of {choice.n_candidates} directions passes the rule. Nearest:")
+        for entry, reasons in choice.near_misses:
+            console.print(
+                f"  {entry.hook_point} at {entry.position}: bypass {entry.bypass:+.2f}, induce "
+                f"{entry.induce:+.2f}, KL {entry.kl:.3f}: {', '.join(reasons)}"
+            )
+    dropped = ", ".join(f"{reason} ({n})" for reason, n in choice.dropped.items())
+    console.print(f"Dropped: {dropped or 'none'}\n{in_words}")
+
+
+def show_interventions(console: Console, summary: pd.DataFrame, said: str) -> None:
+    """Print what interventions with the direction and with its controls did."""
+    first = summary.iloc[0]
+    table = Table(
+        title=f"Interventions at {first['hook_point']}, {first['position']}",
+        title_justify="left",
+        caption="On prompts that the direction was neither fitted nor chosen on; 95 % intervals.",
+    )
+    for column in ("intervention", "strength", "direction", "class", "refused", "was", "score"):
+        table.add_column(column, justify="right" if column in ("refused", "was") else "left")
+    for column in ("KL", "loss of text"):
+        table.add_column(column, justify="right")
+    for row in summary.to_dict("records"):
+        table.add_row(
+            row["intervention"],
+            f"{row['strength']:g}",
+            row["direction"],
+            "harmful" if row["is_harmful"] else "harmless",
+            f"{row['refusal_rate']:.1%} "
+            f"({row['refusal_rate_low']:.1%}-{row['refusal_rate_high']:.1%})",
+            f"{row['plain_rate']:.1%}",
+            f"{row['refusal_score']:+.2f} (was {row['plain_score']:+.2f})",
+            f"{row['kl']:.3f}",
+            f"{row['text_loss']:.2f} (was {row['plain_loss']:.2f})",
+        )
+    console.print(table)
+    console.print(f"Verdict: {said}")
+
+
+def show_answers(console: Console, plain: str, intervened: str) -> None:
+    """Print one prompt's answers with and without intervention."""
+    for name, answer in (("plain", plain), ("intervened", intervened)):
+        console.print(f"{name:>10}: {answer}", markup=False, highlight=False, soft_wrap=True)

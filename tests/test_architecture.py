@@ -39,7 +39,15 @@ ORDER = (
         "learning",
         "stability",
         "nested",
+        "interventions",
+        "generation",
+        "judges",
+        "verdicts",
         "refusal",
+        "effects",
+        "candidates",
+        "causal",
+        "dose",
         "scoring",
         "subspaces",
         "confounds",
@@ -52,7 +60,7 @@ ORDER = (
     ),
     *("diagnosis", "artifacts", "interop", "run_tables", "plots", "figures", "report"),
     *("terminal", "compare_runs"),
-    *("study", "cli"),
+    *("study", "experiments", "cli"),
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from conftest import REPOSITORY
 
 import refusal_lens as rl
+from refusal_lens import ContrastSet, PromptSet
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -16,9 +17,13 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+def example_with(words: str) -> str:
+    return next(block for block in python_blocks() if words in block)
+
+
 def test_library_example_runs_and_does_what_it_says(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    example = python_blocks()[0]
+    example = example_with("projection_histogram")
     assert len([line for line in example.splitlines() if line.strip()]) <= 14
     names: dict = {}
     exec(example, names)
@@ -29,6 +34,28 @@ def test_library_example_runs_and_does_what_it_says(monkeypatch):
     left = names["ablated"].at(names["direction"].hook_point, "last") @ names["direction"].unit
     torch.testing.assert_close(left, torch.zeros_like(left), atol=1e-3, rtol=0)
     assert len(names["figure"].data) > 0
+
+
+def test_experiments_example_removes_and_induces_refusal(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    example = example_with("rl.causal_scores")
+    read = rl.read_contrast
+
+    def read_some(*files):
+        whole = read(*files)
+        return ContrastSet(
+            PromptSet("harmful", whole.harmful.prompts[::3]),
+            PromptSet("harmless", whole.harmless.prompts[::3]),
+        )
+
+    # A third of the prompts will do, and takes a third of the time.
+    monkeypatch.setattr(rl, "read_contrast", read_some, raising=False)
+    names: dict = {}
+    exec(example, names)
+    assert names["plain"].rate(True) >= 0.9
+    assert names["removed"] <= 0.05
+    assert names["plain"].rate(False) <= 0.05
+    assert names["induced"] >= 0.8
 
 
 def test_every_option_that_the_readme_names_exists(monkeypatch):
@@ -46,7 +73,7 @@ def test_every_option_that_the_readme_names_exists(monkeypatch):
 def test_attribution_example_sums_to_the_class_difference(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     names: dict = {}
-    exec(python_blocks()[1], names)
+    exec(example_with("rl.attribute"), names)
     direction, table = names["direction"], names["table"]
     expected = (direction.vector @ direction.unit.double()).item()
     whole = table[table.category == ""].contribution.sum()
@@ -65,7 +92,7 @@ def test_exchange_example_moves_a_direction_from_one_project_to_another(monkeypa
     torch.save(content[:1], "mean_diffs.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rl.RefusalLensWarning)
-        exec(python_blocks()[2], {"rl": rl})
+        exec(example_with("rl.write_directions"), {"rl": rl})
     (tensor,) = gguf.GGUFReader("refusal.gguf").tensors
     # The input of block 2 is the output of block 1.
     assert tensor.name == "direction.1"

@@ -7,16 +7,17 @@ import torch
 from conftest import ARCHITECTURES, save_checkpoint
 from scipy.special import logit
 
-from refusal_lens.config import Config
+from refusal_lens.config import FIRST_WORDS, Config
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.generation import generate_greedily
+from refusal_lens.judges import agree, phrase_judge, wilson_interval, without_thinking
 from refusal_lens.models import load_model
 from refusal_lens.refusal import (
     Answer,
     RefusalReport,
+    discover_refusal_tokens,
     find_refusal_tokens,
-    generate_greedily,
     measure_refusal,
-    phrase_judge,
     refusal_score,
 )
 from refusal_lens.tokens import tokenise
@@ -158,3 +159,85 @@ def test_refusal_tokens_are_the_first_of_each_word(model):
 def test_no_first_words_is_an_error(model):
     with pytest.raises(RefusalLensError, match="refusal.first_words is empty"):
         find_refusal_tokens(model, [])
+
+
+# --- intervals, agreement, thoughts, judges, found tokens ---------------------------------------
+
+
+def test_interval_is_wilsons_closed_form():
+    n, k, z = 50, 9, 1.959963984540054
+    p = k / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert wilson_interval(k, n) == pytest.approx((centre - half, centre + half))
+    assert make_report(8, 1).interval(True) == pytest.approx(wilson_interval(8, 10))
+
+
+def test_agreement_of_score_and_judge():
+    full = agree([1.0, 2.0, -1.0, -3.0], [True, True, False, False])
+    assert (full.share, full.kappa) == (1.0, 1.0)
+    chance = agree([1.0, -2.0, 1.0, -3.0], [True, True, False, False])
+    assert (chance.share, chance.kappa) == (0.5, 0.0)
+    assert math.isnan(agree([1.0, 2.0], [True, False]).kappa)
+
+
+@pytest.mark.parametrize(
+    ("answer", "left"),
+    [
+        ("<think>\nI can't say.\n</think>\n\nSure: plan it.", "Sure: plan it."),
+        ("<think>I cannot", ""),
+        ("Sure. <think>a</think>Then <think>b</think>go.", "Sure. Then go."),
+        ("Sure.", "Sure."),
+    ],
+)
+def test_thoughts_are_not_judged(answer, left):
+    assert without_thinking(answer) == left
+
+
+def test_any_callable_can_judge(model, prompts):
+    report = measure_refusal(
+        model,
+        prompts,
+        judge=lambda prompt, answer: prompt in {p.text for p in prompts.harmful},
+        n_new_tokens=2,
+        show_progress=False,
+    )
+    assert (report.rate(True), report.rate(False)) == (1.0, 0.0)
+
+
+def test_refusal_tokens_are_found_where_answers_begin_otherwise(model, prompts, monkeypatch):
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    # Planted: harmful answers begin with 5 or 9, harmless ones with 7, and both with 3.
+    p_harmful, p_harmless = torch.full((2, len(model.tokenizer)), 1e-6)
+    p_harmful[[5, 9, 3]] = torch.tensor([0.5, 0.1, 0.3])
+    p_harmless[[7, 9, 3]] = torch.tensor([0.5, 0.01, 0.3])
+
+    def answer(_, some, n_new_tokens, hooks=()):
+        is_harmful = [prompt_id.startswith("harmful") for prompt_id in some.prompt_ids]
+        rows = [(p_harmful if h else p_harmless).log() for h in is_harmful]
+        return [[]] * len(rows), torch.stack(rows)
+
+    monkeypatch.setattr("refusal_lens.refusal.generate_greedily", answer)
+    assert discover_refusal_tokens(model, tokens, prompts.is_harmful) == (5, 9)
+    shuffled = [i % 2 == 0 for i in range(len(tokens))]
+    assert discover_refusal_tokens(model, tokens, shuffled) == ()
+
+
+def test_found_tokens_are_not_used_where_nothing_is_refused(model, prompts, monkeypatch):
+    monkeypatch.setattr("refusal_lens.refusal.discover_refusal_tokens", lambda *_: (5,))
+    unused = measure_refusal(model, prompts, n_new_tokens=2, show_progress=False)
+    assert unused.refusal_ids == find_refusal_tokens(model, FIRST_WORDS)
+
+
+def test_answers_can_be_given_under_hooks(model, prompts):
+    shift = [("blocks.2.hook_resid_post", lambda x, hook: x + 30 * x.new_ones(32))]
+
+    def first_answers(hooks):
+        report = measure_refusal(
+            model, prompts, hooks=hooks, n_new_tokens=3, first_words=["I"], show_progress=False
+        )
+        return [answer.answer for answer in report.answers]
+
+    before = first_answers([])
+    assert first_answers(shift) != before
+    assert first_answers([]) == before
