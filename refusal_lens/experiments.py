@@ -29,11 +29,12 @@ from refusal_lens.effects import InterventionName
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import resolve_hook_points
 from refusal_lens.judges import judge_by_phrases
-from refusal_lens.models import Model, load_model, tokenizer_of
+from refusal_lens.models import Model, tokenizer_of
 from refusal_lens.positions import normalise_position
 from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.refusal import RefusalReport, measure_refusal
 from refusal_lens.selection import CausalRule, choose_best
+from refusal_lens.study import load_run_model
 from refusal_lens.tokens import tokenise
 from refusal_lens.validation import Separation
 from refusal_lens.verdicts import compare_ablations, summarise, verdict_of_rates
@@ -165,9 +166,7 @@ def _open(
     prompts = run_folder.read_prompts()
     activations = run_folder.read_activations(config.directions.hook_points)
     with console.status(f"Loading {config.model.name}"):
-        model = load_model(
-            **config.model.model_dump(exclude={"name"}), name_or_path=config.model.name
-        )
+        model = load_run_model(config, run_folder)
     return prompts, activations, model
 
 
