@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer, loading_from_pretrained
-from transformer_lens.components import RMSNorm
+from transformer_lens.components.rms_norm import RMSNorm
 from transformers import PreTrainedModel
 
 from refusal_lens.errors import RefusalLensError

@@ -39,7 +39,7 @@ class Ragged(Sequence[tuple[int, ...]]):
     offsets: Int64[np.ndarray, " n_rows_and_one"]
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[int]]) -> "Ragged":
+    def of(cls, rows: Iterable[Sequence[int] | np.ndarray]) -> "Ragged":
         """Lay rows out flat."""
         arrays = [np.asarray(row, dtype=np.int32) for row in rows]
         offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
