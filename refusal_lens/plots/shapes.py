@@ -1,0 +1,245 @@
+"""How activations lie: ridgeline of all layers, plane, largest coordinates, directions side by side.
+
+Knows how distributions are drawn. They come from `distributions` and `validation`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from jaxtyping import Bool, Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from refusal_lens.distributions import Coordinates, Densities, Plane, Ridges
+from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.style import CLASSES, NEUTRAL_COLOUR, ClassStyle, dress, faded
+from refusal_lens.plots.text import hover_prompt
+from refusal_lens.prompts import Prompt
+
+RIDGE_HEIGHT = 1.9
+"""Height of the highest ridge, in rows: neighbours overlap a little."""
+
+
+def ridgeline(ridges: Sequence[Ridges], *, template: str = "plotly_white") -> go.Figure:
+    """Draw the densities of both classes at every layer, one above the other.
+
+    Every ridge is as high as the others: what counts is where the classes lie.
+
+    Args:
+        ridges: One for each site and position; a menu goes over them, the first is shown.
+        template: Name of a plotly template.
+    """
+    figure = go.Figure()
+    for shown, one in enumerate(ridges):
+        for style in CLASSES:
+            figure.add_trace(_ridge_trace(one, style).update(visible=shown == 0))
+    n_rows = max(len(one.hook_points) for one in ridges)
+    layout: dict[str, Any] = {"height": 180 + max(14, min(44, 1100 // n_rows)) * n_rows}
+    if len(ridges) > 1:
+        layout |= {"updatemenus": [_ridge_menu(ridges)], "margin_t": 90}
+    figure.update_xaxes(title_text="cosine between activation and direction", zeroline=False)
+    return dress(
+        figure, template, "Both classes at every layer", **_ridge_axis(ridges[0]), **layout
+    )
+
+
+def _ridge_trace(one: Ridges, style: ClassStyle) -> go.Scatter:
+    """Return all ridges of a class as one trace, its polygons apart by a gap."""
+    xs, ys, places = [], [], []
+    densities = one.harmful if style.is_harmful else one.harmless
+    for row, hook_point in enumerate(one.hook_points):
+        grid, density = one.grids[row], densities[row]
+        if bool(grid.isnan().any()):
+            continue
+        highest = float(max(one.harmful[row].max(), one.harmless[row].max()))
+        heights = [row + RIDGE_HEIGHT * y / highest for y in density.tolist()]
+        x = [float(f"{value:.4g}") for value in grid.tolist()]
+        xs += [*x, x[-1], x[0], x[0], None]
+        ys += [*(round(y, 3) for y in heights), row, row, round(heights[0], 3), None]
+        places += [short_name(hook_point)] * (len(x) + 4)
+    return go.Scatter(
+        name=style.name, legendgroup=style.name, x=xs, y=ys, mode="lines", fill="toself",
+        fillcolor=faded(style.colour, 0.45), hoveron="points",
+        line={"color": style.colour, "width": 1.3, "dash": style.dash}, text=places,
+        hovertemplate=f"%{{text}}, {style.name}<br>cosine %{{x:.3f}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _ridge_axis(one: Ridges) -> dict[str, Any]:
+    """Return the axis whose rows are layers, or names where hook points have no layer."""
+    n_rows = len(one.hook_points)
+    stride = 1 if n_rows <= 24 else 5
+    layers = [layer_of(name) for name in one.hook_points]
+    labels = [short_name(name) if layer is None else str(layer)
+              for name, layer in zip(one.hook_points, layers, strict=True)]  # fmt: skip
+    return {
+        "yaxis": {
+            "title": {"text": "layer"},
+            "tickvals": list(range(0, n_rows, stride)),
+            "ticktext": labels[::stride],
+            "range": [-0.5, n_rows - 1 + RIDGE_HEIGHT + 0.2],
+            "zeroline": False,
+        }
+    }
+
+
+def _ridge_menu(ridges: Sequence[Ridges]) -> dict[str, Any]:
+    buttons = []
+    for shown, one in enumerate(ridges):
+        changes = {"visible": [place == shown for place in range(len(ridges)) for _ in CLASSES]}
+        label = f"{site_of(one.hook_points[0])}, {one.position}"
+        buttons.append({"method": "update", "label": label, "args": [changes, _ridge_axis(one)]})
+    return {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom",
+            "pad": {"b": 6}, "bgcolor": "white", "font": {"color": "#2a3f5f"}}  # fmt: skip
+
+
+def activation_plane(
+    plane: Plane,
+    is_harmful: Bool[Tensor, " n_prompts"],
+    prompts: Sequence[Prompt],
+    *,
+    title: str = "",
+    template: str = "plotly_white",
+) -> go.Figure:
+    """Draw every prompt along the direction and along the largest spread beside it.
+
+    Args:
+        plane: The two coordinates.
+        is_harmful: Labels.
+        prompts: In the same order, for the hover.
+        title: The place.
+        template: Name of a plotly template.
+    """
+    figure = go.Figure()
+    for style in CLASSES:
+        own = (is_harmful == style.is_harmful).nonzero().flatten().tolist()
+        figure.add_trace(
+            go.Scatter(name=f"{style.name} ({len(own)})", x=_rounded(plane.along[own]),
+                       y=_rounded(plane.across[own]), mode="markers",
+                       marker={"color": style.colour, "symbol": style.symbol, "size": 7,
+                               "opacity": 0.75},
+                       hovertext=[hover_prompt(prompts[i].id, prompts[i].category, prompts[i].text)
+                                  for i in own],
+                       hoverlabel={"align": "left"},
+                       hovertemplate="%{hovertext}<br>along %{x}, across %{y}<extra></extra>")
+        )  # fmt: skip
+    figure.update_xaxes(title_text="projection on the unit direction (activation units)")
+    figure.update_yaxes(
+        title_text="first component of the rest<br>"
+        f"({plane.across_share:.0%} of its variance; activation units)",
+        scaleanchor="x",
+    )
+    said = "Activations along and across the direction, in sample"
+    return dress(
+        figure, template, said + (f"<br>{title}" if title else ""), height=560, margin_l=90
+    )
+
+
+def _rounded(numbers: Float[Tensor, " n"]) -> list[float]:
+    return [float(f"{number:.5g}") for number in numbers.tolist()]
+
+
+def direction_components(
+    coordinates: Coordinates, *, title: str = "", template: str = "plotly_white"
+) -> go.Figure:
+    """Draw the largest coordinates of a direction, and how much of it the first ones hold.
+
+    Args:
+        coordinates: From `distributions.top_coordinates`.
+        title: The place.
+        template: Name of a plotly template.
+    """
+    names = [str(index) for index in coordinates.index.tolist()]
+    figure = make_subplots(rows=2, row_heights=[0.6, 0.4], vertical_spacing=0.19)
+    looks = (
+        ("raw", coordinates.raw, "#009E73", ""),
+        ("clipped", coordinates.clipped, "#E69F00", "/"),
+    )
+    for said, numbers, colour, pattern in looks:
+        figure.add_trace(
+            go.Bar(name=said, x=names, y=_rounded(numbers),
+                   marker={"color": colour, "pattern": {"shape": pattern, "solidity": 0.3}},
+                   hovertemplate=f"coordinate %{{x}}, {said}: %{{y:.3~f}}<extra></extra>"),
+            row=1, col=1,
+        )  # fmt: skip
+    shares = [100 * share for share in coordinates.cumulative.tolist()]
+    figure.add_trace(
+        go.Scatter(name="share held", showlegend=False, x=list(range(1, len(shares) + 1)),
+                   y=[round(share, 3) for share in shares], mode="lines",
+                   line={"color": NEUTRAL_COLOUR, "width": 2},
+                   hovertemplate="%{x} largest: %{y:.1f} % of squared length<extra></extra>"),
+        row=2, col=1,
+    )  # fmt: skip
+    figure.update_xaxes(title_text="coordinate, largest first", type="category", row=1, col=1)
+    figure.update_yaxes(title_text="share of length, signed", row=1, col=1)
+    figure.update_xaxes(
+        title_text="number of largest coordinates", type="log", dtick=1, row=2, col=1
+    )
+    figure.update_yaxes(title_text="squared length (%)", range=[0, 103], row=2, col=1)
+    said = "Largest coordinates of the direction"
+    return dress(figure, template, said + (f"<br>{title}" if title else ""), height=600)
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Both classes along one direction: what `directions_side_by_side` draws in a column."""
+
+    name: str
+    numbers: Float[Tensor, " n_prompts"]
+    is_harmful: Bool[Tensor, " n_prompts"]
+    threshold: float
+    densities: Densities
+
+
+def directions_side_by_side(
+    panels: Sequence[Panel], prompts: Sequence[Prompt], *, template: str = "plotly_white"
+) -> go.Figure:
+    """Draw several directions, each in a column: densities above, a mark a prompt below.
+
+    Args:
+        panels: One for each direction: of other methods, places or sets of prompts.
+        prompts: In the order of the panels' numbers, for the hover.
+        template: Name of a plotly template.
+    """
+    figure = make_subplots(
+        rows=2, cols=len(panels), shared_xaxes=True, row_heights=[0.75, 0.25],
+        vertical_spacing=0.03, horizontal_spacing=0.05, subplot_titles=[p.name for p in panels],
+    )  # fmt: skip
+    for column, panel in enumerate(panels, start=1):
+        for style in CLASSES:
+            curve, marks = _panel_traces(panel, style, prompts)
+            figure.add_trace(curve.update(showlegend=column == 1), row=1, col=column)
+            figure.add_trace(marks, row=2, col=column)
+        figure.add_vline(panel.threshold, line={"color": NEUTRAL_COLOUR, "width": 2},
+                         col=column, row="all")  # fmt: skip
+        figure.update_xaxes(title_text="projection", nticks=5, row=2, col=column)
+    names = [style.name for style in CLASSES]
+    figure.update_yaxes(row=2, tickvals=[0, 1], ticktext=names, range=[-0.6, 1.6], showgrid=False)
+    figure.update_yaxes(row=1, showticklabels=False, rangemode="tozero")
+    figure.update_yaxes(row=1, col=1, title_text="density")
+    for column in range(2, len(panels) + 1):
+        figure.update_yaxes(row=2, col=column, showticklabels=False)
+    return dress(figure, template, "Directions side by side", height=480, margin_t=84)
+
+
+def _panel_traces(
+    panel: Panel, style: ClassStyle, prompts: Sequence[Prompt]
+) -> tuple[go.Scatter, go.Scatter]:
+    density = panel.densities.harmful if style.is_harmful else panel.densities.harmless
+    curve = go.Scatter(
+        name=style.name, legendgroup=style.name, x=_rounded(panel.densities.grid),
+        y=_rounded(density), mode="lines", fill="tozeroy", fillcolor=faded(style.colour, 0.35),
+        line={"color": style.colour, "dash": style.dash, "width": 2}, hoverinfo="skip",
+    )  # fmt: skip
+    own = (panel.is_harmful == style.is_harmful).nonzero().flatten().tolist()
+    marks = go.Scatter(
+        name=style.name, legendgroup=style.name, showlegend=False, x=_rounded(panel.numbers[own]),
+        y=[style.row] * len(own), mode="markers",
+        marker={"color": style.colour, "symbol": "line-ns-open", "size": 9, "line": {"width": 1.5}},
+        hovertext=[hover_prompt(prompts[i].id, prompts[i].category, prompts[i].text) for i in own],
+        hoverlabel={"align": "left"},
+        hovertemplate="%{hovertext}<br>projection %{x}<extra></extra>",
+    )  # fmt: skip
+    return curve, marks
