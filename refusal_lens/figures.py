@@ -16,6 +16,9 @@ from refusal_lens.plots.text import place_name
 from refusal_lens.selection import Choice, choose_best
 from refusal_lens.validation import Separation
 
+MAX_LAYER_SHARE = 0.8
+"""Layers from this share of the depth on are no candidates, in the paper's selection."""
+
 Draw = Callable[[RunFolder, str], go.Figure]
 
 
@@ -109,6 +112,7 @@ def _projection_histogram(run_folder: RunFolder, template: str) -> go.Figure:
         run_folder.read_projections(),
         _separation(run_folder),
         run_folder.read_prompts().prompts,
+        nulls=run_folder.read_table("nulls"),
         initial=(best.hook_point, best.position) if best else None,
         template=template,
     )
@@ -153,7 +157,7 @@ def _activation_plane(run_folder: RunFolder, template: str) -> go.Figure:
         distributions.activation_plane(activations.at(hook_point, position), unit),
         activations.is_harmful,
         run_folder.read_prompts().prompts,
-        title=place_name(hook_point, position),
+        place=place_name(hook_point, position),
         template=template,
     )
 
@@ -163,7 +167,7 @@ def _direction_components(run_folder: RunFolder, template: str) -> go.Figure:
     direction = run_folder.read_directions()[hook_point, position]
     return plots.direction_components(
         distributions.top_coordinates(direction),
-        title=place_name(hook_point, position),
+        place=place_name(hook_point, position),
         template=template,
     )
 
@@ -192,7 +196,8 @@ def _table_at_best_column(name: str, plot: Callable[..., go.Figure]) -> Draw:
 
 def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
     table = _table(run_folder, "causal_scores")
-    return plots.causal_scores(table, n_layers=_n_layers(run_folder), template=template)
+    n_kept_layers = int(MAX_LAYER_SHARE * _n_layers(run_folder))
+    return plots.causal_scores(table, n_kept_layers=n_kept_layers, template=template)
 
 
 FIGURES: dict[str, Draw] = {

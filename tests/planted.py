@@ -21,7 +21,9 @@ def places(n_layers: int, positions: tuple[str, ...] = ("last", "mean")) -> pd.D
 def rise(frame: pd.DataFrame) -> np.ndarray:
     """From 0 to 1 over the layers, lower at the second position."""
     depth = frame["layer"] / max(frame["layer"].max(), 1)
-    return (1 / (1 + np.exp(-10 * (depth - 0.5))) * (1 - 0.3 * (frame["position"] == "mean"))).values
+    return (
+        1 / (1 + np.exp(-10 * (depth - 0.5))) * (1 - 0.3 * (frame["position"] == "mean"))
+    ).values
 
 
 def separation(n_layers: int) -> pd.DataFrame:
@@ -88,7 +90,7 @@ def nested_choice() -> pd.DataFrame:
     rows = [
         {"repeat": repeat, "fold": fold,
          "hook_point": f"blocks.{4 + (repeat + fold) % 3}.hook_resid_post", "position": "last",
-         "separation": 0.9 + 0.05 * generator.normal(), "accuracy": 0.97 + 0.01 * generator.normal(),
+         "separation": generator.normal(0.9, 0.05), "accuracy": generator.normal(0.97, 0.01),
          "auroc": 0.99}
         for repeat, fold in itertools.product(range(3), range(5))
     ]  # fmt: skip
@@ -148,7 +150,7 @@ def causal_scores(n_layers: int) -> pd.DataFrame:
     depth = frame["layer"] / max(n_layers - 1, 1)
     bump = np.exp(-(((depth - 0.6) / 0.2) ** 2)) * (1 - 0.3 * (frame["position"] == "-2"))
     frame["bypass"], frame["induce"] = 5 - 12 * bump, -6 + 10 * bump
-    frame["kl"] = 0.005 + 3 * depth**4
+    frame["kl"] = 0.003 + 2 * depth**8
     frame["bypass_affine"], frame["kl_affine"] = frame["bypass"] - 1, frame["kl"] / 10
     frame["baseline_harmful"], frame["baseline_harmless"] = 5.0, -7.0
     is_early = depth < 0.8
@@ -168,7 +170,9 @@ def dose_response() -> pd.DataFrame:
         ):
             if is_harmful == (intervention == "add"):
                 continue
-            slope = (8 if direction == "fitted" else 0.3 * (seed + 1)) * (1 if not is_harmful else -1)
+            slope = (8 if direction == "fitted" else 0.3 * (seed + 1)) * (
+                1 if not is_harmful else -1
+            )
             score = (4 if is_harmful else -6) + slope * strength
             rate = 1 / (1 + math.exp(-score))
             rows.append(

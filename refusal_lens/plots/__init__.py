@@ -5,20 +5,10 @@ and `distributions`, the rest as tables of a run.
 """
 
 from refusal_lens.plots.attribution import head_attribution, prompt_tokens, unembedding
-from refusal_lens.plots.breakdown import (
-    category_breakdown,
-    confounds,
-    method_comparison,
-    misread_prompts,
-)
+from refusal_lens.plots.breakdown import category_breakdown, misread_prompts
 from refusal_lens.plots.causal import causal_scores, dose_response
-from refusal_lens.plots.curves import (
-    clip_sweep,
-    coordinate_shares,
-    learning_curve,
-    nested_choice,
-    stability,
-)
+from refusal_lens.plots.choices import confounds, method_comparison, nested_choice
+from refusal_lens.plots.curves import clip_sweep, coordinate_shares, learning_curve, stability
 from refusal_lens.plots.histogram import projection_histogram
 from refusal_lens.plots.profile import layer_profile
 from refusal_lens.plots.shapes import (

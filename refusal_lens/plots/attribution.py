@@ -11,11 +11,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from refusal_lens.plots.style import (
-    HARMFUL_COLOUR,
-    HARMLESS_COLOUR,
+    CLASSES,
     dress,
     empty,
+    hatched,
+    layer_axis,
+    menu,
+    name_rows,
     signed_scale,
+    style_of,
 )
 from refusal_lens.plots.text import escape
 
@@ -34,83 +38,95 @@ def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> 
             harmful; rows of a category are left out.
         template: Name of a plotly template.
     """
-    own = (
-        table[table["category"].isna() | (table["category"] == "")]
-        if "category" in table
-        else table
-    )
+    own = table[table["category"].isna() | (table["category"] == "")]
     figure = make_subplots(
-        cols=2, column_widths=[0.64, 0.36], horizontal_spacing=0.19,
-        subplot_titles=["by layer and head", "largest"],
-    )  # fmt: skip
-    columns, layers, cells = _attribution_grid(own)
-    limit = (
-        max((abs(cell) for row in cells for cell in row if cell is not None), default=1.0) or 1.0
+        cols=2,
+        column_widths=[0.66, 0.34],
+        horizontal_spacing=0.22,
+        subplot_titles=["by layer and head", f"the {min(N_LARGEST, len(own))} largest"],
     )
-    figure.add_trace(
-        go.Heatmap(
-            x=columns, y=layers, z=cells, zmin=-limit, zmax=limit,
-            colorscale=signed_scale(template), xgap=1, ygap=1 if len(layers) < 40 else 0,
-            colorbar={"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom",
-                      "thickness": 10, "len": 0.6, "x": 0, "xanchor": "left", "nticks": 5,
-                      "title": {"text": "projection units, towards harmful", "side": "top"}},
-            hovertemplate="layer %{y}, %{x}: %{z:.3~f}<extra></extra>",
-        ),
-        row=1, col=1,
-    )  # fmt: skip
-    names = _component_names(own)
-    largest = own.assign(name=names).sort_values("contribution", key=abs).tail(N_LARGEST)
-    figure.add_trace(
-        go.Bar(
-            y=largest["name"].tolist(), x=largest["contribution"].tolist(), orientation="h",
-            marker={"color": [HARMFUL_COLOUR if x > 0 else HARMLESS_COLOUR
-                              for x in largest["contribution"]],
-                    "pattern": {"shape": ["/" if x > 0 else "" for x in largest["contribution"]],
-                                "solidity": 0.3}},
-            hovertemplate="%{y}: %{x:.3~f}<extra></extra>", showlegend=False,
-        ),
-        row=1, col=2,
-    )  # fmt: skip
+    columns, layers, cells = _attribution_grid(own)
+    figure.add_trace(_attribution_heatmap(columns, layers, cells, template), row=1, col=1)
+    figure.add_trace(_largest_bars(own), row=1, col=2)
     figure.update_xaxes(title_text="head", type="category", tickangle=0, row=1, col=1)
-    figure.update_yaxes(title_text="layer", row=1, col=1)
     figure.update_xaxes(title_text="projection units", nticks=4, row=1, col=2)
-    height = min(900, max(460, 240 + 14 * len(layers)))
-    return dress(figure, template, "Which heads and MLPs write the direction", height=height,
-                 margin={"l": 60, "r": 20, "t": 84, "b": 130})  # fmt: skip
+    name_rows(figure)
+    ticks = {"type": "linear", "dtick": layer_axis(max(layers, default=0))["dtick"]}
+    figure.update_yaxes(title_text="layer", tick0=0, **ticks, row=1, col=1)
+    figure.update_annotations(font_size=13)
+    return dress(
+        figure,
+        template,
+        "Which heads and MLPs write the direction",
+        subtitle="difference of the classes in projection units; positive writes towards harmful",
+        height=min(900, max(500, 260 + 14 * len(layers))),
+        margin={"l": 60, "r": 20, "t": 100, "b": 110},
+    )
 
 
 def _attribution_grid(
     own: pd.DataFrame,
 ) -> tuple[list[str], list[int], list[list[float | None]]]:
-    """Lay heads and MLPs out: a row a layer, a column a head, then one for the MLP."""
-    own = own.dropna(subset=["layer"])
-    is_mlp = own["component"].astype(str).str.endswith("mlp")
-    is_head = own["head"].notna()
-    is_attention = own["component"].astype(str).str.endswith("attn") & ~is_head
-    own = own.assign(column=None)
-    own["column"] = own["column"].astype(object)
-    own.loc[is_head, "column"] = own.loc[is_head, "head"].astype(int).astype(str)
-    own.loc[is_mlp, "column"] = "MLP"
-    if not is_head.any():
-        own.loc[is_attention, "column"] = "attention"
-    own = own.dropna(subset=["column"])
-    columns = [name for name in dict.fromkeys(own["column"]) if name.isdigit()]
-    columns = sorted(columns, key=int) + [
-        n for n in ("attention", "MLP") if n in set(own["column"])
-    ]
-    layers = sorted(set(own["layer"].astype(int)))
-    found = {(int(layer), column): value for layer, column, value in
-             zip(own["layer"], own["column"], own["contribution"], strict=True)}  # fmt: skip
-    return columns, layers, [[found.get((layer, column)) for column in columns] for layer in layers]
+    """Lay heads and MLPs out: a row a layer, a column a head, then one for the MLP.
+
+    Where heads were not told apart, attention has one column.
+    """
+    found: dict[tuple[int, str], float] = {}
+    has_heads = own["head"].notna().any()
+    rows = zip(own["layer"], own["head"], own["component"], own["contribution"], strict=True)
+    for layer, head, component, contribution in rows:
+        if pd.isna(layer):
+            continue
+        if not pd.isna(head):
+            found[int(layer), str(int(head))] = float(contribution)
+        elif str(component).endswith("mlp"):
+            found[int(layer), "MLP"] = float(contribution)
+        elif str(component).endswith("attn") and not has_heads:
+            found[int(layer), "attention"] = float(contribution)
+    layers = sorted({layer for layer, _ in found})
+    columns = sorted(
+        {column for _, column in found},
+        key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name == "MLP"),
+    )
+    cells = [[found.get((layer, column)) for column in columns] for layer in layers]
+    return columns, layers, cells
 
 
-def _component_names(own: pd.DataFrame) -> list[str]:
-    """Name components as people say them."""
-    return [
+def _attribution_heatmap(
+    columns: list[str], layers: list[int], cells: list[list[float | None]], template: str
+) -> go.Heatmap:
+    limit = max((abs(cell) for row in cells for cell in row if cell is not None), default=0.0)
+    return go.Heatmap(
+        x=columns,
+        y=layers,
+        z=cells,
+        zmin=-limit or -1,
+        zmax=limit or 1,
+        colorscale=signed_scale(template),
+        xgap=1 if len(columns) < 24 else 0,
+        ygap=1 if len(layers) < 40 else 0,
+        colorbar={"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom",
+                  "thickness": 10, "len": 0.6, "x": 0, "xanchor": "left", "nticks": 5},
+        hovertemplate="layer %{y}, %{x}: %{z:.3~f}<extra></extra>",
+    )  # fmt: skip
+
+
+def _largest_bars(own: pd.DataFrame) -> go.Bar:
+    largest = own.sort_values("contribution", key=abs).tail(N_LARGEST)
+    styles = [style_of(contribution > 0) for contribution in largest["contribution"]]
+    names = [
         str(component).removeprefix("blocks.").replace(".", " ")
         + ("" if pd.isna(head) else f" head {int(head)}")
-        for component, head in zip(own["component"], own["head"], strict=True)
+        for component, head in zip(largest["component"], largest["head"], strict=True)
     ]
+    return go.Bar(
+        x=largest["contribution"].tolist(),
+        y=names,
+        orientation="h",
+        showlegend=False,
+        marker=hatched([style.colour for style in styles], [style.pattern for style in styles]),
+        hovertemplate="%{y}: %{x:.3~f}<extra></extra>",
+    )
 
 
 def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
@@ -121,27 +137,30 @@ def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fi
         template: Name of a plotly template.
     """
     figure = make_subplots(cols=2, horizontal_spacing=0.24, subplot_titles=["lowered", "raised"])
-    for column, (end, colour, pattern) in enumerate(
-        (("bottom", HARMLESS_COLOUR, ""), ("top", HARMFUL_COLOUR, "/")), start=1
-    ):
+    for column, (end, style) in enumerate(zip(("bottom", "top"), CLASSES, strict=True), start=1):
         own = table[table["end"] == end].sort_values("rank", ascending=False)
-        figure.add_trace(
-            go.Bar(
-                # Two tokens can look alike; the rank keeps their bars apart.
-                y=[f"{int(rank)} {_shown(token)}"
-                   for rank, token in zip(own["rank"], own["token"], strict=True)],
-                x=own["logit"].tolist(), orientation="h", showlegend=False,
-                marker={"color": colour, "pattern": {"shape": pattern, "solidity": 0.3}},
-                customdata=[[escape(repr(str(token))), int(token_id)] for token, token_id in
-                            zip(own["token"], own["token_id"], strict=True)],
-                hovertemplate="%{customdata[0]} (token %{customdata[1]}): %{x:.3~f}<extra></extra>",
-            ),
-            row=1, col=column,
-        )  # fmt: skip
-    figure.update_yaxes(type="category", automargin=True).update_xaxes(title_text="logit", nticks=4)
-    n_rows = int(table["rank"].max()) if len(table) else 1
-    return dress(figure, template, "What the direction says through the unembedding",
-                 height=180 + 20 * n_rows, margin_t=84)  # fmt: skip
+        bars = go.Bar(
+            x=own["logit"].tolist(),
+            # Two tokens can look alike: the rank keeps their bars apart.
+            y=[
+                f"{_shown(str(token))}  {int(rank)}"
+                for rank, token in zip(own["rank"], own["token"], strict=True)
+            ],
+            orientation="h",
+            showlegend=False,
+            marker=hatched(style.colour, style.pattern),
+            customdata=[
+                [escape(repr(str(token))), int(token_id)]
+                for token, token_id in zip(own["token"], own["token_id"], strict=True)
+            ],
+            hovertemplate="%{customdata[0]} (token %{customdata[1]}): %{x:.3~f}<extra></extra>",
+        )
+        figure.add_trace(bars, row=1, col=column)
+    name_rows(figure, dtick=1)
+    figure.update_xaxes(title_text="logit", nticks=4).update_annotations(font_size=13)
+    height = 160 + 20 * int(table["rank"].max() if len(table) else 1)
+    title = "What the direction says through the unembedding"
+    return dress(figure, template, title, height=height, margin_t=84)
 
 
 def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
@@ -151,29 +170,37 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         table: `prompt_tokens` at one hook point.
         template: Name of a plotly template.
     """
+    title = "Each token's projection on the direction"
     prompts = [own.sort_values("index") for _, own in table.groupby("prompt_id", sort=False)]
     if not prompts:
-        return empty(template, "Tokens along the direction", "no prompts")
+        return empty(template, title, "no prompts")
     limit = float(table["projection"].abs().max()) or 1.0
-    figure = go.Figure(
-        go.Heatmap(
-            **_token_grid(prompts[0]), texttemplate="%{text}", textfont={"size": 11}, zmin=-limit,
-            zmax=limit, colorscale=signed_scale(template), xgap=2, ygap=4,
-            colorbar={"thickness": 10, "title": {"text": "projection", "side": "right"}},
-            hovertemplate="%{customdata[0]}<br>token %{customdata[1]}, projection %{z:.3~f}"
-            "<extra></extra>",
-        )
-    )  # fmt: skip
+    heatmap = go.Heatmap(
+        **_token_grid(prompts[0]),
+        texttemplate="%{text}",
+        textfont={"size": 11},
+        zmin=-limit,
+        zmax=limit,
+        colorscale=signed_scale(template),
+        xgap=2,
+        ygap=4,
+        colorbar={"thickness": 10, "title": {"text": "projection", "side": "right"}},
+        hovertemplate="%{customdata[0]}<br>token %{customdata[1]}, projection %{z:.3~f}"
+        "<extra></extra>",
+    )
+    figure = go.Figure(heatmap)
     n_lines = max(math.ceil(len(own) / N_COLUMNS) for own in prompts)
+    figure.update_xaxes(visible=False, fixedrange=True)
+    figure.update_yaxes(visible=False, fixedrange=True, range=[n_lines - 0.5, -0.5])
     layout: dict[str, Any] = {"margin": {"l": 14, "r": 20, "t": 96, "b": 20}}
     if len(prompts) > 1:
-        layout["updatemenus"] = [_prompt_menu(prompts)]
-    figure.update_xaxes(visible=False, fixedrange=True)
-    figure.update_yaxes(
-        visible=False, fixedrange=True, autorange=False, range=[n_lines - 0.5, -0.5]
-    )
-    return dress(figure, template, "Each token's projection on the direction",
-                 height=120 + 34 * max(n_lines, 3), **layout)  # fmt: skip
+        buttons = [
+            {"method": "restyle", "label": escape(str(own["prompt_id"].iloc[0])),
+             "args": [{key: [value] for key, value in _token_grid(own).items()}]}
+            for own in prompts
+        ]  # fmt: skip
+        layout["updatemenus"] = [menu(buttons, x=0, xanchor="left")]
+    return dress(figure, template, title, height=120 + 34 * max(n_lines, 3), **layout)
 
 
 def _token_grid(own: pd.DataFrame) -> dict[str, list[list[Any]]]:
@@ -184,10 +211,11 @@ def _token_grid(own: pd.DataFrame) -> dict[str, list[list[Any]]]:
         return [padded[at : at + N_COLUMNS] for at in range(0, len(padded), N_COLUMNS)]
 
     tokens = [str(token) for token in own["token"].fillna("")]
-    whole = [[escape(repr(token)), int(index)]
-             for token, index in zip(tokens, own["index"], strict=True)]  # fmt: skip
+    whole = [
+        [escape(repr(token)), int(index)] for token, index in zip(tokens, own["index"], strict=True)
+    ]
     return {
-        "z": lines(own["projection"].tolist(), None),
+        "z": lines([round(float(number), 4) for number in own["projection"]], None),
         "text": lines([_shown(token) for token in tokens], ""),
         "customdata": lines(whole, ["", ""]),
     }
@@ -197,16 +225,3 @@ def _shown(token: str) -> str:
     """Write a token so that it fits a cell and its spaces are seen."""
     seen = token.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
     return escape(seen if len(seen) <= 9 else seen[:8] + "…")
-
-
-def _prompt_menu(prompts: list[pd.DataFrame]) -> dict[str, Any]:
-    buttons = []
-    for own in prompts:
-        grid = _token_grid(own)
-        label = escape(str(own["prompt_id"].iloc[0]))
-        args = [{key: [value] for key, value in grid.items()}]
-        buttons.append({"method": "restyle", "label": label, "args": args})
-    return {
-        "buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom",
-        "pad": {"b": 8}, "bgcolor": "white", "font": {"color": "#2a3f5f"},
-    }  # fmt: skip

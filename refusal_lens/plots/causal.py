@@ -3,7 +3,9 @@
 Knows the paper's thresholds by sight. Their numbers come as tables.
 """
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,23 +14,25 @@ from plotly.subplots import make_subplots
 from refusal_lens.hook_points import short_name
 from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
+    LineLook,
     band,
     dress,
     faded,
     layer_axis,
+    limit_line,
+    line,
     line_looks,
     style_of,
 )
 
-_SCORES = (
-    ("bypass", "bypass (nats)", "baseline_harmful", "harmful, untouched"),
-    ("induce", "induce (nats)", "baseline_harmless", "harmless, untouched"),
-    ("kl", "KL (nats)", None, ""),
-)
-"""Column, axis title, the column of its baseline and what the baseline is called."""
+_SCORES = ("bypass", "induce", "kl")
+_TITLES = ("bypass (nats)", "induce (nats)", "KL (nats)")
+_BASELINES = {1: ("baseline_harmful", "harmful, untouched"),
+              2: ("baseline_harmless", "harmless, untouched")}  # fmt: skip
+"""By panel: the column of the score without intervention, and its name."""
 
-_DIRECTIONS = {"fitted": ("solid", 2.5), "random": ("dot", 1.2), "permuted": ("dashdot", 1.2)}
-"""Dash and width of a line, by where its direction came from."""
+_CONTROLS = {"random": "dot", "permuted": "dashdot"}
+"""How the lines of directions that were not fitted are dashed."""
 
 
 def causal_scores(
@@ -36,8 +40,7 @@ def causal_scores(
     *,
     max_kl: float = 0.1,
     min_induce: float = 0.0,
-    max_layer_share: float = 0.8,
-    n_layers: int | None = None,
+    n_kept_layers: int | None = None,
     template: str = "plotly_white",
 ) -> go.Figure:
     """Draw bypass, induce and KL of every candidate over the layers, and the chosen one.
@@ -46,10 +49,9 @@ def causal_scores(
 
     Args:
         table: `causal_scores`.
-        max_kl: Candidates above are dropped.
-        min_induce: Candidates below are dropped.
-        max_layer_share: Layers from this share of the depth on are dropped.
-        n_layers: Of the model; None takes the candidates' last layer plus one.
+        max_kl: Candidates above are dropped, nats.
+        min_induce: Candidates below are dropped, nats.
+        n_kept_layers: Layers from this one on are dropped and shaded; None shades none.
         template: Name of a plotly template.
 
     Source:
@@ -59,132 +61,154 @@ def causal_scores(
     last = max(frame["layer"].astype(int).tolist(), default=0)
     figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.05)
     groups = list(frame.groupby(frame["site"] + ", " + frame["position"].astype(str), sort=False))
-    for (name, own), (colour, symbol) in zip(groups, line_looks(), strict=False):
-        for row, (score, *_) in enumerate(_SCORES, start=1):
-            lines = list(_candidate_lines(own, score, str(name), colour, symbol))
+    for (name, own), look in zip(groups, line_looks(), strict=False):
+        for row, score in enumerate(_SCORES, start=1):
+            lines = list(_candidate_lines(own, score, str(name), look))
             lines[0].showlegend = row == 1
             figure.add_traces(lines, rows=row, cols=1)
     figure.add_traces(list(_chosen_marks(frame)), rows=[1, 2, 3], cols=1)
-    _add_thresholds(figure, frame, {2: min_induce, 3: max_kl})
-    first_dropped = int(max_layer_share * (n_layers or last + 1))
-    if first_dropped <= last:
-        figure.add_vrect(
-            first_dropped - 0.5, last + 0.5, line_width=0, fillcolor=NEUTRAL_COLOUR, opacity=0.15,
-            row="all", col=1,
-        )  # fmt: skip
-        figure.add_annotation(text="too late", x=last, y=1, xref="x", yref="paper", showarrow=False,
-                              yanchor="bottom", font={"size": 11})  # fmt: skip
-    for row, (_, said, *_) in enumerate(_SCORES, start=1):
+    _add_limits(figure, frame, min_induce, max_kl)
+    if n_kept_layers is not None and n_kept_layers <= last:
+        _shade_from(figure, n_kept_layers, last)
+    for row, said in enumerate(_TITLES, start=1):
         figure.update_yaxes(title_text=said, row=row, col=1)
-    figure.update_yaxes(type="log", dtick=1, exponentformat="power", row=3, col=1)
+    figure.update_yaxes(type="log", dtick=1, tickformat="~g", row=3, col=1)
     figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
     title = "What each direction does to refusal"
-    return dress(figure, template, title, height=720, margin_r=130, margin_t=64)
+    said = "filled marks pass every threshold; dotted lines are affine ablation"
+    return dress(figure, template, title, subtitle=said, height=740, margin={"r": 130, "t": 90})
 
 
 def _candidate_lines(
-    own: pd.DataFrame, score: str, name: str, colour: str, symbol: str
+    own: pd.DataFrame, score: str, name: str, look: LineLook
 ) -> Iterator[go.Scatter]:
     """Yield a score's line, and that of affine ablation where it was measured."""
-    layers = own["layer"].astype(int).tolist()
-    variants = (("", "is_eligible", "solid"), ("_affine", "is_eligible_affine", "dot"))
-    for suffix, eligible, dash in variants:
-        if score + suffix not in own or own[score + suffix].isna().all():
+    for suffix, dash in (("", "solid"), ("_affine", "dot")):
+        if score + suffix not in own or (suffix and own[score + suffix].isna().all()):
             continue
-        is_kept = own[eligible].astype(bool).tolist() if eligible in own else [True] * len(own)
+        is_kept = own[f"is_eligible{suffix}"].astype(bool).tolist()
         said = f"{score}, affine" if suffix else score
-        yield go.Scatter(
-            name=name, legendgroup=name, showlegend=False, x=layers, y=own[score + suffix].tolist(),
-            mode="lines+markers", line={"color": colour, "width": 2, "dash": dash},
-            marker={"symbol": [symbol if kept else f"{symbol}-open" for kept in is_kept], "size": 8},
+        trace = line(
+            name,
+            own["layer"].astype(int),
+            own[score + suffix],
+            replace(look, dash=dash),
+            f"{name}, layer %{{x}}<br>{said} %{{y:.3~g}} nats%{{customdata}}",
+            showlegend=False,
             customdata=["" if kept else "<br>dropped" for kept in is_kept],
-            hovertemplate=f"{name}, layer %{{x}}<br>{said} %{{y:.3~g}} nats%{{customdata}}"
-            "<extra></extra>",
-        )  # fmt: skip
+        )
+        trace.marker.symbol = [look.symbol if kept else f"{look.symbol}-open" for kept in is_kept]
+        yield trace
 
 
 def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
     """Yield a ring around the chosen candidate in each panel."""
     chosen = frame[frame["is_chosen"].astype(bool)]
-    names = [f"chosen: {short_name(hook_point)}, {position}"
-             for hook_point, position in zip(chosen["hook_point"], chosen["position"], strict=True)]  # fmt: skip
-    for row, (score, *_) in enumerate(_SCORES):
+    places = zip(chosen["hook_point"], chosen["position"], strict=True)
+    names = [f"chosen: {short_name(hook_point)}, {position}" for hook_point, position in places]
+    for score in _SCORES:
         yield go.Scatter(
-            name=names[0] if names else "chosen", legendgroup="chosen",
-            showlegend=bool(names) and row == 0, x=chosen["layer"].astype(int).tolist(),
-            y=chosen[score].tolist(), mode="markers", hoverinfo="skip",
+            name="; ".join(names),
+            legendgroup="chosen",
+            showlegend=bool(names) and score == _SCORES[0],
+            x=chosen["layer"].astype(int).tolist(),
+            y=chosen[score].tolist(),
+            mode="markers",
             marker={"symbol": "circle-open", "size": 18, "color": NEUTRAL_COLOUR,
                     "line": {"width": 3}},
+            hoverinfo="skip",
         )  # fmt: skip
 
 
-def _add_thresholds(figure: go.Figure, frame: pd.DataFrame, limits: dict[int, float]) -> None:
-    """Draw thresholds and baselines, labelled in the right margin."""
-    for row, (_, _, baseline, said) in enumerate(_SCORES, start=1):
-        lines = [(limits[row], f"limit {limits[row]:g}", "dash")] if row in limits else []
-        if baseline is not None and baseline in frame and frame[baseline].notna().any():
-            lines.append((float(frame[baseline].dropna().iloc[0]), said, "dot"))
-        for height, text, dash in lines:
-            figure.add_hline(
-                height, row=row, col=1,  # pyright: ignore[reportArgumentType]
-                line={"color": NEUTRAL_COLOUR, "width": 1, "dash": dash},
-                annotation={"text": text, "font": {"size": 11}}, annotation_position="right",
-            )  # fmt: skip
+def _add_limits(figure: go.Figure, frame: pd.DataFrame, min_induce: float, max_kl: float) -> None:
+    """Draw thresholds and what the model does untouched."""
+    limit_line(figure, 2, min_induce, f"at least {min_induce:g}")
+    # plotly wants the label of a logarithmic axis at the logarithm, but the line at the number.
+    limit_line(figure, 3, max_kl, f"at most {max_kl:g}", y=math.log10(max_kl))
+    for row, (column, said) in _BASELINES.items():
+        if column in frame and frame[column].notna().any():
+            limit_line(figure, row, float(frame[column].dropna().iloc[0]), said, "dot")
+
+
+def _shade_from(figure: go.Figure, layer: int, last: int) -> None:
+    """Shade the layers that are dropped for being too late."""
+    figure.add_vrect(
+        layer - 0.5,
+        last + 0.5,
+        line_width=0,
+        fillcolor=NEUTRAL_COLOUR,
+        opacity=0.15,
+        row="all",
+        col=1,  # pyright: ignore[reportArgumentType]
+    )
+    figure.add_annotation(
+        text="too late",
+        x=(layer + last) / 2,
+        y=1,
+        xref="x",
+        yref="paper",
+        showarrow=False,
+        yanchor="bottom",
+        font={"size": 11},
+    )
 
 
 def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw refusal over the strength of each intervention, beside its controls.
-
-    Solid lines with intervals are the fitted direction; dotted ones random, dash-dotted permuted.
 
     Args:
         table: `dose_response`.
         template: Name of a plotly template.
     """
     interventions = list(dict.fromkeys(table["intervention"]))
-    titles = [name.replace("_", " ") for name in interventions]
     figure = make_subplots(
-        rows=2, cols=len(interventions), shared_xaxes=True, shared_yaxes="rows",
-        vertical_spacing=0.07, horizontal_spacing=0.03, column_titles=titles,
-    )  # fmt: skip
-    is_named: set[str] = set()
+        rows=2,
+        cols=len(interventions),
+        shared_xaxes=True,
+        shared_yaxes="rows",  # pyright: ignore[reportArgumentType]
+        vertical_spacing=0.07,
+        horizontal_spacing=0.03,
+        column_titles=[str(name).replace("_", " ") for name in interventions],
+    )
+    panels = (("refusal_score", 1, "nats"), ("refusal_rate", 100, "%"))
     for column, intervention in enumerate(interventions, start=1):
         own = table[table["intervention"] == intervention]
-        for trace, row in _dose_lines(own):
-            if trace.showlegend is not False:
-                trace.showlegend = trace.name not in is_named
-                is_named.add(trace.name)
-            figure.add_trace(trace, row=row, col=column)
+        for row, (score, scale, unit) in enumerate(panels, start=1):
+            figure.add_traces(list(_dose_lines(own, score, scale, unit)), rows=row, cols=column)
         figure.update_xaxes(title_text="strength", row=2, col=column)
+    _name_once(figure)
+    figure.update_annotations(font_size=13)
     figure.update_yaxes(title_text="refusal score (nats)", row=1, col=1)
-    figure.update_yaxes(title_text="refused (%)", row=2, col=1)
-    figure.update_yaxes(range=[-4, 104], row=2)
-    return dress(figure, template, "Refusal over the strength of intervention", height=620,
-                 margin_t=86)  # fmt: skip
+    figure.update_yaxes(title_text="refused (%)", row=2, col=1).update_yaxes(range=[-4, 104], row=2)
+    title = "Refusal over the strength of intervention"
+    return dress(figure, template, title, height=640, margin_t=86)
 
 
-def _dose_lines(own: pd.DataFrame) -> Iterator[tuple[go.Scatter, int]]:
-    """Yield the lines of one intervention and the panel of each."""
+def _dose_lines(own: pd.DataFrame, score: str, scale: float, unit: str) -> Iterator[go.Scatter]:
+    """Yield a line for each class, direction and seed; the fitted direction with its interval."""
     keys = ["is_harmful", "direction", "seed"]
-    for (is_harmful, direction, seed), line in own.groupby(keys, sort=False, dropna=False):
-        style, (dash, width) = style_of(bool(is_harmful)), _DIRECTIONS[str(direction)]
-        line = line.sort_values("strength")
+    for (is_harmful, direction, seed), rows in own.groupby(keys, sort=False, dropna=False):
+        if rows[score].isna().all():
+            continue
+        style, is_fitted = style_of(bool(is_harmful)), direction == "fitted"
+        rows = rows.sort_values("strength")
         name = f"{style.name}, {direction}"
-        for row, (score, scale, unit) in enumerate(
-            (("refusal_score", 1, " nats"), ("refusal_rate", 100, " %")), start=1
-        ):
-            if line[score].isna().all():
-                continue
-            if direction == "fitted":
-                low, high = (line[f"{score}_{end}"] * scale for end in ("low", "high"))
-                yield band(line["strength"], low, high, name=name, legendgroup=name,
-                           showlegend=False, fillcolor=faded(style.colour, 0.2)), row  # fmt: skip
-            said = "" if direction == "fitted" or pd.isna(seed) else f", seed {seed:g}"
-            yield go.Scatter(
-                name=name, legendgroup=name, x=line["strength"].tolist(),
-                y=(line[score] * scale).tolist(), mode="lines+markers",
-                line={"color": style.colour, "width": width, "dash": dash},
-                marker={"symbol": style.symbol if direction == "fitted" else f"{style.symbol}-open",
-                        "size": 8 if direction == "fitted" else 5},
-                hovertemplate=f"{name}{said}<br>strength %{{x}}: %{{y:.3~f}}{unit}<extra></extra>",
-            ), row  # fmt: skip
+        if is_fitted:
+            low, high = (rows[f"{score}_{end}"] * scale for end in ("low", "high"))
+            looks = {"showlegend": False, "fillcolor": faded(style.colour, 0.2)}
+            yield band(rows["strength"], low, high, name=name, legendgroup=name, **looks)
+        look = LineLook(style.colour, style.symbol, width=2.5)
+        if not is_fitted:
+            look = LineLook(style.colour, style.symbol, _CONTROLS[str(direction)], 1.2, 5, True)
+        said = name if is_fitted or pd.isna(seed) else f"{name}, seed {seed:g}"
+        hover = f"{said}<br>strength %{{x}}: %{{y:.3~f}} {unit}"
+        yield line(name, rows["strength"], rows[score] * scale, look, hover)
+
+
+def _name_once(figure: go.Figure) -> None:
+    """Keep one entry of the legend for all lines of a name."""
+    is_named: set[str] = set()
+    for trace in figure.data:
+        if trace.showlegend is None:
+            trace.showlegend = trace.name not in is_named
+            is_named.add(trace.name)

@@ -5,6 +5,7 @@ Knows the bands of the article. Scores come from `validation`.
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,17 @@ from plotly.subplots import make_subplots
 
 from refusal_lens.diagnosis import GOOD_ACCURACY
 from refusal_lens.hook_points import short_name
-from refusal_lens.plots.style import NEUTRAL_COLOUR, band, dress, faded, layer_axis, line_looks
+from refusal_lens.plots.style import (
+    NEUTRAL_COLOUR,
+    LineLook,
+    band,
+    dress,
+    faded,
+    layer_axis,
+    limit_line,
+    line,
+    line_looks,
+)
 from refusal_lens.selection import GOOD_SEPARATION, Choice
 from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
 
@@ -56,27 +67,19 @@ def layer_profile(
     groups = list(frame.groupby(frame["site"] + ", " + frame["position"], sort=False))
     for row, score in enumerate(panels, start=1):
         figure.add_traces(list(_null_band(nulls, frame, score, row)), rows=row, cols=1)
-    for (name, own), (colour, symbol) in zip(groups, line_looks(), strict=False):
+    for (name, own), look in zip(groups, line_looks(), strict=False):
         has_interval = len(groups) <= _MOST_INTERVALS or _is_of(own, best)
         for row, score in enumerate(panels, start=1):
-            looks = _Looks(str(name), colour, symbol, row == 1, has_interval)
-            figure.add_traces(list(_score_lines(own, score, looks)), rows=row, cols=1)
+            lines = list(_score_lines(str(name), own, score, look))
+            lines[-1].showlegend = row == 1
+            shown = _interval(str(name), own, score, look) if has_interval else []
+            figure.add_traces([*shown, *lines], rows=row, cols=1)
     if groups and any(f"{score}_in_sample" in frame for score in panels):
         figure.add_trace(_in_sample_key(), row=1, col=1)
     if best is not None and best.layer is not None:
         figure.add_traces(list(_best_marks(best)), rows=[1, 2], cols=[1, 1])
     _add_bands(figure, panels)
     return dress(figure, template, _title(best), **_profile_layout(frame, nulls, panels))
-
-
-class _Looks:
-    """How one line looks in one panel."""
-
-    def __init__(
-        self, name: str, colour: str, symbol: str, is_first: bool, has_interval: bool
-    ) -> None:
-        self.name, self.colour, self.symbol = name, colour, symbol
-        self.is_first, self.has_interval = is_first, has_interval
 
 
 def _title(best: Choice | None) -> str:
@@ -124,33 +127,33 @@ def _null_of(nulls: pd.DataFrame | None, frame: pd.DataFrame, score: str) -> pd.
     return nulls[is_own].dropna(subset=["layer"]).sort_values("layer")
 
 
-def _score_lines(own: pd.DataFrame, score: str, looks: _Looks) -> Iterator[go.Scatter]:
-    """Yield one score's line cross-fitted, its interval, then the line in sample."""
-    layers, scale = own["layer"].astype(int).tolist(), _PANELS[score][1]
-    unit = " %" if scale == 100 else ""
-    if looks.has_interval and {f"{score}_low", f"{score}_high"} <= set(own):
-        low, high = (own[f"{score}_{end}"] * scale for end in ("low", "high"))
-        yield band(
-            layers, low, high, name=f"{looks.name}, interval", legendgroup=looks.name,
-            showlegend=False, fillcolor=faded(looks.colour, 0.25),
-        )  # fmt: skip
-    for suffix, said in (("", "cross-fitted"), ("_in_sample", "in sample")):
-        if score + suffix not in own:
-            continue
-        is_main = suffix == ""
-        yield go.Scatter(
-            name=looks.name,
-            legendgroup=looks.name,
-            showlegend=is_main and looks.is_first,
-            x=layers,
-            y=(own[score + suffix] * scale).tolist(),
-            mode="lines+markers" if is_main else "lines",
-            line={"color": looks.colour, "width": 2 if is_main else 1,
-                  "dash": "solid" if is_main else "dot"},
-            marker={"symbol": looks.symbol, "size": 7 if len(layers) < 40 else 4},
-            hovertemplate=f"{looks.name}, layer %{{x}}<br>{score} %{{y:.3~f}}{unit}, {said}"
-            "<extra></extra>",
-        )  # fmt: skip
+def _interval(name: str, own: pd.DataFrame, score: str, look: LineLook) -> list[go.Scatter]:
+    """Return the area of a score's interval, where the table has one."""
+    if not {f"{score}_low", f"{score}_high"} <= set(own):
+        return []
+    low, high = (own[f"{score}_{end}"] * _PANELS[score][1] for end in ("low", "high"))
+    return [
+        band(
+            own["layer"].astype(int),
+            low,
+            high,
+            name=f"{name}, interval",
+            legendgroup=name,
+            showlegend=False,
+            fillcolor=faded(look.colour, 0.25),
+        )
+    ]
+
+
+def _score_lines(name: str, own: pd.DataFrame, score: str, look: LineLook) -> Iterator[go.Scatter]:
+    """Yield one score's line in sample, where there is one, then the cross-fitted one."""
+    layers, scale = own["layer"].astype(int), _PANELS[score][1]
+    said = f"{name}, layer %{{x}}<br>{score} %{{y:.3~f}}{' %' if scale == 100 else ''}"
+    if f"{score}_in_sample" in own:
+        thin = replace(look, width=1, dash="dot")
+        y = own[f"{score}_in_sample"] * scale
+        yield line(name, layers, y, thin, f"{said}, in sample", mode="lines", showlegend=False)
+    yield line(name, layers, own[score] * scale, look, f"{said}, cross-fitted")
 
 
 def _in_sample_key() -> go.Scatter:
@@ -192,15 +195,8 @@ def _add_bands(figure: go.Figure, panels: list[str]) -> None:
         ("auroc", 0.5, "chance 0.5", "dot"),
     ]
     for score, height, text, dash in bands:
-        if score not in panels:
-            continue
-        figure.add_hline(
-            height,
-            row=panels.index(score) + 1,  # pyright: ignore[reportArgumentType]
-            line={"color": NEUTRAL_COLOUR, "width": 1, "dash": dash},
-            annotation={"text": text, "font": {"size": 11}},
-            annotation_position="right",
-        )
+        if score in panels:
+            limit_line(figure, panels.index(score) + 1, height, text, dash)
 
 
 def _profile_layout(

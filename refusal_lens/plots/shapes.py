@@ -1,4 +1,4 @@
-"""How activations lie: ridgeline of all layers, plane, largest coordinates, directions side by side.
+"""How activations lie: ridgeline, plane, largest coordinates, directions side by side.
 
 Knows how distributions are drawn. They come from `distributions` and `validation`.
 """
@@ -14,8 +14,17 @@ from torch import Tensor
 
 from refusal_lens.distributions import Coordinates, Densities, Plane, Ridges
 from refusal_lens.hook_points import layer_of, short_name, site_of
-from refusal_lens.plots.style import CLASSES, NEUTRAL_COLOUR, ClassStyle, dress, faded
-from refusal_lens.plots.text import hover_prompt
+from refusal_lens.plots.style import (
+    CLASSES,
+    NEUTRAL_COLOUR,
+    ClassStyle,
+    dress,
+    faded,
+    hatched,
+    line_looks,
+    menu,
+)
+from refusal_lens.plots.text import escape, hover_prompt
 from refusal_lens.prompts import Prompt
 
 RIDGE_HEIGHT = 1.9
@@ -36,35 +45,50 @@ def ridgeline(ridges: Sequence[Ridges], *, template: str = "plotly_white") -> go
         for style in CLASSES:
             figure.add_trace(_ridge_trace(one, style).update(visible=shown == 0))
     n_rows = max(len(one.hook_points) for one in ridges)
-    layout: dict[str, Any] = {"height": 180 + max(14, min(44, 1100 // n_rows)) * n_rows}
+    layout: dict[str, Any] = {"height": 200 + max(14, min(44, 1100 // n_rows)) * n_rows}
     if len(ridges) > 1:
-        layout |= {"updatemenus": [_ridge_menu(ridges)], "margin_t": 90}
+        layout |= {
+            "updatemenus": [menu(_ridge_buttons(ridges), x=1, xanchor="right")],
+            "margin_t": 96,
+        }
     figure.update_xaxes(title_text="cosine between activation and direction", zeroline=False)
-    return dress(
-        figure, template, "Both classes at every layer", **_ridge_axis(ridges[0]), **layout
-    )
+    title = "Both classes at every layer"
+    return dress(figure, template, title, **_ridge_axis(ridges[0]), **layout)
 
 
 def _ridge_trace(one: Ridges, style: ClassStyle) -> go.Scatter:
-    """Return all ridges of a class as one trace, its polygons apart by a gap."""
-    xs, ys, places = [], [], []
+    """Return all ridges of a class as one trace, its polygons apart by a gap.
+
+    From the top down, so that a peak stands before the ridge above it.
+    """
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    places: list[str] = []
     densities = one.harmful if style.is_harmful else one.harmless
-    for row, hook_point in enumerate(one.hook_points):
-        grid, density = one.grids[row], densities[row]
-        if bool(grid.isnan().any()):
-            continue
+    for row in reversed(range(len(one.hook_points))):
         highest = float(max(one.harmful[row].max(), one.harmless[row].max()))
-        heights = [row + RIDGE_HEIGHT * y / highest for y in density.tolist()]
-        x = [float(f"{value:.4g}") for value in grid.tolist()]
-        xs += [*x, x[-1], x[0], x[0], None]
-        ys += [*(round(y, 3) for y in heights), row, row, round(heights[0], 3), None]
-        places += [short_name(hook_point)] * (len(x) + 4)
+        # Where a class hardly is there is only its outline, which hides the other's.
+        kept = (densities[row] > 0.004 * highest).nonzero().flatten().tolist()
+        if not kept:
+            continue
+        x = [float(f"{value:.4g}") for value in one.grids[row, kept].tolist()]
+        y = [round(row + RIDGE_HEIGHT * d / highest, 3) for d in densities[row, kept].tolist()]
+        xs += [x[0], *x, x[-1], None]
+        ys += [row, *y, row, None]
+        places += [short_name(one.hook_points[row])] * (len(x) + 3)
     return go.Scatter(
-        name=style.name, legendgroup=style.name, x=xs, y=ys, mode="lines", fill="toself",
-        fillcolor=faded(style.colour, 0.45), hoveron="points",
-        line={"color": style.colour, "width": 1.3, "dash": style.dash}, text=places,
+        name=style.name,
+        legendgroup=style.name,
+        x=xs,
+        y=ys,
+        mode="lines",
+        fill="toself",
+        fillcolor=faded(style.colour, 0.45),
+        hoveron="points",  # pyright: ignore[reportArgumentType]
+        line={"color": style.colour, "width": 1.3, "dash": style.dash},
+        text=places,
         hovertemplate=f"%{{text}}, {style.name}<br>cosine %{{x:.3f}}<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def _ridge_axis(one: Ridges) -> dict[str, Any]:
@@ -72,8 +96,10 @@ def _ridge_axis(one: Ridges) -> dict[str, Any]:
     n_rows = len(one.hook_points)
     stride = 1 if n_rows <= 24 else 5
     layers = [layer_of(name) for name in one.hook_points]
-    labels = [short_name(name) if layer is None else str(layer)
-              for name, layer in zip(one.hook_points, layers, strict=True)]  # fmt: skip
+    labels = [
+        short_name(name) if layer is None else str(layer)
+        for name, layer in zip(one.hook_points, layers, strict=True)
+    ]
     return {
         "yaxis": {
             "title": {"text": "layer"},
@@ -85,14 +111,13 @@ def _ridge_axis(one: Ridges) -> dict[str, Any]:
     }
 
 
-def _ridge_menu(ridges: Sequence[Ridges]) -> dict[str, Any]:
+def _ridge_buttons(ridges: Sequence[Ridges]) -> list[dict[str, Any]]:
     buttons = []
     for shown, one in enumerate(ridges):
         changes = {"visible": [place == shown for place in range(len(ridges)) for _ in CLASSES]}
         label = f"{site_of(one.hook_points[0])}, {one.position}"
         buttons.append({"method": "update", "label": label, "args": [changes, _ridge_axis(one)]})
-    return {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom",
-            "pad": {"b": 6}, "bgcolor": "white", "font": {"color": "#2a3f5f"}}  # fmt: skip
+    return buttons
 
 
 def activation_plane(
@@ -100,41 +125,47 @@ def activation_plane(
     is_harmful: Bool[Tensor, " n_prompts"],
     prompts: Sequence[Prompt],
     *,
-    title: str = "",
+    place: str = "",
     template: str = "plotly_white",
 ) -> go.Figure:
     """Draw every prompt along the direction and along the largest spread beside it.
+
+    Both axes have one scale, so that distances are what they seem.
 
     Args:
         plane: The two coordinates.
         is_harmful: Labels.
         prompts: In the same order, for the hover.
-        title: The place.
+        place: Said below the title.
         template: Name of a plotly template.
     """
     figure = go.Figure()
     for style in CLASSES:
         own = (is_harmful == style.is_harmful).nonzero().flatten().tolist()
-        figure.add_trace(
-            go.Scatter(name=f"{style.name} ({len(own)})", x=_rounded(plane.along[own]),
-                       y=_rounded(plane.across[own]), mode="markers",
-                       marker={"color": style.colour, "symbol": style.symbol, "size": 7,
-                               "opacity": 0.75},
-                       hovertext=[hover_prompt(prompts[i].id, prompts[i].category, prompts[i].text)
-                                  for i in own],
-                       hoverlabel={"align": "left"},
-                       hovertemplate="%{hovertext}<br>along %{x}, across %{y}<extra></extra>")
-        )  # fmt: skip
+        marks = go.Scatter(
+            name=f"{style.name} ({len(own)})",
+            x=_rounded(plane.along[own]),
+            y=_rounded(plane.across[own]),
+            mode="markers",
+            marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.75},
+            **_hover(prompts, own),
+            hovertemplate="%{hovertext}<br>along %{x}, across %{y}<extra></extra>",
+        )
+        figure.add_trace(marks)
     figure.update_xaxes(title_text="projection on the unit direction (activation units)")
     figure.update_yaxes(
         title_text="first component of the rest<br>"
         f"({plane.across_share:.0%} of its variance; activation units)",
         scaleanchor="x",
     )
-    said = "Activations along and across the direction, in sample"
-    return dress(
-        figure, template, said + (f"<br>{title}" if title else ""), height=560, margin_l=90
-    )
+    title = "Activations along and across the direction, in sample"
+    return dress(figure, template, title, subtitle=place, height=560, margin_l=90)
+
+
+def _hover(prompts: Sequence[Prompt], own: list[int]) -> dict[str, Any]:
+    """Return the texts that some prompts show on hover."""
+    texts = [hover_prompt(prompts[i].id, prompts[i].category, prompts[i].text) for i in own]
+    return {"hovertext": texts, "hoverlabel": {"align": "left"}}
 
 
 def _rounded(numbers: Float[Tensor, " n"]) -> list[float]:
@@ -142,44 +173,45 @@ def _rounded(numbers: Float[Tensor, " n"]) -> list[float]:
 
 
 def direction_components(
-    coordinates: Coordinates, *, title: str = "", template: str = "plotly_white"
+    coordinates: Coordinates, *, place: str = "", template: str = "plotly_white"
 ) -> go.Figure:
     """Draw the largest coordinates of a direction, and how much of it the first ones hold.
 
     Args:
         coordinates: From `distributions.top_coordinates`.
-        title: The place.
+        place: Said below the title.
         template: Name of a plotly template.
     """
     names = [str(index) for index in coordinates.index.tolist()]
     figure = make_subplots(rows=2, row_heights=[0.6, 0.4], vertical_spacing=0.19)
-    looks = (
-        ("raw", coordinates.raw, "#009E73", ""),
-        ("clipped", coordinates.clipped, "#E69F00", "/"),
-    )
-    for said, numbers, colour, pattern in looks:
-        figure.add_trace(
-            go.Bar(name=said, x=names, y=_rounded(numbers),
-                   marker={"color": colour, "pattern": {"shape": pattern, "solidity": 0.3}},
-                   hovertemplate=f"coordinate %{{x}}, {said}: %{{y:.3~f}}<extra></extra>"),
-            row=1, col=1,
-        )  # fmt: skip
+    looks = (("raw", coordinates.raw, ""), ("clipped", coordinates.clipped, "/"))
+    for (said, numbers, pattern), look in zip(looks, line_looks(), strict=False):
+        bars = go.Bar(
+            name=said,
+            x=names,
+            y=_rounded(numbers),
+            marker=hatched(look.colour, pattern),
+            hovertemplate=f"coordinate %{{x}}, {said}: %{{y:.3~f}}<extra></extra>",
+        )
+        figure.add_trace(bars, row=1, col=1)
     shares = [100 * share for share in coordinates.cumulative.tolist()]
-    figure.add_trace(
-        go.Scatter(name="share held", showlegend=False, x=list(range(1, len(shares) + 1)),
-                   y=[round(share, 3) for share in shares], mode="lines",
-                   line={"color": NEUTRAL_COLOUR, "width": 2},
-                   hovertemplate="%{x} largest: %{y:.1f} % of squared length<extra></extra>"),
-        row=2, col=1,
-    )  # fmt: skip
+    held = go.Scatter(
+        name="share held",
+        showlegend=False,
+        x=list(range(1, len(shares) + 1)),
+        y=[round(share, 3) for share in shares],
+        mode="lines",
+        line={"color": NEUTRAL_COLOUR, "width": 2},
+        hovertemplate="%{x} largest: %{y:.1f} % of squared length<extra></extra>",
+    )
+    figure.add_trace(held, row=2, col=1)
     figure.update_xaxes(title_text="coordinate, largest first", type="category", row=1, col=1)
     figure.update_yaxes(title_text="share of length, signed", row=1, col=1)
-    figure.update_xaxes(
-        title_text="number of largest coordinates", type="log", dtick=1, row=2, col=1
-    )
+    figure.update_xaxes(title_text="number of largest coordinates", type="log", row=2, col=1)
+    figure.update_xaxes(dtick=1, row=2, col=1)
     figure.update_yaxes(title_text="squared length (%)", range=[0, 103], row=2, col=1)
-    said = "Largest coordinates of the direction"
-    return dress(figure, template, said + (f"<br>{title}" if title else ""), height=600)
+    title = "Largest coordinates of the direction"
+    return dress(figure, template, title, subtitle=place, height=620)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,42 +236,61 @@ def directions_side_by_side(
         template: Name of a plotly template.
     """
     figure = make_subplots(
-        rows=2, cols=len(panels), shared_xaxes=True, row_heights=[0.75, 0.25],
-        vertical_spacing=0.03, horizontal_spacing=0.05, subplot_titles=[p.name for p in panels],
-    )  # fmt: skip
+        rows=2,
+        cols=len(panels),
+        shared_xaxes=True,
+        row_heights=[0.75, 0.25],
+        vertical_spacing=0.03,
+        horizontal_spacing=0.05,
+        subplot_titles=[escape(panel.name) for panel in panels],
+    )
     for column, panel in enumerate(panels, start=1):
         for style in CLASSES:
-            curve, marks = _panel_traces(panel, style, prompts)
-            figure.add_trace(curve.update(showlegend=column == 1), row=1, col=column)
-            figure.add_trace(marks, row=2, col=column)
-        figure.add_vline(panel.threshold, line={"color": NEUTRAL_COLOUR, "width": 2},
-                         col=column, row="all")  # fmt: skip
+            curve = _panel_curve(panel, style).update(showlegend=column == 1)
+            figure.add_traces(
+                [curve, _panel_marks(panel, style, prompts)], rows=[1, 2], cols=column
+            )
+        figure.add_vline(
+            panel.threshold,
+            line={"color": NEUTRAL_COLOUR, "width": 2},
+            row="all",
+            col=column,  # pyright: ignore[reportArgumentType]
+        )
         figure.update_xaxes(title_text="projection", nticks=5, row=2, col=column)
+        figure.update_yaxes(showticklabels=column == 1, row=2, col=column)
     names = [style.name for style in CLASSES]
     figure.update_yaxes(row=2, tickvals=[0, 1], ticktext=names, range=[-0.6, 1.6], showgrid=False)
     figure.update_yaxes(row=1, showticklabels=False, rangemode="tozero")
-    figure.update_yaxes(row=1, col=1, title_text="density")
-    for column in range(2, len(panels) + 1):
-        figure.update_yaxes(row=2, col=column, showticklabels=False)
-    return dress(figure, template, "Directions side by side", height=480, margin_t=84)
+    figure.update_yaxes(row=1, col=1, title_text="density").update_annotations(font_size=13)
+    title = "Directions side by side"
+    return dress(figure, template, title, height=480, margin={"l": 80, "t": 84})
 
 
-def _panel_traces(
-    panel: Panel, style: ClassStyle, prompts: Sequence[Prompt]
-) -> tuple[go.Scatter, go.Scatter]:
+def _panel_curve(panel: Panel, style: ClassStyle) -> go.Scatter:
     density = panel.densities.harmful if style.is_harmful else panel.densities.harmless
-    curve = go.Scatter(
-        name=style.name, legendgroup=style.name, x=_rounded(panel.densities.grid),
-        y=_rounded(density), mode="lines", fill="tozeroy", fillcolor=faded(style.colour, 0.35),
-        line={"color": style.colour, "dash": style.dash, "width": 2}, hoverinfo="skip",
-    )  # fmt: skip
+    return go.Scatter(
+        name=style.name,
+        legendgroup=style.name,
+        x=_rounded(panel.densities.grid),
+        y=_rounded(density),
+        mode="lines",
+        fill="tozeroy",
+        fillcolor=faded(style.colour, 0.35),
+        line={"color": style.colour, "dash": style.dash, "width": 2},
+        hoverinfo="skip",
+    )
+
+
+def _panel_marks(panel: Panel, style: ClassStyle, prompts: Sequence[Prompt]) -> go.Scatter:
     own = (panel.is_harmful == style.is_harmful).nonzero().flatten().tolist()
-    marks = go.Scatter(
-        name=style.name, legendgroup=style.name, showlegend=False, x=_rounded(panel.numbers[own]),
-        y=[style.row] * len(own), mode="markers",
+    return go.Scatter(
+        name=style.name,
+        legendgroup=style.name,
+        showlegend=False,
+        x=_rounded(panel.numbers[own]),
+        y=[style.row] * len(own),
+        mode="markers",
         marker={"color": style.colour, "symbol": "line-ns-open", "size": 9, "line": {"width": 1.5}},
-        hovertext=[hover_prompt(prompts[i].id, prompts[i].category, prompts[i].text) for i in own],
-        hoverlabel={"align": "left"},
+        **_hover(prompts, own),
         hovertemplate="%{hovertext}<br>projection %{x}<extra></extra>",
-    )  # fmt: skip
-    return curve, marks
+    )

@@ -5,7 +5,7 @@ Knows colours, shapes, templates and the frame around a figure. Draws no numbers
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +54,77 @@ def style_of(is_harmful: bool) -> ClassStyle:
     return CLASSES[int(is_harmful)]
 
 
-def line_looks() -> Iterator[tuple[str, str]]:
-    """Yield a colour and a symbol a line, without end."""
-    return zip(itertools.cycle(LINE_COLOURS), itertools.cycle(LINE_SYMBOLS), strict=False)
+@dataclass(frozen=True)
+class LineLook:
+    """How one line of several looks; sizes in pixels."""
+
+    colour: str
+    symbol: str
+    dash: str = "solid"
+    width: float = 2.0
+    size: float = 8.0
+    is_hollow: bool = False
+
+
+def line_looks() -> Iterator[LineLook]:
+    """Yield a look a line, without end; colour and symbol differ together."""
+    for colour, symbol in zip(
+        itertools.cycle(LINE_COLOURS), itertools.cycle(LINE_SYMBOLS), strict=False
+    ):
+        yield LineLook(colour, symbol)
+
+
+def line(
+    name: str, x: Sequence[Any], y: Sequence[float], look: LineLook, hover: str, **more: Any
+) -> go.Scatter:
+    """Return a line with a mark a point, which shrink where there are many.
+
+    Args:
+        name: In the legend, which it turns off and on with all others of this name.
+        x: Where.
+        y: How much.
+        look: Colour, symbol, dash.
+        hover: Template of what is said at a point.
+        more: Anything else of the trace.
+    """
+    return go.Scatter(
+        name=name,
+        x=list(x),
+        y=list(y),
+        line={"color": look.colour, "width": look.width, "dash": look.dash},
+        marker={
+            "symbol": f"{look.symbol}-open" if look.is_hollow else look.symbol,
+            "size": look.size if len(x) < 40 else look.size / 2,
+        },
+        hovertemplate=f"{hover}<extra></extra>",
+        **{"mode": "lines+markers", "legendgroup": name, **more},
+    )
+
+
+def hatched(colours: str | list[str], patterns: str | list[str]) -> dict[str, Any]:
+    """Return the marker of bars that a pattern tells apart where colour does not."""
+    return {"color": colours, "pattern": {"shape": patterns, "solidity": 0.3}}
+
+
+def limit_line(
+    figure: go.Figure, row: int, height: float, text: str, dash: str = "dash", **annotation: Any
+) -> None:
+    """Draw a level across one panel, labelled in the right margin."""
+    figure.add_hline(
+        height,
+        row=row,  # pyright: ignore[reportArgumentType]
+        col=1,  # pyright: ignore[reportArgumentType]
+        line={"color": NEUTRAL_COLOUR, "width": 1, "dash": dash},
+        annotation={"text": text, "font": {"size": 11}, **annotation},
+        annotation_position="right",
+    )
+
+
+def menu(buttons: list[dict[str, Any]], **place: Any) -> dict[str, Any]:
+    """Return a drop-down menu that can be read under every template."""
+    # The chosen entry is nearly white under every template, so the letters must be dark.
+    looks = {"bgcolor": "white", "font": {"color": "#2a3f5f"}, "yanchor": "bottom"}
+    return {"buttons": buttons, "y": 1, "pad": {"b": 6}, **looks, **place}
 
 
 def faded(colour: str, opacity: float) -> str:
@@ -106,7 +174,13 @@ def layer_axis(last: int) -> dict[str, Any]:
 
 
 def dress(
-    figure: go.Figure, template: str, title: str, *, height: int = 480, **layout: Any
+    figure: go.Figure,
+    template: str,
+    title: str,
+    *,
+    subtitle: str = "",
+    height: int = 480,
+    **layout: Any,
 ) -> go.Figure:
     """Give a figure its title, template and the room around it, and return it.
 
@@ -115,21 +189,26 @@ def dress(
     Args:
         figure: Changed in place.
         template: Name of a plotly template.
-        title: One line, or two (`<br>`).
+        title: One line, short enough for a phone.
+        subtitle: A second line in smaller letters.
         height: In pixels.
         layout: Anything else of the layout.
     """
-    n_lines = title.count("<br>") + 1
+    heading = {
+        "text": title,
+        "font": {"size": 15},
+        **({"subtitle": {"text": subtitle, "font": {"size": 12}}} if subtitle else {}),
+        **{"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 14, "t": 14}},
+        **{"y": 1, "yref": "container", "yanchor": "top"},
+    }
     figure.update_layout(
         template=template,
-        title={"text": title, "x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 14},
-               "y": 1, "yref": "container", "yanchor": "top", "font": {"size": 15}},
+        title=heading,
         height=height,
         hovermode="closest",
-        margin={"l": 70, "r": 30, "t": 34 + 20 * n_lines, "b": 60},
+        margin={"l": 70, "r": 30, "t": 74 if subtitle else 54, "b": 60},
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-    )  # fmt: skip
-    figure.update_layout(title_pad_t=14)
+    )
     return figure.update_layout(**layout)
 
 
@@ -137,5 +216,17 @@ def empty(template: str, title: str, said: str) -> go.Figure:
     """Return a figure without data that says why there is none."""
     figure = dress(go.Figure(), template, title, height=200)
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    return figure.add_annotation(text=said, x=0.5, y=0.5, xref="paper", yref="paper",
-                                 showarrow=False, font={"size": 14})  # fmt: skip
+    return figure.add_annotation(
+        text=said,
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 14},
+    )
+
+
+def name_rows(figure: go.Figure, **axis: Any) -> None:
+    """Make every vertical axis one of names, with room for them."""
+    figure.update_yaxes(type="category", automargin=True, ticklabelstandoff=5, **axis)
