@@ -5,6 +5,7 @@ Knows the order of the stages and what each leaves in the run folder.
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from refusal_lens.diagnosis import checklist, diagnose
 from refusal_lens.directions import fit_directions
 from refusal_lens.distributed import collect_with_ray
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.export import export
 from refusal_lens.hook_points import resolve_hook_points, site_of
 from refusal_lens.models import Model, load_model, load_tokenizer, tokenizer_of
 from refusal_lens.positions import check_positions, normalise_positions, positions_read
@@ -29,6 +31,9 @@ from refusal_lens.refusal import measure_refusal
 from refusal_lens.selection import choose_best, suggest_kernel
 from refusal_lens.tokens import tokenise
 from refusal_lens.validation import validate
+
+DEFAULT_FIGURES = ("projection_histogram", "layer_profile")
+TEMPLATES = {"light": "plotly_white", "dark": "plotly_dark"}
 
 VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
 
@@ -183,13 +188,41 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     ]
 
 
-def plot_stage(run_folder: RunFolder) -> list[Path]:
-    """Draw the two figures as self-contained pages."""
-    # plotly.js goes into the file: the page opens from disk, without a network.
-    return [
-        run_folder.write_figure(name, figures.draw(run_folder, name).to_html(include_plotlyjs=True))
-        for name in ("projection_histogram", "layer_profile")
-    ]
+def plot_stage(
+    run_folder: RunFolder,
+    names: Sequence[str] = DEFAULT_FIGURES,
+    *,
+    ending: str = "html",
+    template: str = "light",
+    folder: Path | None = None,
+    **picture: float,
+) -> list[Path]:
+    """Draw figures into files.
+
+    Args:
+        run_folder: The run.
+        names: Keys of `figures.FIGURES`; `all` stands for those that the run has the files for.
+        ending: html, json, png, svg or pdf.
+        template: light or dark.
+        folder: Where to write; None takes the run folder.
+        picture: `width` and `scale` of pictures, as in `export`.
+
+    Returns:
+        The files.
+    """
+    wanted = dict.fromkeys(
+        found
+        for name in names
+        for found in (figures.available(run_folder) if name == "all" else [name])
+    )
+    drawn = {
+        (folder or run_folder.path) / f"{name}.{ending}": figures.draw(
+            run_folder, name, TEMPLATES[template]
+        )
+        for name in wanted
+    }
+    export(drawn, **picture)  # pyright: ignore[reportArgumentType]
+    return list(drawn)
 
 
 def new_run_folder(

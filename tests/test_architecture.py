@@ -29,7 +29,17 @@ ORDER = (
         "selection",
         "refusal",
     ),
-    *("diagnosis", "artifacts", "distributions", "plots", "figures", "terminal", "study", "cli"),
+    *(
+        "diagnosis",
+        "artifacts",
+        "distributions",
+        "plots",
+        "figures",
+        "export",
+        "terminal",
+        "study",
+        "cli",
+    ),
 )
 
 

@@ -23,7 +23,7 @@ from refusal_lens.plots.style import (
 )
 from refusal_lens.plots.text import escape
 
-N_COLUMNS = 10
+N_COLUMNS = 8
 """Tokens in a line of a prompt."""
 
 N_LARGEST = 14
@@ -122,6 +122,7 @@ def _largest_bars(own: pd.DataFrame) -> go.Bar:
     return go.Bar(
         x=largest["contribution"].tolist(),
         y=names,
+        width=0.7,
         orientation="h",
         showlegend=False,
         marker=hatched([style.colour for style in styles], [style.pattern for style in styles]),

@@ -136,7 +136,7 @@ def _class_data(view: View, numbers: Float[Tensor, " n_prompts"], row: int, colu
         data[f"{style.name} density"] = _density_data(style, densities, histogram, int(own.sum()))
         ordered = [round(x, decimals) for x in numbers[own].sort().values.tolist()]
         data[f"{style.name} share"] = {"x": [ordered[0], *ordered]}
-        data[f"{style.name} marks"] = _mark_data(style, numbers[own], is_right[own], decimals)
+        data[f"{style.name} marks"] = _mark_data(numbers[own], is_right[own], decimals)
     return data
 
 
@@ -164,17 +164,13 @@ def _density_data(
 
 
 def _mark_data(
-    style: ClassStyle,
-    numbers: Float[Tensor, " n_own"],
-    is_right: Bool[Tensor, " n_own"],
-    decimals: int,
+    numbers: Float[Tensor, " n_own"], is_right: Bool[Tensor, " n_own"], decimals: int
 ) -> dict[str, Any]:
-    """Return one mark a prompt, all of a class in one row."""
+    """Return one mark a prompt, in few characters: this is most of a figure's size."""
     return {
-        "y": [style.row] * len(numbers),
         "x": [round(x, decimals) for x in numbers.tolist()],
         "marker.symbol": [RIGHT if right else MISREAD for right in is_right.tolist()],
-        "customdata": ["right" if right else "wrong" for right in is_right.tolist()],
+        "customdata": ["" if right else ", misread" for right in is_right.tolist()],
     }
 
 

@@ -116,12 +116,15 @@ def _marks(style: ClassStyle, prompts: Sequence[Prompt]) -> go.Scatter:
         legendgroup=style.name,
         showlegend=False,
         yaxis="y2",
+        # All in the class's row, whatever the place: a step of the slider need not say so.
+        # plotly.js reads a step of zero as one.
+        y0=style.row,
+        dy=1e-9,
         mode="markers",
         marker={"color": style.colour, "size": 8, "line": {"color": style.colour, "width": 1.5}},
         hovertext=[hover_prompt(prompt.id, prompt.category, prompt.text) for prompt in prompts],
         hovertemplate=(
-            f"%{{hovertext}}<br>{style.name}, classified %{{customdata}}"
-            "<br>projection %{x}<extra></extra>"
+            f"%{{hovertext}}<br>{style.name}%{{customdata}}<br>projection %{{x}}<extra></extra>"
         ),
         hoverlabel={"align": "left"},
     )

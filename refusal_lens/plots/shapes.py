@@ -83,9 +83,14 @@ def _ridge_trace(one: Ridges, style: ClassStyle) -> go.Scatter:
         y=ys,
         mode="lines",
         fill="toself",
-        fillcolor=faded(style.colour, 0.45),
+        fillcolor=faded(style.colour, 0.5),
         hoveron="points",  # pyright: ignore[reportArgumentType]
-        line={"color": style.colour, "width": 1.3, "dash": style.dash},
+        # Ridges are small: the dashes that tell the classes apart must be too.
+        line={
+            "color": style.colour,
+            "width": 1.3,
+            "dash": "solid" if style.is_harmful else "4px,2px",
+        },
         text=places,
         hovertemplate=f"%{{text}}, {style.name}<br>cosine %{{x:.3f}}<extra></extra>",
     )
