@@ -113,7 +113,7 @@ def _attribution_heatmap(
 
 def _largest_bars(own: pd.DataFrame) -> go.Bar:
     largest = own.sort_values("contribution", key=abs).tail(N_LARGEST)
-    styles = [style_of(contribution > 0) for contribution in largest["contribution"]]
+    styles = [style_of(bool(contribution > 0)) for contribution in largest["contribution"]]
     names = [
         str(component).removeprefix("blocks.").replace(".", " ")
         + ("" if pd.isna(head) else f" head {int(head)}")

@@ -170,7 +170,7 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         horizontal_spacing=0.03,
         column_titles=[str(name).replace("_", " ") for name in interventions],
     )
-    panels = (("refusal_score", 1, "nats"), ("refusal_rate", 100, "%"))
+    panels = (("refusal_score", 1.0, "nats"), ("refusal_rate", 100.0, "%"))
     for column, intervention in enumerate(interventions, start=1):
         own = table[table["intervention"] == intervention]
         for row, (score, scale, unit) in enumerate(panels, start=1):
@@ -199,7 +199,7 @@ def _dose_lines(own: pd.DataFrame, score: str, scale: float, unit: str) -> Itera
             yield band(rows["strength"], low, high, name=name, legendgroup=name, **looks)
         look = LineLook(style.colour, style.symbol, width=2.5)
         if not is_fitted:
-            look = LineLook(style.colour, style.symbol, _CONTROLS[str(direction)], 1.2, 5, True)
+            look = LineLook(style.colour, style.symbol, _CONTROLS[str(direction)], 1.2, 5.0, True)
         said = name if is_fitted or pd.isna(seed) else f"{name}, seed {seed:g}"
         hover = f"{said}<br>strength %{{x}}: %{{y:.3~f}} {unit}"
         yield line(name, rows["strength"], rows[score] * scale, look, hover)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from refusal_lens.distributions import activation_norms
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.histogram_data import (
@@ -82,16 +83,18 @@ def projection_histogram(
          if is_harmful == style.is_harmful]
         for style in CLASSES
     ]  # fmt: skip
-    figure = go.Figure()
-    for index, of_view in enumerate(data[active]):
-        traces = view_traces(of_class, of_view)
-        figure.add_traces([trace.update(visible=index == shown) for trace in traces])
-    figure.add_traces(key_traces(of_class, has_null=any(view.null for view in views)))
-    figure.update_layout(template=template, **_layout(data))
-    figure.update_layout(updatemenus=[_view_menu(views, shown, figure), _shape_menu(len(views))])
+    traces = [
+        trace.update(visible=index == shown)
+        for index, of_view in enumerate(data[active])
+        for trace in view_traces(of_class, of_view)
+    ]
+    traces += key_traces(of_class, has_null=any(view.null for view in views))
+    layout = _layout(data)
+    layout["updatemenus"] = [_view_menu(views, shown, len(traces)), _shape_menu(len(views))]
     if len(steps) > 1:
-        figure.update_layout(sliders=[_slider(steps, data, active, _only_site(views))])
-    return figure
+        layout["sliders"] = [_slider(steps, data, active, _only_site(views))]
+    # All at once: each later change of the layout would copy the whole slider.
+    return go.Figure(traces, {"template": template, **layout})
 
 
 # --- checks and places ------------------------------------------------------------------------
@@ -165,9 +168,19 @@ def _views(
     """List the entries of the menu for one method: raw ones first, then as cosines."""
     layered = [name for name in projections.hook_points if layer_of(name) is not None]
     sites = list(dict.fromkeys(site_of(name) for name in layered)) or [None]
+    norms = activation_norms(projections)
     return [
-        View(projections, separation, widest_null(nulls, position), method, site, position, cosine)
-        for cosine in (False, True)
+        View(
+            projections=projections,
+            separation=separation,
+            norms=norms,
+            null=widest_null(nulls, position),
+            method=method,
+            site=site,
+            position=position,
+            is_cosine=is_cosine,
+        )
+        for is_cosine in (False, True)
         for site in sites
         for position in projections.positions
     ]
@@ -262,9 +275,9 @@ def _slider_step(label: str, views: list[Data]) -> dict[str, Any]:
     return {"method": "restyle", "label": label, "args": [changes, list(range(len(traces)))]}
 
 
-def _view_menu(views: list[View], active: int, figure: go.Figure) -> dict[str, Any]:
+def _view_menu(views: list[View], active: int, n_traces: int) -> dict[str, Any]:
     """Return the menu of views: it shows the traces of one and names the axis, nothing else."""
-    n_keys = len(figure.data) - len(views) * len(TRACES)
+    n_keys = n_traces - len(views) * len(TRACES)
     buttons = [
         {
             "method": "update",

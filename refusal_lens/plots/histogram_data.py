@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal_lens.distributions import Densities, activation_norms, shared_densities
+from refusal_lens.distributions import Densities, shared_densities
 from refusal_lens.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import CLASSES, ClassStyle
 from refusal_lens.plots.text import place_name, signed
@@ -42,11 +42,13 @@ Data = dict[str, dict[str, Any]]
 class View:
     """One entry of the menu: a site and position, of one method, raw or as cosines.
 
-    `null` are the widest differences of mean cosines that shuffled labels gave, by hook point.
+    `norms` are the activations' mean lengths; `null` the widest differences of mean cosines that
+    shuffled labels gave, by hook point.
     """
 
     projections: Projections
     separation: Separation
+    norms: Float[Tensor, "n_hook_points n_positions"]
     null: dict[str, float]
     method: str
     site: str | None
@@ -195,7 +197,7 @@ def _null_data(
     if not view.is_cosine:
         row = view.projections.hook_points.index(hook_point)
         column = view.projections.positions.index(view.position)
-        half *= activation_norms(view.projections)[row, column].item()
+        half *= view.norms[row, column].item()
     low, high = round(centre - half, decimals), round(centre + half, decimals)
     return {"x": [low, high, high, low], "y": [0, 0, height, height]}
 

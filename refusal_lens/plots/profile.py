@@ -150,7 +150,7 @@ def _score_lines(name: str, own: pd.DataFrame, score: str, look: LineLook) -> It
     layers, scale = own["layer"].astype(int), _PANELS[score][1]
     said = f"{name}, layer %{{x}}<br>{score} %{{y:.3~f}}{' %' if scale == 100 else ''}"
     if f"{score}_in_sample" in own:
-        thin = replace(look, width=1, dash="dot")
+        thin = replace(look, width=1.0, dash="dot")
         y = own[f"{score}_in_sample"] * scale
         yield line(name, layers, y, thin, f"{said}, in sample", mode="lines", showlegend=False)
     yield line(name, layers, own[score] * scale, look, f"{said}, cross-fitted")
@@ -191,7 +191,7 @@ def _add_bands(figure: go.Figure, panels: list[str]) -> None:
         ("separation", MIN_SEPARATION, f"acceptable {MIN_SEPARATION:.2f}", "dash"),
         ("accuracy", 100 * GOOD_ACCURACY, f"good {GOOD_ACCURACY:.0%}", "dash"),
         ("accuracy", 100 * MIN_ACCURACY, f"acceptable {MIN_ACCURACY:.0%}", "dash"),
-        ("accuracy", 50, "chance 50%", "dot"),
+        ("accuracy", 50.0, "chance 50%", "dot"),
         ("auroc", 0.5, "chance 0.5", "dot"),
     ]
     for score, height, text, dash in bands:

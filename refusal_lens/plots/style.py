@@ -5,7 +5,7 @@ Knows colours, shapes, templates and the frame around a figure. Draws no numbers
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ def line_looks() -> Iterator[LineLook]:
 
 
 def line(
-    name: str, x: Sequence[Any], y: Sequence[float], look: LineLook, hover: str, **more: Any
+    name: str, x: Iterable[Any], y: Iterable[float], look: LineLook, hover: str, **more: Any
 ) -> go.Scatter:
     """Return a line with a mark a point, which shrink where there are many.
 
@@ -87,14 +87,15 @@ def line(
         hover: Template of what is said at a point.
         more: Anything else of the trace.
     """
+    places = list(x)
     return go.Scatter(
         name=name,
-        x=list(x),
+        x=places,
         y=list(y),
         line={"color": look.colour, "width": look.width, "dash": look.dash},
         marker={
             "symbol": f"{look.symbol}-open" if look.is_hollow else look.symbol,
-            "size": look.size if len(x) < 40 else look.size / 2,
+            "size": look.size if len(places) < 40 else look.size / 2,
         },
         hovertemplate=f"{hover}<extra></extra>",
         **{"mode": "lines+markers", "legendgroup": name, **more},
