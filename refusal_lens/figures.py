@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from refusal_lens import distributions, plots
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.hook_points import site_of
 from refusal_lens.plots.text import place_name
 from refusal_lens.selection import Choice, choose_best
 from refusal_lens.validation import Separation
@@ -133,8 +133,6 @@ def _ridgeline(run_folder: RunFolder, template: str) -> go.Figure:
                 position,
             )
             for site, position in columns
-            if any(site_of(name) == site and layer_of(name) is not None
-                   for name in projections.hook_points)
         ],
         template=template,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 Knows how to fit on some prompts and score on others. Does not draw, and does not choose.
 """
 
+import html
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,14 @@ class Projections:
     hook_points: tuple[str, ...]
     positions: tuple[str, ...]
     is_held_out: bool
+
+    def __repr__(self) -> str:
+        """Say how many prompts were projected, where and how."""
+        return (
+            f"Projections({len(self.is_harmful)} prompts ({int(self.is_harmful.sum())} harmful), "
+            f"{len(self.hook_points)} hook points, positions {', '.join(self.positions)}, "
+            f"{'held out' if self.is_held_out else 'in sample'})"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +110,20 @@ class Separation:
             for column, position in enumerate(self.positions)
         ]
         return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        """Say how many places are valid and what the highest separation is."""
+        scores = self.separation[~self.separation.isnan()]
+        highest = f"{scores.max().item():.2f}" if len(scores) else "none"
+        return (
+            f"Separation({int(self.is_valid.sum())} of {self.is_valid.numel()} places valid, "
+            f"highest separation {highest}, {self.n_folds}-fold cross-fitted)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the scores as a table in notebooks."""
+        table = self.to_frame().to_html(index=False, float_format="{:.3f}".format, na_rep="")
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, n_folds: int) -> "Separation":

@@ -46,9 +46,9 @@ def projection_histogram(
     """Draw both classes along the direction at every place, one place at a time.
 
     A slider goes over the layers, one menu over sites, positions and methods, raw or as cosines,
-    the other over bars, density and cumulative share; each leaves the others as they are. Every
-    entry of the first menu has traces of its own, a view: the slider changes the data of all
-    views, the menu which one is visible. Lines and headline are traces too, so that they follow.
+    the other over bars, density and cumulative share. They leave each other alone: every entry of
+    the first menu has traces of its own, a view; the slider changes the data of all views, the
+    menu which one is visible. Lines and headline are traces too, so that they follow.
 
     Args:
         projections: Every prompt at every place; where there are several methods, by their names.
@@ -72,17 +72,10 @@ def projection_histogram(
     hook_point, position = _initial_place(first_separation, initial)
     views = [view for name, both in methods.items() for view in _views(name, *both, nulls)]
     steps = steps_of(tuple(name for each, _ in methods.values() for name in each.hook_points))
-    shown = next(
-        i for i, view in enumerate(views)
-        if view.position == position and view.hook_point(_step(hook_point)) == hook_point
-    )  # fmt: skip
-    active = steps.index(_step(hook_point))
     data = [[place_data(view, step) for view in views] for step in steps]
-    of_class = [
-        [p for p, is_harmful in zip(prompts, first_projections.is_harmful.tolist(), strict=True)
-         if is_harmful == style.is_harmful]
-        for style in CLASSES
-    ]  # fmt: skip
+    active = steps.index(_step(hook_point))
+    shown = _first_view_of(views, hook_point, position)
+    of_class = _of_class(prompts, first_projections)
     traces = [
         trace.update(visible=index == shown)
         for index, of_view in enumerate(data[active])
@@ -183,6 +176,24 @@ def _views(
         for is_cosine in (False, True)
         for site in sites
         for position in projections.positions
+    ]
+
+
+def _first_view_of(views: list[View], hook_point: str, position: str) -> int:
+    """Return which view shows a place first."""
+    return next(
+        index
+        for index, view in enumerate(views)
+        if view.position == position and view.hook_point(_step(hook_point)) == hook_point
+    )
+
+
+def _of_class(prompts: Sequence[Prompt], projections: Projections) -> list[list[Prompt]]:
+    """Return the prompts of each class, in the order of `CLASSES`."""
+    labels = projections.is_harmful.tolist()
+    return [
+        [prompt for prompt, label in zip(prompts, labels, strict=True) if label == style.is_harmful]
+        for style in CLASSES
     ]
 
 
