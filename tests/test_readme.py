@@ -33,9 +33,13 @@ def test_every_option_that_the_readme_names_exists(monkeypatch):
 
     from refusal_lens.cli import app
 
-    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["run", "--help"]).output
-    for option in set(re.findall(r"(--[a-z-]+)", "".join(re.findall(r"refusal-lens .*", README)))):
-        assert option in shown
+    runner = CliRunner(env={"COLUMNS": "200"})
+    named = re.findall(r"refusal-lens ([a-z-]+)(.*)", README)
+    assert {"run", "plot"} <= {command for command, _ in named}
+    for command, rest in named:
+        shown = runner.invoke(app, [command, "--help"]).output
+        for option in re.findall(r"(--[a-z-]+)", rest):
+            assert option in shown, f"{command} {option}"
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))

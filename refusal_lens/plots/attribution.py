@@ -21,6 +21,7 @@ from refusal_lens.plots.style import (
     signed_scale,
     style_of,
 )
+from refusal_lens.plots.tables import groups, where
 from refusal_lens.plots.text import escape
 
 N_COLUMNS = 8
@@ -38,7 +39,7 @@ def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> 
             harmful; rows of a category are left out.
         template: Name of a plotly template.
     """
-    own = table[table["category"].isna() | (table["category"] == "")]
+    own = where(table, table["category"].isna() | (table["category"] == ""))
     figure = make_subplots(
         cols=2,
         column_widths=[0.66, 0.34],
@@ -139,7 +140,7 @@ def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fi
     """
     figure = make_subplots(cols=2, horizontal_spacing=0.24, subplot_titles=["lowered", "raised"])
     for column, (end, style) in enumerate(zip(("bottom", "top"), CLASSES, strict=True), start=1):
-        own = table[table["end"] == end].sort_values("rank", ascending=False)
+        own = where(table, table["end"] == end).sort_values("rank", ascending=False)
         bars = go.Bar(
             x=own["logit"].tolist(),
             # Two tokens can look alike: the rank keeps their bars apart.
@@ -172,7 +173,7 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         template: Name of a plotly template.
     """
     title = "Each token's projection on the direction"
-    prompts = [own.sort_values("index") for _, own in table.groupby("prompt_id", sort=False)]
+    prompts = [own.sort_values("index") for _, own in groups(table, "prompt_id")]
     if not prompts:
         return empty(template, title, "no prompts")
     limit = float(table["projection"].abs().max()) or 1.0

@@ -24,6 +24,7 @@ from refusal_lens.plots.style import (
     line_looks,
     style_of,
 )
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, where
 
 _SCORES = ("bypass", "induce", "kl")
 _TITLES = ("bypass (nats)", "induce (nats)", "KL (nats)")
@@ -57,13 +58,12 @@ def causal_scores(
     Source:
         Thresholds: Arditi et al. 2024, arXiv 2406.11717, appendix C.
     """
-    frame = table.dropna(subset=["layer"]).sort_values("layer", kind="stable")
-    last = max(frame["layer"].astype(int).tolist(), default=0)
+    frame = by_layer(table)
+    last = last_layer(frame)
     figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.05)
-    groups = list(frame.groupby(frame["site"] + ", " + frame["position"].astype(str), sort=False))
-    for (name, own), look in zip(groups, line_looks(), strict=False):
+    for (name, own), look in zip(lines_of(frame), line_looks(), strict=False):
         for row, score in enumerate(_SCORES, start=1):
-            lines = list(_candidate_lines(own, score, str(name), look))
+            lines = list(_candidate_lines(own, score, name, look))
             lines[0].showlegend = row == 1
             figure.add_traces(lines, rows=row, cols=1)
     figure.add_traces(list(_chosen_marks(frame)), rows=[1, 2, 3], cols=1)
@@ -90,7 +90,7 @@ def _candidate_lines(
         said = f"{score}, affine" if suffix else score
         trace = line(
             name,
-            own["layer"].astype(int),
+            own["layer"],
             own[score + suffix],
             replace(look, dash=dash),
             f"{name}, layer %{{x}}<br>{said} %{{y:.3~g}} nats%{{customdata}}",
@@ -103,7 +103,7 @@ def _candidate_lines(
 
 def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
     """Yield a ring around the chosen candidate in each panel."""
-    chosen = frame[frame["is_chosen"].astype(bool)]
+    chosen = where(frame, frame["is_chosen"].astype(bool))
     places = zip(chosen["hook_point"], chosen["position"], strict=True)
     names = [f"chosen: {short_name(hook_point)}, {position}" for hook_point, position in places]
     for score in _SCORES:
@@ -111,7 +111,7 @@ def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
             name="; ".join(names),
             legendgroup="chosen",
             showlegend=bool(names) and score == _SCORES[0],
-            x=chosen["layer"].astype(int).tolist(),
+            x=chosen["layer"].tolist(),
             y=chosen[score].tolist(),
             mode="markers",
             marker={"symbol": "circle-open", "size": 18, "color": NEUTRAL_COLOUR,
@@ -172,7 +172,7 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     )
     panels = (("refusal_score", 1.0, "nats"), ("refusal_rate", 100.0, "%"))
     for column, intervention in enumerate(interventions, start=1):
-        own = table[table["intervention"] == intervention]
+        own = where(table, table["intervention"] == intervention)
         for row, (score, scale, unit) in enumerate(panels, start=1):
             figure.add_traces(list(_dose_lines(own, score, scale, unit)), rows=row, cols=column)
         figure.update_xaxes(title_text="strength", row=2, col=column)
@@ -186,8 +186,7 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
 
 def _dose_lines(own: pd.DataFrame, score: str, scale: float, unit: str) -> Iterator[go.Scatter]:
     """Yield a line for each class, direction and seed; the fitted direction with its interval."""
-    keys = ["is_harmful", "direction", "seed"]
-    for (is_harmful, direction, seed), rows in own.groupby(keys, sort=False, dropna=False):
+    for is_harmful, direction, seed, rows in groups(own, "is_harmful", "direction", "seed"):
         if rows[score].isna().all():
             continue
         style, is_fitted = style_of(bool(is_harmful)), direction == "fitted"
@@ -208,7 +207,7 @@ def _dose_lines(own: pd.DataFrame, score: str, scale: float, unit: str) -> Itera
 def _name_once(figure: go.Figure) -> None:
     """Keep one entry of the legend for all lines of a name."""
     is_named: set[str] = set()
-    for trace in figure.data:
+    for trace in figure.select_traces():
         if trace.showlegend is None:
             trace.showlegend = trace.name not in is_named
             is_named.add(trace.name)

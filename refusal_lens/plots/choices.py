@@ -3,6 +3,7 @@
 Knows how alternatives are set side by side. Their numbers come as tables.
 """
 
+from collections import Counter
 from dataclasses import replace
 
 import pandas as pd
@@ -19,6 +20,7 @@ from refusal_lens.plots.style import (
     line_looks,
     name_rows,
 )
+from refusal_lens.plots.tables import by_layer, groups, last_layer, where
 from refusal_lens.plots.text import escape
 
 
@@ -29,21 +31,21 @@ def method_comparison(table: pd.DataFrame, *, template: str = "plotly_white") ->
         table: `methods` at one site and position.
         template: Name of a plotly template.
     """
-    frame = table.dropna(subset=["layer"]).sort_values("layer", kind="stable")
+    frame = by_layer(table)
     panels = {"separation": "separation", "auroc": "AUROC",
               "cosine_to_difference_of_means": "cosine to<br>difference of means"}  # fmt: skip
     figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
     looks = dict(zip(dict.fromkeys(frame["method"]), line_looks(), strict=False))
-    for (method, is_clipped), own in frame.groupby(["method", "is_clipped"], sort=False):
+    for method, is_clipped, own in groups(frame, "method", "is_clipped"):
         name = str(method).replace("_", " ") + (", clipped" if is_clipped else "")
         look = looks[method]
         look = replace(look, dash="dot", is_hollow=True) if is_clipped else look
-        layers = own["layer"].astype(int)
+        layers = own["layer"]
         for row, (score, said) in enumerate(panels.items(), start=1):
             hover = f"{name}, layer %{{x}}<br>{said.replace('<br>', ' ')} %{{y:.3~f}}"
             trace = line(name, layers, own[score], look, hover, showlegend=row == 1)
             figure.add_trace(trace, row=row, col=1)
-    last = max(frame["layer"].astype(int).tolist(), default=0)
+    last = last_layer(frame)
     figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
     for row, said in enumerate(panels.values(), start=1):
         figure.update_yaxes(title_text=said, row=row, col=1)
@@ -60,12 +62,12 @@ def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     """
     places = zip(table["hook_point"], table["position"], strict=True)
     names = [f"{short_name(hook_point)}, {position}" for hook_point, position in places]
-    counts = pd.Series(names).value_counts()
-    order = [str(name) for name in counts.index][::-1]
+    counts = Counter(names)
+    order = [name for name, _ in counts.most_common()][::-1]
     figure = make_subplots(cols=3, shared_yaxes=True, horizontal_spacing=0.04)
     bars = go.Bar(
         y=order,
-        x=[int(counts[name]) for name in order],
+        x=[counts[name] for name in order],
         orientation="h",
         marker_color=NEUTRAL_COLOUR,
         hovertemplate="%{y}: chosen %{x} times<extra></extra>",
@@ -103,7 +105,7 @@ def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
         (False, "feature of the text", "square", NEUTRAL_COLOUR),
         (True, "direction", "star", LINE_COLOURS[0]),
     ):
-        rows = own[(own["feature"] == "direction") == is_direction]
+        rows = where(own, (own["feature"] == "direction") == is_direction)
         marks = go.Scatter(
             name=said,
             x=rows["auroc"].tolist(),

@@ -20,6 +20,7 @@ from refusal_lens.plots.style import (
     line,
     line_looks,
 )
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, where
 
 
 def learning_curve(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
@@ -46,14 +47,14 @@ def learning_curve(table: pd.DataFrame, *, template: str = "plotly_white") -> go
 
 def _of_places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the name and the rows of every place."""
-    for (hook_point, position), own in table.groupby(["hook_point", "position"], sort=False):
-        yield f"{short_name(str(hook_point))}, {position}", own
+    for hook_point, position, own in groups(table, "hook_point", "position"):
+        yield f"{short_name(hook_point)}, {position}", own
 
 
 def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go.Scatter]:
     """Yield the interval, the measured line and the extrapolated one."""
     is_beyond = own["is_extrapolated"].astype(bool)
-    measured = own[~is_beyond]
+    measured, beyond = where(own, ~is_beyond), where(own, is_beyond)
     yield band(
         measured["n_per_class"],
         measured["degrees_low"],
@@ -65,9 +66,9 @@ def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go
     )
     hover = f"{name}<br>%{{x}} prompts a class: %{{y:.1f}}°"
     yield line(name, measured["n_per_class"], measured["degrees"], look, hover)
-    if is_beyond.any():
+    if len(beyond):
         # From the last measured point on, so that the line does not break.
-        beyond = pd.concat([measured.tail(1), own[is_beyond]])
+        beyond = pd.concat([measured.tail(1), beyond])
         guessed = replace(look, dash="dot", is_hollow=True)
         yield line(
             f"{name}, extrapolated",
@@ -114,16 +115,16 @@ def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
             whole, with its 95 % interval.
         template: Name of a plotly template.
     """
-    frame = table.dropna(subset=["layer"]).sort_values("layer", kind="stable")
+    frame = by_layer(table)
     figure = go.Figure()
-    groups = list(frame.groupby(frame["site"] + ", " + frame["position"].astype(str), sort=False))
-    for (name, own), look in zip(groups, line_looks(), strict=False):
-        if len(groups) <= 2:
+    lines = lines_of(frame)
+    for (name, own), look in zip(lines, line_looks(), strict=False):
+        if len(lines) <= 2:
             interval = band(
-                own["layer"].astype(int),
+                own["layer"],
                 own["bootstrap_cosine_low"],
                 own["bootstrap_cosine_high"],
-                name=str(name),
+                name=name,
                 legendgroup=f"{name}, resampled",
                 showlegend=False,
                 fillcolor=faded(look.colour, 0.2),
@@ -132,9 +133,9 @@ def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
         for column, said, dash in (("bootstrap_cosine", "resampled", "solid"),
                                    ("split_half_cosine", "halves", "dot")):  # fmt: skip
             hover = f"{name}, layer %{{x}}<br>{said}: %{{y:.3f}}"
-            x, y = own["layer"].astype(int), own[column]
+            x, y = own["layer"], own[column]
             figure.add_trace(line(f"{name}, {said}", x, y, replace(look, dash=dash), hover))
-    last = max(frame["layer"].astype(int).tolist(), default=0)
+    last = last_layer(frame)
     figure.update_xaxes(title_text="layer", **layer_axis(last))
     figure.update_yaxes(title_text="cosine between directions")
     title = "Would other prompts give the same direction?"
@@ -149,8 +150,8 @@ def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") ->
             one site and position.
         template: Name of a plotly template.
     """
-    frame = table.dropna(subset=["layer"]).sort_values("layer", kind="stable")
-    layers = frame["layer"].astype(int).tolist()
+    frame = by_layer(table)
+    layers = frame["layer"].tolist()
     shares = {"share_top_1": "largest coordinate", "share_top_10": "ten largest",
               "share_top_1_percent": "largest 1 %"}  # fmt: skip
     figure = go.Figure()
@@ -160,7 +161,7 @@ def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") ->
             hover = f"layer %{{x}}<br>{said}, {how}: %{{y:.1f}} %"
             y = 100 * frame[column + suffix]
             figure.add_trace(line(f"{said}, {how}", layers, y, own, hover))
-    figure.update_xaxes(title_text="layer", **layer_axis(max(layers, default=0)))
+    figure.update_xaxes(title_text="layer", **layer_axis(last_layer(frame)))
     figure.update_yaxes(title_text="share of squared length (%)", rangemode="tozero")
     title = "How much of the direction lies in a few coordinates?"
     return dress(figure, template, title, height=460)

@@ -15,6 +15,7 @@ from torch import Tensor
 from refusal_lens.distributions import Densities, shared_densities
 from refusal_lens.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import CLASSES, ClassStyle
+from refusal_lens.plots.tables import where
 from refusal_lens.plots.text import place_name, signed
 from refusal_lens.validation import Histogram, Projections, Separation, shared_histogram
 
@@ -75,13 +76,14 @@ def widest_null(nulls: pd.DataFrame | None, position: str) -> dict[str, float]:
     """Return how far apart shuffled labels put the mean cosines, by hook point."""
     if nulls is None:
         return {}
-    own = nulls[
+    own = where(
+        nulls,
         (nulls["kind"] == "permutation")
         & (nulls["score"] == "separation")
-        & (nulls["position"].astype(str) == position)
-    ]
-    widest = own[["low", "high"]].abs().max(axis=1)
-    return dict(zip(own["hook_point"], widest.tolist(), strict=True))
+        & (nulls["position"].astype(str) == position),
+    )
+    rows = zip(own["hook_point"], own["low"], own["high"], strict=True)
+    return {hook_point: max(abs(low), abs(high)) for hook_point, low, high in rows}
 
 
 def place_data(view: View, step: int | str) -> Data:

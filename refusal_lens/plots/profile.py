@@ -25,6 +25,7 @@ from refusal_lens.plots.style import (
     line,
     line_looks,
 )
+from refusal_lens.plots.tables import by_layer, last_layer, lines_of, where
 from refusal_lens.selection import GOOD_SEPARATION, Choice
 from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
 
@@ -60,19 +61,18 @@ def layer_profile(
         The figure, as wide as its container.
     """
     table = scores if isinstance(scores, pd.DataFrame) else scores.to_frame()
-    table = table.assign(position=table["position"].astype(str))
-    frame = table.dropna(subset=["layer"]).sort_values("layer", kind="stable")
+    frame = by_layer(table)
     panels = [name for name in _PANELS if name in frame]
     figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
-    groups = list(frame.groupby(frame["site"] + ", " + frame["position"], sort=False))
+    groups = lines_of(frame)
     for row, score in enumerate(panels, start=1):
         figure.add_traces(list(_null_band(nulls, frame, score, row)), rows=row, cols=1)
     for (name, own), look in zip(groups, line_looks(), strict=False):
         has_interval = len(groups) <= _MOST_INTERVALS or _is_of(own, best)
         for row, score in enumerate(panels, start=1):
-            lines = list(_score_lines(str(name), own, score, look))
+            lines = list(_score_lines(name, own, score, look))
             lines[-1].showlegend = row == 1
-            shown = _interval(str(name), own, score, look) if has_interval else []
+            shown = _interval(name, own, score, look) if has_interval else []
             figure.add_traces([*shown, *lines], rows=row, cols=1)
     if groups and any(f"{score}_in_sample" in frame for score in panels):
         figure.add_trace(_in_sample_key(), row=1, col=1)
@@ -124,7 +124,7 @@ def _null_of(nulls: pd.DataFrame | None, frame: pd.DataFrame, score: str) -> pd.
         & (nulls["score"] == score)
         & nulls["hook_point"].isin(frame["hook_point"])
     )
-    return nulls[is_own].dropna(subset=["layer"]).sort_values("layer")
+    return by_layer(where(nulls, is_own))
 
 
 def _interval(name: str, own: pd.DataFrame, score: str, look: LineLook) -> list[go.Scatter]:
@@ -134,7 +134,7 @@ def _interval(name: str, own: pd.DataFrame, score: str, look: LineLook) -> list[
     low, high = (own[f"{score}_{end}"] * _PANELS[score][1] for end in ("low", "high"))
     return [
         band(
-            own["layer"].astype(int),
+            own["layer"],
             low,
             high,
             name=f"{name}, interval",
@@ -147,7 +147,7 @@ def _interval(name: str, own: pd.DataFrame, score: str, look: LineLook) -> list[
 
 def _score_lines(name: str, own: pd.DataFrame, score: str, look: LineLook) -> Iterator[go.Scatter]:
     """Yield one score's line in sample, where there is one, then the cross-fitted one."""
-    layers, scale = own["layer"].astype(int), _PANELS[score][1]
+    layers, scale = own["layer"], _PANELS[score][1]
     said = f"{name}, layer %{{x}}<br>{score} %{{y:.3~f}}{' %' if scale == 100 else ''}"
     if f"{score}_in_sample" in own:
         thin = replace(look, width=1.0, dash="dot")
@@ -204,7 +204,7 @@ def _profile_layout(
 ) -> dict[str, Any]:
     """Return axes that hold every number, line and band."""
     floors = {"separation": (0.0, GOOD_SEPARATION), "accuracy": (45.0, 100.0), "auroc": (0.45, 1.0)}
-    ticks = layer_axis(max(frame["layer"].astype(int).tolist(), default=0))
+    ticks = layer_axis(last_layer(frame))
     layout: dict[str, Any] = {"margin": {"l": 70, "r": 110, "t": 44, "b": 60}}
     for row, score in enumerate(panels, start=1):
         title, scale = _PANELS[score]
