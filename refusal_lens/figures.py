@@ -12,6 +12,7 @@ from refusal_lens import distributions, plots
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import site_of
+from refusal_lens.plots.tables import where
 from refusal_lens.plots.text import place_name
 from refusal_lens.selection import Choice, choose_best
 from refusal_lens.validation import Separation
@@ -93,13 +94,13 @@ def _at_best(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
     if not places:
         return table
     place = best if best in places else places[0]
-    return table[[other == place for other in places]]
+    return where(table, [other == place for other in places])
 
 
 def _at_best_column(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows of the best place's site and position, all layers."""
     hook_point, position = _best_place(run_folder)
-    own = table[(table["site"] == site_of(hook_point)) & (table["position"] == position)]
+    own = where(table, (table["site"] == site_of(hook_point)) & (table["position"] == position))
     return own if len(own) else table
 
 

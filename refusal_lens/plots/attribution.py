@@ -73,7 +73,7 @@ def _attribution_grid(
     Where heads were not told apart, attention has one column.
     """
     found: dict[tuple[int, str], float] = {}
-    has_heads = own["head"].notna().any()
+    has_heads = len(where(own, own["head"].notna())) > 0
     rows = zip(own["layer"], own["head"], own["component"], own["contribution"], strict=True)
     for layer, head, component, contribution in rows:
         if pd.isna(layer):
@@ -160,7 +160,7 @@ def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fi
         figure.add_trace(bars, row=1, col=column)
     name_rows(figure, dtick=1)
     figure.update_xaxes(title_text="logit", nticks=4).update_annotations(font_size=13)
-    height = 160 + 20 * int(table["rank"].max() if len(table) else 1)
+    height = 160 + 20 * max(table["rank"].tolist(), default=1)
     title = "What the direction says through the unembedding"
     return dress(figure, template, title, height=height, margin_t=84)
 
@@ -176,7 +176,7 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     prompts = [own.sort_values("index") for _, own in groups(table, "prompt_id")]
     if not prompts:
         return empty(template, title, "no prompts")
-    limit = float(table["projection"].abs().max()) or 1.0
+    limit = max(abs(number) for number in table["projection"].tolist()) or 1.0
     heatmap = go.Heatmap(
         **_token_grid(prompts[0]),
         texttemplate="%{text}",

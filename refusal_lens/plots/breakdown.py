@@ -81,7 +81,7 @@ def misread_prompts(table: pd.DataFrame, *, template: str = "plotly_white") -> g
     if table.empty:
         said = "every prompt is on its own side of the threshold"
         return empty(template, "Misread prompts", said)
-    own = table.sort_values("margin", key=abs, ascending=False).head(N_MISREAD)[::-1]
+    own = table.sort_values("margin", key=abs, ascending=False).head(N_MISREAD).iloc[::-1]
     figure = go.Figure()
     for style in CLASSES:
         rows = where(own, own["is_harmful"].astype(bool) == style.is_harmful)
@@ -89,7 +89,7 @@ def misread_prompts(table: pd.DataFrame, *, template: str = "plotly_white") -> g
     # Room to the right of the longest bar for its prompt.
     figure.update_xaxes(
         title_text="beyond the threshold (projection units)",
-        range=[0, 2.6 * float(own["margin"].abs().max())],
+        range=[0, 2.6 * max(map(abs, own["margin"].tolist()))],
     )
     ids = [escape(str(name)) for name in own["prompt_id"]]
     name_rows(figure, dtick=1, categoryorder="array", categoryarray=ids,

@@ -6,6 +6,7 @@ Knows the paper's thresholds by sight. Their numbers come as tables.
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -64,7 +65,8 @@ def causal_scores(
     for (name, own), look in zip(lines_of(frame), line_looks(), strict=False):
         for row, score in enumerate(_SCORES, start=1):
             lines = list(_candidate_lines(own, score, name, look))
-            lines[0].showlegend = row == 1
+            if row == 1 and lines:
+                lines[0].showlegend = True
             figure.add_traces(lines, rows=row, cols=1)
     figure.add_traces(list(_chosen_marks(frame)), rows=[1, 2, 3], cols=1)
     _add_limits(figure, frame, min_induce, max_kl)
@@ -84,7 +86,7 @@ def _candidate_lines(
 ) -> Iterator[go.Scatter]:
     """Yield a score's line, and that of affine ablation where it was measured."""
     for suffix, dash in (("", "solid"), ("_affine", "dot")):
-        if score + suffix not in own or (suffix and own[score + suffix].isna().all()):
+        if score + suffix not in own or own[score + suffix].isna().to_numpy().all():
             continue
         is_kept = own[f"is_eligible{suffix}"].astype(bool).tolist()
         said = f"{score}, affine" if suffix else score
@@ -97,7 +99,8 @@ def _candidate_lines(
             showlegend=False,
             customdata=["" if kept else "<br>dropped" for kept in is_kept],
         )
-        trace.marker.symbol = [look.symbol if kept else f"{look.symbol}-open" for kept in is_kept]
+        symbols = [look.symbol if kept else f"{look.symbol}-open" for kept in is_kept]
+        trace.update(marker_symbol=symbols)
         yield trace
 
 
@@ -126,8 +129,9 @@ def _add_limits(figure: go.Figure, frame: pd.DataFrame, min_induce: float, max_k
     # plotly wants the label of a logarithmic axis at the logarithm, but the line at the number.
     limit_line(figure, 3, max_kl, f"at most {max_kl:g}", y=math.log10(max_kl))
     for row, (column, said) in _BASELINES.items():
-        if column in frame and frame[column].notna().any():
-            limit_line(figure, row, float(frame[column].dropna().iloc[0]), said, "dot")
+        measured = frame[column].dropna().tolist() if column in frame else []
+        if measured:
+            limit_line(figure, row, float(measured[0]), said, "dot")
 
 
 def _shade_from(figure: go.Figure, layer: int, last: int) -> None:
@@ -187,7 +191,7 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
 def _dose_lines(own: pd.DataFrame, score: str, scale: float, unit: str) -> Iterator[go.Scatter]:
     """Yield a line for each class, direction and seed; the fitted direction with its interval."""
     for is_harmful, direction, seed, rows in groups(own, "is_harmful", "direction", "seed"):
-        if rows[score].isna().all():
+        if rows[score].isna().to_numpy().all():
             continue
         style, is_fitted = style_of(bool(is_harmful)), direction == "fitted"
         rows = rows.sort_values("strength")
@@ -207,7 +211,10 @@ def _dose_lines(own: pd.DataFrame, score: str, scale: float, unit: str) -> Itera
 def _name_once(figure: go.Figure) -> None:
     """Keep one entry of the legend for all lines of a name."""
     is_named: set[str] = set()
-    for trace in figure.select_traces():
+
+    def keep_first(trace: Any) -> None:
         if trace.showlegend is None:
             trace.showlegend = trace.name not in is_named
             is_named.add(trace.name)
+
+    figure.for_each_trace(keep_first)
