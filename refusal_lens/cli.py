@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -85,6 +85,25 @@ ResumeOption = Annotated[
         "--resume",
         help="Go on with the run in --output, with its own settings; what is there is kept.",
     ),
+]
+FigureOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--figure",
+        metavar="NAME",
+        help="Which figure, or all that the run has. Repeatable. Default: the projection "
+        "histogram and the layer profile. An unknown name lists those there are.",
+    ),
+]
+FormatOption = Annotated[
+    Literal["html", "json", "png", "svg", "pdf"],
+    typer.Option("--format", help="Pictures (png, svg, pdf) need Chrome or Chromium."),
+]
+TemplateOption = Annotated[
+    Literal["light", "dark"], typer.Option("--template", help="The page's colours.")
+]
+PlotOutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Folder to write to. Default: the run's own.")
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
@@ -192,12 +211,29 @@ def fit(run_path: RunArgument, set_: SetOption = None) -> None:
 
 
 @app.command()
-def plot(run_path: RunArgument, set_: SetOption = None) -> None:
-    """Draw a run's figures from its stored activations; no forward pass."""
-    with _existing_run(run_path, set_) as (settings, run_folder):
+def plot(
+    run_path: RunArgument,
+    figure: FigureOption = None,
+    format_: FormatOption = "html",
+    template: TemplateOption = "light",
+    output: PlotOutputOption = None,
+    width: Annotated[int, typer.Option("--width", help="Of pictures, pixels.", min=200)] = 1000,
+    scale: Annotated[float, typer.Option("--scale", help="Of a png, dots a pixel.", min=0.1)] = 2.0,
+) -> None:
+    """Draw a run's figures from what is stored; no forward pass."""
+    with _existing_run(run_path, None) as (_, run_folder):
         from refusal_lens import study, terminal
 
-        terminal.show_paths(console, study.plot_stage(run_folder))
+        written = study.plot_stage(
+            run_folder,
+            figure or study.DEFAULT_FIGURES,
+            ending=format_,
+            template=template,
+            folder=output,
+            width=width,
+            scale=scale,
+        )
+        terminal.show_paths(console, written)
 
 
 # --- attribution and exchange -----------------------------------------------------------------

@@ -37,6 +37,14 @@ class Projections:
     positions: tuple[str, ...]
     is_held_out: bool
 
+    def __repr__(self) -> str:
+        """Say how many prompts were projected, where and how."""
+        return (
+            f"Projections({len(self.is_harmful)} prompts ({int(self.is_harmful.sum())} harmful), "
+            f"{len(self.hook_points)} hook points, positions {', '.join(self.positions)}, "
+            f"{'held out' if self.is_held_out else 'in sample'})"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:

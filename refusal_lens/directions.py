@@ -4,19 +4,21 @@ Knows places, clipping and unit length. Does not know models,
 files or how good a direction is.
 """
 
+import html
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refusal_lens.collector import Activations
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.hook_points import layer_of
+from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.methods import DIFFERENCE_OF_MEANS, fit_grid
 from refusal_lens.positions import normalise_position
 
@@ -114,6 +116,30 @@ class Directions:
             f"{len(self.hook_points)} hook points, positions {', '.join(self.positions)}, "
             f"{self.method})"
         )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a place: where it is, whether there is a direction, and its raw length.
+
+        Lengths are in the activations' units; they grow with depth and choose no layer.
+        """
+        rows = [
+            {
+                "hook_point": hook_point,
+                "site": site_of(hook_point),
+                "layer": layer_of(hook_point),
+                "position": position,
+                "is_kept": bool(self.is_kept[row, column]),
+                "length": self.vectors[row, column].norm().item(),
+            }
+            for row, hook_point in enumerate(self.hook_points)
+            for column, position in enumerate(self.positions)
+        ]
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """Show the places as a table in notebooks."""
+        table = self.to_frame().to_html(index=False, float_format="{:.4g}".format, na_rep="")
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
 
 def fit_directions(

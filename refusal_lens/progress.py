@@ -1,5 +1,6 @@
 """Progress bars of long work: what, how much, how fast, how long still."""
 
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -29,6 +30,14 @@ class _RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:.0f} prompts/s", style="dim")
 
 
+def _can_draw(console: Console) -> bool:
+    """Whether bars can move here, and not fill a log or a cell with copies of themselves."""
+    if console.is_jupyter:
+        # Without widgets rich only warns, at every step.
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
+
+
 class ClassProgress:
     """One bar a class of prompts, as a context manager.
 
@@ -43,11 +52,12 @@ class ClassProgress:
         Args:
             what: The work, as a word ("Collecting").
             counts: Prompts to do in each class.
-            is_shown: Draw the bars; None draws them on a terminal and in notebooks only.
+            is_shown: Draw the bars; None draws them on a terminal and in notebooks that have
+                ipywidgets, and nowhere else.
         """
         console = Console(stderr=True)
         if is_shown is None:
-            is_shown = console.is_terminal or "ipykernel" in sys.modules
+            is_shown = _can_draw(console)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -30,6 +30,7 @@ from refusal_lens.direction_files import with_record
 from refusal_lens.directions import Direction, Directions, fit_directions
 from refusal_lens.engines import collect
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.export import export
 from refusal_lens.hook_points import (
     layer_of,
     resolve_hook_points,
@@ -50,6 +51,9 @@ from refusal_lens.selection import Choice, choose_best, suggest_kernel
 from refusal_lens.stability import measure_stability
 from refusal_lens.tokens import Tokens, tokenise
 from refusal_lens.validation import Separation, validate
+
+DEFAULT_FIGURES = ("projection_histogram", "layer_profile")
+TEMPLATES = {"light": "plotly_white", "dark": "plotly_dark"}
 
 VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
 
@@ -299,13 +303,41 @@ def tables_stage(run_folder: RunFolder, fitted: Fitted, console: Console) -> lis
     return diagnose_confounds(tables, fitted.best) + diagnose_texts(likeness, template)
 
 
-def plot_stage(run_folder: RunFolder) -> list[Path]:
-    """Draw the two figures as self-contained pages."""
-    # plotly.js goes into the file: the page opens from disk, without a network.
-    return [
-        run_folder.write_figure(name, figures.draw(run_folder, name).to_html(include_plotlyjs=True))
-        for name in ("projection_histogram", "layer_profile")
-    ]
+def plot_stage(
+    run_folder: RunFolder,
+    names: Sequence[str] = DEFAULT_FIGURES,
+    *,
+    ending: str = "html",
+    template: str = "light",
+    folder: Path | None = None,
+    **picture: float,
+) -> list[Path]:
+    """Draw figures into files.
+
+    Args:
+        run_folder: The run.
+        names: Keys of `figures.FIGURES`; `all` stands for those that the run has the files for.
+        ending: html, json, png, svg or pdf.
+        template: light or dark.
+        folder: Where to write; None takes the run folder.
+        picture: `width` and `scale` of pictures, as in `export`.
+
+    Returns:
+        The files.
+    """
+    wanted = dict.fromkeys(
+        found
+        for name in names
+        for found in (figures.available(run_folder) if name == "all" else [name])
+    )
+    drawn = {
+        (folder or run_folder.path) / f"{name}.{ending}": figures.draw(
+            run_folder, name, TEMPLATES[template]
+        )
+        for name in wanted
+    }
+    export(drawn, **picture)  # pyright: ignore[reportArgumentType]
+    return list(drawn)
 
 
 # --- attribution ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Knows how prompts are held out and scored at every place. Does not draw, and does not choose.
 """
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -141,6 +142,20 @@ class Separation:
                 frame[f"{name}{ending}"] = getattr(one, field.name).flatten().numpy()
         frame["is_valid"] = self.is_valid.flatten().numpy()
         return frame
+
+    def __repr__(self) -> str:
+        """Say how many places are valid and what the highest separation is."""
+        scores = self.separation[~self.separation.isnan()]
+        highest = f"{scores.max().item():.2f}" if len(scores) else "none"
+        return (
+            f"Separation({int(self.is_valid.sum())} of {self.is_valid.numel()} places valid, "
+            f"highest separation {highest}, {self.n_folds}-fold cross-fitted)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the scores as a table in notebooks."""
+        table = self.to_frame().to_html(index=False, float_format="{:.3f}".format, na_rep="")
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, n_folds: int) -> "Separation":

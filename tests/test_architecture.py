@@ -58,8 +58,8 @@ ORDER = (
         "attribution",
         "readout",
     ),
-    *("diagnosis", "artifacts", "interop", "run_tables", "plots", "figures", "report"),
-    *("terminal", "compare_runs"),
+    *("diagnosis", "artifacts", "interop", "run_tables", "distributions", "plots", "figures"),
+    *("export", "report", "terminal", "compare_runs"),
     *("study", "experiments", "cli"),
 )
 

@@ -5,22 +5,31 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
+import planted as planted_tables
 import plotly.graph_objects as go
 import pytest
 import torch
 from conftest import make_separation
 
+from refusal_lens.distributions import activation_norms, shared_densities
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.plots import HARMFUL_COLOUR, HARMLESS_COLOUR, layer_profile, projection_histogram
+from refusal_lens.plots.histogram_data import TRACES
 from refusal_lens.prompts import Prompt
 from refusal_lens.selection import Choice
 from refusal_lens.validation import Projections, shared_histogram
 
-# A position's traces, in their order.
-BARS = {False: 0, True: 1}
-MARKS = {False: 2, True: 3}
-MEANS = {False: 4, True: 5}
-THRESHOLD, MARKS_THRESHOLD, HEADLINE, N_TRACES = 6, 7, 8, 9
+# The places of a view's traces. Views: every position raw, then every position as cosines.
+BARS, DENSITY, SHARE, MARKS, MEANS = (
+    {is_harmful: TRACES.index(f"{'harmful' if is_harmful else 'harmless'} {kind}")
+     for is_harmful in (False, True)}
+    for kind in ("bars", "density", "share", "marks", "mean")
+)  # fmt: skip
+NULL, THRESHOLD, MARKS_THRESHOLD, HEADLINE = (
+    TRACES.index(name) for name in ("null", "threshold", "marks threshold", "headline")
+)
+N_TRACES = len(TRACES)
 
 EVIL_TEXT = "<script>alert('%{x}')</script> costs $5$ & \"more\""
 
@@ -107,7 +116,8 @@ def test_marks_are_the_projections_of_each_prompt(is_harmful):
     np.testing.assert_allclose(marks.x, everyone[own], rtol=0, atol=5e-5 * np.ptp(everyone))
     ids = [prompt.id for prompt, mine in zip(prompts, own, strict=True) if mine]
     assert [text.split("</b>")[0] for text in marks.hovertext] == [f"<b>{name}" for name in ids]
-    assert set(marks.y) == {int(is_harmful)}
+    assert (marks.y, marks.y0) == (None, int(is_harmful))
+    assert 0 < marks.dy * len(marks.x) < 1e-6
 
 
 @pytest.mark.parametrize("is_harmful", [False, True])
@@ -120,12 +130,12 @@ def test_misread_prompts_have_another_symbol_and_say_so(is_harmful):
     own = is_class(projections, is_harmful)
     is_right = (projections.is_called_harmful[own, 0, 0] == is_harmful).tolist()
     assert set(is_right) == {True, False}
-    assert [said == "right" for said in marks.customdata] == is_right
+    assert [{"": True, ", misread": False}[said] for said in marks.customdata] == is_right
     right, wrong = ({s for s, ok in zip(marks.marker.symbol, is_right, strict=True) if ok is want}
                     for want in (True, False))  # fmt: skip
     assert len(right) == len(wrong) == 1
     assert right != wrong
-    key = figure.data[-1]
+    (key,) = [trace for trace in figure.data if trace.name == "misread prompt"]
     assert {key.marker.symbol} == wrong
 
 
@@ -212,17 +222,19 @@ def test_hover_text_is_escaped_data_and_never_a_template():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("word " * 40, ("word " * 10 + "<br>" + "word " * 9 + "…")),
-        ("長" * 200, "長" * 52 + "<br>" + "長" * 47 + "…"),
+        ("word " * 24, "word " * 12 + "<br>" + "word " * 12),
+        ("word " * 90, ("word " * 12 + "<br>") * 4 + "word " * 11 + "word…"),
+        ("長" * 400, ("長" * 60 + "<br>") * 4 + "長" * 59 + "…"),
         ("two\n\n  lines", "two lines"),
-        ("x" * 100, "x" * 52 + "<br>" + "x" * 48),
+        ("x" * 300, "<br>".join(["x" * 60] * 5)),
     ],
 )
 def test_hover_text_is_shortened_and_wrapped(text, shown):
     projections, separation, prompts = planted()
     prompts[0] = Prompt("p", text, "c")
-    hover = group(projection_histogram(projections, separation, prompts), 0)[3].hovertext[0]
-    shown = shown.replace(" <br>", "<br>").replace(" …", "…")
+    marks = group(projection_histogram(projections, separation, prompts), 0)[MARKS[True]]
+    hover = marks.hovertext[0]
+    shown = shown.replace(" <br>", "<br>").rstrip()
     assert hover == f"<b>p</b> · c<br>{shown}"
 
 
@@ -248,20 +260,20 @@ def test_headline_names_the_place_and_how_its_scores_came(held_out):
 
 
 def test_slider_step_gives_every_position_the_data_of_its_hook_point():
-    projections, separation, prompts = planted()
+    projections, separation, prompts = planted(20, 2)
     figure = projection_histogram(projections, separation, prompts)
     steps = figure.layout.sliders[0].steps
-    assert [step.label for step in steps] == ["0", "1", "2", "3"]
+    assert [step.label for step in steps] == ["0", "1"]
     assert figure.layout.sliders[0].currentvalue.prefix == "resid_post "
     for (row, hook_point), (column, position) in itertools.product(
-        enumerate(projections.hook_points), enumerate(projections.positions)
+        enumerate(projections.hook_points), enumerate(2 * projections.positions)
     ):
         alone = projection_histogram(
             projections, separation, prompts, initial=(hook_point, position)
         )
         changes, touched = steps[row].args
         assert steps[row].method == "restyle"
-        assert list(touched) == list(range(2 * N_TRACES))
+        assert list(touched) == list(range(4 * N_TRACES))
         for key in changes:
             stepped = step_data(figure, row, column, key)
             # None resets what it is given for: then there must be nothing to reset.
@@ -284,18 +296,46 @@ def test_labels_are_never_empty_strings():
         assert all(text for of_trace in texts if of_trace for text in of_trace)
 
 
-def test_position_menu_toggles_visibility_only():
+def test_menu_of_views_toggles_visibility_and_names_the_axis():
     figure = projection_histogram(*planted(positions=("last", "mean", "-2")))
-    (menu,) = figure.layout.updatemenus
-    assert [button.label for button in menu.buttons] == [
-        "position last", "position mean", "position -2",
-    ]  # fmt: skip
+    menu = figure.layout.updatemenus[0]
+    names = ["position last", "position mean", "position -2"]
+    assert [button.label for button in menu.buttons] == names + [f"{n} · cosine" for n in names]
+    n_keys = len(figure.data) - 6 * N_TRACES
     for column, button in enumerate(menu.buttons):
-        assert button.method == "restyle"
-        (changes,) = button.args
-        assert list(changes) == ["visible"]
-        shown = [index // N_TRACES == column for index in range(3 * N_TRACES)]
-        assert changes["visible"] == [*shown, True]
+        assert button.method == "update"
+        changes, axes = button.args
+        shown = [index // N_TRACES == column for index in range(6 * N_TRACES)]
+        assert changes == {"visible": [*shown, *[True] * n_keys]}
+        assert list(axes) == ["xaxis.title.text"]
+        assert ("cosine" in axes["xaxis.title.text"]) == (column >= 3)
+
+
+def test_menu_of_shapes_leaves_visibility_and_data_alone():
+    figure = projection_histogram(*planted())
+    shapes = {button.label: button.args for button in figure.layout.updatemenus[1].buttons}
+    assert list(shapes) == ["bars", "density", "cumulative"]
+    of_kind = {"bars": BARS, "density": DENSITY, "share": SHARE}
+    drawn = {"bars": {"bars"}, "density": {"bars", "density"}, "cumulative": {"share"}}
+    for label, (traces, axes, touched) in shapes.items():
+        assert set(traces) == {"opacity", "hoverinfo"}
+        opacity, hover = (dict(zip(touched, traces[key], strict=True)) for key in traces)
+        for view, (kind, places) in itertools.product(range(4), of_kind.items()):
+            for place in places.values():
+                index = view * N_TRACES + place
+                assert (opacity.pop(index) > 0) == (kind in drawn[label])
+                if kind not in drawn[label]:
+                    assert hover[index] == "skip"
+        assert opacity == {}
+        assert axes["yaxis4.visible"] == (label == "cumulative") != axes["yaxis.visible"]
+
+
+def test_first_shape_is_what_is_drawn():
+    figure = projection_histogram(*planted())
+    traces, axes, touched = figure.layout.updatemenus[1].buttons[0].args
+    drawn = [figure.data[index].opacity for index in touched]
+    assert drawn == traces["opacity"]
+    assert figure.layout.yaxis4.visible is axes["yaxis4.visible"] is False
 
 
 def test_starts_at_the_highest_separation():
@@ -304,7 +344,8 @@ def test_starts_at_the_highest_separation():
     figure = projection_histogram(projections, separation, prompts)
     assert figure.layout.sliders[0].active == 2
     assert figure.layout.updatemenus[0].active == 0
-    assert [trace.visible for trace in figure.data[:-1]] == [True] * N_TRACES + [False] * N_TRACES
+    visible = [trace.visible for trace in figure.data[: 4 * N_TRACES]]
+    assert visible == [True] * N_TRACES + [False] * 3 * N_TRACES
     assert group(figure, 0)[HEADLINE].text[0].startswith("<b>resid_post 2 · position last</b>")
 
 
@@ -314,22 +355,147 @@ def test_starts_at_the_place_asked_for():
     figure = projection_histogram(projections, separation, prompts, initial=place)
     assert figure.layout.sliders[0].active == 1
     assert figure.layout.updatemenus[0].active == 1
-    assert [trace.visible for trace in figure.data[:-1]] == [False] * N_TRACES + [True] * N_TRACES
+    visible = [trace.visible for trace in figure.data[: 4 * N_TRACES]]
+    assert visible == [False] * N_TRACES + [True] * N_TRACES + [False] * 2 * N_TRACES
 
 
-def test_no_slider_for_one_hook_point_and_no_menu_for_one_position():
+def test_no_slider_for_one_hook_point():
     figure = projection_histogram(*planted(hook_points=1, positions=("last",)))
-    assert figure.layout.sliders == figure.layout.updatemenus == ()
-    assert len(figure.data) == N_TRACES + 1
+    assert figure.layout.sliders == ()
+    assert [b.label for b in figure.layout.updatemenus[0].buttons] == [
+        "position last", "position last · cosine",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("outside", [("hook_embed",), ()])
-def test_several_sites_are_named_on_the_slider(outside):
-    names = (*outside, "blocks.0.hook_resid_pre", "blocks.0.hook_resid_post")
-    (slider,) = projection_histogram(*planted(hook_points=names)).layout.sliders
-    said = ["embed", "resid_pre 0", "resid_post 0"]
-    assert [step.label for step in slider.steps] == said[-len(names) :]
+def test_several_sites_are_views_and_share_the_slider():
+    names = ("hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out",
+             "blocks.1.hook_mlp_out", "ln_final.hook_normalized")  # fmt: skip
+    projections, separation, prompts = planted(hook_points=names, positions=("last",))
+    figure = projection_histogram(
+        projections, separation, prompts, initial=("blocks.1.hook_mlp_out", "last")
+    )
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == ["embed", "0", "1", "ln_final.hook_normalized"]
+    assert slider.active == 2
+    menu = figure.layout.updatemenus[0]
+    assert [button.label for button in menu.buttons] == [
+        "resid_pre, last", "mlp_out, last", "resid_pre, last · cosine", "mlp_out, last · cosine",
+    ]  # fmt: skip
+    assert menu.active == 1
+    embed, zero, one, _ = (
+        [step_data(figure, row, view, "x")[MARKS[True]] for view in (0, 1)] for row in range(4)
+    )
+    assert embed[0] == embed[1]
+    assert zero[0] != zero[1]
+    assert one[0] == []
+    assert len(one[1]) == 30
+    assert step_data(figure, 2, 0, "text")[THRESHOLD][0] == "<b>nothing collected here</b>"
+
+
+def test_hook_points_outside_the_blocks_alone_are_named():
+    names = ("hook_embed", "ln_final.hook_normalized")
+    figure = projection_histogram(*planted(hook_points=names))
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == ["embed", "ln_final.hook_normalized"]
     assert slider.currentvalue.prefix == ""
+    assert len(figure.layout.updatemenus[0].buttons) == 4
+
+
+def test_methods_are_views_named_by_themselves():
+    projections, separation, prompts = planted(positions=("last",))
+    other, other_separation, _ = planted(positions=("last",), held_out=False)
+    figure = projection_histogram(
+        {"difference of means": projections, "lda": other},
+        {"difference of means": separation, "lda": other_separation},
+        prompts,
+    )
+    assert [button.label for button in figure.layout.updatemenus[0].buttons] == [
+        "difference of means, position last", "difference of means, position last · cosine",
+        "lda, position last", "lda, position last · cosine",
+    ]  # fmt: skip
+    assert (
+        group(figure, 2)[HEADLINE].text[0].startswith("<b>resid_post 3 · position last · lda</b>")
+    )
+    assert group(figure, 2)[HEADLINE].text[0].endswith("in sample")
+
+
+# ---- histogram: cosines, curves, null ----
+
+
+def test_cosine_view_shows_cosines_and_no_threshold():
+    projections, separation, prompts = planted()
+    figure = projection_histogram(
+        projections, separation, prompts, initial=("blocks.2.hook_resid_post", "mean")
+    )
+    traces = group(figure, 3)
+    own = projections.is_harmful
+    cosines = projections.cosines[:, 2, 1]
+    np.testing.assert_allclose(traces[MARKS[True]].x, cosines[own].numpy(), atol=1e-4)
+    histogram = shared_histogram(cosines, own)
+    assert list(traces[BARS[False]].y) == histogram.n_harmless.tolist()
+    assert traces[MEANS[True]].x[0] == pytest.approx(cosines[own].mean().item(), abs=1e-4)
+    # Misread are the same prompts as in the raw view, whose threshold decides.
+    assert traces[MARKS[True]].marker.symbol == group(figure, 1)[MARKS[True]].marker.symbol
+    assert len(traces[THRESHOLD].x) == len(traces[MARKS_THRESHOLD].x) == 0
+
+
+@pytest.mark.parametrize("is_harmful", [False, True])
+def test_density_is_in_prompts_per_bin(is_harmful):
+    projections, separation, prompts = planted()
+    figure = projection_histogram(
+        projections, separation, prompts, initial=("blocks.2.hook_resid_post", "last")
+    )
+    numbers = projections.values[:, 2, 0]
+    densities = shared_densities(numbers, projections.is_harmful)
+    curve, bars = (group(figure, 0)[kind[is_harmful]] for kind in (DENSITY, BARS))
+    grid = curve.x0 + curve.dx * np.arange(len(curve.y))
+    np.testing.assert_allclose(grid, densities.grid.numpy(), rtol=1e-4, atol=1e-2)
+    expected = (densities.harmful if is_harmful else densities.harmless) * 30 * bars.width
+    np.testing.assert_allclose(curve.y, expected.numpy(), rtol=1e-2, atol=2e-3)
+    # As many prompts under the curve as in the bars.
+    assert sum(curve.y) * curve.dx / bars.width == pytest.approx(sum(bars.y), rel=0.02)
+
+
+def test_cumulative_share_climbs_by_one_prompt_at_each():
+    projections, separation, prompts = planted()
+    figure = projection_histogram(
+        projections, separation, prompts, initial=("blocks.1.hook_resid_post", "last")
+    )
+    line = group(figure, 0)[SHARE[False]]
+    ordered = projections.values[~projections.is_harmful, 1, 0].sort().values
+    np.testing.assert_allclose(line.x, [ordered[0], *ordered], atol=1e-2)
+    assert (line.y, line.y0, line.line.shape) == (None, 0, "hv")
+    assert line.dy * (len(line.x) - 1) == pytest.approx(100)
+
+
+def null_table(low: float, high: float) -> pd.DataFrame:
+    table = planted_tables.nulls(4)
+    table.loc[table["score"] == "separation", ["low", "high"]] = low, high
+    return table
+
+
+def test_null_band_is_as_wide_as_shuffled_labels_put_the_means_apart():
+    projections, separation, prompts = planted()
+    figure = projection_histogram(
+        projections, separation, prompts, nulls=null_table(-0.3, 0.2),
+        initial=("blocks.2.hook_resid_post", "mean"),
+    )  # fmt: skip
+    raw, cosine = (group(figure, view)[NULL] for view in (1, 3))
+    assert max(cosine.x) - min(cosine.x) == pytest.approx(0.3, abs=1e-3)
+    norm = activation_norms(projections)[2, 1].item()
+    assert norm == pytest.approx(100)
+    assert max(raw.x) - min(raw.x) == pytest.approx(0.3 * norm, abs=0.1)
+    for band, values in ((raw, projections.values), (cosine, projections.cosines)):
+        own = projections.is_harmful
+        middle = (values[own, 2, 1].mean() + values[~own, 2, 1].mean()) / 2
+        assert (max(band.x) + min(band.x)) / 2 == pytest.approx(middle.item(), rel=1e-2)
+    assert figure.data[-1].name == "shuffled labels, 95 %"
+
+
+def test_without_a_null_there_is_neither_band_nor_entry():
+    figure = projection_histogram(*planted())
+    assert "shuffled labels, 95 %" not in [trace.name for trace in figure.data]
+    assert all(len(group(figure, view)[NULL].x) == 0 for view in range(4))
 
 
 def test_a_place_without_a_direction_says_so():
@@ -340,7 +506,7 @@ def test_a_place_without_a_direction_says_so():
     traces = group(figure, 0)
     assert traces[THRESHOLD].text[0] == "<b>no direction here</b>"
     assert traces[HEADLINE].text == ("<b>resid_post 1 · position last</b><br>no direction here",)
-    empty = [BARS[False], BARS[True], MARKS[False], MARKS[True], MEANS[False], MEANS[True]]
+    empty = [kind[label] for kind in (BARS, DENSITY, SHARE, MARKS, MEANS) for label in kind]
     assert all(len(traces[index].x) == 0 for index in [*empty, MARKS_THRESHOLD])
     assert sum(group(figure, 1)[BARS[True]].y) == 30
     assert "NaN" not in figure.to_json()
@@ -357,7 +523,8 @@ def test_figure_stays_small(n_hook_points, positions):
     projections, separation, prompts = planted(384, n_hook_points, positions)
     prompts = [Prompt(prompt.id, "A long request. " * 20, "category") for prompt in prompts]
     figure = projection_histogram(projections, separation, prompts)
-    assert len(figure.to_json()) < 1_500_000
+    # Raw and cosine views of 20 numbers a prompt and place, and of 300 letters a prompt and view.
+    assert len(figure.to_json()) < 3_000_000
 
 
 # ---- refusals ----
@@ -371,6 +538,18 @@ def test_wants_the_prompts_that_were_projected():
         "A histogram needs the prompts that were projected, 60 of them, but 59 came. "
         "Pass the prompts that were collected, in that order."
     )
+
+
+def test_wants_the_same_methods_of_both():
+    projections, separation, prompts = planted(hook_points=1)
+    for given in (({"lda": projections}, separation), ({"lda": projections}, {"pca": separation}),
+                  ({}, {})):  # fmt: skip
+        with pytest.raises(RefusalLensError) as caught:
+            projection_histogram(*given, prompts)
+        assert str(caught.value) == (
+            "A histogram needs projections and scores of the same methods: one of each, or both "
+            "by the same names in the same order. Pass what validate returned for each method."
+        )
 
 
 def test_wants_scores_of_the_same_places():
@@ -415,15 +594,15 @@ def test_profile_lines_are_the_frame_s_numbers():
             "layer"
         )
         lines = profile_lines(figure, f"resid_post, {position}")
-        expected = [own.separation, 100 * own.accuracy,
-                    own.separation_in_sample, 100 * own.accuracy_in_sample]  # fmt: skip
+        expected = [own.separation_in_sample, own.separation,
+                    100 * own.accuracy_in_sample, 100 * own.accuracy]  # fmt: skip
         for line, numbers in zip(lines, expected, strict=True):
             assert list(line.x) == [0, 1]
             np.testing.assert_allclose(line.y, numbers)
-        assert [line.yaxis for line in lines] == ["y", "y2"] * 2
-        assert [line.line.dash for line in lines] == ["solid", "solid", "dot", "dot"]
+        assert [line.yaxis for line in lines] == ["y", "y", "y2", "y2"]
+        assert [line.line.dash for line in lines] == ["dot", "solid"] * 2
         assert len({line.line.color for line in lines}) == 1
-        assert [line.showlegend for line in lines] == [True, False, False, False]
+        assert [line.showlegend for line in lines] == [False, True, False, False]
 
 
 def test_profile_shows_the_bands():
@@ -469,9 +648,38 @@ def test_profile_has_no_place_for_a_best_one_outside_the_blocks():
 
 def test_profile_leaves_gaps_where_there_is_no_direction():
     figure = layer_profile(planted(nan=[(1, 0)])[1])
-    line = profile_lines(figure, "resid_post, last")[0]
+    line = profile_lines(figure, "resid_post, last")[1]
     assert [math.isnan(y) for y in line.y] == [False, True, False, False]
     assert not any(math.isnan(end) for end in figure.layout.yaxis.range)
+
+
+def test_profile_of_a_table_adds_auroc_intervals_and_null():
+    table, nulls = planted_tables.separation(8), planted_tables.nulls(8)
+    figure = layer_profile(table, nulls=nulls)
+    own = table[table["position"] == "last"]
+    lines = profile_lines(figure, "resid_post, last")
+    assert [line.yaxis for line in lines] == ["y", "y", "y2", "y2", "y3", "y3"]
+    np.testing.assert_allclose(lines[5].y, own["auroc"])
+    intervals = profile_lines(figure, "resid_post, last, interval")
+    edges = [*own["accuracy_low"], *own["accuracy_high"][::-1]]
+    np.testing.assert_allclose(intervals[1].y, 100 * np.array(edges))
+    null = profile_lines(figure, "shuffled labels, 95 %")
+    assert [set(np.round(band.y, 6)) for band in null] == [{-0.08, 0.08}, {42, 58}, {0.41, 0.59}]
+    assert [band.showlegend for band in null] == [True, False, False]
+    low, high = figure.layout.yaxis2.range
+    assert low < 42
+    assert high > 100 * table["accuracy_high"].max()
+
+
+def test_profile_of_many_lines_keeps_the_best_one_s_interval():
+    table = planted_tables.separation(8)
+    many = pd.concat([table, table.replace({"mean": "-2"}), table.replace({"mean": "-3"})])
+    many = many.drop_duplicates(["hook_point", "position"])
+    best = Choice("blocks.2.hook_resid_post", "-3", 0.5, 0.9, True, "")
+    figure = layer_profile(many, best=best)
+    assert {trace.name for trace in figure.data if "interval" in trace.name} == {
+        "resid_post, -3, interval"
+    }
 
 
 # ---- both ----

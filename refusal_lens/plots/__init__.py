@@ -1,16 +1,29 @@
 """Numbers in, plotly figures out.
 
-Figures never show, save or compute statistics: bins and scores come from `validation`.
+Figures never show, save or compute statistics: bins, densities and scores come from `validation`
+and `distributions`, the rest as tables of a run.
 """
 
+from refusal_lens.plots.attribution import head_attribution, prompt_tokens, unembedding
+from refusal_lens.plots.breakdown import category_breakdown, misread_prompts
+from refusal_lens.plots.causal import causal_scores, dose_response
+from refusal_lens.plots.choices import confounds, method_comparison, nested_choice
 from refusal_lens.plots.comparison import (
     SCORE_NAMES,
     cosine_heatmap,
     place_heatmap,
     transfer_matrix,
 )
+from refusal_lens.plots.curves import clip_sweep, coordinate_shares, learning_curve, stability
 from refusal_lens.plots.histogram import projection_histogram
 from refusal_lens.plots.profile import layer_profile
+from refusal_lens.plots.shapes import (
+    Panel,
+    activation_plane,
+    direction_components,
+    directions_side_by_side,
+    ridgeline,
+)
 from refusal_lens.plots.style import HARMFUL_COLOUR, HARMLESS_COLOUR
 
 __all__ = [
@@ -22,4 +35,25 @@ __all__ = [
     "place_heatmap",
     "projection_histogram",
     "transfer_matrix",
+    "Panel",
+    "activation_plane",
+    "category_breakdown",
+    "causal_scores",
+    "clip_sweep",
+    "confounds",
+    "coordinate_shares",
+    "direction_components",
+    "directions_side_by_side",
+    "dose_response",
+    "head_attribution",
+    "layer_profile",
+    "learning_curve",
+    "method_comparison",
+    "misread_prompts",
+    "nested_choice",
+    "projection_histogram",
+    "prompt_tokens",
+    "ridgeline",
+    "stability",
+    "unembedding",
 ]

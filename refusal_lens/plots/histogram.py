@@ -1,72 +1,61 @@
-"""The projection histogram: both classes at one place, a slider over the hook points.
+"""The projection histogram: both classes at one place, a slider over the layers.
 
-Knows what one place looks like. Bins and scores come from `validation`.
+Knows its layout and its controls. Bins, densities and scores come from `validation` and
+`distributions`.
 """
 
-import html
-import itertools
 import math
-import re
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
-from torch import Tensor
 
+from refusal_lens.distributions import activation_norms
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import layer_of, short_name, site_of
-from refusal_lens.plots.style import HARMFUL_COLOUR, HARMLESS_COLOUR, NEUTRAL_COLOUR
-from refusal_lens.prompts import Prompt
-from refusal_lens.validation import Histogram, Projections, Separation, shared_histogram
-
-HOVER_LENGTH = 100
-"""Characters of a prompt shown on hover."""
-
-_TICK, _CROSS = 142, 134
-"""Plotly's numbers of the symbols `line-ns-open` and `x-thin-open`: shorter than their names."""
-
-_BLANK = " "
-"""A point without a label: plotly.js never labels a point again whose text was once empty."""
-
-
-@dataclass(frozen=True)
-class _ClassStyle:
-    """How one class looks; `row` is its height among the marks."""
-
-    name: str
-    is_harmful: bool
-    colour: str
-    outline: str
-    pattern: str
-    row: int
-
-
-_CLASSES = (
-    _ClassStyle("harmless", False, HARMLESS_COLOUR, "white", "", 0),
-    _ClassStyle("harmful", True, HARMFUL_COLOUR, HARMFUL_COLOUR, "/", 1),
+from refusal_lens.plots.histogram_data import (
+    TRACES,
+    Data,
+    View,
+    place_data,
+    step_name,
+    steps_of,
+    widest_null,
 )
+from refusal_lens.plots.histogram_traces import BAR_OPACITY, key_traces, view_traces
+from refusal_lens.plots.style import CLASSES
+from refusal_lens.prompts import Prompt
+from refusal_lens.validation import Projections, Separation
+
+AXIS_TITLES = ("projection on the unit direction (activation units)",
+               "cosine between activation and direction")  # fmt: skip
+
+Step = int | str
 
 
 def projection_histogram(
-    projections: Projections,
-    separation: Separation,
+    projections: Projections | Mapping[str, Projections],
+    separation: Separation | Mapping[str, Separation],
     prompts: Sequence[Prompt],
     *,
+    nulls: pd.DataFrame | None = None,
     initial: tuple[str, str] | None = None,
     template: str = "plotly_white",
 ) -> go.Figure:
     """Draw both classes along the direction at every place, one place at a time.
 
-    A slider goes over the hook points and a menu over the positions, each leaving the other as it
-    is: every position has traces of its own; the slider changes the data of all of them, the menu
-    which are visible. Lines and headline are traces too, so that they follow.
+    A slider goes over the layers, one menu over sites, positions and methods, raw or as cosines,
+    the other over bars, density and cumulative share. They leave each other alone: every entry of
+    the first menu has traces of its own, a view; the slider changes the data of all views, the
+    menu which one is visible. Lines and headline are traces too, so that they follow.
 
     Args:
-        projections: Every prompt at every place.
-        separation: Scores of the same places, for the headline.
+        projections: Every prompt at every place; where there are several methods, by their names.
+        separation: Scores of the same places, for the headline; by name as well.
         prompts: In the order of the projections' rows.
+        nulls: Scores under shuffled labels (`tables/nulls.csv`): the range in which the class
+            means then lie is shaded.
         initial: Hook point and position shown first; None takes the highest separation.
         template: Name of a plotly template.
 
@@ -76,31 +65,52 @@ def projection_histogram(
     Raises:
         RefusalLensError: The prompts are not those of the projections, or there is no such place.
     """
-    _check_same(projections, separation, prompts)
-    row, column = _initial_place(separation, initial)
-    data = [
-        [_place_data(projections, separation, at_row, at_column)
-         for at_column in range(len(projections.positions))]
-        for at_row in range(len(projections.hook_points))
-    ]  # fmt: skip
-    figure = go.Figure()
-    for at_column in range(len(projections.positions)):
-        traces = _position_traces(prompts, projections, data[row][at_column])
-        figure.add_traces([trace.update(visible=at_column == column) for trace in traces])
-    figure.add_trace(_misread_key())
-    figure.update_layout(template=template, **_histogram_layout())
-    if _highest_bar(data) <= 8:
-        figure.update_layout(yaxis_dtick=1)  # there are no half prompts
-    if len(projections.hook_points) > 1:
-        of_steps = [list(itertools.chain.from_iterable(of_positions)) for of_positions in data]
-        figure.update_layout(sliders=[_slider(projections.hook_points, of_steps, row)])
-    if len(projections.positions) > 1:
-        n_traces = len(data[row][column])
-        figure.update_layout(updatemenus=[_position_menu(projections.positions, n_traces, column)])
-    return figure
+    methods = _by_method(projections, separation)
+    for each in methods.values():
+        _check_same(*each, prompts)
+    first_projections, first_separation = next(iter(methods.values()))
+    hook_point, position = _initial_place(first_separation, initial)
+    views = [view for name, both in methods.items() for view in _views(name, *both, nulls)]
+    steps = steps_of(tuple(name for each, _ in methods.values() for name in each.hook_points))
+    data = [[place_data(view, step) for view in views] for step in steps]
+    active = steps.index(_step(hook_point))
+    shown = _first_view_of(views, hook_point, position)
+    of_class = _of_class(prompts, first_projections)
+    traces = [
+        trace.update(visible=index == shown)
+        for index, of_view in enumerate(data[active])
+        for trace in view_traces(of_class, of_view)
+    ]
+    traces += key_traces(of_class, has_null=any(view.null for view in views))
+    layout = _layout(data)
+    layout["updatemenus"] = [_view_menu(views, shown, len(traces)), _shape_menu(len(views))]
+    if len(steps) > 1:
+        layout["sliders"] = [_slider(steps, data, active, _only_site(views))]
+    # All at once: each later change of the layout would copy the whole slider.
+    return go.Figure(traces, {"template": template, **layout})
 
 
 # --- checks and places ------------------------------------------------------------------------
+
+
+def _by_method(
+    projections: Projections | Mapping[str, Projections],
+    separation: Separation | Mapping[str, Separation],
+) -> dict[str, tuple[Projections, Separation]]:
+    """Pair projections and scores; one method alone has no name."""
+    if isinstance(projections, Projections) and isinstance(separation, Separation):
+        return {"": (projections, separation)}
+    if (
+        isinstance(projections, Mapping)
+        and isinstance(separation, Mapping)
+        and list(projections) == list(separation)
+        and projections
+    ):
+        return {name: (projections[name], separation[name]) for name in projections}
+    raise RefusalLensError(
+        "A histogram needs projections and scores of the same methods: one of each, or both by "
+        "the same names in the same order. Pass what validate returned for each method."
+    )
 
 
 def _check_same(
@@ -125,267 +135,89 @@ def _said(hook_points: tuple[str, ...], positions: tuple[str, ...]) -> str:
     return f"{', '.join(map(short_name, hook_points))} at {', '.join(positions)}"
 
 
-def _initial_place(separation: Separation, initial: tuple[str, str] | None) -> tuple[int, int]:
-    """Return row and column of the place to start at."""
+def _initial_place(separation: Separation, initial: tuple[str, str] | None) -> tuple[str, str]:
+    """Return the place to start at."""
     if initial is None:
         flat = int(separation.separation.nan_to_num(nan=-math.inf).argmax())
-        return divmod(flat, len(separation.positions))
+        row, column = divmod(flat, len(separation.positions))
+        return separation.hook_points[row], separation.positions[column]
     hook_point, position = initial
     if hook_point not in separation.hook_points or position not in separation.positions:
         raise RefusalLensError(
             f"The histogram cannot start at {hook_point}, {position}: there is only "
             f"{_said(separation.hook_points, separation.positions)}. Choose initial among these."
         )
-    return separation.hook_points.index(hook_point), separation.positions.index(position)
+    return initial
 
 
-# --- what changes from place to place -----------------------------------------------------------
+def _step(hook_point: str) -> Step:
+    layer = layer_of(hook_point)
+    return hook_point if layer is None else layer
 
 
-def _place_data(
-    projections: Projections, separation: Separation, row: int, column: int
-) -> list[dict[str, Any]]:
-    """Return what the traces of a position show at one hook point, in the traces' order."""
-    numbers = projections.values[:, row, column]
-    threshold = projections.thresholds[row, column].item()
-    headline = _headline(projections, separation, row, column)
-    if bool(numbers.isnan().any()) or math.isnan(threshold):
-        return _empty_data(headline)
-    is_right = projections.is_called_harmful[:, row, column] == projections.is_harmful
-    histogram = shared_histogram(numbers, projections.is_harmful)
-    decimals = _decimals(numbers)
-    top = int(max(histogram.n_harmful.max(), histogram.n_harmless.max()))
-    masks = [projections.is_harmful == style.is_harmful for style in _CLASSES]
-    means = [numbers[mask].mean().item() for mask in masks]
+def _views(
+    method: str, projections: Projections, separation: Separation, nulls: pd.DataFrame | None
+) -> list[View]:
+    """List the entries of the menu for one method: raw ones first, then as cosines."""
+    layered = [name for name in projections.hook_points if layer_of(name) is not None]
+    sites = list(dict.fromkeys(site_of(name) for name in layered)) or [None]
+    norms = activation_norms(projections)
     return [
-        *_bar_data(histogram, decimals),
-        *(
-            _mark_data(style, numbers[mask], is_right[mask], decimals)
-            for style, mask in zip(_CLASSES, masks, strict=True)
-        ),
-        *_mean_data(means, 1.1 * top, decimals),
-        _line_data(threshold, 1.25 * top, decimals, "threshold"),
-        {"x": [round(threshold, decimals)] * 2, "y": [-0.6, 1.6]},
-        _headline_data(headline),
+        View(
+            projections=projections,
+            separation=separation,
+            norms=norms,
+            null=widest_null(nulls, position),
+            method=method,
+            site=site,
+            position=position,
+            is_cosine=is_cosine,
+        )
+        for is_cosine in (False, True)
+        for site in sites
+        for position in projections.positions
     ]
 
 
-def _empty_data(headline: str) -> list[dict[str, Any]]:
-    """Return what is shown where there is no direction."""
-    nothing: dict[str, Any] = {"x": [], "y": []}
-    note = {
-        "x": [0, None, 0],
-        "y": [0.5, None, 1],
-        "text": ["<b>no direction here</b>", _BLANK, _BLANK],
-        "textposition": "middle center",
-    }
-    return [nothing] * 6 + [note, nothing, _headline_data(headline)]
+def _first_view_of(views: list[View], hook_point: str, position: str) -> int:
+    """Return which view shows a place first."""
+    return next(
+        index
+        for index, view in enumerate(views)
+        if view.position == position and view.hook_point(_step(hook_point)) == hook_point
+    )
 
 
-def _bar_data(histogram: Histogram, decimals: int) -> list[dict[str, Any]]:
-    edges = histogram.edges
-    centres = [round(x, decimals + 1) for x in ((edges[1:] + edges[:-1]) / 2).tolist()]
-    width = round(float(edges[1] - edges[0]), decimals + 2)
+def _of_class(prompts: Sequence[Prompt], projections: Projections) -> list[list[Prompt]]:
+    """Return the prompts of each class, in the order of `CLASSES`."""
+    labels = projections.is_harmful.tolist()
     return [
-        {"x": centres, "y": counts.tolist(), "width": width}
-        for counts in (histogram.n_harmless, histogram.n_harmful)
+        [prompt for prompt, label in zip(prompts, labels, strict=True) if label == style.is_harmful]
+        for style in CLASSES
     ]
 
 
-def _mark_data(
-    style: _ClassStyle, numbers: Tensor, is_right: Tensor, decimals: int
-) -> dict[str, Any]:
-    """Return one mark a prompt, all of a class in one row."""
-    return {
-        "y": [style.row] * len(numbers),
-        "x": [round(x, decimals) for x in numbers.tolist()],
-        "marker.symbol": [_TICK if right else _CROSS for right in is_right.tolist()],
-        "customdata": ["right" if right else "wrong" for right in is_right.tolist()],
-    }
+def _only_site(views: list[View]) -> str | None:
+    """Return the site that all views have, if they do."""
+    sites = {view.site for view in views}
+    return sites.pop() if len(sites) == 1 else None
 
 
-def _mean_data(means: list[float], height: float, decimals: int) -> list[dict[str, Any]]:
-    """Return the lines of the class means, each labelled on its outer side."""
-    sides = ["middle left", "middle right"]
-    if means[0] > means[1]:
-        sides.reverse()
-    return [
-        _line_data(mean, height, decimals, "mean", side)
-        for mean, side in zip(means, sides, strict=True)
-    ]
+# --- layout and controls ------------------------------------------------------------------------
 
 
-def _highest_bar(data: list[list[list[dict[str, Any]]]]) -> int:
-    places = itertools.chain.from_iterable(data)
-    return max((count for place in places for bars in place[:2] for count in bars["y"]), default=0)
-
-
-def _line_data(
-    x: float, height: float, decimals: int, label: str, side: str = "top center"
-) -> dict[str, Any]:
-    text = f"<b> {label} {_signed(x, max(0, decimals - 2))} </b>"
-    return {
-        "x": [round(x, decimals)] * 2,
-        "y": [0, height],
-        "text": [_BLANK, text],
-        "textposition": side,
-    }
-
-
-def _headline_data(headline: str) -> dict[str, Any]:
-    return {"x": [0], "y": [1], "text": [headline], "textposition": "bottom right"}
-
-
-def _decimals(numbers: Tensor) -> int:
-    """Return how many decimals keep five significant digits of the spread.
-
-    Not of the numbers: far from zero those would put neighbours on top of each other.
-    """
-    spread = float(numbers.max() - numbers.min()) or float(numbers.abs().max()) or 1.0
-    return 4 - math.floor(math.log10(spread))
-
-
-def _headline(projections: Projections, separation: Separation, row: int, column: int) -> str:
-    place = f"{short_name(projections.hook_points[row])} · position {projections.positions[column]}"
-    scores, accuracies, how = (
-        (separation.separation, separation.accuracy, f"{separation.n_folds}-fold cross-fitted")
-        if projections.is_held_out
-        else (separation.separation_in_sample, separation.accuracy_in_sample, "in sample")
-    )
-    score, accuracy = scores[row, column].item(), accuracies[row, column].item()
-    if math.isnan(score) or math.isnan(accuracy):
-        return f"<b>{place}</b><br>no direction here"
-    return f"<b>{place}</b><br>separation {_signed(score, 2)} · accuracy {accuracy:.1%} · {how}"
-
-
-def _signed(number: float, decimals: int) -> str:
-    """Write a number with a real minus sign, and zero without any."""
-    return f"{round(number, decimals) + 0.0:.{decimals}f}".replace("-", "−")
-
-
-# --- what stays: traces, layout, controls -----------------------------------------------------
-
-
-def _position_traces(
-    prompts: Sequence[Prompt], projections: Projections, data: list[dict[str, Any]]
-) -> list[go.Bar | go.Scatter]:
-    """Return the traces of one position, filled with the data of one hook point."""
-    of_class = [
-        [prompt for prompt, is_harmful in zip(prompts, projections.is_harmful, strict=True)
-         if bool(is_harmful) == style.is_harmful]
-        for style in _CLASSES
-    ]  # fmt: skip
-    traces = [
-        *(_bars(style, len(own)) for style, own in zip(_CLASSES, of_class, strict=True)),
-        *(_marks(style, own) for style, own in zip(_CLASSES, of_class, strict=True)),
-        *(_line(f"{style.name} mean", style.colour, "dash") for style in _CLASSES),
-        _line("threshold", NEUTRAL_COLOUR, "solid"),
-        _line("threshold", NEUTRAL_COLOUR, "solid", yaxis="y2"),
-        _headline_trace(),
-    ]
-    for trace, values in zip(traces, data, strict=True):
-        for key, value in values.items():
-            trace[key] = value
-    return traces
-
-
-def _bars(style: _ClassStyle, n_prompts: int) -> go.Bar:
-    return go.Bar(
-        name=f"{style.name} ({n_prompts})",
-        legendgroup=style.name,
-        opacity=0.65,
-        marker={
-            "color": style.colour,
-            "line": {"color": style.outline, "width": 1},
-            "pattern": {"shape": style.pattern, "fillmode": "replace", "size": 6, "solidity": 0.45},
-        },
-        hovertemplate=f"%{{y}} {style.name} prompts<br>around %{{x}}<extra></extra>",
-    )
-
-
-def _marks(style: _ClassStyle, prompts: Sequence[Prompt]) -> go.Scatter:
-    """Return one mark a prompt; texts are data of the trace, never part of the template."""
-    return go.Scatter(
-        name=style.name,
-        legendgroup=style.name,
-        showlegend=False,
-        yaxis="y2",
-        mode="markers",
-        marker={"color": style.colour, "size": 8, "line": {"color": style.colour, "width": 1.5}},
-        hovertext=[_hover_text(prompt) for prompt in prompts],
-        hovertemplate=(
-            f"%{{hovertext}}<br>{style.name}, classified %{{customdata}}"
-            "<br>projection %{x}<extra></extra>"
-        ),
-        hoverlabel={"align": "left"},
-    )
-
-
-def _hover_text(prompt: Prompt) -> str:
-    text = " ".join(prompt.text.split())
-    if len(text) > HOVER_LENGTH:
-        text = re.sub(r"\s\S{0,20}$", "", text[: HOVER_LENGTH - 1]) + "…"
-    lines = [_escape(line) for line in textwrap.wrap(text, 52)]
-    return "<br>".join([f"<b>{_escape(prompt.id)}</b> · {_escape(prompt.category)}", *lines])
-
-
-def _escape(text: str) -> str:
-    """Escape what plotly would read as markup; a dollar would start a formula.
-
-    Plotly reads numbered entities and a few named ones, which `&quot;` is not among.
-    """
-    return html.escape(text).replace("&quot;", "&#34;").replace("$", "&#36;")
-
-
-def _line(name: str, colour: str, dash: str, yaxis: str = "y") -> go.Scatter:
-    return go.Scatter(
-        name=name,
-        showlegend=False,
-        yaxis=yaxis,
-        mode="lines+text",
-        line={"color": colour, "width": 2, "dash": dash},
-        textfont={"color": colour, "size": 12},
-        cliponaxis=False,
-        hoverinfo="skip",
-    )
-
-
-def _headline_trace() -> go.Scatter:
-    return go.Scatter(
-        name="headline",
-        showlegend=False,
-        xaxis="x2",
-        yaxis="y3",
-        mode="text",
-        textfont={"size": 15},
-        cliponaxis=False,
-        hoverinfo="skip",
-    )
-
-
-def _misread_key() -> go.Scatter:
-    """Return the legend's entry for misread prompts, which belong to both classes."""
-    return go.Scatter(
-        name="misread prompt",
-        x=[None],
-        yaxis="y2",
-        mode="markers",
-        marker={
-            "color": NEUTRAL_COLOUR,
-            "size": 8,
-            "symbol": _CROSS,
-            "line": {"color": NEUTRAL_COLOUR, "width": 1.5},
-        },
-        hoverinfo="skip",
-    )
-
-
-def _histogram_layout() -> dict[str, Any]:
+def _layout(data: list[list[Data]]) -> dict[str, Any]:
     """Return the layout: headline, legend, bars, marks and, below, the slider."""
     hidden = {"visible": False, "fixedrange": True, "range": [0, 1]}
+    domain = [0.22, 0.74]
+    bars = [of_view[f"{style.name} bars"]["y"] for of_step in data for of_view in of_step
+            for style in CLASSES]  # fmt: skip
+    highest = max((count for of_bars in bars for count in of_bars), default=0)
+    # There are no half prompts.
+    whole = {"dtick": 1} if highest <= 8 else {}
     rows = {
         "tickvals": [0, 1],
-        "ticktext": [style.name for style in _CLASSES],
+        "ticktext": [style.name for style in CLASSES],
         "range": [-0.6, 1.6],
     }
     return {
@@ -394,78 +226,127 @@ def _histogram_layout() -> dict[str, Any]:
         "barmode": "overlay",
         "bargap": 0,
         "hovermode": "closest",
-        "legend": {"orientation": "h", "x": 0, "y": 0.86, "yanchor": "top", "itemwidth": 30},
-        "xaxis": {
-            "title": {"text": "projection on the unit direction (activation units)"},
-            "anchor": "y2",
-            "zeroline": False,
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 0.88,
+            "yanchor": "top",
+            "itemwidth": 30,
+            "bgcolor": "rgba(0,0,0,0)",
         },
-        "yaxis": {
-            "title": {"text": "prompts per bin"},
-            "domain": [0.22, 0.74],
-            "rangemode": "tozero",
-        },
+        "xaxis": {"title": {"text": AXIS_TITLES[0]}, "anchor": "y2", "zeroline": False},
+        "yaxis": {"title": {"text": "prompts per bin"}, "domain": domain, "rangemode": "tozero"}
+        | whole,
         "yaxis2": {"domain": [0, 0.18], "fixedrange": True, "showgrid": False, "zeroline": False}
         | rows,
         "xaxis2": hidden | {"anchor": "y3"},
         "yaxis3": hidden | {"domain": [0.88, 1], "anchor": "x2"},
+        "yaxis4": {
+            "title": {"text": "share of prompts (%)"},
+            "overlaying": "y",
+            "range": [0, 104],
+            "tickmode": "linear",
+            "tick0": 0,
+            "dtick": 25,
+            "showgrid": False,
+            "visible": False,
+        },
     }
 
 
 def _slider(
-    hook_points: tuple[str, ...], of_steps: list[list[dict[str, Any]]], active: int
+    steps: list[Step], data: list[list[Data]], active: int, site: str | None
 ) -> dict[str, Any]:
-    """Return the slider; with one site its steps are named by layer alone."""
-    sites = {site_of(name) for name in hook_points}
-    is_one_site = len(sites) == 1 and layer_of(hook_points[0]) is not None
-    steps = [
-        _slider_step(str(layer_of(name)) if is_one_site else short_name(name), data)
-        for name, data in zip(hook_points, of_steps, strict=True)
-    ]
+    """Return the slider; with one site its steps are named by that and the layer."""
+    has_layers = isinstance(steps[0], int)
     return {
         "active": active,
-        "steps": steps,
+        "steps": [
+            _slider_step(step_name(step), of_step)
+            for step, of_step in zip(steps, data, strict=True)
+        ],
         "currentvalue": {
-            "prefix": f"{sites.pop()} " if is_one_site else "",
+            "prefix": f"{site or 'layer'} " if has_layers else "",
             "font": {"size": 14},
+            "xanchor": "center",
         },
         "pad": {"t": 68},
     }
 
 
-def _slider_step(label: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+def _slider_step(label: str, views: list[Data]) -> dict[str, Any]:
     """Return a step that gives every trace its data.
 
     None resets what it is given for, so a key of one trace must be in the data of every trace that
     has it.
     """
-    keys = dict.fromkeys(key for values in data for key in values)
-    changes = {key: [values.get(key) for values in data] for key in keys}
-    return {"method": "restyle", "label": label, "args": [changes, list(range(len(data)))]}
+    traces = [of_view[name] for of_view in views for name in TRACES]
+    keys = dict.fromkeys(key for values in traces for key in values)
+    changes = {key: [values.get(key) for values in traces] for key in keys}
+    return {"method": "restyle", "label": label, "args": [changes, list(range(len(traces)))]}
 
 
-def _position_menu(positions: tuple[str, ...], n_traces: int, active: int) -> dict[str, Any]:
-    """Return the menu of positions: it shows the traces of one, and changes nothing else."""
+def _view_menu(views: list[View], active: int, n_traces: int) -> dict[str, Any]:
+    """Return the menu of views: it shows the traces of one and names the axis, nothing else."""
+    n_keys = n_traces - len(views) * len(TRACES)
     buttons = [
         {
-            "method": "restyle",
-            "label": f"position {position}",
-            "args": [{"visible": [shown == position for shown in positions for _ in range(n_traces)]
-                      + [True]}],
+            "method": "update",
+            "label": _view_name(view, views),
+            "args": [
+                {"visible": [other is view for other in views for _ in TRACES] + [True] * n_keys},
+                {"xaxis.title.text": AXIS_TITLES[view.is_cosine]},
+            ],
         }
-        for position in positions
-    ]  # fmt: skip
-    return {
-        "type": "dropdown",
-        "direction": "up",
-        "active": active,
-        "buttons": buttons,
-        "x": 1,
-        "xanchor": "right",
-        "y": 0,
-        "yanchor": "top",
-        "pad": {"t": 50},
-        # The chosen entry is nearly white under every template, so the letters must be dark.
-        "bgcolor": "white",
-        "font": {"color": "#2a3f5f"},
-    }
+        for view in views
+    ]
+    return {"active": active, "buttons": buttons, "x": 1, "xanchor": "right", **_MENU}
+
+
+def _view_name(view: View, views: list[View]) -> str:
+    """Name a view by what tells it from the others."""
+    parts = [f"position {view.position}"]
+    if _only_site(views) is None and view.site is not None:
+        parts = [view.site, view.position]
+    if view.method:
+        parts.insert(0, view.method)
+    return ", ".join(parts) + (" · cosine" if view.is_cosine else "")
+
+
+def _shape_menu(n_views: int) -> dict[str, Any]:
+    """Return the menu of shapes: it changes how strongly bars and curves are drawn, nothing else.
+
+    Not their visibility, which is the other menu's.
+    """
+    kinds = ("bars", "density", "share")
+    at = [(index, name.split()[-1]) for index, name in enumerate(TRACES * n_views)
+          if name.split()[-1] in kinds]  # fmt: skip
+    touched = [index for index, _ in at]
+    buttons = []
+    for label, opacities in (
+        ("bars", {"bars": BAR_OPACITY}),
+        ("density", {"bars": 0.25, "density": 1}),
+        ("cumulative", {"share": 1}),
+    ):
+        is_share = "share" in opacities
+        # What is not drawn must not answer to the pointer; a density never does.
+        answers = {"bars": not is_share, "density": False, "share": is_share}
+        traces = {
+            "opacity": [opacities.get(kind, 0) for _, kind in at],
+            "hoverinfo": ["all" if answers[kind] else "skip" for _, kind in at],
+        }
+        axes = {"yaxis.visible": not is_share, "yaxis4.visible": is_share}
+        buttons.append({"method": "update", "label": label, "args": [traces, axes, touched]})
+    return {"active": 0, "buttons": buttons, "x": 0, "xanchor": "left", **_MENU}
+
+
+_MENU: dict[str, Any] = {
+    "type": "dropdown",
+    "direction": "up",
+    "y": 0,
+    "yanchor": "top",
+    "pad": {"t": 50},
+    # The chosen entry is nearly white under every template, so the letters must be dark.
+    "bgcolor": "white",
+    "font": {"color": "#2a3f5f"},
+}

@@ -1,10 +1,11 @@
-"""The layer profile: separation and accuracy over the layers.
+"""The layer profile: separation, accuracy and AUROC over the layers.
 
 Knows the bands of the article. Scores come from `validation`.
 """
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,64 +14,146 @@ from plotly.subplots import make_subplots
 
 from refusal_lens.diagnosis import GOOD_ACCURACY
 from refusal_lens.hook_points import short_name
-from refusal_lens.plots.style import LINE_COLOURS, LINE_SYMBOLS, NEUTRAL_COLOUR
+from refusal_lens.plots.style import (
+    NEUTRAL_COLOUR,
+    LineLook,
+    band,
+    dress,
+    faded,
+    layer_axis,
+    limit_line,
+    line,
+    line_looks,
+)
+from refusal_lens.plots.tables import by_layer, last_layer, lines_of, where
 from refusal_lens.selection import GOOD_SEPARATION, Choice
 from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
 
+_PANELS = {"separation": ("separation", 1.0), "accuracy": ("accuracy (%)", 100.0),
+           "auroc": ("AUROC", 1.0)}  # fmt: skip
+"""Scores drawn where the table has them: the axis's title, and what the score is multiplied by."""
+
+_MOST_INTERVALS = 2
+"""Lines whose intervals are drawn; with more only those of the best place's line."""
+
 
 def layer_profile(
-    separation: Separation, *, best: Choice | None = None, template: str = "plotly_white"
+    scores: Separation | pd.DataFrame,
+    *,
+    nulls: pd.DataFrame | None = None,
+    best: Choice | None = None,
+    template: str = "plotly_white",
 ) -> go.Figure:
-    """Draw separation and accuracy over the layers, a line for each site and position.
+    """Draw the scores over the layers, a line for each site and position.
 
     Solid is cross-fitted, thin and dotted is in sample: the room between them is optimism. Hook
     points outside the blocks have no layer and are left out.
 
     Args:
-        separation: Scores of every place.
+        scores: Scores of every place, or their table (`separation.csv`): intervals are drawn where
+            it has `*_low` and `*_high`, AUROC where it has `auroc`.
+        nulls: Scores under shuffled labels (`tables/nulls.csv`), drawn as a band: the widest over
+            the lines shown.
         best: The place to mark.
         template: Name of a plotly template.
 
     Returns:
         The figure, as wide as its container.
     """
-    frame = separation.to_frame().dropna(subset=["layer"]).sort_values("layer", kind="stable")
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06)
-    groups = list(frame.groupby(frame["site"] + ", " + frame["position"], sort=False))
-    looks = zip(itertools.cycle(LINE_COLOURS), itertools.cycle(LINE_SYMBOLS), strict=False)
-    for (name, scores), (colour, symbol) in zip(groups, looks, strict=False):
-        lines = list(_profile_lines(str(name), scores, colour, symbol))
-        figure.add_traces(lines, rows=[1, 2, 1, 2], cols=[1, 1, 1, 1])
-    if groups:
+    table = scores if isinstance(scores, pd.DataFrame) else scores.to_frame()
+    frame = by_layer(table)
+    panels = [name for name in _PANELS if name in frame]
+    figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
+    groups = lines_of(frame)
+    for row, score in enumerate(panels, start=1):
+        figure.add_traces(list(_null_band(nulls, frame, score, row)), rows=row, cols=1)
+    for (name, own), look in zip(groups, line_looks(), strict=False):
+        has_interval = len(groups) <= _MOST_INTERVALS or _is_of(own, best)
+        for row, score in enumerate(panels, start=1):
+            lines = list(_score_lines(name, own, score, look))
+            lines[-1].showlegend = row == 1
+            shown = _interval(name, own, score, look) if has_interval else []
+            figure.add_traces([*shown, *lines], rows=row, cols=1)
+    if groups and any(f"{score}_in_sample" in frame for score in panels):
         figure.add_trace(_in_sample_key(), row=1, col=1)
     if best is not None and best.layer is not None:
         figure.add_traces(list(_best_marks(best)), rows=[1, 2], cols=[1, 1])
-    _add_bands(figure)
-    figure.update_layout(template=template, **_profile_layout(frame))
-    return figure
+    _add_bands(figure, panels)
+    return dress(figure, template, _title(best), **_profile_layout(frame, nulls, panels))
 
 
-def _profile_lines(
-    name: str, scores: pd.DataFrame, colour: str, symbol: str
+def _title(best: Choice | None) -> str:
+    if best is None:
+        return "Scores over the layers"
+    said = "best" if best.is_eligible else "nearest miss"
+    return f"Scores over the layers · {said}: {short_name(best.hook_point)}, {best.position}"
+
+
+def _is_of(own: pd.DataFrame, best: Choice | None) -> bool:
+    """Whether the best place is on this line."""
+    return best is not None and bool(
+        ((own["hook_point"] == best.hook_point) & (own["position"] == best.position)).any()
+    )
+
+
+def _null_band(
+    nulls: pd.DataFrame | None, frame: pd.DataFrame, score: str, row: int
 ) -> Iterator[go.Scatter]:
-    """Yield separation and accuracy, cross-fitted first, then in sample."""
-    layers = scores["layer"].astype(int).tolist()
-    for suffix, said in (("", "cross-fitted"), ("_in_sample", "in sample")):
-        is_main = suffix == ""
-        for score, scale, unit in (("separation", 1, ""), ("accuracy", 100, " %")):
-            yield go.Scatter(
-                name=name,
-                legendgroup=name,
-                showlegend=is_main and score == "separation",
-                x=layers,
-                y=(scores[score + suffix] * scale).tolist(),
-                mode="lines+markers" if is_main else "lines",
-                line={"color": colour, "width": 2 if is_main else 1,
-                      "dash": "solid" if is_main else "dot"},
-                marker={"symbol": symbol, "size": 7},
-                hovertemplate=f"{name}, layer %{{x}}<br>{score} %{{y:.3~f}}{unit}, {said}"
-                "<extra></extra>",
-            )  # fmt: skip
+    """Yield the band that shuffled labels stay in, at each layer the widest of the places."""
+    own = _null_of(nulls, frame, score)
+    if own.empty:
+        return
+    edges = own.groupby("layer").agg({"low": "min", "high": "max"})
+    scale = _PANELS[score][1]
+    yield band(
+        edges.index.tolist(),
+        (edges["low"] * scale).tolist(),
+        (edges["high"] * scale).tolist(),
+        name="shuffled labels, 95 %",
+        legendgroup="null",
+        showlegend=row == 1,
+        fillcolor=faded(NEUTRAL_COLOUR, 0.3),
+    )
+
+
+def _null_of(nulls: pd.DataFrame | None, frame: pd.DataFrame, score: str) -> pd.DataFrame:
+    if nulls is None:
+        return pd.DataFrame()
+    is_own = (
+        (nulls["kind"] == "permutation")
+        & (nulls["score"] == score)
+        & nulls["hook_point"].isin(frame["hook_point"])
+    )
+    return by_layer(where(nulls, is_own))
+
+
+def _interval(name: str, own: pd.DataFrame, score: str, look: LineLook) -> list[go.Scatter]:
+    """Return the area of a score's interval, where the table has one."""
+    if not {f"{score}_low", f"{score}_high"} <= set(own):
+        return []
+    low, high = (own[f"{score}_{end}"] * _PANELS[score][1] for end in ("low", "high"))
+    return [
+        band(
+            own["layer"],
+            low,
+            high,
+            name=f"{name}, interval",
+            legendgroup=name,
+            showlegend=False,
+            fillcolor=faded(look.colour, 0.25),
+        )
+    ]
+
+
+def _score_lines(name: str, own: pd.DataFrame, score: str, look: LineLook) -> Iterator[go.Scatter]:
+    """Yield one score's line in sample, where there is one, then the cross-fitted one."""
+    layers, scale = own["layer"], _PANELS[score][1]
+    said = f"{name}, layer %{{x}}<br>{score} %{{y:.3~f}}{' %' if scale == 100 else ''}"
+    if f"{score}_in_sample" in own:
+        thin = replace(look, width=1.0, dash="dot")
+        y = own[f"{score}_in_sample"] * scale
+        yield line(name, layers, y, thin, f"{said}, in sample", mode="lines", showlegend=False)
+    yield line(name, layers, own[score] * scale, look, f"{said}, cross-fitted")
 
 
 def _in_sample_key() -> go.Scatter:
@@ -85,7 +168,7 @@ def _in_sample_key() -> go.Scatter:
 
 
 def _best_marks(best: Choice) -> Iterator[go.Scatter]:
-    """Yield a ring around the best place in either panel."""
+    """Yield a ring around the best place in the panels of separation and accuracy."""
     said = "best" if best.is_eligible else "nearest miss"
     for value in (best.separation, 100 * best.accuracy):
         yield go.Scatter(
@@ -101,41 +184,47 @@ def _best_marks(best: Choice) -> Iterator[go.Scatter]:
         )  # fmt: skip
 
 
-def _add_bands(figure: go.Figure) -> None:
+def _add_bands(figure: go.Figure, panels: list[str]) -> None:
     """Draw the bands for people, labelled in the right margin."""
     bands = [
-        (1, GOOD_SEPARATION, f"good {GOOD_SEPARATION:.2f}", "dash"),
-        (1, MIN_SEPARATION, f"acceptable {MIN_SEPARATION:.2f}", "dash"),
-        (2, 100 * GOOD_ACCURACY, f"good {GOOD_ACCURACY:.0%}", "dash"),
-        (2, 100 * MIN_ACCURACY, f"acceptable {MIN_ACCURACY:.0%}", "dash"),
-        (2, 50, "chance 50%", "dot"),
+        ("separation", GOOD_SEPARATION, f"good {GOOD_SEPARATION:.2f}", "dash"),
+        ("separation", MIN_SEPARATION, f"acceptable {MIN_SEPARATION:.2f}", "dash"),
+        ("accuracy", 100 * GOOD_ACCURACY, f"good {GOOD_ACCURACY:.0%}", "dash"),
+        ("accuracy", 100 * MIN_ACCURACY, f"acceptable {MIN_ACCURACY:.0%}", "dash"),
+        ("accuracy", 50.0, "chance 50%", "dot"),
+        ("auroc", 0.5, "chance 0.5", "dot"),
     ]
-    for row, height, text, dash in bands:
-        figure.add_hline(
-            height,
-            row=row,  # pyright: ignore[reportArgumentType]
-            line={"color": NEUTRAL_COLOUR, "width": 1, "dash": dash},
-            annotation={"text": text, "font": {"size": 11, "color": NEUTRAL_COLOUR}},
-            annotation_position="right",
-        )
+    for score, height, text, dash in bands:
+        if score in panels:
+            limit_line(figure, panels.index(score) + 1, height, text, dash)
 
 
-def _profile_layout(frame: pd.DataFrame) -> dict[str, Any]:
-    scores = frame[["separation", "separation_in_sample"]].stack()
-    shares = frame[["accuracy", "accuracy_in_sample"]].stack() * 100
-    low = min(0.0, scores.min()) if len(scores) else 0.0
-    high = max(GOOD_SEPARATION, scores.max()) if len(scores) else GOOD_SEPARATION
-    least = min(45.0, shares.min() - 3) if len(shares) else 45.0
-    last = max(frame["layer"].astype(int).tolist(), default=0)
-    ticks = {"dtick": 1 if last < 16 else 5 if last < 40 else 10, "tick0": 0}
-    room = 0.06 * (high - low)
-    return {
-        "height": 560,
-        "margin": {"l": 70, "r": 110, "t": 30, "b": 60},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "hovermode": "closest",
-        "xaxis": ticks,
-        "xaxis2": ticks | {"title": {"text": "layer"}},
-        "yaxis": {"title": {"text": "separation"}, "range": [low - room * (low < 0), high + room]},
-        "yaxis2": {"title": {"text": "accuracy (%)"}, "range": [least, 103]},
-    }
+def _profile_layout(
+    frame: pd.DataFrame, nulls: pd.DataFrame | None, panels: list[str]
+) -> dict[str, Any]:
+    """Return axes that hold every number, line and band."""
+    floors = {"separation": (0.0, GOOD_SEPARATION), "accuracy": (45.0, 100.0), "auroc": (0.45, 1.0)}
+    ticks = layer_axis(last_layer(frame))
+    layout: dict[str, Any] = {"margin": {"l": 70, "r": 110, "t": 44, "b": 60}}
+    for row, score in enumerate(panels, start=1):
+        title, scale = _PANELS[score]
+        numbers = [number * scale for number in _numbers(frame, nulls, score)]
+        low, high = min([floors[score][0], *numbers]), max([floors[score][1], *numbers])
+        room = 0.06 * (high - low)
+        bottom = low - room * (low < floors[score][0])
+        suffix = "" if row == 1 else str(row)
+        layout |= {
+            f"xaxis{suffix}": ticks | ({"title": {"text": "layer"}} if row == len(panels) else {}),
+            f"yaxis{suffix}": {"title": {"text": title}, "range": [bottom, high + room]},
+        }
+    return {"height": 120 + 220 * len(panels), **layout}
+
+
+def _numbers(frame: pd.DataFrame, nulls: pd.DataFrame | None, score: str) -> list[float]:
+    """Return every number that a panel shows."""
+    names = [score + suffix for suffix in ("", "_in_sample", "_low", "_high")]
+    columns = [frame[name] for name in names if name in frame]
+    own = _null_of(nulls, frame, score)
+    if not own.empty:
+        columns += [own["low"], own["high"]]
+    return list(itertools.chain.from_iterable(column.dropna().tolist() for column in columns))

@@ -1,4 +1,15 @@
-"""The looks that figures share: one colour a class, everywhere."""
+"""The looks that figures share: one colour a class, everywhere.
+
+Knows colours, shapes, templates and the frame around a figure. Draws no numbers.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
 
 HARMFUL_COLOUR = "#D55E00"
 HARMLESS_COLOUR = "#0072B2"
@@ -10,3 +21,213 @@ NEUTRAL_COLOUR = "#767676"
 LINE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9467BD", "#8C8C00")
 LINE_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 """Lines of a profile: colours that stand for no class, and a symbol beside each."""
+
+LIGHT, DARK = "plotly_white", "plotly_dark"
+"""Templates that every figure was looked at in."""
+
+
+@dataclass(frozen=True)
+class ClassStyle:
+    """How one class looks: by colour, and by shape for those who see none.
+
+    `row` is its height among the marks.
+    """
+
+    name: str
+    is_harmful: bool
+    colour: str
+    outline: str
+    pattern: str
+    symbol: str
+    dash: str
+    row: int
+
+
+CLASSES = (
+    ClassStyle("harmless", False, HARMLESS_COLOUR, "white", "", "circle", "dash", 0),
+    ClassStyle("harmful", True, HARMFUL_COLOUR, HARMFUL_COLOUR, "/", "diamond", "solid", 1),
+)
+
+
+def style_of(is_harmful: bool) -> ClassStyle:
+    """Return how a class looks."""
+    return CLASSES[int(is_harmful)]
+
+
+@dataclass(frozen=True)
+class LineLook:
+    """How one line of several looks; sizes in pixels."""
+
+    colour: str
+    symbol: str
+    dash: str = "solid"
+    width: float = 2.0
+    size: float = 8.0
+    is_hollow: bool = False
+
+
+def line_looks() -> Iterator[LineLook]:
+    """Yield a look a line, without end; colour and symbol differ together."""
+    for colour, symbol in zip(
+        itertools.cycle(LINE_COLOURS), itertools.cycle(LINE_SYMBOLS), strict=False
+    ):
+        yield LineLook(colour, symbol)
+
+
+def line(
+    name: str, x: Iterable[Any], y: Iterable[float], look: LineLook, hover: str, **more: Any
+) -> go.Scatter:
+    """Return a line with a mark a point, which shrink where there are many.
+
+    Args:
+        name: In the legend, which it turns off and on with all others of this name.
+        x: Where.
+        y: How much.
+        look: Colour, symbol, dash.
+        hover: Template of what is said at a point.
+        more: Anything else of the trace.
+    """
+    places = list(x)
+    return go.Scatter(
+        name=name,
+        x=places,
+        y=list(y),
+        line={"color": look.colour, "width": look.width, "dash": look.dash},
+        marker={
+            "symbol": f"{look.symbol}-open" if look.is_hollow else look.symbol,
+            "size": look.size if len(places) < 40 else look.size / 2,
+        },
+        hovertemplate=f"{hover}<extra></extra>",
+        **{"mode": "lines+markers", "legendgroup": name, **more},
+    )
+
+
+def hatched(colours: str | list[str], patterns: str | list[str]) -> dict[str, Any]:
+    """Return the marker of bars that a pattern tells apart where colour does not."""
+    return {"color": colours, "pattern": {"shape": patterns, "solidity": 0.3}}
+
+
+def limit_line(
+    figure: go.Figure, row: int, height: float, text: str, dash: str = "dash", **annotation: Any
+) -> None:
+    """Draw a level across one panel, labelled in the right margin."""
+    figure.add_hline(
+        height,
+        row=row,  # pyright: ignore[reportArgumentType]
+        col=1,  # pyright: ignore[reportArgumentType]
+        line={"color": NEUTRAL_COLOUR, "width": 1, "dash": dash},
+        annotation={"text": text, "font": {"size": 11}, **annotation},
+        annotation_position="right",
+    )
+
+
+def menu(buttons: list[dict[str, Any]], **place: Any) -> dict[str, Any]:
+    """Return a drop-down menu that can be read under every template."""
+    # The chosen entry is nearly white under every template, so the letters must be dark.
+    looks = {"bgcolor": "white", "font": {"color": "#2a3f5f"}, "yanchor": "bottom"}
+    return {"buttons": buttons, "y": 1, "pad": {"b": 6}, **looks, **place}
+
+
+def faded(colour: str, opacity: float) -> str:
+    """Write a `#rrggbb` colour with an opacity in [0, 1]."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity:g})"
+
+
+def signed_scale(template: str) -> list[list[Any]]:
+    """Return the colours of signed numbers: harmless below zero, harmful above.
+
+    The middle is the page's own: what is near zero recedes.
+    """
+    middle = "#2e2e2e" if "dark" in template else "#f4f4f4"
+    return [[0.0, HARMLESS_COLOUR], [0.5, middle], [1.0, HARMFUL_COLOUR]]
+
+
+def band(x: Iterable[Any], low: Iterable[float], high: Iterable[float], **looks: Any) -> go.Scatter:
+    """Return an area between two lines; points where an edge is NaN are left out.
+
+    Args:
+        x: Where, ascending.
+        low: Lower edge.
+        high: Upper edge.
+        looks: Anything else of the trace.
+    """
+    edges = [
+        edge
+        for edge in zip(x, low, high, strict=True)
+        if not (math.isnan(edge[1]) or math.isnan(edge[2]))
+    ]
+    return go.Scatter(
+        x=[edge[0] for edge in edges] + [edge[0] for edge in reversed(edges)],
+        y=[edge[1] for edge in edges] + [edge[2] for edge in reversed(edges)],
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        hoverinfo="skip",
+        **looks,
+    )
+
+
+def layer_axis(last: int) -> dict[str, Any]:
+    """Return an axis over layers 0 to `last` whose ticks do not run into each other."""
+    dtick = 1 if last < 16 else 5 if last < 40 else 10
+    return {"dtick": dtick, "tick0": 0, "range": [-0.4 - last / 60, last + 0.4 + last / 60]}
+
+
+def dress(
+    figure: go.Figure,
+    template: str,
+    title: str,
+    *,
+    subtitle: str = "",
+    height: int = 480,
+    **layout: Any,
+) -> go.Figure:
+    """Give a figure its title, template and the room around it, and return it.
+
+    The legend lies below, where it takes no width from the plot on a phone.
+
+    Args:
+        figure: Changed in place.
+        template: Name of a plotly template.
+        title: One line, short enough for a phone.
+        subtitle: A second line in smaller letters.
+        height: In pixels.
+        layout: Anything else of the layout.
+    """
+    heading = {
+        "text": title,
+        "font": {"size": 15},
+        **({"subtitle": {"text": subtitle, "font": {"size": 12}}} if subtitle else {}),
+        **{"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 14, "t": 14}},
+        **{"y": 1, "yref": "container", "yanchor": "top"},
+    }
+    figure.update_layout(
+        template=template,
+        title=heading,
+        height=height,
+        hovermode="closest",
+        margin={"l": 70, "r": 30, "t": 74 if subtitle else 54, "b": 60},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+    )
+    return figure.update_layout(**layout)
+
+
+def empty(template: str, title: str, said: str) -> go.Figure:
+    """Return a figure without data that says why there is none."""
+    figure = dress(go.Figure(), template, title, height=200)
+    figure.update_xaxes(visible=False).update_yaxes(visible=False)
+    return figure.add_annotation(
+        text=said,
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 14},
+    )
+
+
+def name_rows(figure: go.Figure, **axis: Any) -> None:
+    """Make every vertical axis one of names, with room for them."""
+    figure.update_yaxes(type="category", automargin=True, ticklabelstandoff=5, **axis)

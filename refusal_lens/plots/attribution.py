@@ -1,0 +1,229 @@
+"""What writes a direction and what it says: heads, tokens of the vocabulary, tokens of a prompt.
+
+Knows how contributions are laid out. Their numbers come as tables.
+"""
+
+import math
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from refusal_lens.plots.style import (
+    CLASSES,
+    dress,
+    empty,
+    hatched,
+    layer_axis,
+    menu,
+    name_rows,
+    signed_scale,
+    style_of,
+)
+from refusal_lens.plots.tables import groups, where
+from refusal_lens.plots.text import escape
+
+N_COLUMNS = 8
+"""Tokens in a line of a prompt."""
+
+N_LARGEST = 14
+"""Components named beside the heatmap."""
+
+
+def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw what each attention head and MLP adds to the difference along the direction.
+
+    Args:
+        table: `attribution` at one place: contributions in projection units, positive towards
+            harmful; rows of a category are left out.
+        template: Name of a plotly template.
+    """
+    own = where(table, table["category"].isna() | (table["category"] == ""))
+    figure = make_subplots(
+        cols=2,
+        column_widths=[0.66, 0.34],
+        horizontal_spacing=0.22,
+        subplot_titles=["by layer and head", f"the {min(N_LARGEST, len(own))} largest"],
+    )
+    columns, layers, cells = _attribution_grid(own)
+    figure.add_trace(_attribution_heatmap(columns, layers, cells, template), row=1, col=1)
+    figure.add_trace(_largest_bars(own), row=1, col=2)
+    figure.update_xaxes(title_text="head", type="category", tickangle=0, row=1, col=1)
+    figure.update_xaxes(title_text="projection units", nticks=4, row=1, col=2)
+    name_rows(figure)
+    ticks = {"type": "linear", "dtick": layer_axis(max(layers, default=0))["dtick"]}
+    figure.update_yaxes(title_text="layer", tick0=0, **ticks, row=1, col=1)
+    figure.update_annotations(font_size=13)
+    return dress(
+        figure,
+        template,
+        "Which heads and MLPs write the direction",
+        subtitle="difference of the classes in projection units; positive writes towards harmful",
+        height=min(900, max(500, 260 + 14 * len(layers))),
+        margin={"l": 60, "r": 20, "t": 100, "b": 110},
+    )
+
+
+def _attribution_grid(
+    own: pd.DataFrame,
+) -> tuple[list[str], list[int], list[list[float | None]]]:
+    """Lay heads and MLPs out: a row a layer, a column a head, then one for the MLP.
+
+    Where heads were not told apart, attention has one column.
+    """
+    found: dict[tuple[int, str], float] = {}
+    has_heads = len(where(own, own["head"].notna())) > 0
+    rows = zip(own["layer"], own["head"], own["component"], own["contribution"], strict=True)
+    for layer, head, component, contribution in rows:
+        if pd.isna(layer):
+            continue
+        if not pd.isna(head):
+            found[int(layer), str(int(head))] = float(contribution)
+        elif str(component).endswith("mlp"):
+            found[int(layer), "MLP"] = float(contribution)
+        elif str(component).endswith("attn") and not has_heads:
+            found[int(layer), "attention"] = float(contribution)
+    layers = sorted({layer for layer, _ in found})
+    columns = sorted(
+        {column for _, column in found},
+        key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name == "MLP"),
+    )
+    cells = [[found.get((layer, column)) for column in columns] for layer in layers]
+    return columns, layers, cells
+
+
+def _attribution_heatmap(
+    columns: list[str], layers: list[int], cells: list[list[float | None]], template: str
+) -> go.Heatmap:
+    limit = max((abs(cell) for row in cells for cell in row if cell is not None), default=0.0)
+    return go.Heatmap(
+        x=columns,
+        y=layers,
+        z=cells,
+        zmin=-limit or -1,
+        zmax=limit or 1,
+        colorscale=signed_scale(template),
+        xgap=1 if len(columns) < 24 else 0,
+        ygap=1 if len(layers) < 40 else 0,
+        colorbar={"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom",
+                  "thickness": 10, "len": 0.6, "x": 0, "xanchor": "left", "nticks": 5},
+        hovertemplate="layer %{y}, %{x}: %{z:.3~f}<extra></extra>",
+    )  # fmt: skip
+
+
+def _largest_bars(own: pd.DataFrame) -> go.Bar:
+    largest = own.sort_values("contribution", key=abs).tail(N_LARGEST)
+    styles = [style_of(bool(contribution > 0)) for contribution in largest["contribution"]]
+    names = [
+        str(component).removeprefix("blocks.").replace(".", " ")
+        + ("" if pd.isna(head) else f" head {int(head)}")
+        for component, head in zip(largest["component"], largest["head"], strict=True)
+    ]
+    return go.Bar(
+        x=largest["contribution"].tolist(),
+        y=names,
+        width=0.7,
+        orientation="h",
+        showlegend=False,
+        marker=hatched([style.colour for style in styles], [style.pattern for style in styles]),
+        hovertemplate="%{y}: %{x:.3~f}<extra></extra>",
+    )
+
+
+def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw the tokens that a direction raises and lowers most, read through the unembedding.
+
+    Args:
+        table: `unembedding` at one place.
+        template: Name of a plotly template.
+    """
+    figure = make_subplots(cols=2, horizontal_spacing=0.24, subplot_titles=["lowered", "raised"])
+    for column, (end, style) in enumerate(zip(("bottom", "top"), CLASSES, strict=True), start=1):
+        own = where(table, table["end"] == end).sort_values("rank", ascending=False)
+        bars = go.Bar(
+            x=own["logit"].tolist(),
+            # Two tokens can look alike: the rank keeps their bars apart.
+            y=[
+                f"{_shown(str(token))}  {int(rank)}"
+                for rank, token in zip(own["rank"], own["token"], strict=True)
+            ],
+            orientation="h",
+            showlegend=False,
+            marker=hatched(style.colour, style.pattern),
+            customdata=[
+                [escape(repr(str(token))), int(token_id)]
+                for token, token_id in zip(own["token"], own["token_id"], strict=True)
+            ],
+            hovertemplate="%{customdata[0]} (token %{customdata[1]}): %{x:.3~f}<extra></extra>",
+        )
+        figure.add_trace(bars, row=1, col=column)
+    name_rows(figure, dtick=1)
+    figure.update_xaxes(title_text="logit", nticks=4).update_annotations(font_size=13)
+    height = 160 + 20 * max(table["rank"].tolist(), default=1)
+    title = "What the direction says through the unembedding"
+    return dress(figure, template, title, height=height, margin_t=84)
+
+
+def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw the tokens of prompts, coloured by their projection; a menu goes over the prompts.
+
+    Args:
+        table: `prompt_tokens` at one hook point.
+        template: Name of a plotly template.
+    """
+    title = "Each token's projection on the direction"
+    prompts = [own.sort_values("index") for _, own in groups(table, "prompt_id")]
+    if not prompts:
+        return empty(template, title, "no prompts")
+    limit = max(abs(number) for number in table["projection"].tolist()) or 1.0
+    heatmap = go.Heatmap(
+        **_token_grid(prompts[0]),
+        texttemplate="%{text}",
+        textfont={"size": 11},
+        zmin=-limit,
+        zmax=limit,
+        colorscale=signed_scale(template),
+        xgap=2,
+        ygap=4,
+        colorbar={"thickness": 10, "title": {"text": "projection", "side": "right"}},
+        hovertemplate="%{customdata[0]}<br>token %{customdata[1]}, projection %{z:.3~f}"
+        "<extra></extra>",
+    )
+    figure = go.Figure(heatmap)
+    n_lines = max(math.ceil(len(own) / N_COLUMNS) for own in prompts)
+    figure.update_xaxes(visible=False, fixedrange=True)
+    figure.update_yaxes(visible=False, fixedrange=True, range=[n_lines - 0.5, -0.5])
+    layout: dict[str, Any] = {"margin": {"l": 14, "r": 20, "t": 96, "b": 20}}
+    if len(prompts) > 1:
+        buttons = [
+            {"method": "restyle", "label": escape(str(own["prompt_id"].iloc[0])),
+             "args": [{key: [value] for key, value in _token_grid(own).items()}]}
+            for own in prompts
+        ]  # fmt: skip
+        layout["updatemenus"] = [menu(buttons, x=0, xanchor="left")]
+    return dress(figure, template, title, height=120 + 34 * max(n_lines, 3), **layout)
+
+
+def _token_grid(own: pd.DataFrame) -> dict[str, list[list[Any]]]:
+    """Lay the tokens of one prompt out in lines of `N_COLUMNS`."""
+
+    def lines(cells: list[Any], filler: Any) -> list[list[Any]]:
+        padded = cells + [filler] * (-len(cells) % N_COLUMNS)
+        return [padded[at : at + N_COLUMNS] for at in range(0, len(padded), N_COLUMNS)]
+
+    tokens = [str(token) for token in own["token"].fillna("")]
+    whole = [
+        [escape(repr(token)), int(index)] for token, index in zip(tokens, own["index"], strict=True)
+    ]
+    return {
+        "z": lines([round(float(number), 4) for number in own["projection"]], None),
+        "text": lines([_shown(token) for token in tokens], ""),
+        "customdata": lines(whole, ["", ""]),
+    }
+
+
+def _shown(token: str) -> str:
+    """Write a token so that it fits a cell and its spaces are seen."""
+    seen = token.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+    return escape(seen if len(seen) <= 9 else seen[:8] + "…")

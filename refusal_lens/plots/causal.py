@@ -1,0 +1,220 @@
+"""What interventions do: scores of the candidates, and refusal over the strength.
+
+Knows the paper's thresholds by sight. Their numbers come as tables.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from refusal_lens.hook_points import short_name
+from refusal_lens.plots.style import (
+    NEUTRAL_COLOUR,
+    LineLook,
+    band,
+    dress,
+    faded,
+    layer_axis,
+    limit_line,
+    line,
+    line_looks,
+    style_of,
+)
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, where
+
+_SCORES = ("bypass", "induce", "kl")
+_TITLES = ("bypass (nats)", "induce (nats)", "KL (nats)")
+_BASELINES = {1: ("baseline_harmful", "harmful, untouched"),
+              2: ("baseline_harmless", "harmless, untouched")}  # fmt: skip
+"""By panel: the column of the score without intervention, and its name."""
+
+_CONTROLS = {"random": "dot", "permuted": "dashdot"}
+"""How the lines of directions that were not fitted are dashed."""
+
+
+def causal_scores(
+    table: pd.DataFrame,
+    *,
+    max_kl: float = 0.1,
+    min_induce: float = 0.0,
+    n_kept_layers: int | None = None,
+    template: str = "plotly_white",
+) -> go.Figure:
+    """Draw bypass, induce and KL of every candidate over the layers, and the chosen one.
+
+    Hollow marks failed a threshold; dotted lines are affine ablation, where it was measured.
+
+    Args:
+        table: `causal_scores`.
+        max_kl: Candidates above are dropped, nats.
+        min_induce: Candidates below are dropped, nats.
+        n_kept_layers: Layers from this one on are dropped and shaded; None shades none.
+        template: Name of a plotly template.
+
+    Source:
+        Thresholds: Arditi et al. 2024, arXiv 2406.11717, appendix C.
+    """
+    frame = by_layer(table)
+    last = last_layer(frame)
+    figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.05)
+    for (name, own), look in zip(lines_of(frame), line_looks(), strict=False):
+        for row, score in enumerate(_SCORES, start=1):
+            lines = list(_candidate_lines(own, score, name, look))
+            if row == 1 and lines:
+                lines[0].showlegend = True
+            figure.add_traces(lines, rows=row, cols=1)
+    figure.add_traces(list(_chosen_marks(frame)), rows=[1, 2, 3], cols=1)
+    _add_limits(figure, frame, min_induce, max_kl)
+    if n_kept_layers is not None and n_kept_layers <= last:
+        _shade_from(figure, n_kept_layers, last)
+    for row, said in enumerate(_TITLES, start=1):
+        figure.update_yaxes(title_text=said, row=row, col=1)
+    figure.update_yaxes(type="log", dtick=1, tickformat="~g", row=3, col=1)
+    figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
+    title = "What each direction does to refusal"
+    said = "filled marks pass every threshold; dotted lines are affine ablation"
+    return dress(figure, template, title, subtitle=said, height=740, margin={"r": 130, "t": 90})
+
+
+def _candidate_lines(
+    own: pd.DataFrame, score: str, name: str, look: LineLook
+) -> Iterator[go.Scatter]:
+    """Yield a score's line, and that of affine ablation where it was measured."""
+    for suffix, dash in (("", "solid"), ("_affine", "dot")):
+        if score + suffix not in own or own[score + suffix].isna().to_numpy().all():
+            continue
+        is_kept = own[f"is_eligible{suffix}"].astype(bool).tolist()
+        said = f"{score}, affine" if suffix else score
+        trace = line(
+            name,
+            own["layer"],
+            own[score + suffix],
+            replace(look, dash=dash),
+            f"{name}, layer %{{x}}<br>{said} %{{y:.3~g}} nats%{{customdata}}",
+            showlegend=False,
+            customdata=["" if kept else "<br>dropped" for kept in is_kept],
+        )
+        symbols = [look.symbol if kept else f"{look.symbol}-open" for kept in is_kept]
+        trace.update(marker_symbol=symbols)
+        yield trace
+
+
+def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
+    """Yield a ring around the chosen candidate in each panel."""
+    chosen = where(frame, frame["is_chosen"].astype(bool))
+    places = zip(chosen["hook_point"], chosen["position"], strict=True)
+    names = [f"chosen: {short_name(hook_point)}, {position}" for hook_point, position in places]
+    for score in _SCORES:
+        yield go.Scatter(
+            name="; ".join(names),
+            legendgroup="chosen",
+            showlegend=bool(names) and score == _SCORES[0],
+            x=chosen["layer"].tolist(),
+            y=chosen[score].tolist(),
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 18, "color": NEUTRAL_COLOUR,
+                    "line": {"width": 3}},
+            hoverinfo="skip",
+        )  # fmt: skip
+
+
+def _add_limits(figure: go.Figure, frame: pd.DataFrame, min_induce: float, max_kl: float) -> None:
+    """Draw thresholds and what the model does untouched."""
+    limit_line(figure, 2, min_induce, f"at least {min_induce:g}")
+    # plotly wants the label of a logarithmic axis at the logarithm, but the line at the number.
+    limit_line(figure, 3, max_kl, f"at most {max_kl:g}", y=math.log10(max_kl))
+    for row, (column, said) in _BASELINES.items():
+        measured = frame[column].dropna().tolist() if column in frame else []
+        if measured:
+            limit_line(figure, row, float(measured[0]), said, "dot")
+
+
+def _shade_from(figure: go.Figure, layer: int, last: int) -> None:
+    """Shade the layers that are dropped for being too late."""
+    figure.add_vrect(
+        layer - 0.5,
+        last + 0.5,
+        line_width=0,
+        fillcolor=NEUTRAL_COLOUR,
+        opacity=0.15,
+        row="all",
+        col=1,  # pyright: ignore[reportArgumentType]
+    )
+    figure.add_annotation(
+        text="too late",
+        x=(layer + last) / 2,
+        y=1,
+        xref="x",
+        yref="paper",
+        showarrow=False,
+        yanchor="bottom",
+        font={"size": 11},
+    )
+
+
+def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw refusal over the strength of each intervention, beside its controls.
+
+    Args:
+        table: `dose_response`.
+        template: Name of a plotly template.
+    """
+    interventions = list(dict.fromkeys(table["intervention"]))
+    figure = make_subplots(
+        rows=2,
+        cols=len(interventions),
+        shared_xaxes=True,
+        shared_yaxes="rows",  # pyright: ignore[reportArgumentType]
+        vertical_spacing=0.07,
+        horizontal_spacing=0.03,
+        column_titles=[str(name).replace("_", " ") for name in interventions],
+    )
+    panels = (("refusal_score", 1.0, "nats"), ("refusal_rate", 100.0, "%"))
+    for column, intervention in enumerate(interventions, start=1):
+        own = where(table, table["intervention"] == intervention)
+        for row, (score, scale, unit) in enumerate(panels, start=1):
+            figure.add_traces(list(_dose_lines(own, score, scale, unit)), rows=row, cols=column)
+        figure.update_xaxes(title_text="strength", row=2, col=column)
+    _name_once(figure)
+    figure.update_annotations(font_size=13)
+    figure.update_yaxes(title_text="refusal score (nats)", row=1, col=1)
+    figure.update_yaxes(title_text="refused (%)", row=2, col=1).update_yaxes(range=[-4, 104], row=2)
+    title = "Refusal over the strength of intervention"
+    return dress(figure, template, title, height=640, margin_t=86)
+
+
+def _dose_lines(own: pd.DataFrame, score: str, scale: float, unit: str) -> Iterator[go.Scatter]:
+    """Yield a line for each class, direction and seed; the fitted direction with its interval."""
+    for is_harmful, direction, seed, rows in groups(own, "is_harmful", "direction", "seed"):
+        if rows[score].isna().to_numpy().all():
+            continue
+        style, is_fitted = style_of(bool(is_harmful)), direction == "fitted"
+        rows = rows.sort_values("strength")
+        name = f"{style.name}, {direction}"
+        if is_fitted:
+            low, high = (rows[f"{score}_{end}"] * scale for end in ("low", "high"))
+            looks = {"showlegend": False, "fillcolor": faded(style.colour, 0.2)}
+            yield band(rows["strength"], low, high, name=name, legendgroup=name, **looks)
+        look = LineLook(style.colour, style.symbol, width=2.5)
+        if not is_fitted:
+            look = LineLook(style.colour, style.symbol, _CONTROLS[str(direction)], 1.2, 5.0, True)
+        said = name if is_fitted or pd.isna(seed) else f"{name}, seed {seed:g}"
+        hover = f"{said}<br>strength %{{x}}: %{{y:.3~f}} {unit}"
+        yield line(name, rows["strength"], rows[score] * scale, look, hover)
+
+
+def _name_once(figure: go.Figure) -> None:
+    """Keep one entry of the legend for all lines of a name."""
+    is_named: set[str] = set()
+
+    def keep_first(trace: Any) -> None:
+        if trace.showlegend is None:
+            trace.showlegend = trace.name not in is_named
+            is_named.add(trace.name)
+
+    figure.for_each_trace(keep_first)

@@ -1,0 +1,133 @@
+"""What was chosen beside what could have been: methods, nested choice, plain features.
+
+Knows how alternatives are set side by side. Their numbers come as tables.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from refusal_lens.hook_points import short_name
+from refusal_lens.plots.style import (
+    LINE_COLOURS,
+    NEUTRAL_COLOUR,
+    dress,
+    layer_axis,
+    line,
+    line_looks,
+    name_rows,
+)
+from refusal_lens.plots.tables import by_layer, groups, last_layer, where
+from refusal_lens.plots.text import escape
+
+
+def method_comparison(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw methods of fitting side by side over the layers, at one site and position.
+
+    Args:
+        table: `methods` at one site and position.
+        template: Name of a plotly template.
+    """
+    frame = by_layer(table)
+    panels = {"separation": "separation", "auroc": "AUROC",
+              "cosine_to_difference_of_means": "cosine to<br>difference of means"}  # fmt: skip
+    figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
+    looks = dict(zip(dict.fromkeys(frame["method"]), line_looks(), strict=False))
+    for method, is_clipped, own in groups(frame, "method", "is_clipped"):
+        name = str(method).replace("_", " ") + (", clipped" if is_clipped else "")
+        look = looks[method]
+        look = replace(look, dash="dot", is_hollow=True) if is_clipped else look
+        layers = own["layer"]
+        for row, (score, said) in enumerate(panels.items(), start=1):
+            hover = f"{name}, layer %{{x}}<br>{said.replace('<br>', ' ')} %{{y:.3~f}}"
+            trace = line(name, layers, own[score], look, hover, showlegend=row == 1)
+            figure.add_trace(trace, row=row, col=1)
+    last = last_layer(frame)
+    figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
+    for row, said in enumerate(panels.values(), start=1):
+        figure.update_yaxes(title_text=said, row=row, col=1)
+    place = f" · {table['site'].iloc[0]}, {table['position'].iloc[0]}" if len(table) else ""
+    return dress(figure, template, f"Methods of fitting{place}", height=720, margin_l=90)
+
+
+def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw which places inner folds chose, how often, and how each choice did on the outer fold.
+
+    Args:
+        table: `nested_choice`: one row a repeat and fold.
+        template: Name of a plotly template.
+    """
+    places = zip(table["hook_point"], table["position"], strict=True)
+    names = [f"{short_name(hook_point)}, {position}" for hook_point, position in places]
+    counts = Counter(names)
+    order = [name for name, _ in counts.most_common()][::-1]
+    figure = make_subplots(cols=3, shared_yaxes=True, horizontal_spacing=0.04)
+    bars = go.Bar(
+        y=order,
+        x=[counts[name] for name in order],
+        orientation="h",
+        marker_color=NEUTRAL_COLOUR,
+        hovertemplate="%{y}: chosen %{x} times<extra></extra>",
+    )
+    figure.add_trace(bars, row=1, col=1)
+    panels = {"separation": "separation", "accuracy": "accuracy (%)"}
+    for column, (score, said) in enumerate(panels.items(), start=2):
+        marks = go.Scatter(
+            y=names,
+            x=(table[score] * (100 if score == "accuracy" else 1)).tolist(),
+            mode="markers",
+            marker={"color": LINE_COLOURS[0], "symbol": "line-ns-open", "size": 16,
+                    "line": {"width": 2}},
+            hovertemplate=f"%{{y}}: {said} %{{x:.3~f}} on the outer fold<extra></extra>",
+        )  # fmt: skip
+        figure.add_trace(marks, row=1, col=column)
+        figure.update_xaxes(title_text=said, nticks=5, row=1, col=column)
+    figure.update_xaxes(title_text="times chosen", rangemode="tozero", nticks=5, row=1, col=1)
+    name_rows(figure, categoryorder="array", categoryarray=order, range=[-0.6, len(order) - 0.4])
+    title = "Choice on inner folds, scored on the outer fold"
+    return dress(figure, template, title, height=150 + 34 * len(order), showlegend=False)
+
+
+def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw how well plain features of the text tell the classes apart, beside the direction.
+
+    Args:
+        table: `confounds`: AUROC with interval, a row a feature.
+        template: Name of a plotly template.
+    """
+    own = table.sort_values("auroc")
+    own = own.assign(name=[escape(str(name).replace("_", " ")) for name in own["feature"]])
+    figure = go.Figure()
+    for is_direction, said, symbol, colour in (
+        (False, "feature of the text", "square", NEUTRAL_COLOUR),
+        (True, "direction", "star", LINE_COLOURS[0]),
+    ):
+        rows = where(own, (own["feature"] == "direction") == is_direction)
+        marks = go.Scatter(
+            name=said,
+            x=rows["auroc"].tolist(),
+            y=rows["name"].tolist(),
+            mode="markers",
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "thickness": 2,
+                "array": (rows["auroc_high"] - rows["auroc"]).tolist(),
+                "arrayminus": (rows["auroc"] - rows["auroc_low"]).tolist(),
+            },
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            customdata=(100 * rows["accuracy"]).tolist(),
+            hovertemplate="%{y}<br>AUROC %{x:.3f}, accuracy %{customdata:.1f} %<extra></extra>",
+        )
+        figure.add_trace(marks)
+    chance = {"text": "chance", "font": {"size": 11}}
+    figure.add_vline(
+        0.5, line={"color": NEUTRAL_COLOUR, "dash": "dot", "width": 1}, annotation=chance
+    )
+    figure.update_xaxes(title_text="AUROC")
+    name_rows(figure, categoryorder="array", categoryarray=own["name"].tolist())
+    title = "Could something simpler tell the classes apart?"
+    return dress(figure, template, title, height=190 + 34 * len(own), margin_t=74)

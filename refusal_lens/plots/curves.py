@@ -1,0 +1,167 @@
+"""Lines over one quantity: learning curve, clip sweep, stability, share of the top coordinates.
+
+Knows how such lines look. Their numbers come as tables.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from refusal_lens.hook_points import short_name
+from refusal_lens.plots.style import (
+    LineLook,
+    band,
+    dress,
+    faded,
+    layer_axis,
+    line,
+    line_looks,
+)
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, where
+
+
+def learning_curve(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw how far the direction still turns as prompts are added.
+
+    Args:
+        table: `learning_curve`: angle to the direction of other prompts, in degrees, by prompts a
+            class; extrapolated rows are drawn dotted.
+        template: Name of a plotly template.
+    """
+    figure = go.Figure()
+    for (name, own), look in zip(_of_places(table), line_looks(), strict=False):
+        figure.add_traces(list(_learning_lines(name, own.sort_values("n_per_class"), look)))
+    counts = sorted(set(table["n_per_class"].astype(int)))
+    figure.update_xaxes(
+        title_text="prompts a class",
+        type="log",
+        tickvals=counts,
+        ticktext=[str(count) for count in counts],
+    )
+    figure.update_yaxes(title_text="angle to the direction (degrees)", rangemode="tozero")
+    return dress(figure, template, "Would more prompts turn the direction?", height=430)
+
+
+def _of_places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the name and the rows of every place."""
+    for hook_point, position, own in groups(table, "hook_point", "position"):
+        yield f"{short_name(hook_point)}, {position}", own
+
+
+def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go.Scatter]:
+    """Yield the interval, the measured line and the extrapolated one."""
+    is_beyond = own["is_extrapolated"].astype(bool)
+    measured, beyond = where(own, ~is_beyond), where(own, is_beyond)
+    yield band(
+        measured["n_per_class"],
+        measured["degrees_low"],
+        measured["degrees_high"],
+        name=name,
+        legendgroup=name,
+        showlegend=False,
+        fillcolor=faded(look.colour, 0.2),
+    )
+    hover = f"{name}<br>%{{x}} prompts a class: %{{y:.1f}}°"
+    yield line(name, measured["n_per_class"], measured["degrees"], look, hover)
+    if len(beyond):
+        # From the last measured point on, so that the line does not break.
+        beyond = pd.concat([measured.tail(1), beyond])
+        guessed = replace(look, dash="dot", is_hollow=True)
+        yield line(
+            f"{name}, extrapolated",
+            beyond["n_per_class"],
+            beyond["degrees"],
+            guessed,
+            f"{hover}, extrapolated",
+        )
+
+
+def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw what clipping the largest coordinates does to scores and direction.
+
+    Args:
+        table: `clip_sweep`: scores by `clip_quantile` (empty: no clipping) at one or more places.
+        template: Name of a plotly template.
+    """
+    panels = {"separation": "separation", "accuracy": "accuracy (%)",
+              "cosine_to_unclipped": "cosine to unclipped"}  # fmt: skip
+    figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
+    levels = sorted(table["clip_quantile"].dropna().unique())
+    for (name, own), look in zip(_of_places(table), line_looks(), strict=False):
+        own = own.sort_values("clip_quantile", na_position="last")
+        x = ["none" if pd.isna(level) else f"{level:.4g}" for level in own["clip_quantile"]]
+        for row, (score, said) in enumerate(panels.items(), start=1):
+            y = own[score] * (100 if score == "accuracy" else 1)
+            hover = f"{name}<br>clipped at %{{x}}: {said} %{{y:.3~f}}"
+            figure.add_trace(line(name, x, y, look, hover, showlegend=row == 1), row=row, col=1)
+    labels = [*(f"{level:.4g}" for level in levels), "none"]
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=labels)
+    figure.update_xaxes(
+        title_text="clipped at this quantile of the absolute coordinates", row=len(panels), col=1
+    )
+    for row, said in enumerate(panels.values(), start=1):
+        figure.update_yaxes(title_text=said, row=row, col=1)
+    return dress(figure, template, "Does the direction hang on a few coordinates?", height=640)
+
+
+def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw how well directions of other prompts agree, over the layers.
+
+    Args:
+        table: `stability`: cosine between halves of the prompts, and between resamples and the
+            whole, with its 95 % interval.
+        template: Name of a plotly template.
+    """
+    frame = by_layer(table)
+    figure = go.Figure()
+    lines = lines_of(frame)
+    for (name, own), look in zip(lines, line_looks(), strict=False):
+        if len(lines) <= 2:
+            interval = band(
+                own["layer"],
+                own["bootstrap_cosine_low"],
+                own["bootstrap_cosine_high"],
+                name=name,
+                legendgroup=f"{name}, resampled",
+                showlegend=False,
+                fillcolor=faded(look.colour, 0.2),
+            )
+            figure.add_trace(interval)
+        for column, said, dash in (("bootstrap_cosine", "resampled", "solid"),
+                                   ("split_half_cosine", "halves", "dot")):  # fmt: skip
+            hover = f"{name}, layer %{{x}}<br>{said}: %{{y:.3f}}"
+            x, y = own["layer"], own[column]
+            figure.add_trace(line(f"{name}, {said}", x, y, replace(look, dash=dash), hover))
+    last = last_layer(frame)
+    figure.update_xaxes(title_text="layer", **layer_axis(last))
+    figure.update_yaxes(title_text="cosine between directions")
+    title = "Would other prompts give the same direction?"
+    return dress(figure, template, title, height=460)
+
+
+def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw how much of a direction's squared length its largest coordinates hold, by layer.
+
+    Args:
+        table: `coordinates`: shares before (`share_top_*`) and after clipping (`*_clipped`), at
+            one site and position.
+        template: Name of a plotly template.
+    """
+    frame = by_layer(table)
+    layers = frame["layer"].tolist()
+    shares = {"share_top_1": "largest coordinate", "share_top_10": "ten largest",
+              "share_top_1_percent": "largest 1 %"}  # fmt: skip
+    figure = go.Figure()
+    for (column, said), look in zip(shares.items(), line_looks(), strict=False):
+        for suffix, how in (("", "raw"), ("_clipped", "clipped")):
+            own = replace(look, dash="dot", is_hollow=True) if suffix else look
+            hover = f"layer %{{x}}<br>{said}, {how}: %{{y:.1f}} %"
+            y = 100 * frame[column + suffix]
+            figure.add_trace(line(f"{said}, {how}", layers, y, own, hover))
+    figure.update_xaxes(title_text="layer", **layer_axis(last_layer(frame)))
+    figure.update_yaxes(title_text="share of squared length (%)", rangemode="tozero")
+    title = "How much of the direction lies in a few coordinates?"
+    return dress(figure, template, title, height=460)

@@ -1,0 +1,169 @@
+"""How the histogram's traces look: what stays when the slider moves.
+
+Knows colours, axes and hover. The numbers are `histogram_data`'s.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from refusal_lens.plots.histogram_data import MISREAD, TRACES, Data
+from refusal_lens.plots.style import CLASSES, NEUTRAL_COLOUR, ClassStyle, faded
+from refusal_lens.plots.text import hover_prompt
+from refusal_lens.prompts import Prompt
+
+BAR_OPACITY = 0.65
+
+
+def view_traces(of_class: Sequence[Sequence[Prompt]], data: Data) -> list[go.Bar | go.Scatter]:
+    """Return the traces of one view, filled with the data of one place.
+
+    Args:
+        of_class: The prompts of each class, in the order of `CLASSES`.
+        data: What each trace shows.
+    """
+    found: dict[str, go.Bar | go.Scatter] = {
+        "null": _null_band(),
+        "threshold": _line("threshold", NEUTRAL_COLOUR, "solid"),
+        "marks threshold": _line("threshold", NEUTRAL_COLOUR, "solid", yaxis="y2"),
+        "headline": _headline_trace(),
+    }
+    for style, prompts in zip(CLASSES, of_class, strict=True):
+        found |= {
+            f"{style.name} bars": _bars(style),
+            f"{style.name} density": _curve(style, f"{style.name} density", hoverinfo="skip"),
+            f"{style.name} share": _share(style, len(prompts)),
+            f"{style.name} marks": _marks(style, prompts),
+            f"{style.name} mean": _line(f"{style.name} mean", style.colour, "dash"),
+        }
+    traces = [found[name] for name in TRACES]
+    for name, trace in zip(TRACES, traces, strict=True):
+        for key, value in data[name].items():
+            trace[key] = value
+    return traces
+
+
+def key_traces(
+    of_class: Sequence[Sequence[Prompt]], *, has_null: bool
+) -> list[go.Bar | go.Scatter]:
+    """Return the legend's entries: the traces themselves may be hidden or faint."""
+    keys: list[go.Bar | go.Scatter] = [
+        _bars(style, showlegend=True, opacity=BAR_OPACITY).update(
+            name=f"{style.name} ({len(prompts)})", x=[None], y=[None]
+        )
+        for style, prompts in zip(CLASSES, of_class, strict=True)
+    ]
+    misread = {"color": NEUTRAL_COLOUR, "size": 8, "symbol": MISREAD,
+               "line": {"color": NEUTRAL_COLOUR, "width": 1.5}}  # fmt: skip
+    looks: dict[str, Any] = {"x": [None], "y": [None], "hoverinfo": "skip"}
+    keys.append(
+        go.Scatter(name="misread prompt", yaxis="y2", mode="markers", marker=misread, **looks)
+    )
+    if has_null:
+        keys.append(
+            go.Scatter(
+                name="shuffled labels, 95 %",
+                mode="markers",
+                marker={"symbol": "square", "size": 12, "color": faded(NEUTRAL_COLOUR, 0.3)},
+                **looks,
+            )
+        )
+    return keys
+
+
+def _bars(style: ClassStyle, **more: Any) -> go.Bar:
+    looks = {"showlegend": False, "opacity": BAR_OPACITY} | more
+    return go.Bar(
+        name=style.name,
+        legendgroup=style.name,
+        marker={
+            "color": style.colour,
+            "line": {"color": style.outline, "width": 1},
+            "pattern": {"shape": style.pattern, "fillmode": "replace", "size": 6, "solidity": 0.45},
+        },
+        hovertemplate=f"%{{y}} {style.name} prompts<br>around %{{x}}<extra></extra>",
+        **looks,
+    )
+
+
+def _curve(style: ClassStyle, name: str, **more: Any) -> go.Scatter:
+    """Return a line that is drawn only when the menu of shapes asks for it."""
+    return go.Scatter(
+        name=name,
+        legendgroup=style.name,
+        showlegend=False,
+        opacity=0,
+        mode="lines",
+        line={"color": style.colour, "width": 2.5, "dash": style.dash},
+        **more,
+    )
+
+
+def _share(style: ClassStyle, n_prompts: int) -> go.Scatter:
+    """Return the share of a class at or below each projection."""
+    said = f"%{{y:.0f}} % of {style.name} prompts<br>at or below %{{x}}<extra></extra>"
+    # The heights are the same at every place: a step of the slider need not carry them.
+    heights = {"y0": 0, "dy": 100 / n_prompts, "yaxis": "y4", "line_shape": "hv"}
+    trace = _curve(style, f"{style.name} share", hovertemplate=said, hoverinfo="skip")
+    return trace.update(heights)
+
+
+def _marks(style: ClassStyle, prompts: Sequence[Prompt]) -> go.Scatter:
+    """Return one mark a prompt; texts are data of the trace, never part of the template."""
+    return go.Scatter(
+        name=style.name,
+        legendgroup=style.name,
+        showlegend=False,
+        yaxis="y2",
+        # All in the class's row, whatever the place: a step of the slider need not say so.
+        # plotly.js reads a step of zero as one.
+        y0=style.row,
+        dy=1e-9,
+        mode="markers",
+        marker={"color": style.colour, "size": 8, "line": {"color": style.colour, "width": 1.5}},
+        hovertext=[hover_prompt(prompt.id, prompt.category, prompt.text) for prompt in prompts],
+        hovertemplate=(
+            f"%{{hovertext}}<br>{style.name}%{{customdata}}<br>projection %{{x}}<extra></extra>"
+        ),
+        hoverlabel={"align": "left"},
+    )
+
+
+def _line(name: str, colour: str, dash: str, yaxis: str = "y") -> go.Scatter:
+    # Labels have the page's own colour: a class's is too dark for letters on a dark page.
+    return go.Scatter(
+        name=name,
+        showlegend=False,
+        yaxis=yaxis,
+        mode="lines+text",
+        line={"color": colour, "width": 2, "dash": dash},
+        textfont={"size": 12},
+        cliponaxis=False,
+        hoverinfo="skip",
+    )
+
+
+def _null_band() -> go.Scatter:
+    return go.Scatter(
+        name="means of shuffled labels",
+        showlegend=False,
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=faded(NEUTRAL_COLOUR, 0.3),
+        hoverinfo="skip",
+    )
+
+
+def _headline_trace() -> go.Scatter:
+    return go.Scatter(
+        name="headline",
+        showlegend=False,
+        xaxis="x2",
+        yaxis="y3",
+        mode="text",
+        textfont={"size": 15},
+        cliponaxis=False,
+        hoverinfo="skip",
+    )

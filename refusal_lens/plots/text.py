@@ -1,0 +1,61 @@
+"""How texts stand in figures: escaped, shortened, wrapped, signed.
+
+Knows plotly's markup. Knows nothing of what the texts mean.
+"""
+
+import html
+import re
+import textwrap
+
+from refusal_lens.hook_points import short_name
+
+HOVER_LENGTH = 300
+"""Characters of a prompt shown on hover: whole, but for the very long."""
+
+
+def escape(text: str) -> str:
+    """Escape what plotly would read as markup; a dollar would start a formula.
+
+    Plotly reads numbered entities and a few named ones, which `&quot;` is not among.
+    """
+    return html.escape(text).replace("&quot;", "&#34;").replace("$", "&#36;")
+
+
+def shorten(text: str, length: int) -> str:
+    """Put a text on one line of at most so many characters, cut between words where possible.
+
+    Example:
+        >>> shorten("how to  boil an egg", 12)
+        'how to boil…'
+    """
+    line = " ".join(text.split())
+    if len(line) <= length:
+        return line
+    kept = line[: length - 1]
+    return (kept if line[length - 1] == " " else re.sub(r"\s\S{0,20}$", "", kept)).rstrip() + "…"
+
+
+def hover_prompt(prompt_id: str, category: str, text: str) -> str:
+    """Return a prompt as shown on hover: its name, its category and its text in lines."""
+    lines = [escape(line) for line in textwrap.wrap(shorten(text, HOVER_LENGTH), 60)]
+    return "<br>".join([f"<b>{escape(prompt_id)}</b> · {escape(category)}", *lines])
+
+
+def signed(number: float, decimals: int) -> str:
+    """Write a number with a real minus sign, and zero without any.
+
+    Example:
+        >>> signed(-0.004, 2)
+        '0.00'
+    """
+    return f"{round(number, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+
+
+def place_name(hook_point: str, position: str) -> str:
+    """Write a place as people say it.
+
+    Example:
+        >>> place_name("blocks.12.hook_resid_post", "last")
+        'resid_post 12 · position last'
+    """
+    return f"{short_name(hook_point)} · position {position}"
