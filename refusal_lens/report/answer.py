@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
+
 from refusal_lens.diagnosis import ENOUGH_PROMPTS, GOOD_ACCURACY
 from refusal_lens.hook_points import short_name, site_of
-from refusal_lens.report.evidence import Evidence
+from refusal_lens.report.evidence import Evidence, rows_of
 from refusal_lens.selection import GOOD_SEPARATION, Choice
 from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION
 
@@ -221,10 +223,12 @@ def _p_value(evidence: Evidence) -> float | None:
     nulls = evidence.at_best("nulls")
     if nulls is None or "p_value_corrected" not in nulls:
         return None
-    permutation = nulls[nulls["kind"] == "permutation"]
-    of_separation = permutation[permutation["score"] == "separation"]
-    values = (of_separation if len(of_separation) else permutation)["p_value_corrected"].dropna()
-    return float(values.iloc[0]) if len(values) else None
+    permutation = rows_of(nulls, nulls["kind"] == "permutation").dropna(
+        subset=["p_value_corrected"]
+    )
+    of_separation = rows_of(permutation, permutation["score"] == "separation")
+    found = of_separation if len(of_separation) else permutation
+    return float(found.iloc[0]["p_value_corrected"]) if len(found) else None
 
 
 def _p_said(p_value: float) -> str:
@@ -247,12 +251,13 @@ def _confound_reason(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("open", "Trivial features (length, punctuation, words) were not tried.")
         return
     is_own = table["feature"] == "direction"
-    own, others = table[is_own]["auroc"], table[~is_own].dropna(subset=["auroc"])
+    own = rows_of(table, is_own)
+    others = rows_of(table, ~is_own).dropna(subset=["auroc"])
     if not len(own) or not len(others):
         return
     top = others.sort_values("auroc").iloc[-1]
     feature = FEATURES.get(top["feature"], str(top["feature"]).replace("_", " ").capitalize())
-    direction = float(own.iloc[0])
+    direction = float(own.iloc[0]["auroc"])
     scores = f"AUROC {top['auroc']:.2f}, the direction's {direction:.2f}"
     if top["auroc"] >= direction - AS_GOOD:
         yield Reason("against", f"{feature} alone tells the classes apart as well ({scores}).")
@@ -288,9 +293,13 @@ def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
     table = evidence.tables.get("causal_scores")
     if table is None or "verdict" not in table:
         return None, ""
-    chosen = table[table["is_chosen"].astype(bool)] if "is_chosen" in table else table[:0]
-    rows = chosen if len(chosen) else evidence.at_best("causal_scores")
-    if rows is None or rows["verdict"].isna().iloc[0]:
+    has_choice = "is_chosen" in table and any(table["is_chosen"])
+    rows = (
+        rows_of(table, table["is_chosen"].astype(bool))
+        if has_choice
+        else evidence.at_best("causal_scores")
+    )
+    if rows is None or pd.isna(rows.iloc[0]["verdict"]):
         return None, ""
     row, best = rows.iloc[0], evidence.best
     place = (row["hook_point"], str(row["position"]))

@@ -5,6 +5,7 @@ Knows which files hold it, and that most of them may be missing. Words nothing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -35,7 +36,7 @@ class Evidence:
         table = self.scores if name == "separation" else self.tables.get(name)
         if table is None or self.best is None or "hook_point" not in table:
             return None
-        own = table[is_at(table, self.best)]
+        own = rows_of(table, is_at(table, self.best))
         return own if len(own) else None
 
 
@@ -43,7 +44,12 @@ def is_at(table: pd.DataFrame, place: Choice) -> pd.Series:
     """Say which rows are of one place."""
     # A column of positions such as -2 is read as numbers.
     positions = table["position"].astype(str)
-    return (table["hook_point"] == place.hook_point) & (positions == place.position)
+    return pd.Series((table["hook_point"] == place.hook_point) & (positions == place.position))
+
+
+def rows_of(table: pd.DataFrame, is_kept: Any) -> pd.DataFrame:
+    """Return some rows; what indexing gives may be anything in the eyes of a type checker."""
+    return pd.DataFrame(table[is_kept])
 
 
 def gather(run_folder: RunFolder) -> Evidence:

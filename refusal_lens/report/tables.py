@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from refusal_lens.report.evidence import Evidence, is_at
+from refusal_lens.report.evidence import Evidence, is_at, rows_of
 
 MAX_ROWS = 400
 """Rows shown of one table; the file has all."""
@@ -61,7 +61,7 @@ def _of_best(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows of the best place, which then need not be named in each."""
     if evidence.best is None:
         return table
-    return table[is_at(table, evidence.best)].drop(
+    return rows_of(table, is_at(table, evidence.best)).drop(
         columns=["hook_point", "site", "layer", "position"], errors="ignore"
     )
 
@@ -85,8 +85,8 @@ def _largest_parts(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the best place and all prompts together, largest contribution first."""
     if "category" in table:
         is_all = table["category"].isna() | (table["category"] == "")
-        table = table[is_all].drop(columns="category")
-    own = table if evidence.best is None else table[is_at(table, evidence.best)]
+        table = rows_of(table, is_all).drop(columns="category")
+    own = table if evidence.best is None else rows_of(table, is_at(table, evidence.best))
     # The layer here is the component's.
     own = own.drop(columns=["hook_point", "position"])
     return own.sort_values("contribution", key=abs, ascending=False).head(40)
@@ -96,13 +96,14 @@ def _nested(_: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Count how often each place was chosen, with the mean of its outer scores."""
     scores = [name for name in ("separation", "accuracy", "auroc") if name in table]
     groups = table.groupby(["hook_point", "position"], sort=False)
-    counted = groups[scores].mean().assign(n_chosen=groups.size()).reset_index()
-    return counted.sort_values("n_chosen", ascending=False)
+    counted = pd.DataFrame(groups[scores].mean())
+    counted["n_chosen"] = groups.size()
+    return counted.reset_index().sort_values("n_chosen", ascending=False)
 
 
 def _learning_said(curve: pd.DataFrame) -> str:
     """Say how far the direction can still turn, and how many prompts would hold it."""
-    measured = curve[~curve["is_extrapolated"].astype(bool)]
+    measured = rows_of(curve, ~curve["is_extrapolated"].astype(bool))
     if not len(measured):
         return ""
     last = measured.sort_values("n_per_class").iloc[-1]
@@ -110,7 +111,7 @@ def _learning_said(curve: pd.DataFrame) -> str:
         f"With {last['n_per_class']:.0f} prompts a side the direction turns by about "
         f"{last['degrees']:.0f}°; "
     )
-    enough = curve[curve["degrees"] <= STEADY].sort_values("n_per_class")
+    enough = rows_of(curve, curve["degrees"] <= STEADY).sort_values("n_per_class")
     if not len(enough):
         return f"{said}even {curve['n_per_class'].max():.0f} are too few for {STEADY}°."
     how = " (extrapolated)" if enough.iloc[0]["is_extrapolated"] else ""
@@ -209,7 +210,7 @@ def show(
     """Write a table's numbers as they are read."""
     kept = table.head(MAX_ROWS)
     columns = _columns(kept)
-    has_places = {"hook_point", "position"} <= set(kept) and kept["hook_point"].nunique() > 1
+    has_places = {"hook_point", "position"} <= set(kept) and len(set(kept["hook_point"])) > 1
     is_best = (
         is_at(kept, evidence.best)
         if evidence.best is not None and has_places
@@ -223,7 +224,7 @@ def show(
         headings=tuple(map(_heading, columns)),
         rows=tuple(zip(*written, strict=True)),
         is_best=tuple(map(bool, is_best)),
-        is_number=tuple(map(_is_number, columns, (kept[column] for column in columns))),
+        is_number=tuple(map(_is_number, columns, (pd.Series(kept[column]) for column in columns))),
         n_more=len(table) - len(kept),
         source=source,
     )
@@ -234,7 +235,7 @@ def _columns(table: pd.DataFrame) -> list[str]:
     bounds = {f"{name}{end}" for name in table for end in ("_low", "_high")}
     twice = {"site", "layer"} if "hook_point" in table else set()
     kept = [name for name in table if name not in bounds | twice]
-    return [name for name in kept if not table[name].isna().all()]
+    return [name for name in kept if pd.Series(table[name]).notna().any()]
 
 
 # --- cells --------------------------------------------------------------------------------------
@@ -270,15 +271,18 @@ def _write(table: pd.DataFrame, column: str) -> list[Cell]:
         return [Cell("yes" if value else "no") for value in values]
     if not pd.api.types.is_numeric_dtype(values):
         return [Cell("" if pd.isna(value) else readable(str(value))) for value in values]
-    nothing = pd.Series(float("nan"), index=table.index)
-    numbers, lows, highs = (
-        series.astype(float).tolist()
-        for series in (values, *(table.get(column + end, nothing) for end in ("_low", "_high")))
-    )
+    numbers, lows, highs = (_floats(table, column + end) for end in ("", "_low", "_high"))
     return [
         Cell(_number(column, number) + _interval(column, low, high), number)
         for number, low, high in zip(numbers, lows, highs, strict=True)
     ]
+
+
+def _floats(table: pd.DataFrame, column: str) -> list[float]:
+    """Return a column as plain numbers; NaN where there is no such column."""
+    if column not in table:
+        return [math.nan] * len(table)
+    return pd.Series(table[column]).astype(float).tolist()
 
 
 def _is_number(column: str, values: pd.Series) -> bool:
