@@ -36,7 +36,16 @@ ORDER = (
         "comparison",
         "direction_files",
     ),
-    *("diagnosis", "artifacts", "run_tables", "plots", "figures", "terminal", "compare_runs"),
+    *(
+        "diagnosis",
+        "artifacts",
+        "run_tables",
+        "plots",
+        "figures",
+        "terminal",
+        "compare_runs",
+        "comparison_page",
+    ),
     *("study", "cli"),
 )
 
