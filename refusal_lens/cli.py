@@ -340,7 +340,7 @@ def compare(
     """Put runs beside each other: places, methods, cosines, transfer; no forward pass."""
     with _plain_errors(), _told_where(output):
         with console.status("Starting (importing torch and TransformerLens)"):
-            from refusal_lens import compare_runs, terminal
+            from refusal_lens import compare_runs, comparison_page, terminal
             from refusal_lens.shards import write_whole
 
         runs = compare_runs.open_runs(run_paths)
@@ -349,9 +349,9 @@ def compare(
         for name, table in tables.items():
             with write_whole(output / f"{name}.csv") as file:
                 table.to_csv(file, index=False)
-        figures = compare_runs.draw_comparison(runs, tables)
+        figures = comparison_page.draw_comparison(runs, tables)
         with write_whole(output / "comparison.html") as file:
-            file.write_text(compare_runs.comparison_page(runs, figures), encoding="utf-8")
+            file.write_text(comparison_page.write_page(runs, figures), encoding="utf-8")
         terminal.show_paths(console, sorted(output.glob("*.*")))
 
 

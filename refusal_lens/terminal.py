@@ -280,12 +280,11 @@ def show_confounds(console: Console, confounds: pd.DataFrame, likeness: Likeness
 def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> None:
     """Print a line for each run, then what lies between runs."""
     table = Table(title="Runs, each at its best place, cross-fitted", title_justify="left")
-    columns = ("run", "model", "prompts", "best place", "AUROC", "separation", "d'")
+    columns = ("run", "model", "best place", "AUROC", "separation", "d'")
     for column in columns:
-        justify = "right" if column in columns[4:] else "left"
-        is_name = column in ("run", "model")
-        table.add_column(column, justify=justify, no_wrap=not is_name, overflow="fold",
-                         min_width=8 if is_name else None)  # fmt: skip
+        justify = "right" if column in columns[3:] else "left"
+        table.add_column(column, justify=justify, no_wrap=column != "run", overflow="fold",
+                         min_width=8 if column == "run" else None)  # fmt: skip
     for row in tables["summary"].to_dict("records"):
         scores = ["no direction", "", "", ""]
         if isinstance(row.get("hook_point"), str):
@@ -293,8 +292,7 @@ def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> Non
                 f"{short_name(row['hook_point'])}, {row['position']}",
                 *(f"{row['auroc']:.4f}", f"{row['separation']:.4f}", f"{row['cohens_d']:.2f}"),
             ]
-        counts = f"{row['n_harmful']}+{row['n_harmless']}"
-        table.add_row(row["run"], Path(row["model"]).name, counts, *scores)
+        table.add_row(row["run"], Path(row["model"]).name, *scores)
     console.print(table)
     _show_between(console, tables["cosines"], ("a", "b"), "cosine")
     _show_between(console, tables["transfer"], ("fit_on", "test_on"), "auroc")

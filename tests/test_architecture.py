@@ -59,7 +59,7 @@ ORDER = (
         "readout",
     ),
     *("diagnosis", "artifacts", "interop", "run_tables", "distributions", "plots", "figures"),
-    *("export", "report", "terminal", "compare_runs"),
+    *("export", "report", "terminal", "compare_runs", "comparison_page"),
     *("study", "experiments", "cli"),
 )
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.cli import app
-from refusal_lens.compare_runs import compare_runs, draw_comparison, open_runs
+from refusal_lens.compare_runs import compare_runs, open_runs
+from refusal_lens.comparison_page import draw_comparison
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.validation import validate
 
