@@ -85,6 +85,8 @@ def ray():
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        # Ray makes its workers give way to all else; on a busy machine the tests would never end.
+        patch.setenv("RAY_worker_niceness", "0")
         patch.setattr(ray, "init", lambda **given: start(**given, **options))
         with join_ray(EngineConfig(), ModelConfig(device="cpu")):
             assert ray.is_initialized()
