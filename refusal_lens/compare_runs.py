@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from refusal_lens.comparison import (
     Sample,
     cosine_table,
     reliabilities,
+    rows_where,
     transfer_between,
 )
 from refusal_lens.directions import Directions
@@ -104,7 +106,7 @@ class Run:
         """Return its activations, its direction and its held-out scores at one place."""
         stored = load_hook_point(self.folder.activations_path, place[0])
         scores = _own_scores(self)
-        here = scores[(scores["hook_point"] == place[0]) & (scores["position"] == place[1])]
+        here = rows_where(scores, hook_point=place[0], position=place[1])
         return Sample(
             values=stored[:, self.directions.positions.index(place[1])],
             is_harmful=self.projections.is_harmful,
@@ -169,8 +171,7 @@ def _summarise(run: Run) -> dict[str, object]:
     }
     if run.best is None:
         return row
-    is_best = (scores["hook_point"] == run.best[0]) & (scores["position"] == run.best[1])
-    best = scores[is_best].iloc[0]
+    best = rows_where(scores, hook_point=run.best[0], position=run.best[1]).iloc[0]
     return row | {name: best[name] for name in ("hook_point", "position", *SCORES)}
 
 
@@ -206,8 +207,9 @@ def _scores(run: Run) -> pd.DataFrame:
     if methods is None:
         return own
     methods.insert(0, "run", run.name)
-    both = pd.concat([own, methods[list(own.columns)]], ignore_index=True)
-    return both.drop_duplicates(["method", "is_clipped", "hook_point", "position"])
+    both = pd.concat([own, methods.filter(list(own.columns))], ignore_index=True)
+    key = ["method", "is_clipped", "hook_point", "position"]
+    return both.take(np.flatnonzero(~np.asarray(both.filter(key).duplicated())))
 
 
 def _shared_places(runs: Sequence[Run]) -> list[Place]:

@@ -10,8 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_lens import plots
-from refusal_lens.compare_runs import Run
-from refusal_lens.comparison import square_cosines
+from refusal_lens.compare_runs import Place, Run
+from refusal_lens.comparison import rows_where, square_cosines
 from refusal_lens.hook_points import layer_of, short_name, site_of
 
 
@@ -21,36 +21,38 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
     Within a run, cosines are drawn around its best place; the tables hold those of every place.
     """
     scores, cosines, transfer = tables["scores"], tables["cosines"], tables["transfer"]
-    own = pd.concat([scores[_is_own(scores, run)] for run in runs], ignore_index=True)
+    own = pd.concat([_own(scores, run) for run in runs], ignore_index=True)
     figures = {
         f"{plots.SCORE_NAMES[score]} of every place": plots.place_heatmap(own, score)
         for score in ("auroc", "separation", "cohens_d")
     }
-    compared = [_compared_methods(scores, run) for run in runs]
-    if any(len(table) for table in compared):
-        table = pd.concat(compared, ignore_index=True)
-        figures["AUROC by way to fit"] = plots.place_heatmap(table, "auroc")
     for kind in ("prompt_sets", "models", "methods"):
-        between = cosines[(cosines["kind"] == kind) & (cosines["run"] == "")]
-        for place, table in between.groupby(["hook_point", "position"], sort=False):
+        for place, table in _by_place(rows_where(cosines, kind=kind, run="")):
             title = f"Cosines between {_words(kind)} at {_said(place)}"
             figures[title] = plots.cosine_heatmap(*square_cosines(table))
-    between = transfer[transfer["kind"] == "prompt_set"]
-    for place, table in between.groupby(["hook_point", "position"], sort=False):
+    for place, table in _by_place(rows_where(transfer, kind="prompt_set")):
         figures[f"Transfer between prompt sets at {_said(place)}"] = plots.transfer_matrix(table)
     for run in runs:
+        methods = _compared_methods(scores, run)
+        if len(methods):
+            figures[f"{run.name}: AUROC by way to fit"] = plots.place_heatmap(methods, "auroc")
         figures |= _draw_run(run, cosines, transfer)
     return figures
 
 
-def _is_own(scores: pd.DataFrame, run: Run) -> pd.Series:
-    """Say which rows are of a run's own method and clip."""
+def _by_place(table: pd.DataFrame) -> list[tuple[Place, pd.DataFrame]]:
+    pairs = zip(table["hook_point"], table["position"], strict=True)
+    return [
+        (place, rows_where(table, hook_point=place[0], position=place[1]))
+        for place in dict.fromkeys(pairs)
+    ]
+
+
+def _own(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Return the scores of a run's own method and clip."""
     is_clipped = run.directions.clip_quantile is not None
-    return (
-        (scores["run"] == run.name)
-        & (scores["method"] == run.directions.method)
-        & (scores["is_clipped"] == is_clipped)
-    )
+    method = run.directions.method
+    return rows_where(scores, run=run.name, method=method, is_clipped=is_clipped)
 
 
 def _compared_methods(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
@@ -59,27 +61,27 @@ def _compared_methods(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
     Empty where it did so at one place alone: that is a table, not a heatmap.
     """
     is_clipped = run.directions.clip_quantile is not None
-    mine = scores[(scores["run"] == run.name) & (scores["is_clipped"] == is_clipped)]
-    n_methods = mine.groupby(["hook_point", "position"])["method"].transform("nunique")
-    compared = mine[n_methods > 1]
-    return compared if compared["hook_point"].nunique() > 1 else compared.iloc[:0]
+    mine = rows_where(scores, run=run.name, is_clipped=is_clipped)
+    compared = [table for _, table in _by_place(mine) if len(table) > 1]
+    return pd.concat(compared) if len(compared) > 1 else mine.head(0)
 
 
 def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[str, go.Figure]:
     if run.best is None:
         return {}
     hook_point, position = run.best
-    mine = cosines[cosines["run"] == run.name]
-    is_here = (mine["hook_point"] == hook_point) & (mine["position"] == position)
-    of_site = mine["a"].map(site_of) == site_of(hook_point)
-    of_layer = mine["a"].map(layer_of) == layer_of(hook_point)
-    at_position = mine["position"] == position
+    mine = rows_where(cosines, run=run.name)
+    mine = mine.assign(
+        site=[site_of(name) for name in mine["a"]], layer=[layer_of(name) for name in mine["a"]]
+    )
+    site, layer = site_of(hook_point), layer_of(hook_point)
+    here = {"hook_point": hook_point, "position": position}
     parts = {
-        "layers": mine[(mine["kind"] == "layers") & at_position & of_site],
-        "sites": mine[(mine["kind"] == "sites") & at_position & of_layer],
-        "positions": mine[(mine["kind"] == "positions") & (mine["hook_point"] == hook_point)],
-        "ways to fit": mine[(mine["kind"] == "methods") & is_here],
-        "categories": mine[(mine["kind"] == "categories") & is_here],
+        "layers": rows_where(mine, kind="layers", position=position, site=site),
+        "sites": rows_where(mine, kind="sites", position=position, layer=layer),
+        "positions": rows_where(mine, kind="positions", hook_point=hook_point),
+        "ways to fit": rows_where(mine, kind="methods", **here),
+        "categories": rows_where(mine, kind="categories", **here),
     }
     where = {"layers": position, "sites": f"layer {layer_of(hook_point)}, {position}",
              "positions": short_name(hook_point)}  # fmt: skip
@@ -90,7 +92,7 @@ def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[s
         for kind, table in parts.items()
         if len(table)
     }
-    pairs = transfer[(transfer["run"] == run.name) & (transfer["kind"] == "category")]
+    pairs = rows_where(transfer, run=run.name, kind="category")
     if len(pairs):
         title = f"{run.name}: transfer between categories at {_said(run.best)}"
         figures[title] = plots.transfer_matrix(pairs)
@@ -101,9 +103,8 @@ def _words(kind: str) -> str:
     return {"prompt_sets": "prompt sets", "methods": "settings"}.get(kind, kind)
 
 
-def _said(place: object) -> str:
-    hook_point, position = place  # type: ignore[misc]
-    return f"{short_name(hook_point)}, {position}"
+def _said(place: Place) -> str:
+    return f"{short_name(place[0])}, {place[1]}"
 
 
 def write_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:

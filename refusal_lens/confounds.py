@@ -166,7 +166,7 @@ def _one_hot(read: Callable[[str], str]) -> Pipeline:
 _TEXT_FEATURES: dict[str, object] = {
     FINAL_PUNCTUATION: _one_hot(final_punctuation),
     FIRST_WORD: _one_hot(first_word),
-    BAG_OF_WORDS: CountVectorizer(tokenizer=words_of, token_pattern=None, binary=True),
+    BAG_OF_WORDS: CountVectorizer(analyzer=words_of, binary=True),  # pyright: ignore[reportArgumentType]
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from refusal_lens.comparison import rows_where
 from refusal_lens.confounds import Likeness
 from refusal_lens.prompts import ContrastSet, either
 from refusal_lens.refusal import RefusalReport
@@ -180,7 +181,7 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list
 def _diagnose_length(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
     if "length_correlations" not in tables:
         return []
-    share = _at(tables["length_correlations"], best)["share"]
+    share = _at(tables["length_correlations"], best, "share")
     if share < FOLLOWS_LENGTH:
         return []
     return [
@@ -193,21 +194,21 @@ def _diagnose_length(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[F
 
 
 def _diagnose_coordinates(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
-    row = _at(tables["coordinates"], best)
-    if row["share_top_1_clipped"] < ONE_COORDINATE:
+    share = _at(tables["coordinates"], best, "share_top_1_clipped")
+    if share < ONE_COORDINATE:
         return []
     return [
         Finding(
-            f"One coordinate holds {row['share_top_1_clipped']:.0%} of the direction's squared "
+            f"One coordinate holds {share:.0%} of the direction's squared "
             "length: it may be an outsize coordinate that carries nothing.",
             "Clip lower; tables/clip_sweep.csv shows what that does to the scores.",
         )
     ]
 
 
-def _at(table: pd.DataFrame, best: Choice) -> pd.Series:
-    is_here = (table["hook_point"] == best.hook_point) & (table["position"] == best.position)
-    return table[is_here].iloc[0]
+def _at(table: pd.DataFrame, best: Choice, column: str) -> float:
+    here = rows_where(table, hook_point=best.hook_point, position=best.position)
+    return float(here[column].to_numpy()[0])
 
 
 def diagnose_texts(

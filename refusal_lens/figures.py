@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from refusal_lens import distributions, plots
 from refusal_lens.artifacts import RunFolder
-from refusal_lens.comparison import square_cosines
+from refusal_lens.comparison import rows_where, square_cosines
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import site_of
 from refusal_lens.plots.tables import where
@@ -208,8 +208,8 @@ def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
     best = run_folder.read_directions().provenance.get("best") or {}
     site = site_of(best.get("hook_point") or str(cosines["a"].iloc[0]))
     position = best.get("position") or str(cosines["position"].iloc[0])
-    of_site = cosines["a"].map(site_of) == site
-    table = cosines[(cosines["kind"] == "layers") & (cosines["position"] == position) & of_site]
+    layers = rows_where(cosines, kind="layers", position=position)
+    table = rows_where(layers.assign(site=[site_of(name) for name in layers["a"]]), site=site)
     return plots.cosine_heatmap(*square_cosines(table), template=template)
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from refusal_lens.attribution import Attribution, Component
 from refusal_lens.causal import CausalScores
+from refusal_lens.comparison import rows_where
 from refusal_lens.confounds import Likeness
 from refusal_lens.diagnosis import GOOD_ACCURACY, SIGNIFICANT, Check, Finding, band
 from refusal_lens.directions import Directions
@@ -231,7 +232,7 @@ def show_checklist(console: Console, checks: Sequence[Check], findings: Sequence
 
 def show_methods(console: Console, methods: pd.DataFrame, best: Choice) -> None:
     """Print the ways to fit beside each other at the best place."""
-    is_here = (methods["hook_point"] == best.hook_point) & (methods["position"] == best.position)
+    here = rows_where(methods, hook_point=best.hook_point, position=best.position)
     table = Table(
         title=f"Ways to fit at {best.hook_point}, {best.position}, cross-fitted",
         title_justify="left",
@@ -240,7 +241,7 @@ def show_methods(console: Console, methods: pd.DataFrame, best: Choice) -> None:
     for column in ("method", "clipped", "separation", "accuracy", "AUROC", "d'", "cosine"):
         is_name = column == "method"
         table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
-    for row in methods[is_here].to_dict("records"):
+    for row in here.to_dict("records"):
         table.add_row(
             row["method"].replace("_", " "),
             "yes" if row["is_clipped"] else "no",
@@ -302,8 +303,9 @@ def _show_between(
     console: Console, frame: pd.DataFrame, names: tuple[str, str], score: str
 ) -> None:
     """Print one line for each pair of runs."""
-    between = frame[(frame["run"] == "") & (frame[names[0]] != frame[names[1]])]
-    for row in between.to_dict("records"):
+    for row in rows_where(frame, run="").to_dict("records"):
+        if row[names[0]] == row[names[1]]:
+            continue
         if score == "cosine" and row["a"] > row["b"]:
             continue  # the same both ways round
         joint = "and" if score == "cosine" else "fitted, tested on"

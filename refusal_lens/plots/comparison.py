@@ -89,14 +89,16 @@ def place_heatmap(
 
 def _row_labels(frame: pd.DataFrame) -> list[str]:
     """Name each row by what differs between rows."""
-    parts = [
-        frame[name].astype(str).str.replace("_", " " if name == "method" else "_")
-        for name in ("site", "position", "method")
-        if name in frame and (frame[name].nunique() > 1 or name == "position")
-    ]
-    if "is_clipped" in frame and frame["is_clipped"].nunique() > 1:
-        parts.append(frame["is_clipped"].map({True: "clipped", False: "not clipped"}))
-    return [", ".join(labels) for labels in zip(*parts, strict=True)]
+    columns = {name: frame[name].tolist() for name in ("site", "position", "method")
+               if name in frame}  # fmt: skip
+    if "method" in columns:
+        columns["method"] = [name.replace("_", " ") for name in columns["method"]]
+    if "is_clipped" in frame:
+        is_clipped = frame["is_clipped"].tolist()
+        columns["clip"] = ["clipped" if each else "not clipped" for each in is_clipped]
+    shown = [labels for name, labels in columns.items()
+             if name == "position" or len(set(labels)) > 1]  # fmt: skip
+    return [", ".join(map(str, labels)) for labels in zip(*shown, strict=True)]
 
 
 def _column_labels(frame: pd.DataFrame) -> list[str]:
