@@ -34,9 +34,10 @@ def some_prompts(tmp_path_factory):
 def run_experiments(model: str, folder, some_prompts) -> tuple[RunFolder, str, str]:
     harmful, harmless = some_prompts
     options = ["--model", REPOSITORY / "data" / model, "--output", folder, "--position", "last"]
+    options += ["--hook-point", "resid_post:3-6"]
     invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
     selected = invoke("select", folder)
-    settings = ("dose.strengths=[1.0]", "dose.coefficients=[1.0]", "dose.n_controls=3")
+    settings = ("dose.strengths=[1.0]", "dose.coefficients=[1.0]", "dose.n_controls=2")
     sets = [part for setting in settings for part in ("--set", setting)]
     return RunFolder(folder), selected, invoke("ablate", folder, *sets)
 
@@ -126,7 +127,7 @@ def test_a_model_that_never_refuses_only_separates(tmp_path, some_prompts):
     run_folder, printed, ablated = run_experiments("tiny-complier", tmp_path / "run", some_prompts)
     table = run_folder.read_table("causal_scores")
     assert not table["is_chosen"].any()
-    assert "None of 8 directions passes the rule." in printed
+    assert "None of 4 directions passes the rule." in printed
     assert "separates and causes" not in set(table["verdict"])
     assert "separates only" in set(table["verdict"])
     assert "Verdict: separates only" in ablated
