@@ -310,7 +310,8 @@ def plot_stage(
     ending: str = "html",
     template: str = "light",
     folder: Path | None = None,
-    **picture: float,
+    width: int = 1000,
+    scale: float = 2.0,
 ) -> list[Path]:
     """Draw figures into files.
 
@@ -320,7 +321,8 @@ def plot_stage(
         ending: html, json, png, svg or pdf.
         template: light or dark.
         folder: Where to write; None takes the run folder.
-        picture: `width` and `scale` of pictures, as in `export`.
+        width: Of pictures, in pixels.
+        scale: Dots a pixel of a png.
 
     Returns:
         The files.
@@ -336,7 +338,7 @@ def plot_stage(
         )
         for name in wanted
     }
-    export(drawn, **picture)  # pyright: ignore[reportArgumentType]
+    export(drawn, width=width, scale=scale)
     return list(drawn)
 
 
