@@ -29,7 +29,7 @@ ORDER = (
         "selection",
         "refusal",
     ),
-    *("diagnosis", "artifacts", "plots", "figures", "terminal", "study", "cli"),
+    *("diagnosis", "artifacts", "plots", "figures", "explorer", "terminal", "study", "cli"),
 )
 
 
