@@ -8,14 +8,15 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
-GRAPH_CONFIG: dict[str, Any] = {"displaylogo": False, "responsive": True}
-"""Of every figure. The link to plotly's own site would leave this machine."""
-
-SELECTING = GRAPH_CONFIG | {
-    "modeBarButtonsToRemove": ["autoScale2d", "toImage"],
-    "displayModeBar": True,
-    "edits": {"shapePosition": False},
+GRAPH_CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "responsive": True,
+    # Plotly's "Share chart" would send the figure, and so the prompts in it, to plotly's own site.
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "modeBarButtonsToRemove": ["sendChartToCloud", "autoScale2d", "toImage"],
 }
+SELECTING = GRAPH_CONFIG | {"displayModeBar": True}
 STILL = GRAPH_CONFIG | {"displayModeBar": False}
 
 
@@ -53,95 +54,62 @@ def _controls(run_names: list[str]) -> Component:
 
 
 def _figures() -> Component:
+    threshold = [
+        _slider("threshold", "Threshold"),
+        html.Button("Back to fitted", id="reset", className="button"),
+        html.P(id="readout", role="status"),
+    ]
+    others = [
+        _dropdown("other-hook-point", "Other hook point"),
+        _dropdown("other-position", "Other position"),
+        html.P(id="correlation", role="status"),
+    ]
+    ridges = dcc.Loading(_graph("ridgeline", STILL, "tall"), delay_show=400)
     return html.Div(
         [
-            html.Section(
-                [
-                    html.H2("At this place"),
-                    dcc.Graph(id="histogram", config=SELECTING, className="graph tall"),
-                    html.Div(
-                        [
-                            _slider("threshold", "Threshold"),
-                            html.Button("Back to fitted", id="reset", className="button"),
-                            html.P(id="readout", role="status"),
-                        ],
-                        className="row",
-                    ),
-                ],
-                className="panel main",
-                **_named("Histogram"),
-            ),
-            html.Section(
-                [
-                    html.H2("All places"),
-                    _dropdown("score", "Score"),
-                    dcc.Graph(id="heatmap", config=STILL, className="graph"),
-                    html.P("Click a cell to go there.", className="hint"),
-                ],
-                className="panel",
-                **_named("Heatmap"),
-            ),
-            html.Section(
-                [
-                    html.H2("All layers"),
-                    dcc.Loading(
-                        dcc.Graph(id="ridgeline", config=STILL, className="graph tall"),
-                        delay_show=400,
-                    ),
-                ],
-                className="panel",
-                **_named("Ridgeline"),
-            ),
-            html.Section(
-                [
-                    html.H2("Against another place"),
-                    html.Div(
-                        [
-                            _dropdown("other-hook-point", "Hook point"),
-                            _dropdown("other-position", "Position of the other"),
-                        ],
-                        className="row",
-                    ),
-                    dcc.Graph(id="scatter", config=SELECTING, className="graph tall"),
-                    html.P(id="correlation", role="status"),
-                ],
-                className="panel",
-                **_named("Scatter"),
-            ),
+            _panel("At this place", _graph("histogram", SELECTING, "tall"), _row(*threshold)),
+            _panel("All places", _row(_dropdown("score", "Score")), _graph("heatmap", STILL)),
+            _panel("All layers", ridges),
+            _panel("Against another place", _row(*others), _graph("scatter", SELECTING)),
         ],
         className="figures",
     )
 
 
+def _panel(title: str, *children: Component) -> Component:
+    return html.Section([html.H2(title), *children], className="panel", **_named(title))
+
+
+def _row(*children: Component) -> Component:
+    return html.Div(list(children), className="row")
+
+
+def _graph(name: str, config: dict[str, Any], size: str = "") -> Component:
+    """Return a figure in a box of its own: a figure that follows its box has no height itself."""
+    graph = dcc.Graph(id=name, config=config, responsive=True)
+    return html.Div(graph, className=f"graph {size}")
+
+
 def _prompts() -> Component:
-    return html.Section(
-        [
-            html.H2("Prompts"),
-            html.Div(
-                [
-                    _radio(
-                        "listed",
-                        "Listed",
-                        {
-                            "all": "all",
-                            "selected": "selected",
-                            "flipped": "flipped by the threshold",
-                            "misread": "on the wrong side",
-                        },
-                    ),
-                    _dropdown("category", "Category"),
-                    _input("text", "Text contains", type="search", debounce=0.25),
-                    html.Button("Clear selection", id="clear", className="button"),
-                    html.Button("Export as CSV", id="export", className="button main"),
-                ],
-                className="row",
-            ),
-            html.P(id="count", role="status"),
-            html.Div(id="prompts", className="table", tabIndex=0, **_named("Prompts listed")),
-        ],
-        className="panel",
-        **_named("Prompts"),
+    lists = {
+        "all": "all",
+        "selected": "selected",
+        "flipped": "flipped by the threshold",
+        "misread": "on the wrong side",
+    }
+    filters = _row(
+        _radio("listed", "Listed", lists),
+        _dropdown("category", "Category"),
+        _input("text", "Text contains", type="search", debounce=0.25),
+        html.Button("Clear selection", id="clear", className="button"),
+        html.Button("Export as CSV", id="export", className="button main"),
     )
+    count = html.P(id="count", role="status")
+    # It scrolls, so that the keyboard must be able to reach it.
+    table = html.Div(
+        id="prompts", className="table", tabIndex=0, role="region", **_named("Prompts listed")
+    )
+    return _panel("Prompts", filters, count, table)
 
 
 def _dropdown(name: str, label: str, options: list[str] | None = None) -> Component:

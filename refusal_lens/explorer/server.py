@@ -49,6 +49,7 @@ def build_app(paths: Sequence[Path]) -> Dash:
         assets_folder=str(Path(__file__).parent / "assets"),
         serve_locally=True,
     )
+    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.layout = page(list(runs))
     register(app, runs)
     app.server.after_request(_add_policy)

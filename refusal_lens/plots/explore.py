@@ -325,7 +325,8 @@ def _apply(figure: go.Figure, changes: dict[str, Any]) -> None:
 
 def _see_through() -> dict[str, Any]:
     """Let the page's own background show, whether it is light or dark."""
-    return {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+    clear = "rgba(0,0,0,0)"
+    return {"paper_bgcolor": clear, "plot_bgcolor": clear, "modebar_bgcolor": clear}
 
 
 def hover_text(prompt: Prompt) -> str:

@@ -22,4 +22,36 @@
     if (next !== now) window.dash_clientside.set_props("layer", { value: next });
     event.preventDefault();
   });
+  // Dash's sliders, dropdowns and radio buttons have no names for screen readers: they get those
+  // that stand above them. Dropdowns take the focus by a field that they hide from readers.
+  const name = (element) => {
+    const label = element.closest(".control")?.querySelector("label, legend");
+    return label ? label.textContent : "";
+  };
+  const set = (element, attributes) => Object.entries(attributes).forEach(([key, value]) => {
+    if (element.getAttribute(key) !== value) element.setAttribute(key, value);
+  });
+  const mend = () => {
+    document.querySelectorAll(".control [role=slider]").forEach((thumb) =>
+      set(thumb, { "aria-label": name(thumb) }));
+    document.querySelectorAll(".control .dash-dropdown-focus-target").forEach((field) => {
+      const value = field.closest(".control").querySelector(".dash-dropdown-value");
+      set(field, { "aria-label": `${name(field)}: ${value ? value.textContent : ""}` });
+      field.removeAttribute("aria-hidden");
+    });
+    document.querySelectorAll(".control .dash-radioitems").forEach((list) => {
+      set(list, { role: "radiogroup", "aria-label": name(list) });
+      list.querySelectorAll("label[role]").forEach((label) => {
+        label.removeAttribute("role");
+        label.removeAttribute("aria-selected");
+      });
+    });
+  };
+  let isWaiting = false;
+  new MutationObserver(() => {
+    if (isWaiting) return;
+    isWaiting = true;
+    requestAnimationFrame(() => { isWaiting = false; mend(); });
+  }).observe(document.documentElement, { childList: true, subtree: true, attributes: true,
+    attributeFilter: ["role", "aria-hidden", "aria-valuenow"] });
 })();
