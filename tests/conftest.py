@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import chromium, open_page  # noqa: F401
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma2Config,
