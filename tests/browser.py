@@ -63,7 +63,7 @@ def stays_here(address: str) -> bool:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The machine's Chromium. Of a module: while it runs, no other event loop can in this thread."""
+    """The machine's Chromium, for one module: while it runs, no other event loop can here."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip("There is no Chromium here. Install one: apt-get install chromium.")
