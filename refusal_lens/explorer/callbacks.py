@@ -76,6 +76,8 @@ def _register_moves(app: Dash, runs: Runs) -> None:
             "stored": State("view", "data"),
             "further": {key: State(*key.split(".")) for key in FURTHER},
         },
+        # A method that is new to a run is fitted here, which can take a while.
+        running=[(Output("busy", "className"), "busy on", "busy")],
     )
     def follow(values: dict, stored: dict | None, further: dict) -> dict[str, Any]:
         if values["url.search"] is None:

@@ -25,7 +25,7 @@ from refusal_lens.plots.places import (
     ridgeline,
 )
 
-N_LISTED = 200
+N_LISTED = 100
 """Prompts in the list; the export has all of them."""
 
 TITLES = {
@@ -92,19 +92,11 @@ def draw_heatmap(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
     """Draw a score of all places, or only mark another."""
     view = scene.view
     key = [view.run, view.method, view.score, template]
-    figure = place_heatmap(scene.projected.scores, view.score, template=template)
-    cells: Any = figure.data[0]
-    wanted = [view.hook_point, view.position]
-    row, column = next(
-        (row, column)
-        for row, places in enumerate(cells.customdata)
-        for column, place in enumerate(places)
-        if list(place or ()) == wanted
-    )
-    shapes = heatmap_highlight(row, column)
+    scores = scene.projected.scores
+    shapes = heatmap_highlight(scores, view.hook_point, view.position)
     if key == drawn:
         return _patch({"data": [], "layout": {"shapes": shapes}}), key
-    return figure.update_layout(shapes=shapes), key
+    return place_heatmap(scores, view.score, template=template).update_layout(shapes=shapes), key
 
 
 def _axes(scene: Scene, axis: str, title: str) -> dict[str, Any]:

@@ -304,9 +304,10 @@ def scatter_changes(
 ) -> dict[str, Any]:
     """Return what other places, filters or selections change in `projection_scatter`."""
     data = [_mark_data(look, marks, _decimals(x), x=x) for look in _LOOKS]
+    digits = _decimals(y)
     for look, changes in zip(_LOOKS, data, strict=True):
         along = y[marks.rows(look.is_harmful)].tolist()
-        changes["y"] = [round(number, _decimals(y)) for number in along]
+        changes["y"] = [round(number, digits) for number in along]
     has_none = bool(x.isnan().any() or y.isnan().any())
     if has_none:
         data = [{"x": [], "y": []} for _ in _LOOKS]
@@ -319,7 +320,9 @@ def scatter_changes(
 def _apply(figure: go.Figure, changes: dict[str, Any]) -> None:
     for trace, values in zip(figure.data, changes["data"], strict=True):
         for key, value in values.items():
-            trace[key] = value
+            # Arrays of numbers pass plotly's checks much faster than lists.
+            is_numbers = key in ("x", "y", "marker.opacity") and len(value) > 2
+            trace[key] = np.array(value) if is_numbers else value
     figure.update_layout(changes["layout"])
 
 

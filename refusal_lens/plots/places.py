@@ -34,20 +34,21 @@ def place_heatmap(
     Returns:
         The figure; `customdata` of a cell is its hook point and position.
     """
-    columns = list(dict.fromkeys(zip(frame["site"], frame["position"], strict=True)))
-    rows = sorted(dict.fromkeys(frame["layer"].fillna(-1)))
+    rows, columns = _heatmap_axes(frame)
     values = np.full((len(rows), len(columns)), np.nan)
     places: list[list[list[str] | None]] = [[None] * len(columns) for _ in rows]
-    for place in frame.fillna({"layer": -1}).to_dict("records"):
-        row, column = rows.index(place["layer"]), columns.index((place["site"], place["position"]))
-        values[row, column] = place[score]
-        places[row][column] = [place["hook_point"], place["position"]]
+    told = zip(frame["hook_point"], frame["position"], frame[score], strict=True)
+    for hook_point, position, value in told:
+        row = rows.index(_row_of(hook_point))
+        column = columns.index((site_of(hook_point), position))
+        values[row, column] = value
+        places[row][column] = [hook_point, position]
     return go.Figure(
         go.Heatmap(
             z=[[None if math.isnan(number) else round(number, 4) for number in row]
                for row in values.tolist()],
             x=[f"{site}<br>{position}" for site, position in columns],
-            y=["–" if layer < 0 else str(int(layer)) for layer in rows],
+            y=["–" if layer < 0 else str(layer) for layer in rows],
             customdata=places,
             colorscale="Cividis",
             colorbar={"thickness": 12, "title": {"text": score.replace("_", " ")}},
@@ -93,13 +94,14 @@ def ridgeline(
     low, high = (finite.min().item(), finite.max().item()) if finite.numel() else (0.0, 1.0)
     room = 0.03 * ((high - low) or 1.0)
     grid = np.linspace(low - room, high + room, _N_GRID)
+    gap = [np.nan]
     x, harmless, harmful = [], [], []
     for row in range(len(hook_points)):
         ridges = _ridges(numbers[:, row].numpy(), is_harmful.numpy(), grid)
         if ridges is not None:
-            x += [grid[0], *grid, grid[-1], None]
+            x.append(np.concatenate([grid[:1], grid, grid[-1:], gap]))
             for lines, ridge in zip((harmless, harmful), ridges, strict=True):
-                lines += [row, *np.round(row + _HEIGHT * ridge, 4), row, None]
+                lines.append(np.concatenate([[row], row + _HEIGHT * ridge, [row], gap]))
     traces = [
         _ridge_trace("harmless", HARMLESS_COLOUR, "dot", x, harmless),
         _ridge_trace("harmful", HARMFUL_COLOUR, "solid", x, harmful),
@@ -113,8 +115,11 @@ def ridge_highlight(row: int) -> list[dict[str, Any]]:
     return [{**band, "line": {"color": NEUTRAL_COLOUR, "width": 3}, "layer": "below"}]
 
 
-def heatmap_highlight(row: int, column: int) -> list[dict[str, Any]]:
-    """Return the shapes that mark one cell of a heatmap."""
+def heatmap_highlight(frame: pd.DataFrame, hook_point: str, position: str) -> list[dict[str, Any]]:
+    """Return the shapes that mark one place of a heatmap."""
+    rows, columns = _heatmap_axes(frame)
+    row = rows.index(_row_of(hook_point))
+    column = columns.index((site_of(hook_point), position))
     box = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
     frame = {"type": "rect", "xref": "x", "yref": "y", **box}
     # Two lines, so that it stands out on the light and the dark end of the scale.
@@ -122,6 +127,17 @@ def heatmap_highlight(row: int, column: int) -> list[dict[str, Any]]:
         {**frame, "line": {"color": "black", "width": 5}},
         {**frame, "line": {"color": "white", "width": 2}},
     ]
+
+
+def _heatmap_axes(frame: pd.DataFrame) -> tuple[list[int], list[tuple[str, str]]]:
+    """Return the layers, -1 for what is outside the blocks, and each site with its positions."""
+    rows = sorted({_row_of(name) for name in frame["hook_point"]})
+    return rows, list(dict.fromkeys(zip(frame["site"], frame["position"], strict=True)))
+
+
+def _row_of(hook_point: str) -> int:
+    layer = layer_of(hook_point)
+    return -1 if layer is None else layer
 
 
 def _ridges(
@@ -149,12 +165,15 @@ def _density(numbers: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return np.exp(-(away**2) / 2) @ counts / (len(numbers) * width * math.sqrt(2 * math.pi))
 
 
-def _ridge_trace(name: str, colour: str, dash: str, x: list, y: list) -> go.Scatter:
+def _ridge_trace(
+    name: str, colour: str, dash: str, x: list[np.ndarray], y: list[np.ndarray]
+) -> go.Scatter:
+    """Return all ridges of a class. Arrays travel as bytes, which plotly takes in much faster."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return go.Scatter(
         name=name,
-        x=x,
-        y=y,
+        x=np.concatenate([*x, []]).astype(np.float32),
+        y=np.concatenate([*y, []]).astype(np.float32),
         mode="lines",
         fill="toself",
         fillcolor=f"rgba({red},{green},{blue},0.35)",
