@@ -43,6 +43,13 @@ FURTHER = (
 LIGHT_OR_DARK = """() => window.matchMedia('(prefers-color-scheme: dark)').matches
     ? 'plotly_dark' : 'plotly_white'"""
 
+WHEN_STILL = """async (view) => {
+    const move = window.refusalLensMove = (window.refusalLensMove || 0) + 1;
+    await new Promise((done) => setTimeout(done, 150));
+    return move === window.refusalLensMove ? view : window.dash_clientside.no_update;
+}"""
+"""While the slider moves, scatter and list wait: histogram and ridgeline have the page alone."""
+
 
 def register(app: Dash, runs: Runs) -> None:
     """Wire the page up."""
@@ -50,6 +57,7 @@ def register(app: Dash, runs: Runs) -> None:
     _register_figures(app, runs)
     _register_words(app, runs)
     app.clientside_callback(LIGHT_OR_DARK, Output("template", "data"), Input("url", "pathname"))
+    app.clientside_callback(WHEN_STILL, Output("still-view", "data"), Input("view", "data"))
 
 
 # --- from what happened to the view ------------------------------------------------------------
@@ -157,17 +165,18 @@ def _threshold_settings(scene: Scene) -> dict[str, Any]:
 
 
 def _register_figures(app: Dash, runs: Runs) -> None:
-    for name in ("histogram", "heatmap", "ridgeline", "scatter"):
-        _register_figure(app, runs, name)
+    for name in ("histogram", "heatmap", "ridgeline"):
+        _register_figure(app, runs, name, "view")
+    _register_figure(app, runs, "scatter", "still-view")
 
 
-def _register_figure(app: Dash, runs: Runs, name: str) -> None:
+def _register_figure(app: Dash, runs: Runs, name: str, view: str) -> None:
     draw = getattr(drawing, f"draw_{name}")
 
     @app.callback(
         Output(name, "figure"),
         Output(f"{name}-drawn", "data"),
-        Input("view", "data"),
+        Input(view, "data"),
         Input("template", "data"),
         State(f"{name}-drawn", "data"),
     )
@@ -181,17 +190,21 @@ def _register_figure(app: Dash, runs: Runs, name: str) -> None:
 
 def _register_words(app: Dash, runs: Runs) -> None:
     @app.callback(
-        Output("headline", "children"),
-        Output("readout", "children"),
-        Output("correlation", "children"),
-        Output("count", "children"),
-        Output("prompts", "children"),
-        Input("view", "data"),
+        Output("headline", "children"), Output("readout", "children"), Input("view", "data")
     )
     def say(stored: dict | None) -> tuple:
         scene = _scene(stored, runs)
-        words = (drawing.headline(scene), drawing.readout(scene), drawing.correlation(scene))
-        return (*words, *drawing.prompt_list(scene))
+        return drawing.headline(scene), drawing.readout(scene)
+
+    @app.callback(
+        Output("correlation", "children"),
+        Output("count", "children"),
+        Output("prompts", "children"),
+        Input("still-view", "data"),
+    )
+    def list_prompts(stored: dict | None) -> tuple:
+        scene = _scene(stored, runs)
+        return drawing.correlation(scene), *drawing.prompt_list(scene)
 
     @app.callback(
         Output("download", "data"),

@@ -27,6 +27,7 @@ def page(run_names: list[str]) -> Component:
             # Not refreshed: the callback that sets the address also sets the page.
             dcc.Location(id="url", refresh=False),
             dcc.Store(id="view"),
+            dcc.Store(id="still-view"),
             dcc.Store(id="template"),
             *(dcc.Store(id=f"{name}-drawn") for name in ("histogram", "scatter", "ridgeline")),
             dcc.Store(id="heatmap-drawn"),
