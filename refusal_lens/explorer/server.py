@@ -8,9 +8,10 @@ import ipaddress
 import logging
 import socket
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import flask
 from dash import Dash
@@ -20,6 +21,9 @@ from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.explorer.callbacks import register
 from refusal_lens.explorer.layout import page
 from refusal_lens.explorer.runs import open_runs
+
+Application = Callable[..., Iterable[bytes]]
+"""Of WSGI: takes a request's environment and a function that starts the answer."""
 
 PORT = 8050
 N_PORTS_TRIED = 20
@@ -87,15 +91,16 @@ def open_server(
         RefusalLensError: The host is not this machine, without `allow_remote`; or the port is
             taken, or is not to be had.
     """
+    answer: Application = app.server
     if not is_loopback(host):
         _check_remote(host, allow_remote)
     else:
-        app.server.before_request(_refuse_other_names)
+        answer = _own_names_only(answer)
     # One line a request says nothing to who looks at the page.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with _bind(host, port) as bound:
         number = bound.getsockname()[1]
-        server = make_server(host, number, app.server, threaded=True, fd=bound.fileno())
+        server = make_server(host, number, answer, threaded=True, fd=bound.fileno())
         try:
             yield server
         finally:
@@ -140,16 +145,21 @@ def _bind(host: str, port: int | None) -> socket.socket:
     )
 
 
-def _refuse_other_names() -> flask.Response | None:
+def _own_names_only(application: Application) -> Application:
     """Refuse requests that reached this machine under a foreign name.
 
     A page on the internet can point a name of its own at 127.0.0.1 and then read what is served
     there; the browser still sends that name.
     """
-    name = flask.request.host.rsplit(":", 1)[0].strip("[]")
-    if is_loopback(name):
-        return None
-    return flask.Response("This explorer answers to names of its own machine only.\n", 403)
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        name = environ.get("HTTP_HOST", "").rsplit(":", 1)[0].strip("[]")
+        if is_loopback(name):
+            return application(environ, start)
+        refusal = "This explorer answers to names of its own machine only.\n"
+        return flask.Response(refusal, 403)(environ, start)
+
+    return answer
 
 
 def _add_policy(response: flask.Response) -> flask.Response:
