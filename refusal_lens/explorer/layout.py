@@ -16,7 +16,9 @@ GRAPH_CONFIG: dict[str, Any] = {
     "plotlyServerURL": "",
     "modeBarButtonsToRemove": ["sendChartToCloud", "autoScale2d", "toImage"],
 }
-SELECTING = GRAPH_CONFIG | {"displayModeBar": True}
+SELECTING = GRAPH_CONFIG | {"displayModeBar": True, "edits": {"shapePosition": True}}
+"""Of figures with marks to select. The only shape among them is the threshold, to be dragged."""
+
 STILL = GRAPH_CONFIG | {"displayModeBar": False}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.explorer.view import View, settle
 from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.plots.places import cell_labels
 
 FIELDS = {
     "run": "run",
@@ -72,9 +73,14 @@ def _go_to_site(view: View, site: str | None, run: ExploredRun) -> View:
     return replace(view, hook_point=near[0]) if near else view
 
 
-def _go_to_cell(view: View, click: Mapping[str, Any] | None, _: ExploredRun) -> View:
-    place = click["points"][0].get("customdata") if click else None
-    return replace(view, hook_point=place[0], position=place[1]) if place else view
+def _go_to_cell(view: View, click: Mapping[str, Any] | None, run: ExploredRun) -> View:
+    """Go to a cell of the heatmap, known by its labels: Dash drops what else a cell carries."""
+    for point in (click or {}).get("points", ()):
+        for hook_point in run.hook_points:
+            for position in run.positions:
+                if cell_labels(hook_point, position) == (str(point["x"]), str(point["y"])):
+                    return replace(view, hook_point=hook_point, position=position)
+    return view
 
 
 def _drag_threshold(view: View, change: Mapping[str, Any] | None, _: ExploredRun) -> View:
@@ -95,11 +101,14 @@ def _reset_threshold(view: View, _clicks: int, _: ExploredRun) -> View:
     return replace(view, threshold=None, listed="all" if view.listed == "flipped" else view.listed)
 
 
-def _select(view: View, selected: Mapping[str, Any] | None, run: ExploredRun) -> View:
-    """Take the marks in the box or lasso; bars and lines are no marks."""
+def _select(view: View, selected: Mapping[str, Any] | None, _: ExploredRun) -> View:
+    """Take the marks in the box or lasso; bars and lines are no marks.
+
+    An empty selection changes nothing: plotly sends one too when the box is taken off the page.
+    """
     points = (selected or {}).get("points", ())
-    rows = tuple(sorted(point["customdata"] for point in points if "customdata" in point))
-    return replace(view, selected=rows, listed="selected") if rows else _clear(view, 0, run)
+    rows = tuple(sorted({point["customdata"] for point in points if "customdata" in point}))
+    return replace(view, selected=rows, listed="selected") if rows else view
 
 
 def _clear(view: View, _clicks: int, _: ExploredRun) -> View:

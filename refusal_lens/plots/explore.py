@@ -177,11 +177,10 @@ def _mean_data(numbers: Tensor, marks: Marks, height: float, digits: int) -> lis
 
 
 def _threshold_shape(threshold: float, digits: int) -> dict[str, Any]:
-    """Return the line to drag; its label follows while it moves."""
+    """Return the line to drag (with `edits.shapePosition`); its label follows while it moves."""
     return {
         "type": "line",
         "name": "threshold",
-        "editable": True,
         "xref": "x",
         "yref": "paper",
         "x0": threshold,
@@ -342,7 +341,8 @@ def _apply(figure: go.Figure, changes: dict[str, Any]) -> None:
             # Arrays of numbers pass plotly's checks much faster than lists.
             is_numbers = key in ("x", "y") and len(value) > 2
             trace[key] = np.array(value) if is_numbers else value
-    figure.update_layout(changes["layout"])
+    for key, value in changes["layout"].items():
+        figure.layout[key] = value
 
 
 def _see_through() -> dict[str, Any]:

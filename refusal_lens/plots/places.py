@@ -47,8 +47,8 @@ def place_heatmap(
         go.Heatmap(
             z=[[None if math.isnan(number) else round(number, 4) for number in row]
                for row in values.tolist()],
-            x=[f"{site}<br>{position}" for site, position in columns],
-            y=["–" if layer < 0 else str(layer) for layer in rows],
+            x=[_column_label(*column) for column in columns],
+            y=[_row_label(row) for row in rows],
             customdata=places,
             colorscale="Cividis",
             colorbar={"thickness": 12, "title": {"text": score.replace("_", " ")}},
@@ -115,6 +115,16 @@ def ridge_highlight(row: int) -> list[dict[str, Any]]:
     return [{**band, "line": {"color": NEUTRAL_COLOUR, "width": 3}, "layer": "below"}]
 
 
+def cell_labels(hook_point: str, position: str) -> tuple[str, str]:
+    """Return what a place is called along the axes of the heatmap.
+
+    Example:
+        >>> cell_labels("blocks.3.hook_mlp_out", "last")
+        ('mlp_out<br>last', '3')
+    """
+    return _column_label(site_of(hook_point), position), _row_label(_row_of(hook_point))
+
+
 def heatmap_highlight(frame: pd.DataFrame, hook_point: str, position: str) -> list[dict[str, Any]]:
     """Return the shapes that mark one place of a heatmap."""
     rows, columns = _heatmap_axes(frame)
@@ -133,6 +143,14 @@ def _heatmap_axes(frame: pd.DataFrame) -> tuple[list[int], list[tuple[str, str]]
     """Return the layers, -1 for what is outside the blocks, and each site with its positions."""
     rows = sorted({_row_of(name) for name in frame["hook_point"]})
     return rows, list(dict.fromkeys(zip(frame["site"], frame["position"], strict=True)))
+
+
+def _column_label(site: str, position: str) -> str:
+    return f"{site}<br>{position}"
+
+
+def _row_label(row: int) -> str:
+    return "–" if row < 0 else str(row)
 
 
 def _row_of(hook_point: str) -> int:

@@ -41,7 +41,7 @@
     });
     document.querySelectorAll(".control .dash-radioitems").forEach((list) => {
       set(list, { role: "radiogroup", "aria-label": name(list) });
-      list.querySelectorAll("label[role]").forEach((label) => {
+      list.querySelectorAll("label").forEach((label) => {
         label.removeAttribute("role");
         label.removeAttribute("aria-selected");
       });
@@ -53,5 +53,5 @@
     isWaiting = true;
     requestAnimationFrame(() => { isWaiting = false; mend(); });
   }).observe(document.documentElement, { childList: true, subtree: true, attributes: true,
-    attributeFilter: ["role", "aria-hidden", "aria-valuenow"] });
+    attributeFilter: ["role", "aria-hidden", "aria-selected", "aria-valuenow"] });
 })();
