@@ -118,7 +118,7 @@ def _prompts() -> Component:
 
 def _dropdown(name: str, label: str, options: list[str] | None = None) -> Component:
     box = dcc.Dropdown(id=name, options=options or [], clearable=False)
-    return html.Div([html.Label(label, htmlFor=name), box], className="control")
+    return html.Div([html.Label(label, id=f"{name}-label", htmlFor=name), box], className="control")
 
 
 def _radio(name: str, label: str, options: dict[str, str]) -> Component:

@@ -39,6 +39,8 @@
       set(field, { "aria-label": `${name(field)}: ${value ? value.textContent : ""}` });
       field.removeAttribute("aria-hidden");
     });
+    document.querySelectorAll(".control button.dash-dropdown").forEach((button) =>
+      set(button, { "aria-labelledby": `${button.id}-label ${button.id}-value` }));
     document.querySelectorAll(".control .dash-radioitems").forEach((list) => {
       set(list, { role: "radiogroup", "aria-label": name(list) });
       list.querySelectorAll("label").forEach((label) => {
@@ -53,5 +55,6 @@
     isWaiting = true;
     requestAnimationFrame(() => { isWaiting = false; mend(); });
   }).observe(document.documentElement, { childList: true, subtree: true, attributes: true,
-    attributeFilter: ["role", "aria-hidden", "aria-selected", "aria-valuenow"] });
+    attributeFilter: ["role", "aria-hidden", "aria-selected", "aria-valuenow",
+      "aria-labelledby"] });
 })();
