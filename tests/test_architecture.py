@@ -60,7 +60,7 @@ ORDER = (
     ),
     *("diagnosis", "artifacts", "interop", "run_tables", "distributions", "plots", "figures"),
     *("export", "report", "terminal", "compare_runs", "comparison_page"),
-    *("study", "experiments", "cli"),
+    *("study", "experiments", "explorer", "cli"),
 )
 
 

@@ -1,0 +1,217 @@
+"""From a scene to what figures, sentences and the list of prompts show.
+
+Knows which parts stay in the page, so that only what changed is sent. Knows no callbacks.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+from dash import Patch, html
+from dash.development.base_component import Component
+
+from refusal_lens.explorer.scene import Scene
+from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.explore import (
+    histogram_changes,
+    place_histogram,
+    projection_scatter,
+    scatter_changes,
+)
+from refusal_lens.plots.places import (
+    heatmap_highlight,
+    place_heatmap,
+    ridge_highlight,
+    ridgeline,
+)
+
+N_LISTED = 100
+"""Prompts in the list; the export has all of them."""
+
+TITLES = {
+    "raw": "projection on the unit direction (activation units)",
+    "cosine": "cosine with the direction",
+}
+
+Drawn = tuple[go.Figure | Patch, list[str]]
+"""What is sent, and a key of what it leaves standing in the page."""
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def draw_histogram(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
+    """Draw the place, or only what is new of it."""
+    key = [scene.view.run, template]
+    given = (scene.numbers, scene.threshold, scene.marks)
+    changes = histogram_changes(*given)
+    changes["layout"] |= _axes(scene, "xaxis", TITLES[scene.view.scale])
+    if key == drawn:
+        return _patch(changes), key
+    figure = place_histogram(*given, scene.run.prompts, template=template)
+    return figure.update_layout(changes["layout"]), key
+
+
+def draw_scatter(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
+    """Draw the place against the other, or only what is new of it."""
+    key = [scene.view.run, template]
+    given = (scene.numbers, scene.other_numbers, scene.marks)
+    view = scene.view
+    changes = scatter_changes(*given)
+    word = "cosine" if view.is_cosine else "projection"
+    for axis, hook_point, position in (
+        ("xaxis", view.hook_point, view.position),
+        ("yaxis", view.other_hook_point, view.other_position),
+    ):
+        title = f"{word} at {short_name(hook_point)}, {position}"
+        changes["layout"] |= _axes(scene, axis, title)
+    if key == drawn:
+        return _patch(changes), key
+    figure = projection_scatter(*given, scene.run.prompts, template=template)
+    return figure.update_layout(changes["layout"]), key
+
+
+def draw_ridgeline(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
+    """Draw all layers of the site, or only mark another."""
+    view = scene.view
+    key = [view.run, view.method, site_of(view.hook_point), view.position, view.scale, template]
+    shapes = ridge_highlight(scene.site_hook_points.index(view.hook_point))
+    if key == drawn:
+        return _patch({"data": [], "layout": {"shapes": shapes}}), key
+    figure = ridgeline(
+        scene.site_numbers,
+        scene.run.is_harmful,
+        scene.site_hook_points,
+        axis_title=TITLES[view.scale],
+        template=template,
+    )
+    return figure.update_layout(shapes=shapes), key
+
+
+def draw_heatmap(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
+    """Draw a score of all places, or only mark another."""
+    view = scene.view
+    key = [view.run, view.method, view.score, template]
+    scores = scene.projected.scores
+    shapes = heatmap_highlight(scores, view.hook_point, view.position)
+    if key == drawn:
+        return _patch({"data": [], "layout": {"shapes": shapes}}), key
+    return place_heatmap(scores, view.score, template=template).update_layout(shapes=shapes), key
+
+
+def _axes(scene: Scene, axis: str, title: str) -> dict[str, Any]:
+    """Return title and revision of an axis: a zoom stays until the place or the scale changes."""
+    view = scene.view
+    revision = "|".join([*view.ruler, view.other_hook_point, view.other_position])
+    # The box of a selection stands where the marks were; the marks themselves stay selected.
+    return {f"{axis}_title_text": title, f"{axis}_uirevision": revision, "selections": []}
+
+
+def _patch(changes: Mapping[str, Any]) -> Patch:
+    """Return only what changes, for a figure that is in the page already."""
+    patch = Patch()
+    for index, values in enumerate(changes["data"]):
+        for path, value in values.items():
+            _set(patch["data"][index], path.split("."), value)
+    for path, value in changes["layout"].items():
+        _set(patch["layout"], path.split("_"), value)
+    return patch
+
+
+def _set(patch: Any, path: list[str], value: object) -> None:
+    *parents, last = path
+    for parent in parents:
+        patch = patch[parent]
+    patch[last] = value
+
+
+# --- sentences and the list --------------------------------------------------------------------
+
+
+def headline(scene: Scene) -> str:
+    """Say where the page is and what is found there."""
+    view = scene.view
+    scores = scene.projected.score_of(view.hook_point, view.position)
+    place = f"{view.run} · {short_name(view.hook_point)} · position {view.position}"
+    if scores[["separation", "accuracy"]].isna().any():
+        return f"{place} · no direction here"
+    return (
+        f"{place} · separation {signed(scores['separation'])}, accuracy "
+        f"{scores['accuracy']:.1%}, both on prompts held out"
+    )
+
+
+def readout(scene: Scene) -> str:
+    """Say what the threshold does."""
+    if bool(scene.numbers.isnan().any()):
+        return "No direction here, so nothing to set apart."
+    fitted = f"{scene.accuracy(scene.fitted_threshold):.1%} at {signed(scene.fitted_threshold)}"
+    if scene.view.threshold is None:
+        return f"Accuracy {fitted}, the fitted threshold."
+    return (
+        f"Accuracy {scene.accuracy(scene.threshold):.1%} at {signed(scene.threshold)}; fitted "
+        f"{fitted}. {_count(int(scene.is_flipped.sum()), 'prompt')} flipped."
+    )
+
+
+def correlation(scene: Scene) -> str:
+    """Say how far the two places agree."""
+    return f"Correlation over all prompts: {signed(scene.correlation())}"
+
+
+def layer_label(scene: Scene) -> str:
+    """Say which layer the slider is at."""
+    layer = layer_of(scene.view.hook_point)
+    return "Layer: outside the blocks" if layer is None else f"Layer {layer}"
+
+
+def prompt_list(scene: Scene) -> tuple[str, Component]:
+    """Return how many prompts are listed, and the first of them as a table."""
+    rows = scene.listed_rows
+    shown = f", the {N_LISTED} nearest the threshold shown" if len(rows) > N_LISTED else ""
+    said = f"{_count(len(rows), 'prompt')} of {len(scene.run.prompts)}{shown}"
+    head = ["prompt", "category", "class", "called", scene.view.scale, "text"]
+    numbers = scene.numbers.tolist()
+    body = [_row(scene, row, numbers[row]) for row in rows[:N_LISTED]]
+    table = html.Table(
+        [
+            html.Thead(html.Tr([html.Th(name, scope="col") for name in head])),
+            html.Tbody(body),
+        ]
+    )
+    return said, table if body else html.P("None.", className="hint")
+
+
+def _row(scene: Scene, row: int, number: float) -> Component:
+    """Return one prompt; texts are children of elements, and so never read as markup."""
+    prompt = scene.run.prompts[row]
+    classes = ["harmless", "harmful"]
+    side, called = bool(scene.run.is_harmful[row]), number > scene.threshold
+    return html.Tr(
+        [
+            html.Th(prompt.id, scope="row"),
+            html.Td(prompt.category),
+            html.Td(classes[side], className=classes[side]),
+            html.Td(classes[called] if number == number else "–", className=classes[called]),
+            html.Td(signed(number), className="number"),
+            html.Td(prompt.text, className="text", dir="auto"),
+        ],
+        className="wrong" if bool(scene.is_misread[row]) else "",
+    )
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
+def signed(number: float) -> str:
+    """Write a number for people: four significant digits, a real minus sign.
+
+    Example:
+        >>> signed(-0.123456), signed(1234.5), signed(float("nan"))
+        ('−0.1235', '1234', '–')
+    """
+    if number != number:
+        return "–"
+    text = f"{number:.4g}" if abs(number) < 1000 else f"{number:.0f}"
+    return text.replace("-", "−")

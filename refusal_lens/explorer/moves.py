@@ -1,0 +1,127 @@
+"""From what the user did to the view that follows: a pure function.
+
+Knows what each control and each figure's event means. Knows neither Dash nor how anything looks.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from refusal_lens.explorer.runs import ExploredRun
+from refusal_lens.explorer.view import View, settle
+from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.plots.places import cell_labels
+
+FIELDS = {
+    "run": "run",
+    "position": "position",
+    "method": "method",
+    "scale": "scale",
+    "score": "score",
+    "other-hook-point": "other_hook_point",
+    "other-position": "other_position",
+    "category": "category",
+    "text": "text",
+    "listed": "listed",
+}
+"""Controls whose value is a field of the view as it stands."""
+
+Runs = Mapping[str, ExploredRun]
+
+
+def move(
+    previous: View | None, triggers: Iterable[str], values: Mapping[str, Any], runs: Runs
+) -> View:
+    """Return the view after something happened on the page.
+
+    The controls are read even where they did not trigger: one that changed while an answer was on
+    its way is not set back.
+
+    Args:
+        previous: The view before; None while the page loads.
+        triggers: What happened, as `component.property`.
+        values: What every control and event holds, by the same names.
+        runs: The runs, by name.
+    """
+    triggers = set(triggers)
+    if previous is None or "url.search" in triggers:
+        return settle(View.from_search(values["url.search"]), runs)
+    view = _from_controls(previous, values, runs[previous.run])
+    for trigger in triggers & set(_EVENTS):
+        view = _EVENTS[trigger](view, values[trigger], runs[previous.run])
+    if view.run != previous.run:
+        # Rows of one run's prompts mean nothing in another.
+        view = replace(view, selected=(), category="")
+    settled = settle(view, runs)
+    return settled if settled.ruler == previous.ruler else replace(settled, threshold=None)
+
+
+def _from_controls(previous: View, values: Mapping[str, Any], run: ExploredRun) -> View:
+    given = {field: values.get(f"{name}.value") for name, field in FIELDS.items()}
+    view = replace(previous, **{field: v for field, v in given.items() if v is not None})
+    names = run.hook_points_of(site_of(previous.hook_point))
+    row = values.get("layer.value")
+    return view if row is None else replace(view, hook_point=names[min(int(row), len(names) - 1)])
+
+
+def _go_to_site(view: View, site: str | None, run: ExploredRun) -> View:
+    """Go to another site, as near to the layer as it has one."""
+    layer = layer_of(view.hook_point) or 0
+    near = sorted(
+        run.hook_points_of(site or ""), key=lambda name: abs((layer_of(name) or 0) - layer)
+    )
+    return replace(view, hook_point=near[0]) if near else view
+
+
+def _go_to_cell(view: View, click: Mapping[str, Any] | None, run: ExploredRun) -> View:
+    """Go to a cell of the heatmap, known by its labels: Dash drops what else a cell carries."""
+    for point in (click or {}).get("points", ()):
+        for hook_point in run.hook_points:
+            for position in run.positions:
+                if cell_labels(hook_point, position) == (str(point["x"]), str(point["y"])):
+                    return replace(view, hook_point=hook_point, position=position)
+    return view
+
+
+def _drag_threshold(view: View, change: Mapping[str, Any] | None, _: ExploredRun) -> View:
+    """Take the threshold from the line; its ends can be dragged apart, so the middle counts."""
+    ends = [(change or {}).get(f"shapes[0].{end}") for end in ("x0", "x1")]
+    there = [float(end) for end in ends if end is not None]
+    return _set_threshold(view, sum(there) / len(there) if there else None, _)
+
+
+def _set_threshold(view: View, threshold: float | None, _: ExploredRun) -> View:
+    if threshold is None:
+        return view
+    listed = "flipped" if view.listed == "all" else view.listed
+    return replace(view, threshold=float(threshold), listed=listed)
+
+
+def _reset_threshold(view: View, _clicks: int, _: ExploredRun) -> View:
+    return replace(view, threshold=None, listed="all" if view.listed == "flipped" else view.listed)
+
+
+def _select(view: View, selected: Mapping[str, Any] | None, _: ExploredRun) -> View:
+    """Take the marks in the box or lasso; bars and lines are no marks.
+
+    An empty selection changes nothing: plotly sends one too when the box is taken off the page.
+    """
+    points = (selected or {}).get("points", ())
+    rows = tuple(sorted({point["customdata"] for point in points if "customdata" in point}))
+    return replace(view, selected=rows, listed="selected") if rows else view
+
+
+def _clear(view: View, _clicks: int, _: ExploredRun) -> View:
+    return replace(view, selected=(), listed="all" if view.listed == "selected" else view.listed)
+
+
+_EVENTS = {
+    "site.value": _go_to_site,
+    "heatmap.clickData": _go_to_cell,
+    "histogram.relayoutData": _drag_threshold,
+    "threshold.value": _set_threshold,
+    "reset.n_clicks": _reset_threshold,
+    "histogram.selectedData": _select,
+    "scatter.selectedData": _select,
+    "clear.n_clicks": _clear,
+}

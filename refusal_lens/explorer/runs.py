@@ -1,0 +1,229 @@
+"""What the explorer shows of a run: its prompts and, once a method, every prompt's projection.
+
+Knows how to read them from a run folder and keeps them in memory. Never writes, and knows no page.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_lens.activations import Activations
+from refusal_lens.artifacts import RunFolder
+from refusal_lens.config import Config
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.methods import DIFFERENCE_OF_MEANS
+from refusal_lens.prompts import Prompt
+from refusal_lens.selection import BEST_ACCURACY
+from refusal_lens.shards import read_manifest
+from refusal_lens.store import load_hook_point
+from refusal_lens.validation import Projections, validate
+
+METHODS = (DIFFERENCE_OF_MEANS,)
+"""The methods that can be chosen: the one place that lists them."""
+
+SCORES = ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d")
+"""Columns of scores that a heatmap may show, as far as a run has them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """A method's projections of a run, and the scores of every place (one row each)."""
+
+    projections: Projections
+    scores: pd.DataFrame
+
+    def numbers(
+        self, hook_point: str, position: str, *, is_cosine: bool
+    ) -> Float[Tensor, " n_prompts"]:
+        """Return every prompt's projection, or cosine, at one place."""
+        row, column = self.place(hook_point, position)
+        return self._grid(is_cosine)[:, row, column].double()
+
+    def site_numbers(
+        self, hook_points: Sequence[str], position: str, *, is_cosine: bool
+    ) -> Float[Tensor, "n_prompts n_hook_points"]:
+        """Return every prompt's projection, or cosine, at some hook points of one position."""
+        rows = [self.projections.hook_points.index(name) for name in hook_points]
+        column = self.projections.positions.index(position)
+        return self._grid(is_cosine)[:, rows, column].double()
+
+    def threshold(self, hook_point: str, position: str, *, is_cosine: bool) -> float:
+        """Return where a place's threshold starts.
+
+        For projections it is the mean of the thresholds of the folds. Those are of no use for
+        cosines, whose threshold starts midway between the class means.
+        """
+        row, column = self.place(hook_point, position)
+        if not is_cosine:
+            return self.projections.thresholds[row, column].item()
+        cosines = self.numbers(hook_point, position, is_cosine=True)
+        is_harmful = self.projections.is_harmful
+        return (cosines[is_harmful].mean().item() + cosines[~is_harmful].mean().item()) / 2
+
+    def score_of(self, hook_point: str, position: str) -> pd.Series:
+        """Return the scores of one place."""
+        row, column = self.place(hook_point, position)
+        return self.scores.iloc[row * len(self.projections.positions) + column]
+
+    def place(self, hook_point: str, position: str) -> tuple[int, int]:
+        """Return row and column of a place."""
+        at = self.projections
+        return at.hook_points.index(hook_point), at.positions.index(position)
+
+    def _grid(self, is_cosine: bool) -> Float[Tensor, "n_prompts n_hook_points n_positions"]:
+        return self.projections.cosines if is_cosine else self.projections.values
+
+
+class ExploredRun:
+    """A run folder, read once. Projections of a method that the run has not are fitted when asked.
+
+    Safe to share between the threads of a server.
+
+    Args:
+        path: The run folder.
+        name: What it is called on the page and in addresses.
+
+    Raises:
+        RefusalLensError: It holds no run, or neither projections nor activations.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self.folder = RunFolder.open(path)
+        contrast = self.folder.read_prompts()
+        self.prompts: tuple[Prompt, ...] = contrast.prompts
+        self.is_harmful = torch.tensor(contrast.is_harmful)
+        self._projected: dict[str, Projected] = {}
+        self._lock = threading.Lock()
+        self._is_fitted = all(
+            (path / name).is_file() for name in ("projections.safetensors", "separation.csv")
+        )
+        self.own_method = self.folder.read_directions().method if self._is_fitted else METHODS[0]
+        first = self.projected(self.own_method).projections
+        self.hook_points, self.positions = first.hook_points, first.positions
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that can be shown: only the run's own where there are no activations."""
+        others = METHODS if self.folder.activations_path.is_dir() else ()
+        return tuple(dict.fromkeys([self.own_method, *others]))
+
+    @cached_property
+    def sites(self) -> tuple[str, ...]:
+        """The sites, in the order collected."""
+        return tuple(dict.fromkeys(site_of(name) for name in self.hook_points))
+
+    def hook_points_of(self, site: str) -> tuple[str, ...]:
+        """Return a site's hook points, layers ascending."""
+        names = [name for name in self.hook_points if site_of(name) == site]
+        return tuple(sorted(names, key=lambda name: layer_of(name) or 0))
+
+    @cached_property
+    def categories(self) -> tuple[str, ...]:
+        """The categories of the prompts, sorted."""
+        return tuple(sorted({prompt.category for prompt in self.prompts}))
+
+    @cached_property
+    def best(self) -> tuple[str, str]:
+        """Hook point and position to start at: the highest separation of those accurate enough."""
+        scores = self.projected(self.own_method).scores
+        accurate = scores[scores["accuracy"] >= BEST_ACCURACY]
+        among = (accurate if len(accurate) else scores)["separation"].dropna()
+        best = scores.loc[among.idxmax() if len(among) else scores.index[0]]
+        return str(best["hook_point"]), str(best["position"])
+
+    def projected(self, method: str) -> Projected:
+        """Return a method's projections: from memory, from the run folder, or fitted now."""
+        with self._lock:
+            if method not in self._projected:
+                is_written = self._is_fitted and method == self.own_method
+                self._projected[method] = self._read() if is_written else self._fit(method)
+            return self._projected[method]
+
+    def _read(self) -> Projected:
+        scores = self.folder.read_separation()
+        # A position such as -1 is read as a number.
+        scores["position"] = scores["position"].astype(str)
+        projections = self.folder.read_projections()
+        if not torch.equal(projections.is_harmful, self.is_harmful):
+            raise RefusalLensError(
+                f"{self.folder.path} has projections of other prompts than prompts.json lists "
+                f"({len(projections.is_harmful)} and {len(self.is_harmful)}, or in another order). "
+                f"Fit it again: refusal-lens fit {self.folder.path}."
+            )
+        return Projected(projections, scores)
+
+    def _fit(self, method: str) -> Projected:
+        """Fit hook point by hook point, so that only one is in memory at a time."""
+        folder, config = self.folder.activations_path, self.folder.read_config()
+        key = read_manifest(folder)["key"]
+        names = self._read().projections.hook_points if self._is_fitted else key["hook_points"]
+        parts = []
+        for name in names:
+            values = load_hook_point(folder, name)[:, None]
+            here = Activations(values, self.is_harmful, (name,), tuple(key["positions"]))
+            parts.append(fit_method(here, method, config))
+        projections = _join([each for each, _ in parts])
+        return Projected(projections, pd.concat([each for _, each in parts], ignore_index=True))
+
+
+def fit_method(
+    activations: Activations, method: str, config: Config
+) -> tuple[Projections, pd.DataFrame]:
+    """Project held-out prompts by one method, under the settings of the run.
+
+    Returns:
+        The projections, and the scores of every place.
+    """
+    assert method in METHODS, "the page offers no others"
+    separation, projections = validate(
+        activations,
+        clip_quantile=config.directions.clip_quantile,
+        n_folds=config.validation.n_folds,
+        seed=config.validation.seed,
+    )
+    return projections, separation.to_frame()
+
+
+def _join(parts: Sequence[Projections]) -> Projections:
+    """Put projections of the same prompts at different hook points side by side."""
+    return replace(
+        parts[0],
+        values=torch.cat([part.values for part in parts], dim=1),
+        cosines=torch.cat([part.cosines for part in parts], dim=1),
+        is_called_harmful=torch.cat([part.is_called_harmful for part in parts], dim=1),
+        thresholds=torch.cat([part.thresholds for part in parts]),
+        hook_points=tuple(name for part in parts for name in part.hook_points),
+    )
+
+
+def name_runs(paths: Sequence[Path]) -> list[str]:
+    """Name runs by their last two folders, or by all where that leaves two the same.
+
+    Example:
+        >>> name_runs([Path("outputs/gemma/default"), Path("outputs/qwen/default")])
+        ['gemma/default', 'qwen/default']
+        >>> name_runs([Path("/a/gemma/default"), Path("/b/gemma/default")])
+        ['/a/gemma/default', '/b/gemma/default']
+    """
+    whole = [path.resolve() for path in paths]
+    short = ["/".join(path.parts[-2:]).lstrip("/") for path in whole]
+    return [
+        name if short.count(name) == 1 else str(path)
+        for name, path in zip(short, whole, strict=True)
+    ]
+
+
+def open_runs(paths: Sequence[Path]) -> dict[str, ExploredRun]:
+    """Open runs by name, each once; the same folder given twice is one run."""
+    distinct = list(dict.fromkeys(path.resolve() for path in paths))
+    names = name_runs(distinct)
+    return {name: ExploredRun(path, name) for name, path in zip(names, distinct, strict=True)}

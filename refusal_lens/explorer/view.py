@@ -1,0 +1,180 @@
+"""What the page shows, as one value: the state that the address holds.
+
+Knows how to write it into an address, read it back whatever stands there, and settle it on what the
+runs have. Knows no page and no numbers.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from urllib.parse import parse_qs, urlencode
+
+from refusal_lens.explorer.runs import SCORES, ExploredRun
+from refusal_lens.hook_points import layer_of, site_of
+
+SCALES = ("raw", "cosine")
+LISTS = ("all", "selected", "flipped", "misread")
+"""Which prompts are listed: `flipped` are those that a moved threshold calls otherwise, `misread`
+those on the wrong side of it."""
+
+
+@dataclass(frozen=True)
+class View:
+    """All that the page shows.
+
+    `hook_point` and `position` are the place, `other_*` the one it is compared with. `threshold` is
+    None where it has not been moved. `selected` are rows of the run's prompts.
+    """
+
+    run: str = ""
+    hook_point: str = ""
+    position: str = ""
+    method: str = ""
+    scale: str = "raw"
+    score: str = "separation"
+    threshold: float | None = None
+    other_hook_point: str = ""
+    other_position: str = ""
+    category: str = ""
+    text: str = ""
+    listed: str = "all"
+    selected: tuple[int, ...] = ()
+
+    @property
+    def is_cosine(self) -> bool:
+        """The numbers shown are cosines."""
+        return self.scale == "cosine"
+
+    @property
+    def ruler(self) -> tuple[str, ...]:
+        """What a threshold is bound to: on another ruler its number means nothing."""
+        return self.run, self.hook_point, self.position, self.method, self.scale
+
+    def to_search(self) -> str:
+        """Write the view as the search part of an address; what is as it starts is left out."""
+        start = View()
+        given = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(start, field.name)
+        }
+        if "selected" in given:
+            given["selected"] = write_rows(self.selected)
+        return f"?{urlencode(given)}"
+
+    @classmethod
+    def from_search(cls, search: str | None) -> "View":
+        """Read a view from an address; what cannot be read is as it starts."""
+        names = {field.name for field in fields(cls)}
+        found = parse_qs((search or "").removeprefix("?"))
+        given: dict[str, str] = {
+            name: values[-1] for name, values in found.items() if name in names
+        }
+        return cls(**{name: _READERS.get(name, str)(text) for name, text in given.items()})
+
+    @classmethod
+    def from_store(cls, stored: Mapping[str, object] | None) -> "View":
+        """Read a view that travelled as JSON."""
+        given = dict(stored or {})
+        return cls(**given | {"selected": tuple(given.get("selected", ()))})  # pyright: ignore
+
+
+def settle(view: View, runs: Mapping[str, ExploredRun]) -> View:
+    """Return the nearest view that the runs can show.
+
+    Another run may lack a site, layer or position, and an address may say anything.
+    """
+    run = runs.get(view.run) or next(iter(runs.values()))
+    hook_point, position = _place(run, view.hook_point, view.position, run.best)
+    other = _place(
+        run, view.other_hook_point, view.other_position, _beside(run, hook_point, position)
+    )
+    n_prompts = len(run.prompts)
+    return replace(
+        view,
+        run=run.name,
+        hook_point=hook_point,
+        position=position,
+        method=_one_of(view.method, run.methods, run.own_method),
+        scale=_one_of(view.scale, SCALES, SCALES[0]),
+        score=_one_of(view.score, SCORES, SCORES[0]),
+        other_hook_point=other[0],
+        other_position=other[1],
+        category=_one_of(view.category, run.categories, ""),
+        listed=_one_of(view.listed, LISTS, LISTS[0]),
+        selected=tuple(row for row in view.selected if row < n_prompts),
+    )
+
+
+def _place(
+    run: ExploredRun, hook_point: str, position: str, fallback: tuple[str, str]
+) -> tuple[str, str]:
+    """Return a place of the run: the one wanted, the nearest layer of its site, or the fallback."""
+    if hook_point not in run.hook_points:
+        names = run.hook_points_of(site_of(hook_point))
+        layer = layer_of(hook_point) or 0
+        near = sorted(names, key=lambda name: abs((layer_of(name) or 0) - layer))
+        hook_point = near[0] if near else fallback[0]
+    return hook_point, _one_of(position, run.positions, fallback[1])
+
+
+def _beside(run: ExploredRun, hook_point: str, position: str) -> tuple[str, str]:
+    """Return a place to compare with: the same position halfway down the layers."""
+    names = run.hook_points_of(site_of(hook_point))
+    return names[names.index(hook_point) // 2], position
+
+
+def _one_of(wanted: str, there: Iterable[str], fallback: str) -> str:
+    return wanted if wanted in there else fallback
+
+
+# --- rows and numbers in addresses -------------------------------------------------------------
+
+
+def write_rows(rows: Iterable[int]) -> str:
+    """Write rows as ranges.
+
+    Example:
+        >>> write_rows([7, 1, 2, 3])
+        '1-3,7'
+    """
+    runs: list[list[int]] = []
+    for row in sorted(set(rows)):
+        if runs and row == runs[-1][1] + 1:
+            runs[-1][1] = row
+        else:
+            runs.append([row, row])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def read_rows(text: str) -> tuple[int, ...]:
+    """Read ranges of rows; parts that are none are passed over.
+
+    Example:
+        >>> read_rows("1-3,7,x")
+        (1, 2, 3, 7)
+    """
+    rows: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", part)
+        if match is not None:
+            rows.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(rows))
+
+
+def read_number(text: str) -> float | None:
+    """Read a finite number; None where there is none.
+
+    Example:
+        >>> read_number("-0.5"), read_number("nan"), read_number("high")
+        (-0.5, None, None)
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+_READERS = {"threshold": read_number, "selected": read_rows}
