@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from transformer_lens import HookedTransformer
+from transformer_lens.components import RMSNorm
 
 Queries = Float[Tensor, "batch n_query n_heads d_head"]
 Keys = Float[Tensor, "batch n_keys n_kv_heads d_head"]
@@ -115,7 +117,7 @@ def forward(
 @dataclass(frozen=True, eq=False)
 class _BlockInput:
     past: KeyValues | None
-    mask: Bool[Tensor, "pos key_pos"] | None
+    mask: Bool[Tensor, "pos key_pos"] | CausalBias | None
     offset: int
     read: Int[Tensor, "batch n_read"] | None
     stop_site: str
@@ -128,7 +130,7 @@ def _run_block(
     resid_pre = block.hook_resid_pre(resid_pre)
     if given.stop_site == "resid_pre":
         return resid_pre, None
-    attn_out, key_values = _attend(block.attn, block.ln1(resid_pre), given)
+    attn_out, key_values = _attend(block.attn, _normalise(block.ln1, resid_pre), given)
     if given.read is not None:
         resid_pre = _take(resid_pre, given.read)
     if block.cfg.use_normalization_before_and_after:
@@ -137,13 +139,22 @@ def _run_block(
     if given.stop_site == "attn_out":
         return attn_out, key_values
     if block.cfg.parallel_attn_mlp:
-        mlp_out = block.apply_mlp(block.ln2(resid_pre))
+        mlp_out = block.apply_mlp(_normalise(block.ln2, resid_pre))
         return block.hook_resid_post(resid_pre + attn_out + mlp_out), key_values
     resid_mid = block.hook_resid_mid(resid_pre + attn_out)
     if given.stop_site == "resid_mid":
         return resid_mid, key_values
-    mlp_out = block.apply_mlp(block.ln2(resid_mid))
+    mlp_out = block.apply_mlp(_normalise(block.ln2, resid_mid))
     return block.hook_resid_post(resid_mid + mlp_out), key_values
+
+
+def _normalise(
+    norm: Any, x: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """Normalise in one kernel where nobody looks at the steps in between."""
+    if type(norm) is not RMSNorm or norm.hook_scale.fwd_hooks or norm.hook_normalized.fwd_hooks:
+        return norm(x)
+    return F.rms_norm(x, (norm.length,), norm.w, norm.eps)
 
 
 def _attend(
@@ -174,7 +185,7 @@ def _fused(
     cap = attn.cfg.attn_scores_soft_cap or -1.0
     if cap > 0:
         return _soft_capped(q, k, v, mask, attn.attn_scale, cap).transpose(1, 2)
-    if mask is not None and q.is_cuda:
+    if mask is not None and q.is_cuda and not isinstance(mask, CausalBias):
         # With a mask, CUDA's fused kernels take no grouped heads, and torch falls back to the one
         # that writes the scores out.
         k, v = (_repeat_groups(heads, q.shape[1]) for heads in (k, v))
@@ -210,7 +221,7 @@ def _repeat_groups(
 
 def _mask(
     model: HookedTransformer, kind: str, ids: Tensor, offset: int
-) -> Bool[Tensor, "pos key_pos"] | None:
+) -> Bool[Tensor, "pos key_pos"] | CausalBias | None:
     """Say which keys each query sees; None where plain causal attention says it all.
 
     Padding on the right needs no mask: no real token comes after it.
@@ -219,6 +230,9 @@ def _mask(
     is_windowed = kind == "local" and n_keys > (model.cfg.window_size or n_keys)
     if offset == 0 and not is_windowed:
         return None
+    if ids.is_cuda and not is_windowed and not model.cfg.attn_scores_soft_cap > 0:
+        # Said in words, not as a tensor, so that CUDA's flash kernel takes it.
+        return causal_lower_right(ids.shape[1], n_keys)
     attn = next(block.attn for block in model.blocks if block.attn.attn_type == kind)
     return _visible(attn, torch.arange(offset, n_keys, device=ids.device), n_keys)
 
