@@ -67,17 +67,15 @@ def causal_scores(
     Directions are fitted on one third of the prompts and scored on another; the last third is left
     for what is measured with the chosen one. Plain ablation (to zero, at every residual write) and
     affine ablation (to the harmless mean, at the direction's own hook point) stand side by side;
-    `intervention` says which of them the choice goes by. Affine ablation is the default: where
-    harmless prompts project to zero the two are the same, and elsewhere zero is a place where the
-    model never is.
+    `intervention` says which of them the choice goes by; affine is the default, because zero may be
+    a place where the model never is.
 
     Args:
         model: The model the activations came from.
         activations: Of all prompts, in their order.
         prompts: The prompts.
         refusal_ids: Ids of the refusal tokens (`RefusalReport.refusal_ids`).
-        has_refusal: Whether the model refuses at all (`RefusalReport.has_refusal`); a direction
-            cannot cause what does not happen.
+        has_refusal: Whether the model refuses at all (`RefusalReport.has_refusal`).
         rule: Thresholds; None takes the paper's.
         intervention: `affine_ablate` or `ablate`.
         n_answer_tokens: Answer tokens that the longer KL goes over.
@@ -87,15 +85,15 @@ def causal_scores(
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Source:
-        Arditi et al. 2024, arXiv 2406.11717, appendix C; affine ablation: Marshall et al. 2024,
-        arXiv 2411.09003.
+        Arditi et al. 2024, arXiv 2406.11717, appendix C; Marshall et al. 2024, arXiv 2411.09003.
     """
     parts = deal_parts(activations, seed)
     candidates = fit_candidates(activations, parts, clip_quantile=clip_quantile, seed=seed)
     rows = take_prompts(prompts, parts, SELECT)
+    labelled = [(prompts.prompts[i], prompts.is_harmful[i]) for i in rows]
     runs = _run_candidates(
         model,
-        [(prompts.prompts[i], prompts.is_harmful[i]) for i in rows],
+        labelled,
         candidates,
         refusal_ids,
         n_answer_tokens=n_answer_tokens,
@@ -104,8 +102,9 @@ def causal_scores(
     )
     table = pd.DataFrame([_score_row(c, i, runs, activations, parts)
                           for i, c in enumerate(candidates)])  # fmt: skip
-    n_layers = model.cfg.n_layers
-    table, choice = judge_table(table, n_layers, rule or CausalRule(), intervention, has_refusal)
+    table, choice = judge_table(
+        table, model.cfg.n_layers, rule or CausalRule(), intervention, has_refusal
+    )
     n_passes = runs.harmful.n_passes + runs.harmless.n_passes
     return CausalScores(table, choice, n_passes, len(rows))
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -202,7 +203,7 @@ def _place(
                 f"layer too, such as {selector}:{len(names) // 2}."
             )
         return names[0], normalise_position(position.strip() or "last")
-    table = run_folder.read_table("causal_scores")
+    table: Any = run_folder.read_table("causal_scores")
     if table is not None and table["is_chosen"].any():
         row = table[table["is_chosen"]].iloc[0]
         return row["hook_point"], str(row["position"])

@@ -215,8 +215,9 @@ def prompt_mask(
         RefusalLensError: A prompt is shorter than the position needs.
 
     Example:
-        >>> prompt_mask(tokenise(tiny_model.tokenizer, prompts.prompts[:1]), "last")[0, -2:]
-        tensor([False,  True])
+        >>> prompt_mask(Tokens(("a", "b"), ((1, 2, 3), (4, 5)), ((0, 2), (0, 1))), "mean")
+        tensor([[ True,  True,  True],
+                [False,  True,  True]])
     """
     position, longest = normalise_position(position), max(tokens.lengths)
     mask = torch.zeros(len(tokens), longest, dtype=torch.bool)

@@ -57,7 +57,7 @@ def verdict(row: Any, suffix: str, max_kl: float, has_refusal: bool) -> str:
     return SEPARATES_AND_CAUSES if is_cause else SEPARATES_ONLY
 
 
-def compare_ablations(table: pd.DataFrame) -> str:
+def compare_ablations(table: Any) -> str:
     """Say in words which ablation works: at zero, or at the harmless mean."""
     n, plain, affine = (
         len(table),
@@ -100,19 +100,19 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         the plain rate beside them; controls are pooled over their seeds.
     """
     rows = []
-    for (intervention, _kind, is_harmful), group in table.groupby(
-        ["intervention", "direction", "is_harmful"], sort=False
-    ):
+    order = ["intervention", "direction", "is_harmful"]
+    groups: Any = table.groupby(order, sort=False)
+    for (intervention, _, is_harmful), group in groups:
         strengths = [s for s in group["strength"].unique() if s != 0]
         full = group[group["strength"] == min(strengths, key=lambda s: abs(s - 1))]
         is_plain = (table["strength"] == 0) & (table["is_harmful"] == is_harmful)
         plain = table[is_plain & (table["intervention"] == intervention)].iloc[0]
         rows.append(_summary_row(full, plain) | {"is_harmful": is_harmful})
-    order = ["intervention", "direction", "is_harmful"]
-    return pd.DataFrame(rows).pipe(lambda t: t[[*order, *(c for c in t if c not in order)]])
+    others = [name for name in rows[0] if name not in order]
+    return pd.DataFrame(rows, columns=pd.Index([*order, *others]))
 
 
-def _summary_row(full: pd.DataFrame, plain: pd.Series) -> dict[str, Any]:
+def _summary_row(full: Any, plain: Any) -> dict[str, Any]:
     n_prompts = int(full["n_prompts"].sum())
     n_refused = round(float((full["refusal_rate"] * full["n_prompts"]).sum()))
     low, high = wilson_interval(n_refused, n_prompts)
@@ -145,10 +145,10 @@ def verdict_of_rates(
     """
     if not (auroc >= MIN_AUROC and p_value <= MAX_SEPARATION_P):
         return NEITHER
-    moved = summary.assign(moved=summary["refusal_rate"] - summary["plain_rate"])
+    moved: Any = summary.assign(moved=summary["refusal_rate"] - summary["plain_rate"])
     removed = -_moves(moved, ablation, is_harmful=True)
     induced = _moves(moved, "add", is_harmful=False)
-    plain = summary.groupby("is_harmful")["plain_rate"].first()
+    plain = {row["is_harmful"]: row["plain_rate"] for row in summary.to_dict("records")}
     gap = plain.get(True, 0.0) - plain.get(False, 0.0)
     if removed.empty or induced.empty or not gap > 0:
         return SEPARATES_ONLY
@@ -160,6 +160,6 @@ def verdict_of_rates(
     return SEPARATES_AND_CAUSES if is_cause else SEPARATES_ONLY
 
 
-def _moves(moved: pd.DataFrame, intervention: str, *, is_harmful: bool) -> pd.Series:
+def _moves(moved: Any, intervention: str, *, is_harmful: bool) -> Any:
     rows = moved[(moved["intervention"] == intervention) & (moved["is_harmful"] == is_harmful)]
     return rows.set_index("direction")["moved"]
