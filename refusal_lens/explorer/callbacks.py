@@ -69,7 +69,7 @@ def _register_moves(app: Dash, runs: Runs) -> None:
     Dash does not call a callback again for outputs of its own that are inputs too, so that the
     address, the controls and the view can follow each other both ways without a loop.
     """
-    inputs = {key: Input(*key.split(".")) for key in ("url.search", *VALUES, *EVENTS)}
+    inputs = {key: Input(*_split(key)) for key in ("url.search", *VALUES, *EVENTS)}
     # Shown again in a moment: a click on the same cell must count once more.
     settable = (*VALUES, *FURTHER, "heatmap.clickData")
 
@@ -77,12 +77,12 @@ def _register_moves(app: Dash, runs: Runs) -> None:
         output={
             "view": Output("view", "data"),
             "search": Output("url", "search"),
-            "controls": {key: Output(*key.split(".")) for key in settable},
+            "controls": {key: Output(*_split(key)) for key in settable},
         },
         inputs={
             "values": inputs,
             "stored": State("view", "data"),
-            "further": {key: State(*key.split(".")) for key in FURTHER},
+            "further": {key: State(*_split(key)) for key in FURTHER},
         },
         # A method that is new to a run is fitted here, which can take a while.
         running=[(Output("busy", "className"), "busy on", "busy")],
@@ -102,6 +102,12 @@ def _register_moves(app: Dash, runs: Runs) -> None:
             "search": no_update if is_given or view == previous else view.to_search(),
             "controls": {k: no_update if wanted[k] == there[k] else wanted[k] for k in settable},
         }
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return component and property."""
+    name, _, property_ = key.partition(".")
+    return name, property_
 
 
 def settings(scene: Scene) -> dict[str, Any]:

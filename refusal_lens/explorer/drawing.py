@@ -3,6 +3,7 @@
 Knows which parts stay in the page, so that only what changed is sent. Knows no callbacks.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,9 +132,9 @@ def _set(patch: Any, path: list[str], value: object) -> None:
 def headline(scene: Scene) -> str:
     """Say where the page is and what is found there."""
     view = scene.view
-    scores = scene.projected.score_of(view.hook_point, view.position)
+    scores = scene.projected.scores_of(view.hook_point, view.position)
     place = f"{view.run} · {short_name(view.hook_point)} · position {view.position}"
-    if scores[["separation", "accuracy"]].isna().any():
+    if math.isnan(scores["separation"]) or math.isnan(scores["accuracy"]):
         return f"{place} · no direction here"
     return (
         f"{place} · separation {signed(scores['separation'])}, accuracy "

@@ -88,7 +88,7 @@ def _row(*children: Component) -> Component:
     return html.Div(list(children), className="row")
 
 
-def _graph(name: str, config: dict[str, Any], size: str = "") -> Component:
+def _graph(name: str, config: Any, size: str = "") -> Component:
     """Return a figure in a box of its own: a figure that follows its box has no height itself."""
     graph = dcc.Graph(id=name, config=config, responsive=True)
     return html.Div(graph, className=f"graph {size}")
@@ -148,6 +148,6 @@ def _input(name: str, label: str, **options: Any) -> Component:
     )
 
 
-def _named(label: str) -> dict[str, str]:
+def _named(label: str) -> dict[str, Any]:
     """Name a region for screen readers."""
     return {"aria-label": label}

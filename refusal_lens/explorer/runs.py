@@ -3,6 +3,7 @@
 Knows how to read them from a run folder and keeps them in memory. Never writes, and knows no page.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -68,10 +69,11 @@ class Projected:
         is_harmful = self.projections.is_harmful
         return (cosines[is_harmful].mean().item() + cosines[~is_harmful].mean().item()) / 2
 
-    def score_of(self, hook_point: str, position: str) -> pd.Series:
-        """Return the scores of one place."""
+    def scores_of(self, hook_point: str, position: str) -> dict[str, float]:
+        """Return separation and accuracy of one place."""
         row, column = self.place(hook_point, position)
-        return self.scores.iloc[row * len(self.projections.positions) + column]
+        at = row * len(self.projections.positions) + column
+        return {name: float(self.scores[name].iloc[at]) for name in ("separation", "accuracy")}
 
     def place(self, hook_point: str, position: str) -> tuple[int, int]:
         """Return row and column of a place."""
@@ -135,10 +137,12 @@ class ExploredRun:
     def best(self) -> tuple[str, str]:
         """Hook point and position to start at: the highest separation of those accurate enough."""
         scores = self.projected(self.own_method).scores
-        accurate = scores[scores["accuracy"] >= BEST_ACCURACY]
-        among = (accurate if len(accurate) else scores)["separation"].dropna()
-        best = scores.loc[among.idxmax() if len(among) else scores.index[0]]
-        return str(best["hook_point"]), str(best["position"])
+        separation = scores["separation"].fillna(-math.inf)
+        is_accurate = scores["accuracy"] >= BEST_ACCURACY
+        if is_accurate.any():
+            separation = separation.where(is_accurate, -math.inf)
+        best = int(separation.to_numpy().argmax())
+        return str(scores["hook_point"].iloc[best]), str(scores["position"].iloc[best])
 
     def projected(self, method: str) -> Projected:
         """Return a method's projections: from memory, from the run folder, or fitted now."""

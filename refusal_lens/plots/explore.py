@@ -86,8 +86,8 @@ def place_histogram(
     traces = [_bars(look) for look in _LOOKS]
     traces += [_marks(look, marks.rows(look.is_harmful), prompts) for look in _LOOKS]
     for trace, look in zip(traces[2:], _LOOKS, strict=True):
-        trace.update(yaxis="y2", y=_jitter(len(trace.customdata), int(look.is_harmful)))
-        trace.update(showlegend=False)
+        heights = _jitter(len(marks.rows(look.is_harmful)), int(look.is_harmful))
+        trace.update(yaxis="y2", y=heights, showlegend=False)
     traces += [_crosses(), *(_mean_line(look) for look in _LOOKS)]
     figure = go.Figure(traces, {"template": template, **_histogram_layout()})
     _apply(figure, histogram_changes(numbers, threshold, marks))
@@ -335,7 +335,7 @@ def scatter_changes(
 # --- common ------------------------------------------------------------------------------------
 
 
-def _apply(figure: go.Figure, changes: dict[str, Any]) -> None:
+def _apply(figure: Any, changes: dict[str, Any]) -> None:
     for trace, values in zip(figure.data, changes["data"], strict=True):
         for key, value in values.items():
             # Arrays of numbers pass plotly's checks much faster than lists.

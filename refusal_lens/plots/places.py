@@ -131,11 +131,11 @@ def heatmap_highlight(frame: pd.DataFrame, hook_point: str, position: str) -> li
     row = rows.index(_row_of(hook_point))
     column = columns.index((site_of(hook_point), position))
     box = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
-    frame = {"type": "rect", "xref": "x", "yref": "y", **box}
+    outline = {"type": "rect", "xref": "x", "yref": "y", **box}
     # Two lines, so that it stands out on the light and the dark end of the scale.
     return [
-        {**frame, "line": {"color": "black", "width": 5}},
-        {**frame, "line": {"color": "white", "width": 2}},
+        {**outline, "line": {"color": "black", "width": 5}},
+        {**outline, "line": {"color": "white", "width": 2}},
     ]
 
 
