@@ -3,7 +3,7 @@
 Knows neither how they come about nor files.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -33,6 +33,12 @@ class Activations:
             self.hook_points.index(hook_point),
             self.positions.index(normalise_position(position)),
         ]
+
+    def only_at(self, hook_point: str, position: str) -> "Activations":
+        """Return the activations at one place, as a grid of one."""
+        here = self.at(hook_point, position)[:, None, None]
+        positions = (normalise_position(position),)
+        return replace(self, values=here, hook_points=(hook_point,), positions=positions)
 
     def __repr__(self) -> str:
         """Say how much was collected and where."""

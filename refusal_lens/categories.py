@@ -15,7 +15,7 @@ from refusal_lens.directions import CLIP_QUANTILE, clip, normalise
 from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.prompts import Prompt
-from refusal_lens.scoring import auroc
+from refusal_lens.scores import auroc
 from refusal_lens.subspaces import fit_categories
 from refusal_lens.validation import Projections
 

@@ -26,9 +26,8 @@ from refusal_lens.comparison import (
 )
 from refusal_lens.directions import Directions
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.prompts import ContrastSet
-from refusal_lens.scoring import SCORES, score_projections
+from refusal_lens.scores import SCORES
 from refusal_lens.store import load_hook_point
 from refusal_lens.validation import Projections
 
@@ -176,29 +175,13 @@ def _summarise(run: Run) -> dict[str, object]:
 
 
 def _own_scores(run: Run) -> pd.DataFrame:
-    """Score every place of a run by its own method, from its held-out projections."""
-    projections = run.projections
-    scores = score_projections(
-        projections.values,
-        projections.cosines,
-        projections.is_called_harmful,
-        projections.is_harmful,
-    )
-    rows = [
-        {
-            "run": run.name,
-            "method": run.directions.method,
-            "is_clipped": run.directions.clip_quantile is not None,
-            "hook_point": hook_point,
-            "site": site_of(hook_point),
-            "layer": layer_of(hook_point),
-            "position": position,
-            **{name: value[row, column].item() for name, value in scores.items()},
-        }
-        for row, hook_point in enumerate(projections.hook_points)
-        for column, position in enumerate(projections.positions)
-    ]
-    return pd.DataFrame(rows)
+    """Return the run's own scores of every place."""
+    table = run.folder.read_separation()
+    table.insert(0, "run", run.name)
+    table.insert(1, "method", run.directions.method)
+    table.insert(2, "is_clipped", run.directions.clip_quantile is not None)
+    place = ["hook_point", "site", "layer", "position"]
+    return table.filter(["run", "method", "is_clipped", *place, *SCORES])
 
 
 def _scores(run: Run) -> pd.DataFrame:

@@ -19,8 +19,9 @@ from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.methods import fit_grid
 from refusal_lens.moments import class_moments
 from refusal_lens.prompts import Prompt
-from refusal_lens.scoring import auroc, cross_fit, held_out_scores
+from refusal_lens.scores import auroc
 from refusal_lens.subspaces import fit_categories
+from refusal_lens.validation import held_out_scores
 
 COSINE_COLUMNS = ("kind", "hook_point", "position", "a", "b", "cosine", "ceiling")
 
@@ -52,11 +53,10 @@ def compare_methods(
     clips = [None] if clip_quantile is None else [clip_quantile, None]
     tables = []
     for method in methods:
-        fits = cross_fit(activations, folds, method)
         vectors, is_kept = fit_grid(activations.values, activations.is_harmful, method)
         for quantile in clips:
             units = [normalise(clip(each.nan_to_num(), quantile)) for each in (vectors, means)]
-            columns = held_out_scores(activations, fits, quantile) | {
+            columns = held_out_scores(activations, folds, quantile, method) | {
                 "cosine_to_difference_of_means": (units[0] * units[1]).sum(dim=-1)
             }
             table = _grid_table(activations.hook_points, activations.positions, columns)

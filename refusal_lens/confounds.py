@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler as Standardise
 from torch import Tensor
 
 from refusal_lens.prompts import ContrastSet, Prompt
-from refusal_lens.scoring import auroc, auroc_interval
+from refusal_lens.scores import auroc, auroc_interval
 from refusal_lens.validation import Projections
 
 TOKEN_COUNT, FINAL_PUNCTUATION = "token_count", "final_punctuation"

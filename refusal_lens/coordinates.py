@@ -12,7 +12,7 @@ from refusal_lens.activations import Activations
 from refusal_lens.directions import Directions, clip, normalise
 from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.methods import DIFFERENCE_OF_MEANS, fit_grid
-from refusal_lens.scoring import cross_fit, held_out_scores
+from refusal_lens.validation import held_out_scores
 
 CLIP_QUANTILES = (None, 0.9999, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.75, 0.5)
 """Quantiles of the sweep; None does not clip, 0.5 leaves little more than signs."""
@@ -85,11 +85,10 @@ def clip_sweep(
         One row a place and quantile (NaN: not clipped), with `separation`, `accuracy`, `auroc` and
         `cosine_to_unclipped`, of the directions fitted to all prompts.
     """
-    fits = cross_fit(activations, folds, method)
     vectors, is_kept = fit_grid(activations.values, activations.is_harmful, method)
     rows = []
     for quantile in CLIP_QUANTILES:
-        scores = held_out_scores(activations, fits, quantile)
+        scores = held_out_scores(activations, folds, quantile, method)
         cosines = (normalise(vectors) * normalise(clip(vectors, quantile))).sum(dim=-1)
         rows += _sweep_rows(activations, quantile, scores, cosines, is_kept)
     return pd.DataFrame(rows)

@@ -28,7 +28,6 @@ from refusal_lens.confounds import (
 from refusal_lens.coordinates import clip_sweep, coordinate_table
 from refusal_lens.directions import Directions
 from refusal_lens.prompts import ContrastSet
-from refusal_lens.scoring import only_at
 from refusal_lens.selection import Choice
 from refusal_lens.validation import Projections, assign_folds
 
@@ -73,7 +72,7 @@ def compute_tables(fitted: Fitted) -> dict[str, pd.DataFrame]:
 def _tables_at_best(fitted: Fitted, best: Choice) -> dict[str, pd.DataFrame]:
     settings, seed = fitted.config.directions, fitted.config.validation.seed
     folds = assign_folds(fitted.activations.is_harmful, fitted.config.validation.n_folds, seed)
-    here = only_at(fitted.activations, best.hook_point, best.position)
+    here = fitted.activations.only_at(best.hook_point, best.position)
     counts = fitted.token_counts
     lengths = None if counts is None else counts["n_tokens"].tolist()
     confounds = [
@@ -96,7 +95,7 @@ def _tables_at_best(fitted: Fitted, best: Choice) -> dict[str, pd.DataFrame]:
 
 def _cosines_at_best(fitted: Fitted, best: Choice) -> list[pd.DataFrame]:
     settings = fitted.config.directions
-    here = only_at(fitted.activations, best.hook_point, best.position)
+    here = fitted.activations.only_at(best.hook_point, best.position)
     options = {"clip_quantile": settings.clip_quantile}
     return [
         method_cosines(here, settings.compare_methods, **options),

@@ -82,6 +82,32 @@ def score(
     return {name: values[0] for name, values in scores.items()}
 
 
+def auroc(
+    values: Float[Tensor, " n_prompts *grid"], is_harmful: Bool[Tensor, " n_prompts"]
+) -> Float[Tensor, "*grid"]:
+    """Return the chance that a harmful prompt lies above a harmless one; ties count half.
+
+    Example:
+        >>> auroc(torch.tensor([2.0, 1.0, 1.0, 0.0]), torch.tensor([True, True, False, False]))
+        tensor(0.8750, dtype=torch.float64)
+    """
+    return score(values.double(), values.double(), is_harmful, ("auroc",))["auroc"]
+
+
+def auroc_interval(
+    values: Float[Tensor, " n_prompts"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of an AUROC: prompts redrawn within their class."""
+    counts = draw_counts(is_harmful, n_resamples, seed)
+    exact = values.double()
+    low, high = interval(resample(exact, exact, is_harmful, counts, ("auroc",))["auroc"])
+    return low.item(), high.item()
+
+
 def resample(
     cosines: Float[Tensor, " n_prompts *grid"],
     margins: Float[Tensor, " n_prompts *grid"],

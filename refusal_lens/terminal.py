@@ -25,7 +25,7 @@ from refusal_lens.positions import PositionRead
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.readout import Unembedding
 from refusal_lens.refusal import RefusalReport
-from refusal_lens.scoring import SCORES
+from refusal_lens.scores import SCORES
 from refusal_lens.selection import GOOD_SEPARATION, CausalChoice, Choice, WeightKernel
 from refusal_lens.stability import Stability
 from refusal_lens.tokens import Tokens

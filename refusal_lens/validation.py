@@ -258,6 +258,18 @@ def validate(
     return separation, first_projections(activations, splits, folds[0])
 
 
+def held_out_scores(
+    activations: Activations,
+    folds: Int[Tensor, " n_prompts"],
+    clip_quantile: float | None,
+    method: str = DIFFERENCE_OF_MEANS,
+) -> Scores:
+    """Score every place on the prompts that its directions were not fitted to; no intervals."""
+    splits = project_splits(activations, fitting_splits(folds[None]), clip_quantile, method)
+    values, thresholds = splits.held_out(folds)
+    return score(values / splits.norms, values - thresholds, activations.is_harmful)
+
+
 def _score_repeats(
     splits: Splits,
     folds: Int[Tensor, "n_repeats n_prompts"],

@@ -48,7 +48,6 @@ ORDER = (
         "candidates",
         "causal",
         "dose",
-        "scoring",
         "subspaces",
         "confounds",
         "coordinates",

@@ -7,7 +7,7 @@ from refusal_lens.activations import Activations
 from refusal_lens.categories import category_table, misread_table, transfer_table
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts import Prompt
-from refusal_lens.scoring import auroc
+from refusal_lens.scores import auroc
 from refusal_lens.subspaces import fit_categories, fit_subspace
 from refusal_lens.validation import assign_folds, validate
 

@@ -8,10 +8,18 @@ import torch
 from conftest import noise
 from scipy.stats import norm, ttest_ind
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+from test_validation import make
 
-from refusal_lens.crossfit import fitting_splits, project_splits, repeat_folds
-from refusal_lens.scores import draw_counts, interval, resample, score
-from refusal_lens.validation import validate
+from refusal_lens.crossfit import assign_folds, fitting_splits, project_splits, repeat_folds
+from refusal_lens.scores import (
+    auroc,
+    auroc_interval,
+    draw_counts,
+    interval,
+    resample,
+    score,
+)
+from refusal_lens.validation import held_out_scores, validate
 
 IS_HARMFUL = torch.arange(50) < 18
 
@@ -104,3 +112,82 @@ def splits_at(activations, folds, shift: float) -> np.ndarray:
         unit = values[fit & labels].mean(0) - values[fit & ~labels].mean(0)
         parts.append(shift * unit[:, 0] / unit.norm(dim=-1))
     return torch.stack(parts).numpy()
+
+
+def test_auroc_alone_equals_scikit_learn_with_ties_and_unequal_classes():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 5, (90, 2, 3), generator=generator).double()
+    labels = torch.arange(90) < 20
+    values[labels] += 1
+    expected = [
+        [roc_auc_score(labels, values[:, row, column]) for column in range(3)] for row in range(2)
+    ]
+    torch.testing.assert_close(auroc(values, labels), torch.tensor(expected).double())
+
+
+def test_planted_shift_has_its_closed_form_auroc():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(40000, generator=generator).double()
+    labels = torch.arange(40000) < 10000
+    values[labels] += 1.5
+    assert auroc(values, labels).item() == pytest.approx(norm.cdf(1.5 / np.sqrt(2)), abs=0.006)
+
+
+def test_auroc_interval_covers_and_narrows():
+    labels = torch.arange(100) < 50
+    truth, covered, widths = norm.cdf(1 / np.sqrt(2)), 0, []
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn(100, generator=generator) + labels.float()
+        low, high = auroc_interval(values, labels, n_resamples=200, seed=seed)
+        covered += low <= truth <= high
+        widths.append(high - low)
+    # Nominal 95 %, standard error 1.5 %; percentile intervals are a little short.
+    assert 0.89 <= covered / 200 <= 0.99
+    # Hanley & McNeil 1982 give a standard error of 0.049 at these sizes.
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * 0.049, rel=0.1)
+    assert auroc_interval(values, labels, seed=1) == auroc_interval(values, labels, seed=1)
+
+
+@pytest.mark.parametrize("method", ["difference_of_means", "lda"])
+@pytest.mark.parametrize("clip_quantile", [None, 0.9])
+def test_cross_fitted_scores_are_those_of_the_validation(method, clip_quantile):
+    activations = make(30, 12, 1.5, offset=0.7)
+    folds = assign_folds(activations.is_harmful, 5, 3)
+    scores = held_out_scores(activations, folds, clip_quantile, method)
+    separation, _ = validate(
+        activations, clip_quantile=clip_quantile, seed=3, method=method, n_repeats=1
+    )
+    for name, one in separation.scores.items():
+        torch.testing.assert_close(scores[name], one.value)
+
+
+def test_random_labels_are_chance_whatever_the_method():
+    for method in ("lda", "logistic_regression", "pca_paired", "geometric_median"):
+        areas = []
+        for seed in range(20):
+            activations = make(20, 100, 0.0, seed)
+            folds = assign_folds(activations.is_harmful, 5, 0)
+            scores = held_out_scores(activations, folds, None, method)
+            areas.append(scores["auroc"].item())
+        # One AUROC of 20 a side has a standard error of 0.092, the mean of 20 of 0.02.
+        assert np.mean(areas) == pytest.approx(0.5, abs=0.07), method
+
+
+def test_place_without_a_direction_has_no_held_out_scores():
+    activations = make(20, 4, 3.0)
+    values = torch.cat([activations.values, torch.ones_like(activations.values)], dim=1)
+    grid = type(activations)(values, activations.is_harmful, ("a", "b"), ("last",))
+    folds = assign_folds(grid.is_harmful, 5, 0)
+    scores = held_out_scores(grid, folds, 0.9, "lda")
+    for name, values in scores.items():
+        assert values.isnan().tolist() == [[False], [True]], name
+
+
+def test_only_at_keeps_one_place():
+    activations = make(20, 4, 3.0)
+    values = torch.cat([activations.values, activations.values * 2], dim=1)
+    grid = type(activations)(values, activations.is_harmful, ("a", "b"), ("last",))
+    here = grid.only_at("b", "-1")
+    assert (here.hook_points, here.positions) == (("b",), ("last",))
+    assert torch.equal(here.values, values[:, 1:])
