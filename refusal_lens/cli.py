@@ -257,15 +257,15 @@ def attribute(
 ) -> None:
     """Say which heads and MLPs write a direction, and which tokens it speaks for."""
     with _existing_run(run_path, set_) as (settings, run_folder):
-        from refusal_lens import study, terminal
+        from refusal_lens import attributing, terminal
 
-        written = study.attribute_stage(
+        written = attributing.attribute_stage(
             settings, run_folder, console, hook_point, position, prompt or ()
         )
         terminal.show_paths(console, written)
 
 
-FormatOption = Annotated[
+ExchangeFormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
@@ -280,15 +280,15 @@ FileOption = Annotated[Path, typer.Option("--output", help="The file to write.")
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a file.")],
     output: FileOption,
-    format_: FormatOption = None,
+    format_: ExchangeFormatOption = None,
     hook_point: HookPointOption = None,
     position: PositionOption = None,
 ) -> None:
     """Write a run's directions in another project's format; by default the best site's."""
     with _plain_errors():
         with console.status("Starting (importing torch and TransformerLens)"):
-            from refusal_lens import study, terminal
-        study.export_stage(source, output, format_, hook_point or (), position or ())
+            from refusal_lens import exchange, terminal
+        exchange.export_stage(source, output, format_, hook_point or (), position or ())
         terminal.show_paths(console, [output])
 
 
@@ -296,7 +296,7 @@ def export(
 def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="Another project's file.")],
     output: FileOption,
-    format_: FormatOption = None,
+    format_: ExchangeFormatOption = None,
     n_layers: Annotated[
         int | None, typer.Option("--n-layers", help="Layers of the model, if FILE does not say.")
     ] = None,

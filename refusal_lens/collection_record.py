@@ -4,9 +4,12 @@ Knows what must be the same for shards to belong together. Does not know how the
 """
 
 import hashlib
+import importlib.metadata
 import json
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -18,6 +21,8 @@ from refusal_lens.prompts import ContrastSet
 from refusal_lens.reader import Reader
 from refusal_lens.survey import Survey
 from refusal_lens.tokens import render, tokenise
+
+VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
 
 
 def reading_key(model: Model, reader: Reader) -> dict[str, Any]:
@@ -120,4 +125,16 @@ def _describe_prompts(prompts: ContrastSet) -> dict[str, Any]:
     return {
         "harmful": {"n": len(prompts.harmful), "sha256": prompts.harmful.sha256},
         "harmless": {"n": len(prompts.harmless), "sha256": prompts.harmless.sha256},
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Say with what software and when this was made."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONED},
+        },
+        "machine": {"processor": platform.machine(), "n_threads": torch.get_num_threads()},
+        "collected_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

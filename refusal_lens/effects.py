@@ -20,7 +20,7 @@ from refusal_lens.hook_points import layer_of
 from refusal_lens.interventions import Hook, ablate, add, clamp, residual_writes
 from refusal_lens.models import Model
 from refusal_lens.refusal import refusal_score
-from refusal_lens.tokens import Tokens
+from refusal_lens.tokens import Ragged, Tokens
 
 CPU_BUDGET = 2048
 CUDA_BUDGET = 8192
@@ -132,7 +132,7 @@ def continue_prompts(
     read = [tuple(answer)[: n_answer_tokens - 1] for answer in answers]
     ids = tuple((*prompt, *answer) for prompt, answer in zip(tokens.ids, read, strict=True))
     return Continued(
-        Tokens(tokens.prompt_ids, ids, tokens.instruction_spans),
+        Tokens(tokens.prompt_ids, Ragged.of(ids), tokens.instruction_spans),
         tokens.lengths,
         tuple(min(len(answer) + 1, n_answer_tokens) for answer in answers),
     )

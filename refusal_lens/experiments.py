@@ -14,6 +14,7 @@ from rich.console import Console
 from refusal_lens import terminal
 from refusal_lens.activations import Activations
 from refusal_lens.artifacts import RunFolder
+from refusal_lens.attributing import load_run_model
 from refusal_lens.candidates import (
     TEST,
     Candidate,
@@ -35,7 +36,6 @@ from refusal_lens.positions import normalise_position
 from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.refusal import RefusalReport, measure_refusal
 from refusal_lens.selection import CausalRule, choose_best
-from refusal_lens.study import load_run_model
 from refusal_lens.tokens import tokenise
 from refusal_lens.validation import Separation
 from refusal_lens.verdicts import compare_ablations, summarise, verdict_of_rates
@@ -197,7 +197,7 @@ def _place(
     if asked is not None:
         selector, _, position = asked.partition(",")
         names = resolve_hook_points(model, selector.strip())
-        if len(names) > 1:
+        if len(names) != 1:
             raise RefusalLensError(
                 f"--direction needs one hook point, and {selector!r} names {len(names)}. Give its "
                 f"layer too, such as {selector}:{len(names) // 2}."

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias, causal_lower_right
 from transformer_lens import HookedTransformer
-from transformer_lens.components import RMSNorm
+from transformer_lens.components.rms_norm import RMSNorm
 
 Queries = Float[Tensor, "batch n_query n_heads d_head"]
 Keys = Float[Tensor, "batch n_keys n_kv_heads d_head"]

@@ -215,7 +215,7 @@ def prompt_mask(
         RefusalLensError: A prompt is shorter than the position needs.
 
     Example:
-        >>> prompt_mask(Tokens(("a", "b"), ((1, 2, 3), (4, 5)), ((0, 2), (0, 1))), "mean")
+        >>> prompt_mask(Tokens.of(["a", "b"], [(1, 2, 3), (4, 5)], [(0, 2), (0, 1)]), "mean")
         tensor([[ True,  True,  True],
                 [False,  True,  True]])
     """

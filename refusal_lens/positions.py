@@ -49,7 +49,7 @@ def normalise_positions(positions: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(normalise_position(position) for position in listed))
 
 
-def token_span(position: str, length: int, instruction: tuple[int, int]) -> tuple[int, int]:
+def token_span(position: str, length: int, instruction: tuple[int, ...]) -> tuple[int, int]:
     """Return the half-open range of tokens that a position reads in a prompt of this length."""
     if position == "mean":
         return 0, length

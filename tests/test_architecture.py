@@ -59,7 +59,7 @@ ORDER = (
     ),
     *("diagnosis", "artifacts", "interop", "run_tables", "distributions", "plots", "figures"),
     *("export", "report", "terminal", "compare_runs", "comparison_page"),
-    *("study", "experiments", "explorer", "cli"),
+    *("fitting", "attributing", "exchange", "study", "experiments", "explorer", "cli"),
 )
 
 

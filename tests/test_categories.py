@@ -40,14 +40,14 @@ def test_category_that_the_direction_misses_stands_out():
     assert abs(table.loc["poems", "separation"]) < 0.15 < table.loc["theft", "separation"]
     # Weighted by their size, the categories of a class make up the separation of all.
     apart = table[table["is_harmful"]]["separation"].mean()
-    separation, _ = validate(activations, clip_quantile=None)
+    separation, _ = validate(activations, clip_quantile=None, n_repeats=1)
     assert apart == pytest.approx(separation.separation.item())
     assert table.loc["calm", "separation"] == pytest.approx(separation.separation.item())
 
 
 def test_misread_prompts_are_those_on_the_wrong_side_the_worst_first():
     activations, prompts = planted({"theft": (0,), "poems": ()}, shift=3.0)
-    separation, projections = validate(activations)
+    separation, projections = validate(activations, n_repeats=1)
     table = misread_table(projections, prompts)
     n_wrong = round((1 - separation.accuracy.item()) * len(prompts))
     assert len(table) == min(n_wrong, 100) > 5

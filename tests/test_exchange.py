@@ -7,7 +7,7 @@ import torch
 from conftest import REPOSITORY
 from typer.testing import CliRunner
 
-from refusal_lens import study
+from refusal_lens import attributing
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.cli import app
 from refusal_lens.errors import RefusalLensError
@@ -101,7 +101,7 @@ def test_checkpoint_that_changed_since_is_refused(fitted, monkeypatch):
     provenance["model"]["weights_sha256"] = "0" * 64
     monkeypatch.setattr(RunFolder, "read_provenance", lambda self: provenance)
     with pytest.raises(RefusalLensError, match=r"has changed since the run .*weights_sha256 0000"):
-        study.load_run_model(fitted.read_config(), fitted)
+        attributing.load_run_model(fitted.read_config(), fitted)
 
 
 def test_token_called_null_is_kept_in_tables(tmp_path):

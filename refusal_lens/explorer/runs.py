@@ -27,8 +27,8 @@ from refusal_lens.shards import read_manifest
 from refusal_lens.store import load_hook_point
 from refusal_lens.validation import Projections, validate
 
-METHODS = (DIFFERENCE_OF_MEANS,)
-"""The methods that can be chosen: the one place that lists them."""
+METHODS = (DIFFERENCE_OF_MEANS, "off_harmless_mean", "pca_centred", "pca_paired", "lda")
+"""Ways to fit that take no more than seconds at all places of a run."""
 
 SCORES = ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d")
 """Columns of scores that a heatmap may show, as far as a run has them."""
@@ -179,6 +179,10 @@ class ExploredRun:
         return Projected(projections, pd.concat([each for _, each in parts], ignore_index=True))
 
 
+N_RESAMPLES = 20
+"""The page shows no intervals, which is what more would be for."""
+
+
 def fit_method(
     activations: Activations, method: str, config: Config
 ) -> tuple[Projections, pd.DataFrame]:
@@ -192,7 +196,11 @@ def fit_method(
         activations,
         clip_quantile=config.directions.clip_quantile,
         n_folds=config.validation.n_folds,
+        n_repeats=1,
+        n_resamples=N_RESAMPLES,
         seed=config.validation.seed,
+        method=method,
+        show_progress=False,
     )
     return projections, separation.to_frame()
 

@@ -31,7 +31,8 @@ LAYOUT = Layout(
     "the article's scripts read the last layer after the final norm",
     n_spared=1,
 )
-SCORES = ("separation", "accuracy", "is_valid", "separation_in_sample", "accuracy_in_sample")
+PLACE = ("hook_point", "site", "layer", "position")
+"""Columns of separation.csv that are no scores."""
 
 
 def read(path: Path, hints: ReadHints) -> Found:
@@ -94,7 +95,7 @@ def _validation(directions: Sequence[Direction], context: WriteContext) -> dict[
         return {}
     places = {(direction.hook_point, direction.position) for direction in directions}
     return {
-        layer_of(row["hook_point"]): {key: row[key] for key in SCORES}
+        layer_of(row["hook_point"]): {key: value for key, value in row.items() if key not in PLACE}
         for row in context.scores.to_dict("records")
         if (row["hook_point"], str(row["position"])) in places
     }

@@ -1,0 +1,54 @@
+"""A run's directions in other projects' formats.
+
+Knows which directions of a run are meant. Knows no format.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from refusal_lens import interop
+from refusal_lens.artifacts import RunFolder
+from refusal_lens.attributing import best_place
+from refusal_lens.hook_points import (
+    select_hook_points,
+    site_of,
+)
+
+
+def export_stage(
+    source: Path,
+    output: Path,
+    format_name: str | None,
+    hook_points: Sequence[str] = (),
+    positions: Sequence[str] = (),
+) -> None:
+    """Write a run's directions, or those of a file, as another project does.
+
+    Args:
+        source: A run folder, or a file that `interop.read_directions` reads.
+        output: The file to write.
+        format_name: One of `interop.FORMATS`; None takes it from the suffix.
+        hook_points: Selectors among the source's. None: all of a file; of a run, the best's site.
+        positions: Of the source's. None: all of a file; of a run, that of the best place.
+    """
+    context: dict[str, Any] = {}
+    if source.is_dir():
+        run_folder = RunFolder.open(source)
+        directions = run_folder.read_directions()
+        context["scores"] = run_folder.read_separation()
+        if format_name == "llm-abliteration":
+            context["activations"] = run_folder.read_activations(directions.hook_points)
+        best = None if hook_points and positions else best_place(run_folder)
+    else:
+        directions, best = interop.read_directions(source), None
+    names = tuple(
+        name
+        for name in directions.hook_points
+        if best is None or site_of(name) == site_of(best.hook_point)
+    )
+    if hook_points:
+        names = select_hook_points(directions.hook_points, hook_points, str(source))
+    columns = positions or (directions.positions if best is None else [best.position])
+    chosen = interop.take(directions, names, list(columns))
+    interop.write_directions(chosen, output, format_name, **context)
