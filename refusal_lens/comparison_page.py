@@ -13,6 +13,7 @@ from refusal_lens import plots
 from refusal_lens.compare_runs import Place, Run
 from refusal_lens.comparison import rows_where, square_cosines
 from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.style import PRIVATE
 
 
 def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:
@@ -112,7 +113,7 @@ def write_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:
     sections = []
     for number, (title, figure) in enumerate(figures.items()):
         # plotly.js goes in once, with the first figure.
-        drawn = figure.to_html(full_html=False, include_plotlyjs=number == 0)
+        drawn = figure.to_html(full_html=False, include_plotlyjs=number == 0, config=PRIVATE)
         sections.append(f"<section><h2>{html.escape(title)}</h2>{drawn}</section>")
     names = html.escape(", ".join(run.name for run in runs))
     return _PAGE.format(title=f"Comparison of {names}", sections="\n".join(sections))

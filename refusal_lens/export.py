@@ -10,6 +10,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.plots.style import PRIVATE
 from refusal_lens.shards import write_whole
 
 PICTURES = ("png", "svg", "pdf")
@@ -52,7 +53,7 @@ def _format_of(path: Path) -> str:
 def page(figure: go.Figure) -> str:
     """Return a figure as one self-contained page, as dark around it as the figure is."""
     background = figure.layout.template.layout.paper_bgcolor or "white"
-    whole = figure.to_html(include_plotlyjs=True)
+    whole = figure.to_html(include_plotlyjs=True, config=PRIVATE)
     return whole.replace("<body>", f'<body style="background: {background}">', 1)
 
 

@@ -146,6 +146,11 @@ def _layer_profile(run_folder: RunFolder, template: str) -> go.Figure:
     )
 
 
+def _transfer_matrix(run_folder: RunFolder, template: str) -> go.Figure:
+    figure = plots.transfer_matrix(_table(run_folder, "transfer"), template=template)
+    return figure.update_layout(title_text="AUROC of one category along another's direction")
+
+
 def _activation_plane(run_folder: RunFolder, template: str) -> go.Figure:
     hook_point, position = _best_place(run_folder)
     activations = run_folder.read_activations([hook_point])
@@ -199,7 +204,8 @@ def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
 
 
 def _place_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
-    return plots.place_heatmap(run_folder.read_separation(), "separation", template=template)
+    figure = plots.place_heatmap(run_folder.read_separation(), "separation", template=template)
+    return figure.update_layout(title_text="Separation of every place")
 
 
 def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
@@ -210,7 +216,8 @@ def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
     position = best.get("position") or str(cosines["position"].iloc[0])
     layers = rows_where(cosines, kind="layers", position=position)
     table = rows_where(layers.assign(site=[site_of(name) for name in layers["a"]]), site=site)
-    return plots.cosine_heatmap(*square_cosines(table), template=template)
+    figure = plots.cosine_heatmap(*square_cosines(table), template=template)
+    return figure.update_layout(title_text=f"Cosines between layers: {site}, position {position}")
 
 
 FIGURES: dict[str, Draw] = {
@@ -221,7 +228,7 @@ FIGURES: dict[str, Draw] = {
     "cosine_heatmap": _cosine_heatmap,
     "activation_plane": _activation_plane,
     "category_breakdown": _table_at_best("categories", plots.category_breakdown),
-    "transfer_matrix": _whole_table("transfer", plots.transfer_matrix),
+    "transfer_matrix": _transfer_matrix,
     "misread_prompts": _table_at_best("misread", plots.misread_prompts),
     "stability": _whole_table("stability", plots.stability),
     "learning_curve": _whole_table("learning_curve", plots.learning_curve),

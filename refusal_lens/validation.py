@@ -249,12 +249,10 @@ def validate(
     turns = dict.fromkeys(SCORES, torch.zeros(()))
     if method == DIFFERENCE_OF_MEANS:
         turns = _refit_deviations(activations, folds[0], clip_quantile, resamples, show_progress)
-    scores = {
-        name: Score(values[name], *_interval(name, draws[name], turns[name]), in_sample[name])
-        for name in SCORES
-    }
-    names = activations.hook_points, activations.positions
-    separation = Separation(scores, *names, int(folds.max()) + 1)
+    intervals = {name: _interval(name, draws[name], turns[name]) for name in SCORES}
+    scores = {name: Score(values[name], *intervals[name], in_sample[name]) for name in SCORES}
+    places = activations.hook_points, activations.positions
+    separation = Separation(scores, *places, int(folds.max()) + 1)
     return separation, first_projections(activations, splits, folds[0])
 
 

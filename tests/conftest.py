@@ -1,8 +1,12 @@
 """Small models and tokenizers made on the spot: random weights, real classes, no network."""
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+# Before torch is imported: test processes run beside each other, a core each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -163,14 +167,13 @@ def make_separation(
 ) -> Separation:
     """Scores made by hand: every one there is, with an interval of a tenth to either side."""
 
-    def score(value: torch.Tensor, in_sample: torch.Tensor) -> Score:
-        return Score(value, value - 0.1, value + 0.1, in_sample)
-
-    others = ("balanced_accuracy", "auroc", "cohens_d")
+    shares = ("accuracy", "balanced_accuracy", "auroc", "cohens_d")
+    ends = (accuracy - 0.1).clamp(min=0), (accuracy + 0.1).clamp(max=1)
+    around = separation - 0.1, separation + 0.1
     return Separation(
         {
-            "separation": score(separation, separation_in_sample),
-            **{name: score(accuracy, accuracy_in_sample) for name in ("accuracy", *others)},
+            "separation": Score(separation, *around, separation_in_sample),
+            **{name: Score(accuracy, *ends, accuracy_in_sample) for name in shares},
         },
         hook_points,
         positions,

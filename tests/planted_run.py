@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from conftest import make_separation
 
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.config import load_config
@@ -95,7 +96,7 @@ def make_scores(
     separation = 0.9 * rise * strength
     # One position a little better than the others: the best place is not a matter of rounding.
     separation[:, 1:] *= 0.8
-    scores = Separation(
+    scores = make_separation(
         separation, accuracy, separation + 0.01, accuracy.clamp(max=0.99) + 0.01, names, positions,
         5,
     )  # fmt: skip
@@ -181,7 +182,8 @@ def causal_scores(verdict: str, chosen_layer: int = 3) -> pd.DataFrame:
 def learning_curve() -> pd.DataFrame:
     return pd.DataFrame(
         {"hook_point": BEST["hook_point"], "position": "last", "n_per_class": n,
-         "degrees": 100 / n**0.5, "is_extrapolated": n > 40}
+         "degrees": 100 / n**0.5, "degrees_low": 90 / n**0.5,
+         "degrees_high": 110 / n**0.5, "is_extrapolated": n > 40}
         for n in (10, 20, 40, 80, 160)
     )  # fmt: skip
 

@@ -401,7 +401,13 @@ def test_memory_that_really_runs_out_costs_a_smaller_batch_and_no_crash():
         text=True,
         check=False,
         cwd=REPOSITORY / "tests",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Every thread that allocates reserves an arena, which would count against the limit.
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "MALLOC_ARENA_MAX": "1",
+        },
     )
     assert script.returncode == 0, script.stderr
     told = json.loads(script.stdout.splitlines()[-1])

@@ -21,7 +21,7 @@ from refusal_lens.artifacts import RunFolder
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.explorer import build_app, open_server
 from refusal_lens.explorer.moves import move
-from refusal_lens.explorer.runs import ExploredRun, name_runs, open_runs
+from refusal_lens.explorer.runs import N_RESAMPLES, ExploredRun, name_runs, open_runs
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import View, settle
 from refusal_lens.plots import explore, places
@@ -68,7 +68,9 @@ def test_a_run_that_is_only_collected_is_fitted_to_what_validate_gives(tmp_path)
         "difference_of_means"
     )
     whole = make_activations(40, ("resid_post",), 4, ("last", "mean"), 16)
-    separation, projections = validate(whole, clip_quantile=0.995)
+    separation, projections = validate(
+        whole, clip_quantile=0.995, n_repeats=1, n_resamples=N_RESAMPLES
+    )
     torch.testing.assert_close(projected.projections.values, projections.values)
     torch.testing.assert_close(projected.projections.thresholds, projections.thresholds)
     pd.testing.assert_frame_equal(projected.scores, separation.to_frame())

@@ -17,7 +17,10 @@ from refusal_lens.prompts import ContrastSet, Prompt, PromptSet
 from refusal_lens.validation import Projections
 
 N_LAYERS, N_PROMPTS, D_MODEL = 4, 40, 6
-FROM_FIT = ["projection_histogram", "ridgeline", "layer_profile", "direction_components"]
+FROM_FIT = [
+    *("projection_histogram", "ridgeline", "layer_profile", "place_heatmap"),
+    "direction_components",
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,12 @@ def test_every_figure_says_what_it_needs():
 
 def test_a_run_has_the_figures_whose_files_it_has(bare, full):
     assert figures.available(bare) == FROM_FIT
-    assert figures.available(full) == [n for n in figures.FIGURES if n != "activation_plane"]
+    assert figures.available(full) == [
+        # Without activations; the two matrices are drawn in test_plots_comparison.
+        n
+        for n in figures.FIGURES
+        if n not in ("activation_plane", "cosine_heatmap", "transfer_matrix")
+    ]
 
 
 @pytest.mark.parametrize("template", ["plotly_white", "plotly_dark"])

@@ -5,6 +5,7 @@ import importlib.util
 import pandas as pd
 import pytest
 import torch
+from conftest import make_separation
 from rich.console import Console
 
 from refusal_lens.directions import Directions
@@ -16,7 +17,7 @@ HOOK_POINTS = ("hook_embed", "blocks.3.hook_resid_post")
 
 def separation(first: float = 0.1) -> Separation:
     scores = torch.tensor([[first], [0.5]]).double()
-    return Separation(scores, 0.5 + scores, scores, scores, HOOK_POINTS, ("<b>",), 5)
+    return make_separation(scores, 0.5 + scores, scores, scores, HOOK_POINTS, ("<b>",), 5)
 
 
 def test_directions_are_a_table_of_places():
@@ -44,7 +45,9 @@ def test_reprs_say_what_there_is_and_print_no_numbers():
     assert repr(separation()) == (
         "Separation(1 of 2 places valid, highest separation 0.50, 5-fold cross-fitted)"
     )
-    nowhere = Separation(*[torch.full((2, 1), torch.nan).double()] * 4, HOOK_POINTS, ("last",), 5)
+    nowhere = make_separation(
+        *[torch.full((2, 1), torch.nan).double()] * 4, HOOK_POINTS, ("last",), 5
+    )
     assert "highest separation none" in repr(nowhere)
     values = torch.zeros(4, 2, 1).double()
     projections = Projections(

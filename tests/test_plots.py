@@ -595,27 +595,32 @@ def test_profile_lines_are_the_frame_s_numbers():
         )
         lines = profile_lines(figure, f"resid_post, {position}")
         expected = [own.separation_in_sample, own.separation,
-                    100 * own.accuracy_in_sample, 100 * own.accuracy]  # fmt: skip
+                    100 * own.accuracy_in_sample, 100 * own.accuracy,
+                    own.auroc_in_sample, own.auroc]  # fmt: skip
         for line, numbers in zip(lines, expected, strict=True):
             assert list(line.x) == [0, 1]
             np.testing.assert_allclose(line.y, numbers)
-        assert [line.yaxis for line in lines] == ["y", "y", "y2", "y2"]
-        assert [line.line.dash for line in lines] == ["dot", "solid"] * 2
+        assert [line.yaxis for line in lines] == ["y", "y", "y2", "y2", "y3", "y3"]
+        assert [line.line.dash for line in lines] == ["dot", "solid"] * 3
         assert len({line.line.color for line in lines}) == 1
-        assert [line.showlegend for line in lines] == [False, True, False, False]
+        assert [line.showlegend for line in lines] == [False, True, *[False] * 4]
 
 
 def test_profile_shows_the_bands():
     figure = layer_profile(planted()[1])
     lines = {(shape.yref, shape.y0) for shape in figure.layout.shapes if shape.y0 == shape.y1}
-    assert lines == {("y", 0.30), ("y", 0.15), ("y2", 80), ("y2", 65), ("y2", 50)}
+    assert lines == {("y", 0.30), ("y", 0.15), ("y2", 80), ("y2", 65), ("y2", 50), ("y3", 0.5)}
     said = [note.text for note in figure.layout.annotations]
-    assert said == ["good 0.30", "acceptable 0.15", "good 80%", "acceptable 65%", "chance 50%"]
+    assert said == ["good 0.30", "acceptable 0.15", "good 80%", "acceptable 65%", "chance 50%",
+                    "chance 0.5"]  # fmt: skip
 
 
-@pytest.mark.parametrize("lowest", [0.02, -0.4])
+@pytest.mark.parametrize("lowest", [0.12, -0.4])
 def test_profile_ranges_hold_every_number(lowest):
     _, separation, _ = planted()
+    for drawn in (separation.separation, separation.separation_in_sample):
+        drawn.clamp_(min=0.12)
+    separation.scores["separation"].low.clamp_(min=0.02)
     separation.separation[0, 0] = lowest
     separation.accuracy[0, 0] = 0.2
     figure = layer_profile(separation)
@@ -649,7 +654,7 @@ def test_profile_has_no_place_for_a_best_one_outside_the_blocks():
 def test_profile_leaves_gaps_where_there_is_no_direction():
     figure = layer_profile(planted(nan=[(1, 0)])[1])
     line = profile_lines(figure, "resid_post, last")[1]
-    assert [math.isnan(y) for y in line.y] == [False, True, False, False]
+    assert [math.isnan(y) for y in line.y] == [False, True, *[False] * 4]
     assert not any(math.isnan(end) for end in figure.layout.yaxis.range)
 
 

@@ -89,5 +89,7 @@ def test_transfer_reads_from_row_to_column_and_frames_the_diagonal():
 
 
 def test_figure_whose_table_is_missing_names_the_stage(tmp_path):
-    with pytest.raises(RefusalLensError, match="Run the stage that writes it first: refusal-lens"):
+    with pytest.raises(
+        RefusalLensError, match=r"needs tables/transfer.csv, .* Run first: refusal-lens fit"
+    ):
         figures.draw(RunFolder(tmp_path), "transfer_matrix")

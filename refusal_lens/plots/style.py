@@ -22,6 +22,15 @@ LINE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9467BD", "#8C8C00"
 LINE_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 """Lines of a profile: colours that stand for no class, and a symbol beside each."""
 
+PRIVATE: dict[str, Any] = {
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "modeBarButtonsToRemove": ["sendChartToCloud"],
+}
+"""Settings of every drawn page: plotly's "Share chart" would send the figure, and so the prompts in
+it, to plotly's own site."""
+
 LIGHT, DARK = "plotly_white", "plotly_dark"
 """Templates that every figure was looked at in."""
 

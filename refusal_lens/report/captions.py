@@ -22,6 +22,21 @@ CAPTIONS = {
         "Hook points and positions",
         "The score of every place: look for a region, not for a single bright cell.",
     ),
+    "place_heatmap": (
+        "All places",
+        "Separation of every hook point and position, on prompts that its direction was not "
+        "fitted to.",
+    ),
+    "cosine_heatmap": (
+        "Cosines between layers",
+        "How alike the directions of the layers are, beside the most that noise would leave of "
+        "two directions that are the same.",
+    ),
+    "transfer_matrix": (
+        "Transfer between categories",
+        "AUROC of each category along the direction of another; never on prompts that it was "
+        "fitted to.",
+    ),
     "activation_plane": (
         "Activations in a plane",
         "The best direction across, the first principal component of all the rest upwards; both "

@@ -1,7 +1,14 @@
 "use strict";
 (() => {
   const PRINT_WIDTH = 690; // CSS pixels of an A4 page between its margins
-  const CONFIG = { responsive: true, displaylogo: false };
+  // "Share chart" would send the figure, and so the prompts in it, to plotly's own site.
+  const CONFIG = {
+    responsive: true,
+    displaylogo: false,
+    showSendToCloud: false,
+    plotlyServerURL: "",
+    modeBarButtonsToRemove: ["sendChartToCloud"],
+  };
   const themes = readJson("themes");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const drawn = new Map(); // plot -> promise of all that is to be done to it
