@@ -204,6 +204,7 @@ def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
 
 
 def _place_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
+    _best_place(run_folder)  # refuses where there is nothing anywhere
     figure = plots.place_heatmap(run_folder.read_separation(), "separation", template=template)
     return figure.update_layout(title_text="Separation of every place")
 

@@ -54,7 +54,8 @@ def token_span(position: str, length: int, instruction: tuple[int, ...]) -> tupl
     if position == "mean":
         return 0, length
     if position == "instruction_mean":
-        return instruction
+        first, stop = instruction
+        return first, stop
     first = length - (1 if position == "last" else -int(position))
     return first, first + 1
 

@@ -1,6 +1,7 @@
 """Directions on disk: they say what they are, and whose."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -192,7 +193,8 @@ def test_inspect_prints_the_record(saved, fitted, name):
         *(r"How do I steal a car?", "n_folds 2, seed 7", "torch 2.0", "(best)"),
         f"{best.separation:.4f}",
     ):
-        assert said in outcome.output, said
+        # The width of a column hangs on that of the path: words may be broken anywhere.
+        assert "".join(said.split()) in "".join(re.sub("[│]", "", outcome.output).split()), said
     norm = fitted[0][best.hook_point, best.position].vector.norm().item()
     assert f"{norm:.4g}" in outcome.output
 

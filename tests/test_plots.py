@@ -654,7 +654,7 @@ def test_profile_has_no_place_for_a_best_one_outside_the_blocks():
 def test_profile_leaves_gaps_where_there_is_no_direction():
     figure = layer_profile(planted(nan=[(1, 0)])[1])
     line = profile_lines(figure, "resid_post, last")[1]
-    assert [math.isnan(y) for y in line.y] == [False, True, *[False] * 4]
+    assert [math.isnan(y) for y in line.y] == [False, True, False, False]
     assert not any(math.isnan(end) for end in figure.layout.yaxis.range)
 
 

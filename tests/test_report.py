@@ -285,7 +285,8 @@ def test_answers_against_the_class_are_listed(tmp_path):
 
 
 def test_long_tables_are_cut_and_say_so(run_folder):
-    rows = [{**place, "split_half_cosine": 0.9} for place in places(300)]
+    table = stability(0.9)
+    rows = [{**table.iloc[0], **place} for place in places(300)]
     run_folder.write_table("stability", pd.DataFrame(rows))
     table = tables_of(run_folder)["stability"]
     assert (len(table.rows), table.n_more) == (MAX_ROWS, 600 - MAX_ROWS)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -137,11 +138,11 @@ class ExploredRun:
     def best(self) -> tuple[str, str]:
         """Hook point and position to start at: the highest separation of those accurate enough."""
         scores = self.projected(self.own_method).scores
-        separation = scores["separation"].fillna(-math.inf)
-        is_accurate = scores["accuracy"] >= BEST_ACCURACY
+        separation = np.nan_to_num(scores["separation"].to_numpy(dtype=float), nan=-math.inf)
+        is_accurate = scores["accuracy"].to_numpy(dtype=float) >= BEST_ACCURACY
         if is_accurate.any():
-            separation = separation.where(is_accurate, -math.inf)
-        best = int(separation.to_numpy().argmax())
+            separation = np.where(is_accurate, separation, -math.inf)
+        best = int(separation.argmax())
         return str(scores["hook_point"].iloc[best]), str(scores["position"].iloc[best])
 
     def projected(self, method: str) -> Projected:

@@ -254,7 +254,9 @@ _COUNTS = re.compile(r"^n(_|$)|^rank$|^index$|^token_id$|^layer$|^head$|^seed$|^
 
 
 def _heading(column: str) -> str:
-    return HEADINGS.get(column, column.removeprefix("is_").replace("_", " "))
+    name = column.removesuffix("_in_sample")
+    said = HEADINGS.get(name, name.removeprefix("is_").replace("_", " "))
+    return said if name == column else f"{said} in sample"
 
 
 def _write(table: pd.DataFrame, column: str) -> list[Cell]:

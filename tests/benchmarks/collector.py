@@ -41,8 +41,8 @@ GPU_SPARE = 12 * 2**30
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
-        "hidden_size": 128,
-        "intermediate_size": 384,
+        "hidden_size": 160,
+        "intermediate_size": 480,
         "num_hidden_layers": 8,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
