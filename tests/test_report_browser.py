@@ -192,7 +192,7 @@ def test_hook_points_sort_by_depth_and_missing_numbers_stay_below(open_page, tmp
     run_folder = make_run(tmp_path / "run", n_layers=12)
     frame = run_folder.read_separation().sample(frac=1, random_state=0)
     frame = frame.sort_values("layer", kind="stable")
-    frame.loc[frame["layer"] == 5, "accuracy"] = float("nan")
+    frame.loc[frame["layer"] == 5, ["accuracy", "accuracy_low", "accuracy_high"]] = float("nan")
     frame.to_csv(run_folder.separation_path, index=False)
     page = open_page(is_offline=True).open(build_report(run_folder))
     for n_clicks in (1, 2):
