@@ -239,21 +239,24 @@ def validate(
     """
     is_harmful = activations.is_harmful
     folds = repeat_folds(is_harmful, n_folds, n_repeats, seed)
-    everything = torch.ones(1, len(is_harmful), dtype=torch.bool)
-    is_fitting = torch.cat([fitting_splits(folds), everything])
+    is_fitting = torch.cat([fitting_splits(folds), torch.ones(1, len(is_harmful)).bool()])
     splits = project_splits(activations, is_fitting, clip_quantile, method)
-    whole, threshold = splits.values[-1], splits.thresholds[-1]
-    in_sample = score(whole / splits.norms, whole - threshold, is_harmful)
-    resamples = (n_resamples, seed)
-    values, draws = _score_repeats(splits, folds, is_harmful, resamples)
+    in_sample = _score_whole(splits, is_harmful)
+    values, draws = _score_repeats(splits, folds, is_harmful, resamples := (n_resamples, seed))
     turns = dict.fromkeys(SCORES, torch.zeros(()))
     if method == DIFFERENCE_OF_MEANS:
         turns = _refit_deviations(activations, folds[0], clip_quantile, resamples, show_progress)
     intervals = {name: _interval(name, draws[name], turns[name]) for name in SCORES}
     scores = {name: Score(values[name], *intervals[name], in_sample[name]) for name in SCORES}
     places = activations.hook_points, activations.positions
-    separation = Separation(scores, *places, int(folds.max()) + 1)
-    return separation, first_projections(activations, splits, folds[0])
+    projections = first_projections(activations, splits, folds[0])
+    return Separation(scores, *places, int(folds.max()) + 1), projections
+
+
+def _score_whole(splits: Splits, is_harmful: Bool[Tensor, " n_prompts"]) -> Scores:
+    """Score the last of the splits, which is fitted to all prompts."""
+    whole = splits.values[-1]
+    return score(whole / splits.norms, whole - splits.thresholds[-1], is_harmful)
 
 
 def held_out_scores(

@@ -14,10 +14,11 @@ from dash.exceptions import PreventUpdate
 
 from refusal_lens.explorer import drawing
 from refusal_lens.explorer.moves import move
-from refusal_lens.explorer.runs import SCORES, ExploredRun
+from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import View
 from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.scores import SCORES
 
 Runs = Mapping[str, ExploredRun]
 

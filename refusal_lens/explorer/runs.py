@@ -31,9 +31,6 @@ from refusal_lens.validation import Projections, validate
 METHODS = (DIFFERENCE_OF_MEANS, "off_harmless_mean", "pca_centred", "pca_paired", "lda")
 """Ways to fit that take no more than seconds at all places of a run."""
 
-SCORES = ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d")
-"""Columns of scores that a heatmap may show, as far as a run has them."""
-
 
 @dataclass(frozen=True, eq=False)
 class Projected:

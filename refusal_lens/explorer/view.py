@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from urllib.parse import parse_qs, urlencode
 
-from refusal_lens.explorer.runs import SCORES, ExploredRun
+from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.scores import SCORES
 
 SCALES = ("raw", "cosine")
 LISTS = ("all", "selected", "flipped", "misread")
