@@ -137,7 +137,8 @@ def chat_stage(config: Config, run_folder: RunFolder, console: Console, request:
     arm = candidate.arm(intervention, (request.coefficients or (1.0,))[0])
     console.print(
         f"{intervention} at {candidate.hook_point}, {candidate.position}, strength "
-        f"{arm.strength:g}. One prompt a line; Ctrl-D ends."
+        f"{arm.strength:g}. One prompt a line; Ctrl-D ends.",
+        soft_wrap=True,
     )
     for text in _typed(console):
         prompt = Prompt("typed", text, "typed")

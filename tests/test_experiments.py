@@ -1,6 +1,7 @@
 """select, ablate and chat on the small model that refuses: out of sample, nothing tuned by hand."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -108,9 +109,9 @@ def test_chat_answers_piped_prompts_both_ways(refuser):
     prompts = json.loads((REPOSITORY / "data" / "harmful_prompts.json").read_text())
     texts = [prompts[1]["text"], "", prompts[3]["text"]]
     printed = invoke("chat", refuser[0].path, typed="\n".join(texts))
-    assert printed.count("plain: ") == printed.count("intervened: ") == 2
-    plain, intervened = (line.split(": ")[1] for line in printed.splitlines()[1:3])
-    assert plain != intervened
+    answers = re.findall(r"^ *plain: (.*)\n *intervened: (.*)$", printed, re.MULTILINE)
+    assert len(answers) == 2
+    assert all(plain != intervened for plain, intervened in answers)
 
 
 def test_what_is_asked_for_wrongly_is_told(refuser):
