@@ -12,7 +12,7 @@ import torch
 
 from refusal_lens.errors import RefusalLensError
 
-CPU_BUDGETS = (512, 1024)
+CPU_BUDGETS = (256, 1024)
 CUDA_BUDGETS = (16384, 65536)
 """Where the search for a token budget starts and ends. On CPUs larger batches take memory and are
 no faster; GPUs want to be filled."""

@@ -19,6 +19,7 @@ from refusal_lens.generation import unembed
 from refusal_lens.hook_points import layer_of
 from refusal_lens.interventions import Hook, ablate, add, clamp, residual_writes
 from refusal_lens.models import Model
+from refusal_lens.products import fast_products
 from refusal_lens.refusal import refusal_score
 from refusal_lens.tokens import Ragged, Tokens
 
@@ -184,7 +185,7 @@ def measure_effects(
             if advance is not None:
                 advance(len(chunk) * len(rows))
 
-    with torch.no_grad():
+    with torch.no_grad(), fast_products(model.cfg):
         run_in_batches(
             prompts.tokens.lengths,
             run,

@@ -13,6 +13,7 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from refusal_lens.interventions import Hook
 from refusal_lens.models import Model, eos_token_ids
+from refusal_lens.products import fast_products
 from refusal_lens.tokens import Tokens
 
 
@@ -33,7 +34,7 @@ def generate_greedily(
         The new ids of each prompt, up to but without the end-of-turn id; and the logits of the
         first new token.
     """
-    with model.hooks(fwd_hooks=list(hooks)):
+    with torch.no_grad(), fast_products(model.cfg), model.hooks(fwd_hooks=list(hooks)):
         return _generate(model, tokens, n_new_tokens)
 
 
@@ -94,7 +95,7 @@ def _next_logits(model: Model) -> Callable[[Tensor, Tensor], Float[Tensor, "batc
             )
             return unembed(model, residual[:, -1:])[:, 0].float().cpu()
 
-        return torch.no_grad()(step)
+        return step
     seen: list[tuple[Tensor, Tensor]] = []
 
     def step_without_cache(ids: Tensor, mask: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ def _next_logits(model: Model) -> Callable[[Tensor, Tensor], Float[Tensor, "batc
         logits = model(all_ids.to(device), attention_mask=all_masks.to(device))
         return logits[:, -1].float().cpu()
 
-    return torch.no_grad()(step_without_cache)
+    return step_without_cache
 
 
 def unembed(

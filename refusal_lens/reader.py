@@ -4,7 +4,8 @@ Knows which forward can read what is asked for. Does not know how prompts are ba
 activations are for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from refusal_lens.positions import (
     normalise_positions,
     position_spans,
 )
+from refusal_lens.products import fast_products, library_of_products
 from refusal_lens.tokens import Tokens
 
 Pooled = Float[Tensor, "n_prompts n_hook_points n_positions d_model"]
@@ -69,15 +71,15 @@ def make_reader(
     names = resolve_hook_points(model, hook_points)
     wanted = normalise_positions(positions)
     check_positions(tokens, wanted, getattr(model.cfg, "n_ctx", None))
-    reason = why_not_fast(model)
+    reason, products = why_not_fast(model), library_of_products(model.cfg)
     if reason is None and stop_layer(names) is None:
         reason = "a hook point stands behind the last block"
     if reason is not None or not isinstance(model, HookedTransformer):
-        path = {"path": "TransformerLens", "why": reason, "n_prefix": 0}
+        path = {"path": "TransformerLens", "why": reason, "n_prefix": 0, "products": products}
         read = partial(_read_plain, model, names, wanted)
         return Reader(read, names, wanted, path, model.cfg.d_model)
     prefix = _run_prefix(model, tokens.shared_prefix(), names)
-    path = {"path": "fast", "why": None, "n_prefix": prefix.n_tokens}
+    path = {"path": "fast", "why": None, "n_prefix": prefix.n_tokens, "products": products}
     read = partial(_read_fast, model, names, wanted, prefix)
     return Reader(read, names, wanted, path, model.cfg.d_model)
 
@@ -131,7 +133,7 @@ def _run_prefix(model: HookedTransformer, ids: tuple[int, ...], names: Sequence[
         past.extend(forward(model, row, Stop(stop_layer(names) or 0)))
 
     hooks: list[Any] = [(name, keep) for name in names]
-    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+    with _forward_on(model, hooks):
         if not fits(run):
             raise RefusalLensError(
                 f"The first {len(ids)} tokens, which all prompts share, do not fit in memory on "
@@ -163,7 +165,7 @@ def _read_fast(
             pooled[hook.name] = pool(activation, prefix.before.get(hook.name))
 
     hooks: list[Any] = [(name, keep) for name in names]
-    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+    with _forward_on(model, hooks):
         forward(
             model,
             rest,
@@ -204,6 +206,13 @@ def _check_shape(name: str, activation: Tensor, expected: tuple[int, ...]) -> No
             f"Hook point {name} gave an activation of shape {tuple(activation.shape)}; "
             f"[batch, position, d_model] is needed, here {expected}."
         )
+
+
+@contextmanager
+def _forward_on(model: Model, hooks: list[Any]) -> Iterator[None]:
+    """Set hooks for one forward pass without gradients, at the machine's best speed."""
+    with torch.inference_mode(), fast_products(model.cfg), model.hooks(fwd_hooks=hooks):
+        yield
 
 
 def _gather(pooled: dict[str, Tensor], names: Sequence[str]) -> Pooled:
