@@ -34,7 +34,7 @@ _PUBLIC = {
     "cosine_project": "directions",
     "fit_directions": "directions",
     "fit_subspace": "subspaces",
-    "load_config": "config",
+    "load_config": "config_files",
     "load_direction": "direction_files",
     "load_directions": "direction_files",
     "load_model": "models",

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from refusal_lens.activations import Activations
-from refusal_lens.config import Config, dump_config, load_config
+from refusal_lens.config import Config
+from refusal_lens.config_files import dump_config, load_config
 from refusal_lens.direction_files import load_directions, save_directions
 from refusal_lens.directions import Directions
 from refusal_lens.dose import Completion

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal_lens.collector import Activations
+from refusal_lens.activations import Activations
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.methods import DIFFERENCE_OF_MEANS, fit_grid

@@ -21,7 +21,8 @@ from refusal_lens.collection_record import (
     sample_weights,
 )
 from refusal_lens.collector import Moments, class_labels
-from refusal_lens.config import EngineConfig, ModelConfig, find_resource
+from refusal_lens.config import EngineConfig, ModelConfig
+from refusal_lens.config_files import find_resource
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models import LoadRecord, Model, load_tokenizer
 from refusal_lens.moments import ClassMoments

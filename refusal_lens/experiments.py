@@ -34,8 +34,9 @@ from refusal_lens.judges import judge_by_phrases
 from refusal_lens.models import Model, tokenizer_of
 from refusal_lens.positions import normalise_position
 from refusal_lens.prompts import ContrastSet, Prompt
-from refusal_lens.refusal import RefusalReport, measure_refusal
+from refusal_lens.refusal import RefusalReport
 from refusal_lens.selection import CausalRule, choose_best
+from refusal_lens.study import measure_and_store
 from refusal_lens.tokens import tokenise
 from refusal_lens.validation import Separation
 from refusal_lens.verdicts import compare_ablations, summarise, verdict_of_rates
@@ -179,16 +180,7 @@ def _refusal(
     measured = run_folder.read_refusal()
     if measured is not None and measured.refusal_ids:
         return measured
-    report = measure_refusal(
-        model,
-        prompts,
-        phrases=config.refusal.phrases,
-        first_words=config.refusal.first_words,
-        n_new_tokens=config.refusal.n_new_tokens,
-        system_prompt=config.prompts.system_prompt,
-    )
-    run_folder.write_refusal(report)
-    return report
+    return measure_and_store(config, run_folder, model, prompts)
 
 
 def _place(

@@ -20,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from refusal_lens.config import find_resource
+from refusal_lens.config_files import find_resource
 from refusal_lens.conversion import convert
 from refusal_lens.errors import RefusalLensError
 

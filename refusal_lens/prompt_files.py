@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from refusal_lens.config import resource_places
+from refusal_lens.config_files import resource_places
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts import ContrastSet, Origin, PromptSet, Record, check_records, either
 

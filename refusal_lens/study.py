@@ -25,7 +25,7 @@ from refusal_lens.models import Model, load_model, load_tokenizer, tokenizer_of
 from refusal_lens.positions import check_positions, normalise_positions, positions_read
 from refusal_lens.prompt_files import read_contrast
 from refusal_lens.prompts import ContrastSet
-from refusal_lens.refusal import measure_refusal
+from refusal_lens.refusal import RefusalReport, measure_refusal
 from refusal_lens.report import build_report
 from refusal_lens.tokens import Tokens, tokenise
 
@@ -124,6 +124,13 @@ def refusal_stage(
     config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet, console: Console
 ) -> None:
     """Measure whether the model refuses these prompts, and say so."""
+    terminal.show_refusal(console, measure_and_store(config, run_folder, model, prompts))
+
+
+def measure_and_store(
+    config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet
+) -> RefusalReport:
+    """Measure refusal as the settings say, and write the answers down."""
     report = measure_refusal(
         model,
         prompts,
@@ -133,7 +140,7 @@ def refusal_stage(
         system_prompt=config.prompts.system_prompt,
     )
     run_folder.write_refusal(report)
-    terminal.show_refusal(console, report)
+    return report
 
 
 def collect_stage(

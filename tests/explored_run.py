@@ -7,7 +7,7 @@ import torch
 
 from refusal_lens.activations import Activations
 from refusal_lens.artifacts import RunFolder
-from refusal_lens.config import load_config
+from refusal_lens.config_files import load_config
 from refusal_lens.directions import fit_directions
 from refusal_lens.prompts import ContrastSet, Prompt, PromptSet
 from refusal_lens.store import save_activations

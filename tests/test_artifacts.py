@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refusal_lens.artifacts import RunFolder, article_layout
-from refusal_lens.config import load_config
+from refusal_lens.config_files import load_config
 from refusal_lens.directions import fit_directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.nulls import draw_nulls

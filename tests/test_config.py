@@ -9,8 +9,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from refusal_lens import config as config_module
-from refusal_lens.config import Config, dump_config, find_resource, load_config, resource_places
+from refusal_lens import config_files
+from refusal_lens.config import Config
+from refusal_lens.config_files import dump_config, find_resource, load_config, resource_places
 from refusal_lens.errors import RefusalLensError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -294,7 +295,7 @@ def test_resource_of_an_installed_wheel(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "x.json").touch()
     (package.parent / "data" / "foreign.json").touch()
-    monkeypatch.setattr(config_module, "__file__", str(package / "config.py"))
+    monkeypatch.setattr(config_files, "__file__", str(package / "config_files.py"))
     assert find_resource("data/x.json") == package / "data" / "x.json"
     assert find_resource("data/foreign.json") is None
 
@@ -312,7 +313,7 @@ def test_only_data_and_configs_are_shipped(tmp_path, monkeypatch):
 
 def test_importing_settings_and_prompts_stays_light():
     code = (
-        "import sys, refusal_lens.config, refusal_lens.prompts\n"
+        "import sys, refusal_lens.config_files, refusal_lens.prompts\n"
         "heavy = {'torch', 'pandas', 'pyarrow', 'transformer_lens', 'numpy'} & set(sys.modules)\n"
         "raise SystemExit(str(sorted(heavy)) if heavy else 0)"
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refusal_lens.collector import Activations
+from refusal_lens.activations import Activations
 from refusal_lens.directions import (
     clip,
     cosine_project,

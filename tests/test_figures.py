@@ -9,7 +9,7 @@ import torch
 
 from refusal_lens import figures
 from refusal_lens.artifacts import RunFolder
-from refusal_lens.config import load_config
+from refusal_lens.config_files import load_config
 from refusal_lens.directions import Directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.export import export

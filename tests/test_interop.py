@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from refusal_lens.activations import Activations
 from refusal_lens.artifacts import article_layout
-from refusal_lens.collector import Activations
 from refusal_lens.direction_files import load_directions
 from refusal_lens.directions import Direction, Directions, fit_directions, normalise
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning

@@ -11,7 +11,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from refusal_lens.config import Config, DirectionsConfig, load_config
+from refusal_lens.config import Config, DirectionsConfig
+from refusal_lens.config_files import load_config
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.methods import METHODS, find_geometric_median, fit_grid, mean_difference
 from refusal_lens.moments import class_moments

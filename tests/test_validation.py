@@ -10,7 +10,7 @@ from scipy.stats import norm
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
 
-from refusal_lens.collector import Activations
+from refusal_lens.activations import Activations
 from refusal_lens.crossfit import repeat_folds
 from refusal_lens.directions import fit_directions
 from refusal_lens.errors import RefusalLensError

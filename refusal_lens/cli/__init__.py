@@ -1,0 +1,31 @@
+"""The command line: one thin command a stage.
+
+Heavy imports stand inside the commands, so that `--help` answers at once.
+"""
+
+import typer
+
+from refusal_lens.cli import directions, experiments, explore, study
+
+app = typer.Typer(
+    help="Find, check and look at the refusal direction of a chat model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+
+STUDY = (study.run, study.collect, study.refusal_rate, study.fit, study.plot, study.report)
+DIRECTIONS = (directions.compare, directions.inspect, directions.attribute, directions.export)
+EXPERIMENTS = (experiments.select, experiments.ablate, experiments.chat)
+
+for command in (*STUDY, *DIRECTIONS):
+    app.command()(command)
+app.command("import")(directions.import_)
+for command in (*EXPERIMENTS, explore.explore):
+    app.command()(command)
+
+
+def main() -> None:
+    """Start the command line."""
+    app()

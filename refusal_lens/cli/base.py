@@ -1,0 +1,86 @@
+"""What commands share: two consoles, options, plain errors, an opened run."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from refusal_lens.artifacts import RunFolder
+    from refusal_lens.config import Config
+
+
+console = Console()
+errors = Console(stderr=True)
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+HookPointOption = Annotated[
+    list[str] | None,
+    typer.Option("--hook-point", help="Where to read: resid_post, attn_out:3-8, ... Repeatable."),
+]
+PositionOption = Annotated[
+    list[str] | None,
+    typer.Option("--position", help="Which token: last, mean, instruction_mean or -k. Repeatable."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the config. Repeatable."),
+]
+
+
+@contextmanager
+def existing_run(path: Path, overrides: list[str] | None) -> Iterator[tuple["Config", "RunFolder"]]:
+    """Open a run and read its settings, with overrides laid over them."""
+    with plain_errors():
+        with console.status("Starting (importing torch and TransformerLens)"):
+            from refusal_lens.artifacts import RunFolder
+            from refusal_lens.config_files import load_config
+
+        run_folder = RunFolder.open(path)
+        settings = load_config(run_folder.config_path, overrides or [])
+        with told_where(path):
+            yield settings, run_folder
+
+
+@contextmanager
+def told_where(path: Path, advice: str = "") -> Iterator[None]:
+    """Say after Ctrl-C what is left and where."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = sorted(file.name for file in path.glob("*")) if path.exists() else []
+        found = (
+            f"{path} holds what was finished: {', '.join(left)}.{advice}"
+            if left
+            else "Nothing was written."
+        )
+        errors.print(f"\nInterrupted. {found}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Print the package's own errors and warnings as sentences, without a traceback."""
+    from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, RefusalLensWarning):
+            errors.print(f"Warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+    # Other libraries' warnings are about their own inner life; those who debug use the API.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.simplefilter("always", RefusalLensWarning)
+        try:
+            yield
+        except RefusalLensError as error:
+            errors.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            errors.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None

@@ -1,0 +1,248 @@
+"""Commands of the study: run, and its stages one by one."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from refusal_lens.cli.base import (
+    HookPointOption,
+    PositionOption,
+    RunArgument,
+    SetOption,
+    console,
+    existing_run,
+    plain_errors,
+    told_where,
+)
+
+if TYPE_CHECKING:
+    from refusal_lens.artifacts import RunFolder
+    from refusal_lens.config import Config
+
+
+ConfigArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CONFIG]",
+        help="YAML file, or the name of a shipped config (qwen2.5-0.5b). Default: the small model "
+        "that comes with the package, offline.",
+    ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Name on the Hugging Face hub, or a local folder.")
+]
+HarmfulOption = Annotated[
+    str | None, typer.Option("--harmful", help="File of prompts that the model refuses.")
+]
+HarmlessOption = Annotated[
+    str | None, typer.Option("--harmless", help="File of prompts that it answers.")
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", help="Run folder. Default: <output>/<model>/<config>, numbered."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", help="local, or ray: workers on one or many machines collect."),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="Cluster to join (host:6379). Default: RAY_ADDRESS, or a Ray started here.",
+    ),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --output, with its own settings; what is there is kept.",
+    ),
+]
+FigureOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--figure",
+        metavar="NAME",
+        help="Which figure, or all that the run has. Repeatable. Default: the projection "
+        "histogram and the layer profile. An unknown name lists those there are.",
+    ),
+]
+FormatOption = Annotated[
+    Literal["html", "json", "png", "svg", "pdf"],
+    typer.Option("--format", help="Pictures (png, svg, pdf) need Chrome or Chromium."),
+]
+TemplateOption = Annotated[
+    Literal["light", "dark"], typer.Option("--template", help="The page's colours.")
+]
+PlotOutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Folder to write to. Default: the run's own.")
+]
+
+
+def run(
+    config: ConfigArgument = None,
+    model: ModelOption = None,
+    harmful: HarmfulOption = None,
+    harmless: HarmlessOption = None,
+    hook_point: HookPointOption = None,
+    position: PositionOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    engine: EngineOption = None,
+    ray_address: RayAddressOption = None,
+    resume: ResumeOption = False,
+    set_: SetOption = None,
+) -> None:
+    """Do the whole study: refusal rate, activations, directions, scores, figures, report."""
+    options = _overrides(
+        {
+            "model.name": model,
+            "prompts.harmful": harmful,
+            "prompts.harmless": harmless,
+            "collect.hook_points": hook_point or None,
+            "collect.positions": position or None,
+            "model.device": device,
+            "model.dtype": dtype,
+            "engine.name": engine,
+            "engine.ray_address": ray_address,
+        },
+        set_,
+    )
+    with _new_run(config, options, output, resume) as (settings, run_folder):
+        from refusal_lens import study
+
+        study.run(settings, run_folder, console, resume=resume)
+
+
+def collect(
+    config: ConfigArgument = None,
+    model: ModelOption = None,
+    harmful: HarmfulOption = None,
+    harmless: HarmlessOption = None,
+    hook_point: HookPointOption = None,
+    position: PositionOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    engine: EngineOption = None,
+    ray_address: RayAddressOption = None,
+    resume: ResumeOption = False,
+    set_: SetOption = None,
+) -> None:
+    """Collect activations into a run folder, for the other stages to work on."""
+    options = _overrides(
+        {
+            "model.name": model,
+            "prompts.harmful": harmful,
+            "prompts.harmless": harmless,
+            "collect.hook_points": hook_point or None,
+            "collect.positions": position or None,
+            "model.device": device,
+            "model.dtype": dtype,
+            "engine.name": engine,
+            "engine.ray_address": ray_address,
+        },
+        set_,
+    )
+    with _new_run(config, options, output, resume) as (settings, run_folder):
+        from refusal_lens import study
+
+        loaded = None
+        if settings.engine.name == "ray":
+            prompts = study.prepare_without_model(settings, run_folder, console)
+        else:
+            prompts, loaded = study.prepare(settings, run_folder, console)
+        study.collect_stage(settings, run_folder, loaded, prompts, console, resume=resume)
+        console.print(f"Next: refusal-lens fit {run_folder.path}", markup=False)
+
+
+def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
+    """Measure how often the model refuses the prompts of a run."""
+    with existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import study
+
+        prompts, loaded = study.prepare(settings, run_folder, console)
+        study.refusal_stage(settings, run_folder, loaded, prompts, console)
+        console.print(f"Answers: {run_folder.refusal_path}", markup=False, soft_wrap=True)
+
+
+def fit(run_path: RunArgument, set_: SetOption = None) -> None:
+    """Fit and validate directions from a run's stored activations; no forward pass."""
+    with existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens import study, terminal
+
+        written = study.fit_stage(settings, run_folder, console)
+        run_folder.write_config(settings)
+        terminal.show_paths(console, written)
+
+
+def plot(
+    run_path: RunArgument,
+    figure: FigureOption = None,
+    format_: FormatOption = "html",
+    template: TemplateOption = "light",
+    output: PlotOutputOption = None,
+    width: Annotated[int, typer.Option("--width", help="Of pictures, pixels.", min=200)] = 1000,
+    scale: Annotated[float, typer.Option("--scale", help="Of a png, dots a pixel.", min=0.1)] = 2.0,
+) -> None:
+    """Draw a run's figures from what is stored; no forward pass."""
+    with existing_run(run_path, None) as (_, run_folder):
+        from refusal_lens import study, terminal
+
+        written = study.plot_stage(
+            run_folder,
+            figure or study.DEFAULT_FIGURES,
+            ending=format_,
+            template=template,
+            folder=output,
+            width=width,
+            scale=scale,
+        )
+        terminal.show_paths(console, written)
+
+
+def report(run_path: RunArgument) -> None:
+    """Write a run's report again, from what its folder holds by now."""
+    with existing_run(run_path, None) as (_, run_folder):
+        from refusal_lens import study
+
+        study.report_stage(run_folder, console)
+
+
+def _overrides(options: Mapping[str, object], set_: list[str] | None) -> list[str]:
+    """Write the options as `key=value` so that they are checked like the config."""
+    # JSON is YAML: quotes and brackets in a value stay what they are.
+    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    return [*given, *(set_ or [])]
+
+
+@contextmanager
+def _new_run(
+    config: str | None, overrides: list[str], output: Path | None, resume: bool
+) -> Iterator[tuple["Config", "RunFolder"]]:
+    """Read the settings and choose the folder of a run; end it in plain words."""
+    with plain_errors():
+        from refusal_lens.config_files import load_config
+
+        begun = output / "config.yaml" if output is not None and resume else None
+        # A run that goes on has its own settings: those that began it need not be given again.
+        is_begun = config is None and begun is not None and begun.is_file()
+        settings = load_config(begun if is_begun else config, overrides)
+        with console.status("Starting (importing torch and TransformerLens)"):
+            from refusal_lens import study
+        name = "default" if config is None else Path(config).stem
+        run_folder = study.new_run_folder(settings, name, output, resume=resume)
+        with told_where(run_folder.path, f" Go on: --resume --output {run_folder.path}"):
+            yield settings, run_folder
