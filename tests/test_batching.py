@@ -83,4 +83,4 @@ def test_budget_is_the_fastest_measured(monkeypatch, fastest, expected):
     batches, record = run_all([8] * 2000, run)
     assert sorted(row for batch in batches for row in batch) == list(range(2000))
     assert record.token_budget == expected
-    assert len(batches[0]) * 8 == 512
+    assert len(batches[0]) * 8 == batching.CPU_BUDGETS[0]
