@@ -41,6 +41,9 @@ FURTHER = (
 )
 """What else of the controls follows from the view."""
 
+AT_ONCE = ("histogram", "ridgeline")
+"""Figures that come with the answer to a move: those that are looked at while the slider moves."""
+
 LIGHT_OR_DARK = """() => window.matchMedia('(prefers-color-scheme: dark)').matches
     ? 'plotly_dark' : 'plotly_white'"""
 
@@ -49,7 +52,7 @@ WHEN_STILL = """async (view) => {
     await new Promise((done) => setTimeout(done, 150));
     return move === window.refusalLensMove ? view : window.dash_clientside.no_update;
 }"""
-"""While the slider moves, scatter and list wait: histogram and ridgeline have the page alone."""
+"""While the slider moves, scatter and list wait: the other figures have the page alone."""
 
 
 def register(app: Dash, runs: Runs) -> None:
@@ -79,30 +82,54 @@ def _register_moves(app: Dash, runs: Runs) -> None:
             "view": Output("view", "data"),
             "search": Output("url", "search"),
             "controls": {key: Output(*_split(key)) for key in settable},
+            "figures": {name: Output(name, "figure") for name in AT_ONCE},
+            "drawn": {name: Output(f"{name}-drawn", "data") for name in AT_ONCE},
         },
         inputs={
             "values": inputs,
+            "template": Input("template", "data"),
             "stored": State("view", "data"),
             "further": {key: State(*_split(key)) for key in FURTHER},
+            "drawn": {name: State(f"{name}-drawn", "data") for name in AT_ONCE},
         },
         # A method that is new to a run is fitted here, which can take a while.
         running=[(Output("busy", "className"), "busy on", "busy")],
     )
-    def follow(values: dict, stored: dict | None, further: dict) -> dict[str, Any]:
-        if values["url.search"] is None:
-            raise PreventUpdate  # the address is not read yet
+    def follow(
+        values: dict, template: str | None, stored: dict | None, further: dict, drawn: dict
+    ) -> dict[str, Any]:
+        if values["url.search"] is None or template is None:
+            raise PreventUpdate  # the page is not read yet
         previous = View.from_store(stored) if stored else None
         triggers = set(callback_context.triggered_prop_ids)
         view = move(previous, triggers, values, runs)
-        wanted = settings(Scene(runs[view.run], view)) | {"heatmap.clickData": None}
+        scene = Scene(runs[view.run], view)
+        wanted = settings(scene) | {"heatmap.clickData": None}
         there = values | further
         # An address that was typed or gone back to stays: a new entry would trap the back button.
         is_given = previous is None or "url.search" in triggers
+        is_same = view == previous and "template.data" not in triggers
         return {
             "view": no_update if view == previous else asdict(view),
             "search": no_update if is_given or view == previous else view.to_search(),
             "controls": {k: no_update if wanted[k] == there[k] else wanted[k] for k in settable},
+            **(_KEEP if is_same else _draw_at_once(scene, template, drawn)),
         }
+
+
+_KEEP = {part: dict.fromkeys(AT_ONCE, no_update) for part in ("figures", "drawn")}
+
+
+def _draw_at_once(scene: Scene, template: str, drawn: dict) -> dict[str, dict[str, Any]]:
+    figures, keys = {}, {}
+    for name in AT_ONCE:
+        figures[name], key = _drawer(name)(scene, template, drawn[name])
+        keys[name] = no_update if key == drawn[name] else key
+    return {"figures": figures, "drawn": keys}
+
+
+def _drawer(name: str) -> Any:
+    return getattr(drawing, f"draw_{name}")
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -172,14 +199,11 @@ def _threshold_settings(scene: Scene) -> dict[str, Any]:
 
 
 def _register_figures(app: Dash, runs: Runs) -> None:
-    for name in ("histogram", "heatmap", "ridgeline"):
-        _register_figure(app, runs, name, "view")
+    _register_figure(app, runs, "heatmap", "view")
     _register_figure(app, runs, "scatter", "still-view")
 
 
 def _register_figure(app: Dash, runs: Runs, name: str, view: str) -> None:
-    draw = getattr(drawing, f"draw_{name}")
-
     @app.callback(
         Output(name, "figure"),
         Output(f"{name}-drawn", "data"),
@@ -191,7 +215,7 @@ def _register_figure(app: Dash, runs: Runs, name: str, view: str) -> None:
         scene = _scene(stored, runs)
         if template is None:
             raise PreventUpdate
-        figure, key = draw(scene, template, drawn)
+        figure, key = _drawer(name)(scene, template, drawn)
         return figure, no_update if key == drawn else key
 
 
