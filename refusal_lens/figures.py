@@ -147,8 +147,8 @@ def _layer_profile(run_folder: RunFolder, template: str) -> go.Figure:
 
 
 def _transfer_matrix(run_folder: RunFolder, template: str) -> go.Figure:
-    figure = plots.transfer_matrix(_table(run_folder, "transfer"), template=template)
-    return figure.update_layout(title_text="AUROC of one category along another's direction")
+    title = "AUROC of one category along another's direction"
+    return plots.transfer_matrix(_table(run_folder, "transfer"), title=title, template=template)
 
 
 def _activation_plane(run_folder: RunFolder, template: str) -> go.Figure:
@@ -205,8 +205,9 @@ def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
 
 def _place_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
     _best_place(run_folder)  # refuses where there is nothing anywhere
-    figure = plots.place_heatmap(run_folder.read_separation(), "separation", template=template)
-    return figure.update_layout(title_text="Separation of every place")
+    title = "Separation of every place"
+    table = run_folder.read_separation()
+    return plots.place_heatmap(table, "separation", title=title, template=template)
 
 
 def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
@@ -217,8 +218,14 @@ def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
     position = best.get("position") or str(cosines["position"].iloc[0])
     layers = rows_where(cosines, kind="layers", position=position)
     table = rows_where(layers.assign(site=[site_of(name) for name in layers["a"]]), site=site)
-    figure = plots.cosine_heatmap(*square_cosines(table), template=template)
-    return figure.update_layout(title_text=f"Cosines between layers: {site}, position {position}")
+    title = f"Cosines between layers: {site}, position {position}"
+    return plots.cosine_heatmap(*square_cosines(table), title=title, template=template)
+
+
+def _learning_curve(run_folder: RunFolder, template: str) -> go.Figure:
+    best = _best(run_folder)
+    place = (best.hook_point, best.position) if best else None
+    return plots.learning_curve(_table(run_folder, "learning_curve"), place, template=template)
 
 
 FIGURES: dict[str, Draw] = {
@@ -232,7 +239,7 @@ FIGURES: dict[str, Draw] = {
     "transfer_matrix": _transfer_matrix,
     "misread_prompts": _table_at_best("misread", plots.misread_prompts),
     "stability": _whole_table("stability", plots.stability),
-    "learning_curve": _whole_table("learning_curve", plots.learning_curve),
+    "learning_curve": _learning_curve,
     "nested_choice": _whole_table("nested_choice", plots.nested_choice),
     "confounds": _whole_table("confounds", plots.confounds),
     "method_comparison": _table_at_best_column("methods", plots.method_comparison),
@@ -262,7 +269,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "transfer_matrix": ("tables/transfer.csv",),
     "misread_prompts": ("tables/misread.csv", *_FIT),
     "stability": ("tables/stability.csv",),
-    "learning_curve": ("tables/learning_curve.csv",),
+    "learning_curve": ("tables/learning_curve.csv", *_FIT),
     "nested_choice": ("tables/nested_choice.csv",),
     "confounds": ("tables/confounds.csv",),
     "method_comparison": ("tables/methods.csv", *_FIT),

@@ -42,6 +42,22 @@ def test_learning_curve_breaks_into_measured_and_extrapolated():
     assert beyond.marker.symbol == "circle-open"
 
 
+def test_learning_curves_of_many_places_leave_one_standing_out():
+    one = planted.learning_curve()
+    many = pd.concat(
+        one.assign(hook_point=f"blocks.{layer}.hook_resid_post", degrees=one["degrees"] + layer)
+        for layer in range(8)
+    )
+    figure = plots.learning_curve(many, ("blocks.3.hook_resid_post", "last"))
+    others = named(figure, "other places")
+    assert len(others) == 2 * 7  # measured and extrapolated
+    assert [trace.showlegend for trace in others] == [True] + [False] * 13
+    assert {"resid_post 0, last" in trace.hovertemplate for trace in others[:2]} == {True}
+    _, measured = named(figure, "resid_post 3, last")
+    np.testing.assert_allclose(measured.y, one[~one["is_extrapolated"]]["degrees"] + 3)
+    assert measured.line.color not in {trace.line.color for trace in others}
+
+
 def test_clip_sweep_goes_from_hard_clipping_to_none():
     table = planted.clip_sweep()
     figure = plots.clip_sweep(table)
@@ -113,6 +129,25 @@ def test_method_comparison_dashes_what_is_clipped():
     assert {line.line.color for line in raw} == {line.line.color for line in clipped}
     assert {line.line.dash for line in clipped} == {"dot"}
     assert "resid_post, last" in figure.layout.title.text
+
+
+def test_methods_at_one_place_are_dots_beside_their_names():
+    table = planted.methods(8)
+    own = table[(table["position"] == "last") & (table["layer"] == 5)]
+    figure = plots.method_comparison(own)
+    raw, clipped = named(figure, "not clipped"), named(figure, "clipped")
+    scores = ("separation", "auroc", "cosine_to_difference_of_means")
+    for dots, score in zip(raw, scores, strict=True):
+        of_raw = own[~own["is_clipped"]]
+        np.testing.assert_allclose(dots.x, of_raw[score])
+        assert [text.replace(" ", "_") for text in dots.text] == of_raw["method"].tolist()
+        named_at = dict(
+            zip(figure.layout.yaxis.tickvals, figure.layout.yaxis.ticktext, strict=True)
+        )
+        assert [named_at[round(y)] for y in dots.y] == list(dots.text)
+    assert all(above > below for above, below in zip(raw[0].y, clipped[0].y, strict=True))
+    low, high = figure.layout.xaxis2.range
+    assert low < own["auroc"].min() <= own["auroc"].max() < high
 
 
 # ---- prompts ----
@@ -260,6 +295,21 @@ def test_tokens_keep_their_projections_in_lines():
     other = table[table["prompt_id"] == "harmful-001"]
     (z,) = buttons[1].args[0]["z"]
     assert z[0][0] == pytest.approx(other["projection"].iloc[0], abs=1e-4)
+
+
+def test_tokens_at_several_hook_points_are_a_row_for_each():
+    one = planted.prompt_tokens()
+    table = pd.concat(
+        one.assign(hook_point=f"blocks.{layer}.hook_resid_post", cosine=one["cosine"] / (layer + 1))
+        for layer in range(3)
+    )
+    (heatmap,) = plots.prompt_tokens(table.sample(frac=1, random_state=0).sort_values(
+        ["prompt_id", "hook_point"], ascending=[False, True])).data  # fmt: skip
+    own = one[one["prompt_id"] == "harmless-002"]
+    assert list(heatmap.y) == ["resid_post 0", "resid_post 1", "resid_post 2"]
+    assert len(set(heatmap.x)) == len(own)  # "\n" stands there three times
+    for layer, row in enumerate(heatmap.z):
+        np.testing.assert_allclose(row, own["cosine"] / (layer + 1), atol=1e-4)
 
 
 # ---- shapes ----

@@ -171,7 +171,8 @@ def prompt_list(scene: Scene) -> tuple[str, Component]:
     rows = scene.listed_rows
     shown = f", the {N_LISTED} nearest the threshold shown" if len(rows) > N_LISTED else ""
     said = f"{_count(len(rows), 'prompt')} of {len(scene.run.prompts)}{shown}"
-    head = ["prompt", "category", "class", "called", scene.view.scale, "text"]
+    number = "cosine" if scene.view.is_cosine else "projection"
+    head = ["prompt", "category", "class", "called", number, "text"]
     numbers = scene.numbers.tolist()
     body = [_row(scene, row, numbers[row]) for row in rows[:N_LISTED]]
     table = html.Table(

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from refusal_lens.hook_points import short_name
 from refusal_lens.plots.style import (
     CLASSES,
     dress,
@@ -168,45 +169,78 @@ def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fi
 def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw the tokens of prompts, coloured by their projection; a menu goes over the prompts.
 
+    At one hook point a prompt is lines of text; at several it is a row for each, coloured by the
+    cosine, which can be compared between them.
+
     Args:
-        table: `prompt_tokens` at one hook point.
+        table: `prompt_tokens`.
         template: Name of a plotly template.
     """
-    title = "Each token's projection on the direction"
-    prompts = [own.sort_values("index") for _, own in groups(table, "prompt_id")]
+    title = "Each token along the direction"
+    prompts = [own for _, own in groups(table, "prompt_id")]
     if not prompts:
         return empty(template, title, "no prompts")
-    limit = max(abs(number) for number in table["projection"].tolist()) or 1.0
+    hook_points = list(dict.fromkeys(table["hook_point"]))
+    is_one = len(hook_points) == 1
+    number, lay_out = ("projection", _token_grid) if is_one else ("cosine", _tokens_by_layers)
+    limit = max((abs(value) for value in table[number].dropna().tolist()), default=0.0) or 1.0
     heatmap = go.Heatmap(
-        **_token_grid(prompts[0]),
-        texttemplate="%{text}",
-        textfont={"size": 11},
+        **lay_out(prompts[0]),
         zmin=-limit,
         zmax=limit,
         colorscale=signed_scale(template),
-        xgap=2,
-        ygap=4,
-        colorbar={"thickness": 10, "title": {"text": "projection", "side": "right"}},
-        hovertemplate="%{customdata[0]}<br>token %{customdata[1]}, projection %{z:.3~f}"
+        colorbar={"thickness": 10, "title": {"text": number, "side": "right"}},
+        hovertemplate=f"%{{customdata[0]}}<br>token %{{customdata[1]}}, {number} %{{z:.3~f}}"
         "<extra></extra>",
     )
     figure = go.Figure(heatmap)
-    n_lines = max(math.ceil(len(own) / N_COLUMNS) for own in prompts)
-    figure.update_xaxes(visible=False, fixedrange=True)
-    figure.update_yaxes(visible=False, fixedrange=True, range=[n_lines - 0.5, -0.5])
-    layout: dict[str, Any] = {"margin": {"l": 14, "r": 20, "t": 96, "b": 20}}
+    layout: dict[str, Any] = {"margin": {"l": 60, "r": 20, "t": 110, "b": 100}}
+    if is_one:
+        n_lines = max(math.ceil(len(own) / N_COLUMNS) for own in prompts)
+        figure.update_traces(texttemplate="%{text}", textfont_size=11, xgap=2, ygap=4)
+        figure.update_xaxes(visible=False, fixedrange=True)
+        figure.update_yaxes(visible=False, fixedrange=True, range=[n_lines - 0.5, -0.5])
+        layout["margin"] |= {"l": 14, "b": 20}
+    else:
+        n_lines = max(8, len(hook_points))
+        figure.update_xaxes(type="category", tickangle=-60).update_yaxes(type="category", nticks=17)
+        name_rows(figure)
     if len(prompts) > 1:
         buttons = [
             {"method": "restyle", "label": escape(str(own["prompt_id"].iloc[0])),
-             "args": [{key: [value] for key, value in _token_grid(own).items()}]}
+             "args": [{key: [value] for key, value in lay_out(own).items()}]}
             for own in prompts
         ]  # fmt: skip
         layout["updatemenus"] = [menu(buttons, x=0, xanchor="left")]
-    return dress(figure, template, title, height=120 + 34 * max(n_lines, 3), **layout)
+    return dress(
+        figure,
+        template,
+        title,
+        subtitle=short_name(hook_points[0]) if is_one else "layer by layer, each its own direction",
+        height=min(1400, 130 + layout["margin"]["b"] + 34 * max(n_lines, 3)),
+        **layout,
+    )
+
+
+def _tokens_by_layers(own: pd.DataFrame) -> dict[str, list[Any]]:
+    """Lay one prompt out: a column a token, a row a hook point."""
+    grid = own.pivot_table(
+        index="hook_point", columns="index", values="cosine", sort=False, dropna=False
+    )
+    tokens = dict(zip(own["index"], own["token"].fillna("").astype(str), strict=True))
+    columns = sorted(grid.columns)
+    whole = [[escape(repr(tokens[index])), int(index)] for index in columns]
+    return {
+        "x": [f"{_shown(tokens[index])}  {index}" for index in columns],
+        "y": [short_name(str(name)) for name in grid.index],
+        "z": grid[columns].round(4).to_numpy().tolist(),
+        "customdata": [whole] * len(grid),
+    }
 
 
 def _token_grid(own: pd.DataFrame) -> dict[str, list[list[Any]]]:
     """Lay the tokens of one prompt out in lines of `N_COLUMNS`."""
+    own = own.sort_values("index")
 
     def lines(cells: list[Any], filler: Any) -> list[list[Any]]:
         padded = cells + [filler] * (-len(cells) % N_COLUMNS)

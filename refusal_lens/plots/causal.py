@@ -179,7 +179,8 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         own = where(table, table["intervention"] == intervention)
         for row, (score, scale, unit) in enumerate(panels, start=1):
             figure.add_traces(list(_dose_lines(own, score, scale, unit)), rows=row, cols=column)
-        figure.update_xaxes(title_text="strength", row=2, col=column)
+        unit = "coefficient (class differences)" if intervention == "add" else "strength (1: all)"
+        figure.update_xaxes(title_text=unit, row=2, col=column)
     _name_once(figure)
     figure.update_annotations(font_size=13)
     figure.update_yaxes(title_text="refusal score (nats)", row=1, col=1)

@@ -14,43 +14,89 @@ from refusal_lens.hook_points import short_name
 from refusal_lens.plots.style import (
     LINE_COLOURS,
     NEUTRAL_COLOUR,
+    LineLook,
     dress,
+    empty,
     layer_axis,
     line,
     line_looks,
     name_rows,
+    roomy,
 )
 from refusal_lens.plots.tables import by_layer, groups, last_layer, where
 from refusal_lens.plots.text import escape
 
+METHOD_SCORES = {
+    "separation": "separation",
+    "auroc": "AUROC",
+    "cosine_to_difference_of_means": "cosine to<br>difference of means",
+}
+
 
 def method_comparison(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
-    """Draw methods of fitting side by side over the layers, at one site and position.
+    """Draw methods of fitting side by side: over the layers, or as dots where there is one place.
 
     Args:
         table: `methods` at one site and position.
         template: Name of a plotly template.
     """
     frame = by_layer(table)
-    panels = {"separation": "separation", "auroc": "AUROC",
-              "cosine_to_difference_of_means": "cosine to<br>difference of means"}  # fmt: skip
-    figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
+    layers = frame["layer"].unique()
+    if len(frame) == 0:
+        return empty(template, "Methods of fitting", "nothing was compared inside the blocks")
+    place = f"{table['site'].iloc[0]}, {table['position'].iloc[0]}"
+    if len(layers) == 1:
+        return _methods_at_one_place(frame, f"{place} · layer {layers[0]}", template)
+    return _methods_over_layers(frame, place, template)
+
+
+def _methods_over_layers(frame: pd.DataFrame, place: str, template: str) -> go.Figure:
+    figure = make_subplots(rows=len(METHOD_SCORES), shared_xaxes=True, vertical_spacing=0.05)
     looks = dict(zip(dict.fromkeys(frame["method"]), line_looks(), strict=False))
     for method, is_clipped, own in groups(frame, "method", "is_clipped"):
         name = str(method).replace("_", " ") + (", clipped" if is_clipped else "")
         look = looks[method]
         look = replace(look, dash="dot", is_hollow=True) if is_clipped else look
         layers = own["layer"]
-        for row, (score, said) in enumerate(panels.items(), start=1):
+        for row, (score, said) in enumerate(METHOD_SCORES.items(), start=1):
             hover = f"{name}, layer %{{x}}<br>{said.replace('<br>', ' ')} %{{y:.3~f}}"
             trace = line(name, layers, own[score], look, hover, showlegend=row == 1)
             figure.add_trace(trace, row=row, col=1)
     last = last_layer(frame)
     figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
-    for row, said in enumerate(panels.values(), start=1):
+    for row, said in enumerate(METHOD_SCORES.values(), start=1):
         figure.update_yaxes(title_text=said, row=row, col=1)
-    place = f" · {table['site'].iloc[0]}, {table['position'].iloc[0]}" if len(table) else ""
-    return dress(figure, template, f"Methods of fitting{place}", height=720, margin_l=90)
+    return dress(figure, template, f"Methods of fitting · {place}", height=720, margin_l=90)
+
+
+def _methods_at_one_place(frame: pd.DataFrame, place: str, template: str) -> go.Figure:
+    """Draw a row a method and a panel a score; what is clipped is hollow, a little below."""
+    names = list(dict.fromkeys(frame["method"]))
+    figure = make_subplots(cols=len(METHOD_SCORES), shared_yaxes=True, horizontal_spacing=0.04)
+    for is_clipped, own in groups(frame, "is_clipped"):
+        name = "clipped" if is_clipped else "not clipped"
+        shift = -0.14 if is_clipped else 0.14
+        heights = [shift - names.index(method) for method in own["method"]]
+        look = LineLook(LINE_COLOURS[0], "circle", size=10.0, is_hollow=bool(is_clipped))
+        for column, (score, said) in enumerate(METHOD_SCORES.items(), start=1):
+            trace = line(name, own[score], heights, look, "", mode="markers",
+                         showlegend=column == 1)  # fmt: skip
+            trace.update(
+                text=[str(method).replace("_", " ") for method in own["method"]],
+                hovertemplate=f"%{{text}}, {name}<br>{said.replace('<br>', ' ')} %{{x:.4~f}}"
+                "<extra></extra>",
+            )
+            figure.add_trace(trace, row=1, col=column)
+    for column, (score, said) in enumerate(METHOD_SCORES.items(), start=1):
+        figure.update_xaxes(title_text=said, range=roomy(frame[score]), nticks=5, row=1, col=column)
+    figure.update_yaxes(
+        tickvals=[-row for row in range(len(names))],
+        ticktext=[str(name).replace("_", " ") for name in names],
+        range=[-len(names) + 0.5, 0.5],
+    )
+    height = 170 + 34 * len(names)
+    title = f"Methods of fitting · {place}"
+    return dress(figure, template, title, height=height, margin={"l": 140, "b": 100})
 
 
 def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from refusal_lens.hook_points import layer_of, short_name, site_of
-from refusal_lens.plots.style import NEUTRAL_COLOUR
+from refusal_lens.plots.style import NEUTRAL_COLOUR, heading
 
 SEQUENTIAL = "Cividis"
 """Made for colour-blind readers; its lightness rises evenly, so it also prints in grey."""
@@ -39,7 +39,7 @@ MOST_TEXTS_IN_SQUARE = 18
 
 
 def place_heatmap(
-    frame: pd.DataFrame, score: str = "auroc", *, template: str = "plotly_white"
+    frame: pd.DataFrame, score: str = "auroc", *, title: str = "", template: str = "plotly_white"
 ) -> go.Figure:
     """Draw one score over layers: a row for each site, position and method, a panel for each run.
 
@@ -49,6 +49,7 @@ def place_heatmap(
         frame: `hook_point`, `site`, `layer`, `position` and the score; `method`, `is_clipped` and
             `run` where there are several.
         score: Column to draw: separation, accuracy, auroc or cohens_d.
+        title: Written above; "" where the page says it.
         template: Name of a plotly template.
 
     Returns:
@@ -84,7 +85,7 @@ def place_heatmap(
     figure.update_xaxes(type="category")
     figure.update_xaxes(title_text="layer (framed: the highest)", row=len(grids), col=1)
     figure.update_layout(template=template, **_place_layout(grids, score))
-    return figure
+    return _titled(figure, title)
 
 
 def _row_labels(frame: pd.DataFrame) -> list[str]:
@@ -162,7 +163,7 @@ def _place_layout(grids: Sequence[pd.DataFrame], score: str) -> dict[str, Any]:
             "colorscale": SEQUENTIAL,
             "cmin": low,
             "cmax": high,
-            "colorbar": _colour_bar(SCORE_NAMES[score]),
+            "colorbar": _colour_bar(SCORE_NAMES[score], 60 + 30 * n_rows),
         },
     }
 
@@ -172,6 +173,7 @@ def cosine_heatmap(
     cosines: Float[Tensor, "n n"],
     ceiling: Float[Tensor, "n n"] | None = None,
     *,
+    title: str = "",
     template: str = "plotly_white",
 ) -> go.Figure:
     """Draw the cosine between every two directions, and beside it the most that noise allows.
@@ -181,6 +183,7 @@ def cosine_heatmap(
         cosines: In [-1, 1].
         ceiling: The cosine to expect if nothing but noise told two directions apart; None or all
             NaN where it is not known.
+        title: Written above; "" where the page says it.
         template: Name of a plotly template.
 
     Returns:
@@ -192,12 +195,12 @@ def cosine_heatmap(
     labels, axis = _name_cells(names)
     figure = make_subplots(
         cols=len(panels),
-        subplot_titles=[title for title, _ in panels] if len(panels) > 1 else None,
+        subplot_titles=[name for name, _ in panels] if len(panels) > 1 else None,
         horizontal_spacing=0.04,
         shared_yaxes=True,
     )
-    for number, (title, values) in enumerate(panels, start=1):
-        figure.add_trace(_cosine_cells(labels, values, title), row=1, col=number)
+    for number, (name, values) in enumerate(panels, start=1):
+        figure.add_trace(_cosine_cells(labels, values, name), row=1, col=number)
     figure.update_yaxes(autorange="reversed", constrain="domain", constraintoward="top",
                         type="category", showgrid=False)  # fmt: skip
     figure.update_xaxes(constrain="domain", type="category", showgrid=False, title_text=axis,
@@ -218,7 +221,7 @@ def cosine_heatmap(
             "colorbar": _colour_bar("cosine"),
         },
     )
-    return figure
+    return _titled(figure, title)
 
 
 def _name_cells(names: Sequence[str]) -> tuple[list[str], str | None]:
@@ -254,13 +257,14 @@ def _cosine_cells(labels: Sequence[str], values: Float[Tensor, "n n"], title: st
 
 
 def transfer_matrix(
-    frame: pd.DataFrame, score: str = "auroc", *, template: str = "plotly_white"
+    frame: pd.DataFrame, score: str = "auroc", *, title: str = "", template: str = "plotly_white"
 ) -> go.Figure:
     """Draw how well a direction fitted on one set of prompts does on another.
 
     Args:
         frame: `fit_on`, `test_on` and the score, one row a pair.
         score: Column to draw: auroc or separation.
+        title: Written above; "" where the page says it.
         template: Name of a plotly template.
 
     Returns:
@@ -307,14 +311,25 @@ def transfer_matrix(
             "colorbar": _colour_bar(SCORE_NAMES[score]),
         },
     )
-    return figure
+    return _titled(figure, title)
 
 
-def _colour_bar(title: str) -> dict[str, Any]:
+def _titled(figure: go.Figure, title: str) -> go.Figure:
+    """Put a title above the figure, in room of its own."""
+    if not title:
+        return figure
+    layout: Any = figure.layout
+    room = 36
+    return figure.update_layout(
+        title=heading(title), margin_t=layout.margin.t + room, height=layout.height + room
+    )
+
+
+def _colour_bar(title: str, height: int = 220) -> dict[str, Any]:
     return {
         "title": {"text": title, "side": "right"},
         "thickness": 14,
         "outlinewidth": 0,
         # As high as a small figure, also beside a large one.
-        **{"lenmode": "pixels", "len": 220, "y": 1, "yanchor": "top"},
+        **{"lenmode": "pixels", "len": min(height, 220), "y": 1, "yanchor": "top"},
     }

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from refusal_lens.hook_points import short_name
 from refusal_lens.plots.style import (
+    NEUTRAL_COLOUR,
     LineLook,
     band,
     dress,
@@ -22,18 +23,33 @@ from refusal_lens.plots.style import (
 )
 from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, where
 
+MOST_COLOURED = 6
+"""Places up to which each has a colour of its own; of more, only one stands out."""
 
-def learning_curve(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+
+def learning_curve(
+    table: pd.DataFrame, best: tuple[str, str] | None = None, *, template: str = "plotly_white"
+) -> go.Figure:
     """Draw how far the direction still turns as prompts are added.
 
     Args:
         table: `learning_curve`: angle to the direction of other prompts, in degrees, by prompts a
             class; extrapolated rows are drawn dotted.
+        best: Hook point and position that stand out where there are many; None for the first.
         template: Name of a plotly template.
     """
     figure = go.Figure()
-    for (name, own), look in zip(_of_places(table), line_looks(), strict=False):
-        figure.add_traces(list(_learning_lines(name, own.sort_values("n_per_class"), look)))
+    places = [(name, own.sort_values("n_per_class")) for name, own in _of_places(table)]
+    names = [name for name, _ in places]
+    if len(places) > MOST_COLOURED:
+        wanted = f"{short_name(best[0])}, {best[1]}" if best else ""
+        shown = wanted if wanted in names else names[0]
+        for name, own in places:
+            if name != shown:
+                figure.add_traces(_background_lines(name, own, is_first=not figure.data))
+        places = [place for place in places if place[0] == shown]
+    for (name, own), look in zip(places, line_looks(), strict=False):
+        figure.add_traces(list(_learning_lines(name, own, look)))
     counts = sorted(set(table["n_per_class"].astype(int)))
     figure.update_xaxes(
         title_text="prompts a class",
@@ -42,7 +58,22 @@ def learning_curve(table: pd.DataFrame, *, template: str = "plotly_white") -> go
         ticktext=[str(count) for count in counts],
     )
     figure.update_yaxes(title_text="angle to the direction (degrees)", rangemode="tozero")
-    return dress(figure, template, "Would more prompts turn the direction?", height=430)
+    return dress(
+        figure,
+        template,
+        "Would more prompts turn the direction?",
+        subtitle="dotted: foretold from what was measured",
+        height=460,
+    )
+
+
+def _background_lines(name: str, own: pd.DataFrame, *, is_first: bool) -> list[go.Scatter]:
+    """Return the curve of a place that does not stand out; all of them are one legend entry."""
+    look = LineLook(NEUTRAL_COLOUR, "circle", width=1.0, size=4.0)
+    lines = [trace for trace in _learning_lines(name, own, look) if trace.fill is None]
+    for number, trace in enumerate(lines):
+        trace.update(name="other places", legendgroup="others", showlegend=is_first and number == 0)
+    return lines
 
 
 def _of_places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -76,6 +107,8 @@ def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go
             beyond["degrees"],
             guessed,
             f"{hover}, extrapolated",
+            legendgroup=name,
+            showlegend=False,
         )
 
 

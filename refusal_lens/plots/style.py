@@ -183,6 +183,29 @@ def layer_axis(last: int) -> dict[str, Any]:
     return {"dtick": dtick, "tick0": 0, "range": [-0.4 - last / 60, last + 0.4 + last / 60]}
 
 
+def roomy(numbers: Iterable[float]) -> list[float]:
+    """Return the ends of an axis over these numbers: equal ones still get a little room.
+
+    Example:
+        >>> roomy([1.0, 1.0])
+        [0.99, 1.01]
+    """
+    known = [number for number in numbers if not math.isnan(number)] or [0.0]
+    room = max(0.06 * (max(known) - min(known)), 0.01)
+    return [min(known) - room, max(known) + room]
+
+
+def heading(title: str, subtitle: str = "") -> dict[str, Any]:
+    """Return the title of a figure, in its upper left corner."""
+    return {
+        "text": title,
+        "font": {"size": 15},
+        **({"subtitle": {"text": subtitle, "font": {"size": 12}}} if subtitle else {}),
+        **{"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 14, "t": 14}},
+        **{"y": 1, "yref": "container", "yanchor": "top"},
+    }
+
+
 def dress(
     figure: go.Figure,
     template: str,
@@ -204,16 +227,9 @@ def dress(
         height: In pixels.
         layout: Anything else of the layout.
     """
-    heading = {
-        "text": title,
-        "font": {"size": 15},
-        **({"subtitle": {"text": subtitle, "font": {"size": 12}}} if subtitle else {}),
-        **{"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 14, "t": 14}},
-        **{"y": 1, "yref": "container", "yanchor": "top"},
-    }
     figure.update_layout(
         template=template,
-        title=heading,
+        title=heading(title, subtitle),
         height=height,
         hovermode="closest",
         margin={"l": 70, "r": 30, "t": 74 if subtitle else 54, "b": 60},
