@@ -253,20 +253,26 @@ def test_dose_response_draws_a_line_a_class_direction_and_seed():
 
 def test_head_attribution_lays_heads_and_mlps_out_by_layer():
     table = planted.attribution(8, n_heads=12)
-    heatmap, bars = plots.head_attribution(table).data
+    figure = plots.head_attribution(table)
+    heatmap, harmless, harmful = figure.data
     assert list(heatmap.x) == [*map(str, range(12)), "MLP"]
     own = table[table["category"] == ""].set_index(["component", "head"])["contribution"]
     cells = np.array(heatmap.z, dtype=float)
     assert cells[3, 10] == own["blocks.3.attn", 10.0]
     assert cells[5, 12] == own["blocks.5.mlp"].iloc[0]
     assert heatmap.zmin == -heatmap.zmax
-    assert bars.x[-1] == max(own, key=abs)
-    assert len(bars.x) == 14
+    assert max(*harmless.x, *harmful.x, key=abs) == max(own, key=abs)
+    assert len(harmless.x) + len(harmful.x) == 14
+    assert all(x <= 0 for x in harmless.x)
+    assert all(x > 0 for x in harmful.x)
+    # Both classes in one order: what is largest stands above.
+    sizes = dict(zip((*harmless.y, *harmful.y), map(abs, (*harmless.x, *harmful.x)), strict=True))
+    assert list(figure.layout.yaxis2.categoryarray) == sorted(sizes, key=sizes.get)
 
 
 def test_attribution_without_heads_has_one_column_for_attention():
     table = planted.attribution(3, n_heads=1)
-    heatmap, _ = plots.head_attribution(table.assign(head=np.nan)).data
+    heatmap = plots.head_attribution(table.assign(head=np.nan)).data[0]
     assert list(heatmap.x) == ["attention", "MLP"]
 
 

@@ -20,7 +20,6 @@ from refusal_lens.plots.style import (
     menu,
     name_rows,
     signed_scale,
-    style_of,
 )
 from refusal_lens.plots.tables import groups, where
 from refusal_lens.plots.text import escape
@@ -49,10 +48,12 @@ def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> 
     )
     columns, layers, cells = _attribution_grid(own)
     figure.add_trace(_attribution_heatmap(columns, layers, cells, template), row=1, col=1)
-    figure.add_trace(_largest_bars(own), row=1, col=2)
+    names, bars = _largest_bars(own)
+    figure.add_traces(bars, rows=1, cols=2)
     figure.update_xaxes(title_text="head", type="category", tickangle=0, row=1, col=1)
     figure.update_xaxes(title_text="projection units", nticks=4, row=1, col=2)
     name_rows(figure)
+    figure.update_yaxes(categoryorder="array", categoryarray=names, row=1, col=2)
     ticks = {"type": "linear", "dtick": layer_axis(max(layers, default=0))["dtick"]}
     figure.update_yaxes(title_text="layer", tick0=0, **ticks, row=1, col=1)
     figure.update_annotations(font_size=13)
@@ -113,23 +114,30 @@ def _attribution_heatmap(
     )  # fmt: skip
 
 
-def _largest_bars(own: pd.DataFrame) -> go.Bar:
+def _largest_bars(own: pd.DataFrame) -> tuple[list[str], list[go.Bar]]:
+    """Return names, the largest last, and the bars towards either class."""
     largest = own.sort_values("contribution", key=abs).tail(N_LARGEST)
-    styles = [style_of(bool(contribution > 0)) for contribution in largest["contribution"]]
     names = [
         str(component).removeprefix("blocks.").replace(".", " ")
         + ("" if pd.isna(head) else f" head {int(head)}")
         for component, head in zip(largest["component"], largest["head"], strict=True)
     ]
-    return go.Bar(
-        x=largest["contribution"].tolist(),
-        y=names,
-        width=0.7,
-        orientation="h",
-        showlegend=False,
-        marker=hatched([style.colour for style in styles], [style.pattern for style in styles]),
-        hovertemplate="%{y}: %{x:.3~f}<extra></extra>",
-    )
+    told = list(zip(names, largest["contribution"].tolist(), strict=True))
+    bars = []
+    for style in CLASSES:
+        mine = [(name, number) for name, number in told if (number > 0) == style.is_harmful]
+        bars.append(
+            go.Bar(
+                x=[number for _, number in mine],
+                y=[name for name, _ in mine],
+                width=0.7,
+                orientation="h",
+                showlegend=False,
+                marker=hatched(style.colour, style.pattern),
+                hovertemplate="%{y}: %{x:.3~f}<extra></extra>",
+            )
+        )
+    return names, bars
 
 
 def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:

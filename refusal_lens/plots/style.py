@@ -111,9 +111,9 @@ def line(
     )
 
 
-def hatched(colours: str | list[str], patterns: str | list[str]) -> dict[str, Any]:
+def hatched(colour: str, pattern: str) -> dict[str, Any]:
     """Return the marker of bars that a pattern tells apart where colour does not."""
-    return {"color": colours, "pattern": {"shape": patterns, "solidity": 0.3}}
+    return {"color": colour, "pattern": {"shape": pattern, "solidity": 0.3}}
 
 
 def limit_line(

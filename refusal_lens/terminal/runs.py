@@ -41,6 +41,8 @@ def _show_between(
             continue
         if score == "cosine" and row["a"] > row["b"]:
             continue  # the same both ways round
+        if row[score] != row[score]:
+            continue  # NaN: fitted on every prompt that it could be tested on
         joint = "and" if score == "cosine" else "fitted, tested on"
         is_known = score == "cosine" and row["ceiling"] == row["ceiling"]
         ceiling = f" (noise ceiling {row['ceiling']:.3f})" if is_known else ""
