@@ -24,7 +24,7 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
     scores, cosines, transfer = tables["scores"], tables["cosines"], tables["transfer"]
     own = pd.concat([_own(scores, run) for run in runs], ignore_index=True)
     figures = {
-        f"{plots.SCORE_NAMES[score]} of every place": plots.place_heatmap(own, score)
+        f"{_capital(plots.SCORE_NAMES[score])} of every place": plots.place_heatmap(own, score)
         for score in ("auroc", "separation", "cohens_d")
     }
     for kind in ("prompt_sets", "models", "methods"):
@@ -98,6 +98,10 @@ def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[s
         title = f"{run.name}: transfer between categories at {_said(run.best)}"
         figures[title] = plots.transfer_matrix(pairs)
     return figures
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _words(kind: str) -> str:
