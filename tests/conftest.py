@@ -1,5 +1,6 @@
 """Small models and tokenizers made on the spot: random weights, real classes, no network."""
 
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -207,3 +208,19 @@ def prompts() -> ContrastSet:
 def activations(model: Model, prompts: ContrastSet) -> Activations:
     """Activations of the random model at all layers and two positions."""
     return collect(model, prompts, "resid_post", ["last", "mean"], show_progress=False)
+
+
+@pytest.fixture(scope="session")
+def some_prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files with every other of the shipped prompts, harmful and harmless: half are enough to test.
+
+    The one harmless prompt that the model refuses is in the other half: among so few it would be
+    most of the KL.
+    """
+    folder = tmp_path_factory.mktemp("prompts")
+    paths = []
+    for name in ("harmful", "harmless"):
+        whole = json.loads((REPOSITORY / "data" / f"{name}_prompts.json").read_text())
+        paths.append(folder / f"{name}.json")
+        paths[-1].write_text(json.dumps(whole[1::2]))
+    return paths

@@ -20,22 +20,6 @@ def invoke(*arguments: object, typed: str | None = None, exit_code: int = 0) -> 
     return outcome.output
 
 
-@pytest.fixture(scope="module")
-def some_prompts(tmp_path_factory):
-    """Of each file every other prompt: a third of them is enough to test on.
-
-    The one harmless prompt that the model refuses is in the other half: among 32 it would be most
-    of the KL.
-    """
-    folder = tmp_path_factory.mktemp("prompts")
-    paths = []
-    for name in ("harmful", "harmless"):
-        whole = json.loads((REPOSITORY / "data" / f"{name}_prompts.json").read_text())
-        paths.append(folder / f"{name}.json")
-        paths[-1].write_text(json.dumps(whole[1::2]))
-    return paths
-
-
 def run_experiments(model: str, folder, some_prompts) -> tuple[RunFolder, str, str]:
     harmful, harmless = some_prompts
     options = ["--model", REPOSITORY / "data" / model, "--output", folder, "--position", "last"]

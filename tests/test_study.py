@@ -211,10 +211,10 @@ def test_subset_of_layers_needs_no_new_forward_pass(default_run, tmp_path):
     assert "holds only what was collected. Hook point blocks.0.hook_attn_out" in printed
 
 
-def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_path):
-    printed = invoke(
-        *("run", "--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run")
-    )
+def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_path, some_prompts):
+    harmful, harmless = some_prompts
+    options = ["--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run"]
+    printed = invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
     first = printed.index("There is no refusal to find here")
     assert first < printed.index("Layers: resid_post")
     assert printed.index("There is no refusal to find: the model refuses 0%") > printed.index(
