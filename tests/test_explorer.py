@@ -416,7 +416,8 @@ def test_foreign_names_are_refused(app):
         thread.join()
 
 
-def test_the_command_says_which_extra_is_missing(monkeypatch, folder):
+@pytest.mark.parametrize("missing", ["dash", "flask", "werkzeug"])
+def test_the_command_says_which_extra_is_missing(monkeypatch, folder, missing):
     import sys
 
     from typer.testing import CliRunner
@@ -425,7 +426,8 @@ def test_the_command_says_which_extra_is_missing(monkeypatch, folder):
 
     for name in [name for name in sys.modules if name.startswith("refusal_lens.explorer")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "dash", None)
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setitem(sys.modules, f"{missing}.serving", None)
     monkeypatch.delattr("refusal_lens.explorer", raising=False)
     outcome = CliRunner().invoke(command_line, ["explore", str(folder.path)])
     assert outcome.exit_code == 2

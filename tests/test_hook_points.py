@@ -83,6 +83,11 @@ def test_refusal_names_the_nearest_that_exist(model):
     )
 
 
+def test_a_word_is_likely_a_misspelt_site(model):
+    with pytest.raises(RefusalLensError, match="Nearest that can: resid_post, resid_"):
+        resolve_hook_points(model, "resid_pots")
+
+
 def test_gated_hook_point_is_taken_once_its_flag_is_on(checkpoint):
     model = load_model(checkpoint, device="cpu")
     model.set_use_hook_mlp_in(True)

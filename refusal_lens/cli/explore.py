@@ -36,6 +36,9 @@ def explore(
             console.print("\nExplorer ended.")
 
 
+OF_THE_EXTRA = ("dash", "flask", "werkzeug")
+
+
 def _import_explorer() -> ModuleType:
     """Import the explorer, or say which extra it needs."""
     from refusal_lens.errors import RefusalLensError
@@ -43,7 +46,7 @@ def _import_explorer() -> ModuleType:
     try:
         from refusal_lens import explorer
     except ModuleNotFoundError as error:
-        if error.name != "dash":
+        if (error.name or "").partition(".")[0] not in OF_THE_EXTRA:
             raise
         raise RefusalLensError(
             "The explorer needs Dash, which is not installed. Install the extra: pip install "
