@@ -1,5 +1,6 @@
 """The command that opens the explorer."""
 
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -21,7 +22,8 @@ def explore(
 ) -> None:
     """Open a page in which places and prompts of runs can be compared by hand."""
     with plain_errors():
-        try:
+        # While it serves, the server itself takes Ctrl-C as its end.
+        with suppress(KeyboardInterrupt):
             with console.status("Starting (importing Dash, reading runs)"):
                 explorer = _import_explorer()
                 page = explorer.build_app(run_paths)
@@ -32,8 +34,7 @@ def explore(
                 address = f"http://{shown}:{server.port}/"
                 console.print(f"Explorer: {address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
                 server.serve_forever()
-        except KeyboardInterrupt:
-            console.print("\nExplorer ended.")
+        console.print("\nExplorer ended.")
 
 
 OF_THE_EXTRA = ("dash", "flask", "werkzeug")
