@@ -59,10 +59,8 @@ def test_affine_ablation_removes_refusal_out_of_sample(refuser):
     removed = rates(refuser[0]).loc[("affine_ablate", "fitted", True)]
     assert removed["plain_rate"] >= 0.95
     assert removed["refusal_rate"] <= 0.05
-    # A harmless prompt that the plain model refuses changes under ablation as it should; with one
-    # of 32 the mean says little, so that the rest are looked at.
     kept = rates(refuser[0]).loc[("affine_ablate", "fitted", False)]
-    assert kept["kl"] <= 0.1 + 4 * kept["plain_rate"]
+    assert kept["kl"] <= 0.1
 
 
 def test_addition_induces_refusal_out_of_sample(refuser):
