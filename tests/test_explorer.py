@@ -19,13 +19,12 @@ from scipy.stats import gaussian_kde
 
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.explorer import build_app, open_server
+from refusal_lens.explorer import build_app, open_server, overview_figures, place_figures
 from refusal_lens.explorer.moves import move
+from refusal_lens.explorer.place_figures import Marks
 from refusal_lens.explorer.runs import N_RESAMPLES, ExploredRun, name_runs, open_runs
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import View, settle
-from refusal_lens.plots import explore, places
-from refusal_lens.plots.explore import Marks
 from refusal_lens.validation import validate
 
 
@@ -272,7 +271,7 @@ def test_correlation_is_pearsons(scene):
 
 
 def patched(figure: go.Figure, changes: dict) -> dict:
-    explore._apply(figure, changes)
+    place_figures._apply(figure, changes)
     return figure.to_plotly_json()
 
 
@@ -291,9 +290,9 @@ def test_what_changes_is_all_that_differs(scene):
     ]
     for old in states:
         for new in states:
-            figure = explore.place_histogram(*old, prompts)
-            changed = patched(figure, explore.histogram_changes(*new))
-            fresh = explore.place_histogram(*new, prompts).to_plotly_json()
+            figure = place_figures.place_histogram(*old, prompts)
+            changed = patched(figure, place_figures.histogram_changes(*new))
+            fresh = place_figures.place_histogram(*new, prompts).to_plotly_json()
             for one, other in zip(changed["data"], fresh["data"], strict=True):
                 # Where nothing is drawn, what marks and labels look like may stay.
                 looked_at = set(one) | set(other) if len(other["x"]) else {"x"}
@@ -308,7 +307,7 @@ def test_every_prompt_is_a_mark_and_every_misread_one_a_cross(scene):
     is_harmful = scene.run.is_harmful
     marks = Marks(is_harmful, torch.ones(80, dtype=torch.bool), (3, 60))
     threshold = scene.numbers.sort().values[30].item()
-    figure = explore.place_histogram(scene.numbers, threshold, marks, scene.run.prompts)
+    figure = place_figures.place_histogram(scene.numbers, threshold, marks, scene.run.prompts)
     bars, dots, crosses = figure.data[:2], figure.data[2:4], figure.data[4]
     assert [sum(trace.y) for trace in bars] == [40, 40]
     rows = [row for trace in dots for row in trace.customdata]
@@ -324,7 +323,9 @@ def test_every_prompt_is_a_mark_and_every_misread_one_a_cross(scene):
 
 def test_hostile_prompts_are_text_on_hover(scene):
     marks = scene.marks
-    figure = explore.projection_scatter(scene.numbers, scene.numbers, marks, scene.run.prompts)
+    figure = place_figures.projection_scatter(
+        scene.numbers, scene.numbers, marks, scene.run.prompts
+    )
     shown = " ".join(text for trace in figure.data for text in trace.hovertext)
     assert "&lt;/script&gt;" in shown
     assert not re.search(r"<(?!/?b>|br>)", shown)
@@ -336,9 +337,11 @@ def test_ridges_are_densities():
     numbers = torch.randn(400, 1, generator=generator).double()
     numbers[:200] += 4
     is_harmful = torch.arange(400) < 200
-    figure = places.ridgeline(numbers, is_harmful, ["blocks.0.hook_resid_post"], axis_title="x")
+    figure = overview_figures.ridgeline(
+        numbers, is_harmful, ["blocks.0.hook_resid_post"], axis_title="x"
+    )
     harmful = next(trace for trace in figure.data if trace.name == "harmful")
-    along, ridge = harmful.x[1:-2].astype(float), harmful.y[1:-2] / places._HEIGHT
+    along, ridge = harmful.x[1:-2].astype(float), harmful.y[1:-2] / overview_figures._HEIGHT
     sample = numbers[is_harmful, 0].numpy()
     quartiles = np.percentile(sample, [25, 75])
     width = 0.9 * min(sample.std(), (quartiles[1] - quartiles[0]) / 1.34) * 200**-0.2
@@ -348,7 +351,7 @@ def test_ridges_are_densities():
 
 def test_cells_know_their_places(runs, view):
     scores = Scene(runs[view.run], view).projected.scores
-    cells = places.place_heatmap(scores, "accuracy").data[0]
+    cells = overview_figures.place_heatmap(scores, "accuracy").data[0]
     for _, row in scores.iterrows():
         place = [row["hook_point"], row["position"]]
         found = [

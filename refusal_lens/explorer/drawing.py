@@ -11,20 +11,20 @@ import plotly.graph_objects as go
 from dash import Patch, html
 from dash.development.base_component import Component
 
-from refusal_lens.explorer.scene import Scene
-from refusal_lens.hook_points import layer_of, short_name, site_of
-from refusal_lens.plots.explore import (
-    histogram_changes,
-    place_histogram,
-    projection_scatter,
-    scatter_changes,
-)
-from refusal_lens.plots.places import (
+from refusal_lens.explorer.overview_figures import (
     heatmap_highlight,
     place_heatmap,
     ridge_highlight,
     ridgeline,
 )
+from refusal_lens.explorer.place_figures import (
+    histogram_changes,
+    place_histogram,
+    projection_scatter,
+    scatter_changes,
+)
+from refusal_lens.explorer.scene import Scene
+from refusal_lens.hook_points import layer_of, short_name, site_of
 
 N_LISTED = 100
 """Prompts in the list; the export has all of them."""

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from refusal_lens.explorer.place_figures import Marks
 from refusal_lens.explorer.runs import ExploredRun, Projected
 from refusal_lens.explorer.view import View
 from refusal_lens.hook_points import site_of
-from refusal_lens.plots.explore import Marks
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,7 @@ Knows what they show and what changes from place to place, so that only that nee
 page. Does not know where the numbers come from.
 """
 
-import html
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +14,11 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from refusal_lens.plots.histogram_data import decimals_of
 from refusal_lens.plots.style import HARMFUL_COLOUR, HARMLESS_COLOUR, NEUTRAL_COLOUR
+from refusal_lens.plots.text import hover_prompt, signed
 from refusal_lens.prompts import Prompt
 from refusal_lens.validation import Histogram, shared_histogram
-
-HOVER_LENGTH = 160
-"""Characters of a prompt shown on hover; the list beside the figure has all of them."""
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _OPAQUE, _DIMMED = 0.8, 0.12
@@ -169,7 +166,7 @@ def _mean_data(numbers: Tensor, marks: Marks, height: float, digits: int) -> lis
         {
             "x": [round(mean, digits)] * 2,
             "y": [0, height],
-            "text": [" ", f"<b>mean {_signed(mean, max(0, digits - 2))}</b>"],
+            "text": [" ", f"<b>mean {signed(mean, max(0, digits - 2))}</b>"],
             "textposition": side,
         }
         for mean, side in zip(means, sides, strict=True)
@@ -231,7 +228,7 @@ def _marks(look: _Look, rows: list[int], prompts: Sequence[Prompt]) -> go.Scatte
         marker={"color": look.colour, "size": 7, "symbol": look.symbol},
         selected={"marker": {"opacity": 1, "size": 11}},
         unselected={"marker": {"opacity": _DIMMED}},
-        hovertext=[hover_text(prompts[row]) for row in rows],
+        hovertext=[_hover(prompts[row]) for row in rows],
         hovertemplate=f"%{{hovertext}}<br>{look.name} · %{{x}}<extra></extra>",
         hoverlabel={"align": "left"},
     )
@@ -351,17 +348,8 @@ def _see_through() -> dict[str, Any]:
     return {"paper_bgcolor": clear, "plot_bgcolor": clear, "modebar_bgcolor": clear}
 
 
-def hover_text(prompt: Prompt) -> str:
-    """Return a prompt's id, category and the start of its text, escaped for plotly."""
-    text = " ".join(prompt.text.split())
-    shown = text if len(text) <= HOVER_LENGTH else text[: HOVER_LENGTH - 1] + "…"
-    lines = [_escape(line) for line in textwrap.wrap(shown, 52)]
-    return "<br>".join([f"<b>{_escape(prompt.id)}</b> · {_escape(prompt.category)}", *lines])
-
-
-def _escape(text: str) -> str:
-    """Escape what plotly would read as markup; a dollar would start a formula."""
-    return html.escape(text).replace("&quot;", "&#34;").replace("$", "&#36;")
+def _hover(prompt: Prompt) -> str:
+    return hover_prompt(prompt.id, prompt.category, prompt.text)
 
 
 def _jitter(n: int, row: int) -> list[float]:
@@ -370,11 +358,5 @@ def _jitter(n: int, row: int) -> list[float]:
 
 
 def _decimals(numbers: Tensor) -> int:
-    """Return how many decimals keep five significant digits of the spread."""
-    spread = float(numbers.max() - numbers.min()) or float(numbers.abs().max())
-    return 4 - math.floor(math.log10(spread)) if math.isfinite(spread) and spread > 0 else 4
-
-
-def _signed(number: float, decimals: int) -> str:
-    """Write a number with a real minus sign, and zero without any."""
-    return f"{round(number, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+    """Return how many decimals to send; any will do where there is no number."""
+    return 4 if bool(numbers.isnan().any()) else decimals_of(numbers)
