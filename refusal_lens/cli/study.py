@@ -1,7 +1,7 @@
 """Commands of the study: run, and its stages one by one."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -90,82 +90,65 @@ PlotOutputOption = Annotated[
 ]
 
 
-def run(
-    config: ConfigArgument = None,
-    model: ModelOption = None,
-    harmful: HarmfulOption = None,
-    harmless: HarmlessOption = None,
-    hook_point: HookPointOption = None,
-    position: PositionOption = None,
-    output: OutputOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    engine: EngineOption = None,
-    ray_address: RayAddressOption = None,
-    resume: ResumeOption = False,
-    set_: SetOption = None,
-) -> None:
+def _starts_a_run(act: Callable[["Config", "RunFolder", bool], None]) -> Callable[..., None]:
+    """Make a command of what is to be done with a new run: its options, settings and folder."""
+
+    def command(
+        config: ConfigArgument = None,
+        model: ModelOption = None,
+        harmful: HarmfulOption = None,
+        harmless: HarmlessOption = None,
+        hook_point: HookPointOption = None,
+        position: PositionOption = None,
+        output: OutputOption = None,
+        device: DeviceOption = None,
+        dtype: DtypeOption = None,
+        engine: EngineOption = None,
+        ray_address: RayAddressOption = None,
+        resume: ResumeOption = False,
+        set_: SetOption = None,
+    ) -> None:
+        options = _overrides(
+            {
+                "model.name": model,
+                "prompts.harmful": harmful,
+                "prompts.harmless": harmless,
+                "collect.hook_points": hook_point or None,
+                "collect.positions": position or None,
+                "model.device": device,
+                "model.dtype": dtype,
+                "engine.name": engine,
+                "engine.ray_address": ray_address,
+            },
+            set_,
+        )
+        with _new_run(config, options, output, resume) as (settings, run_folder):
+            act(settings, run_folder, resume)
+
+    command.__name__, command.__doc__ = act.__name__, act.__doc__
+    return command
+
+
+@_starts_a_run
+def run(settings: "Config", run_folder: "RunFolder", resume: bool) -> None:
     """Do the whole study: refusal rate, activations, directions, scores, figures, report."""
-    options = _overrides(
-        {
-            "model.name": model,
-            "prompts.harmful": harmful,
-            "prompts.harmless": harmless,
-            "collect.hook_points": hook_point or None,
-            "collect.positions": position or None,
-            "model.device": device,
-            "model.dtype": dtype,
-            "engine.name": engine,
-            "engine.ray_address": ray_address,
-        },
-        set_,
-    )
-    with _new_run(config, options, output, resume) as (settings, run_folder):
-        from refusal_lens import study
+    from refusal_lens import study
 
-        study.run(settings, run_folder, console, resume=resume)
+    study.run(settings, run_folder, console, resume=resume)
 
 
-def collect(
-    config: ConfigArgument = None,
-    model: ModelOption = None,
-    harmful: HarmfulOption = None,
-    harmless: HarmlessOption = None,
-    hook_point: HookPointOption = None,
-    position: PositionOption = None,
-    output: OutputOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    engine: EngineOption = None,
-    ray_address: RayAddressOption = None,
-    resume: ResumeOption = False,
-    set_: SetOption = None,
-) -> None:
+@_starts_a_run
+def collect(settings: "Config", run_folder: "RunFolder", resume: bool) -> None:
     """Collect activations into a run folder, for the other stages to work on."""
-    options = _overrides(
-        {
-            "model.name": model,
-            "prompts.harmful": harmful,
-            "prompts.harmless": harmless,
-            "collect.hook_points": hook_point or None,
-            "collect.positions": position or None,
-            "model.device": device,
-            "model.dtype": dtype,
-            "engine.name": engine,
-            "engine.ray_address": ray_address,
-        },
-        set_,
-    )
-    with _new_run(config, options, output, resume) as (settings, run_folder):
-        from refusal_lens import study
+    from refusal_lens import study
 
-        loaded = None
-        if settings.engine.name == "ray":
-            prompts = study.prepare_without_model(settings, run_folder, console)
-        else:
-            prompts, loaded = study.prepare(settings, run_folder, console)
-        study.collect_stage(settings, run_folder, loaded, prompts, console, resume=resume)
-        console.print(f"Next: refusal-lens fit {run_folder.path}", markup=False)
+    loaded = None
+    if settings.engine.name == "ray":
+        prompts = study.prepare_without_model(settings, run_folder, console)
+    else:
+        prompts, loaded = study.prepare(settings, run_folder, console)
+    study.collect_stage(settings, run_folder, loaded, prompts, console, resume=resume)
+    console.print(f"Next: refusal-lens fit {run_folder.path}", markup=False)
 
 
 def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
