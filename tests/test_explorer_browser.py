@@ -336,9 +336,9 @@ def test_every_control_can_be_reached_by_keyboard(explore):
 
 
 @pytest.mark.slow
-def test_large_runs_answer_fast(open_page, tmp_path):
-    """48 layers, 2 positions, 2,000 prompts: what a step of the slider costs the server."""
-    run = make_run(tmp_path / "large", n=1000, n_layers=48, d_model=16).path
+def test_a_step_sends_only_the_place_shown(open_page, tmp_path):
+    """48 layers, 2 positions, 500 prompts: what a step of the slider costs the server."""
+    run = make_run(tmp_path / "large", n=250, n_layers=48, d_model=16).path
     with open_server(build_app([run]), port=0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = open_page().open(f"http://127.0.0.1:{server.port}/")
@@ -353,6 +353,6 @@ def test_large_runs_answer_fast(open_page, tmp_path):
             ".map(e => e.transferSize)"
         )
         server.shutdown()
-    # Only the place shown travels: all places would be 2 MB.
-    assert max(sizes) < 150_000
+    # Only the place shown travels, and the list of prompts: all places would be 500 KB.
+    assert max(sizes) < 100_000
     assert View.from_search(urlsplit(page.url).query).hook_point == "blocks.20.hook_resid_post"
