@@ -1,6 +1,7 @@
 """Prints what interventions do: causal scores, the choice, doses, answers."""
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,11 +17,15 @@ def show_causal(console: Console, scores: CausalScores) -> None:
         title=f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
         title_justify="left",
         caption="Refusal scores and KL in nats, of ablation to zero and affine ablation.",
+        # Lines between columns would cost numbers their last digits in 80 columns.
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
-    names = ("place", "bypass", "affine", "induce", "KL", "affine", "verdict")
-    for column in names:
+    for column in ("place", "bypass", "affine", "induce", "KL", "affine", "verdict"):
         is_text = column in ("place", "verdict")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in scores.table.to_dict("records"):
         table.add_row(
             f"{short_name(row['hook_point'])}, {row['position']}",
@@ -80,7 +85,7 @@ def _outcomes(here: pd.DataFrame, name: str) -> Table:
     """Lay out one class: its plain answers in the title, a row an intervention."""
     plain = here.iloc[0]
     table = Table(
-        title=f"{name}: {plain['plain_rate']:.1%} refused without intervention, score "
+        title=f"{name}, plain: {plain['plain_rate']:.1%} refused, score "
         f"{plain['plain_score']:+.2f}, loss of text {plain['plain_loss']:.2f}",
         title_justify="left",
     )
