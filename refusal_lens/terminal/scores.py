@@ -156,7 +156,7 @@ def show_methods(console: Console, methods: pd.DataFrame, best: Choice) -> None:
         title_justify="left",
         caption="cosine: with the difference of means, clipped alike.",
     )
-    for column in ("method", "clipped", "separation", "accuracy", "AUROC", "d'", "cosine"):
+    for column in ("method", "clip", "separation", "accuracy", "AUROC", "d'", "cosine"):
         is_name = column == "method"
         table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
     for row in here.to_dict("records"):
