@@ -12,8 +12,12 @@ import plotly.graph_objects as go
 from refusal_lens import plots
 from refusal_lens.compare_runs import Place, Run
 from refusal_lens.comparison import rows_where, square_cosines
+from refusal_lens.distributions import shared_densities
 from refusal_lens.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import PRIVATE
+
+PANELS = 4
+"""Runs beside each other in one figure."""
 
 
 def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:
@@ -27,6 +31,13 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
         f"{_capital(plots.SCORE_NAMES[score])} of every place": plots.place_heatmap(own, score)
         for score in ("auroc", "separation", "cohens_d")
     }
+    placed = [(run, run.best) for run in runs if run.best is not None]
+    for start in range(0, len(placed), PANELS):
+        shown = placed[start : start + PANELS]
+        names = ", ".join(run.name for run, _ in shown)
+        figures[f"Held-out projections of {names}, each at its best place"] = (
+            plots.directions_side_by_side([_panel(run, best) for run, best in shown], title="")
+        )
     for kind in ("prompt_sets", "models", "methods"):
         for place, table in _by_place(rows_where(cosines, kind=kind, run="")):
             title = f"Cosines between {_words(kind)} at {_said(place)}"
@@ -39,6 +50,21 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
             figures[f"{run.name}: AUROC by way to fit"] = plots.place_heatmap(methods, "auroc")
         figures |= _draw_run(run, cosines, transfer)
     return figures
+
+
+def _panel(run: Run, place: Place) -> plots.Panel:
+    """Return what a run's prompts look like along its direction at a place."""
+    projections = run.projections
+    row, column = projections.hook_points.index(place[0]), projections.positions.index(place[1])
+    numbers = projections.values[:, row, column]
+    return plots.Panel(
+        f"{run.name}: {_said(place)}",
+        run.prompts.prompts,
+        numbers,
+        projections.is_harmful,
+        projections.thresholds[row, column].item(),
+        shared_densities(numbers, projections.is_harmful),
+    )
 
 
 def _by_place(table: pd.DataFrame) -> list[tuple[Place, pd.DataFrame]]:

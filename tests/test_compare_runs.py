@@ -3,6 +3,7 @@
 import re
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -123,6 +124,21 @@ def test_page_holds_every_figure_and_needs_no_network(compared, runs):
         assert title in figures
         assert f"<h2>{title}</h2>" in page
     assert any(title.startswith("topics: transfer between categories") for title in figures)
+
+
+def test_best_places_stand_side_by_side_held_out(runs):
+    opened = open_runs(runs)
+    figures = draw_comparison(opened, compare_runs(opened))
+    (title,) = (title for title in figures if title.startswith("Held-out projections of "))
+    marks = [trace for trace in figures[title].data if trace.mode == "markers"]
+    assert len(marks) == 2 * sum(run.best is not None for run in opened)
+    first = opened[0]
+    row = first.projections.hook_points.index(first.best[0])
+    column = first.projections.positions.index(first.best[1])
+    numbers = first.projections.values[:, row, column]
+    for trace, is_harmful in zip(marks[:2], (False, True), strict=True):
+        own = numbers[first.projections.is_harmful == is_harmful]
+        np.testing.assert_allclose(trace.x, own.numpy(), rtol=1e-4)
 
 
 def test_one_run_is_compared_with_itself_alone(runs, tmp_path):

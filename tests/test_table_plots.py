@@ -392,13 +392,13 @@ def test_directions_stand_side_by_side():
     projections, prompts = planted_projections()
     panels = [
         plots.Panel(
-            f"layer {layer}", projections.values[:, layer, 0], projections.is_harmful,
+            f"layer {layer}", prompts, projections.values[:, layer, 0], projections.is_harmful,
             projections.thresholds[layer, 0].item(),
             shared_densities(projections.values[:, layer, 0], projections.is_harmful),
         )
         for layer in (0, 2)
     ]  # fmt: skip
-    figure = plots.directions_side_by_side(panels, prompts)
+    figure = plots.directions_side_by_side(panels)
     assert [note.text for note in figure.layout.annotations] == ["layer 0", "layer 2"]
     marks = [trace for trace in figure.data if trace.mode == "markers"]
     own = projections.is_harmful

@@ -221,9 +221,13 @@ def direction_components(
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Both classes along one direction: what `directions_side_by_side` draws in a column."""
+    """Both classes along one direction: what `directions_side_by_side` draws in a column.
+
+    `prompts` are in the order of `numbers`, for the hover.
+    """
 
     name: str
+    prompts: Sequence[Prompt]
     numbers: Float[Tensor, " n_prompts"]
     is_harmful: Bool[Tensor, " n_prompts"]
     threshold: float
@@ -231,13 +235,16 @@ class Panel:
 
 
 def directions_side_by_side(
-    panels: Sequence[Panel], prompts: Sequence[Prompt], *, template: str = "plotly_white"
+    panels: Sequence[Panel],
+    *,
+    title: str = "Directions side by side",
+    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw several directions, each in a column: densities above, a mark a prompt below.
 
     Args:
-        panels: One for each direction: of other methods, places or sets of prompts.
-        prompts: In the order of the panels' numbers, for the hover.
+        panels: One for each direction: of other methods, places, runs or sets of prompts.
+        title: Written above; "" where the page says it.
         template: Name of a plotly template.
     """
     figure = make_subplots(
@@ -252,9 +259,7 @@ def directions_side_by_side(
     for column, panel in enumerate(panels, start=1):
         for style in CLASSES:
             curve = _panel_curve(panel, style).update(showlegend=column == 1)
-            figure.add_traces(
-                [curve, _panel_marks(panel, style, prompts)], rows=[1, 2], cols=column
-            )
+            figure.add_traces([curve, _panel_marks(panel, style)], rows=[1, 2], cols=column)
         figure.add_vline(
             panel.threshold,
             line={"color": NEUTRAL_COLOUR, "width": 2},
@@ -267,8 +272,7 @@ def directions_side_by_side(
     figure.update_yaxes(row=2, tickvals=[0, 1], ticktext=names, range=[-0.6, 1.6], showgrid=False)
     figure.update_yaxes(row=1, showticklabels=False, rangemode="tozero")
     figure.update_yaxes(row=1, col=1, title_text="density").update_annotations(font_size=13)
-    title = "Directions side by side"
-    return dress(figure, template, title, height=480, margin={"l": 80, "t": 84})
+    return dress(figure, template, title, height=480, margin={"l": 80, "t": 84 if title else 40})
 
 
 def _panel_curve(panel: Panel, style: ClassStyle) -> go.Scatter:
@@ -286,7 +290,7 @@ def _panel_curve(panel: Panel, style: ClassStyle) -> go.Scatter:
     )
 
 
-def _panel_marks(panel: Panel, style: ClassStyle, prompts: Sequence[Prompt]) -> go.Scatter:
+def _panel_marks(panel: Panel, style: ClassStyle) -> go.Scatter:
     own = (panel.is_harmful == style.is_harmful).nonzero().flatten().tolist()
     return go.Scatter(
         name=style.name,
@@ -296,6 +300,6 @@ def _panel_marks(panel: Panel, style: ClassStyle, prompts: Sequence[Prompt]) -> 
         y=[style.row] * len(own),
         mode="markers",
         marker={"color": style.colour, "symbol": "line-ns-open", "size": 9, "line": {"width": 1.5}},
-        **_hover(prompts, own),
+        **_hover(panel.prompts, own),
         hovertemplate="%{hovertext}<br>projection %{x}<extra></extra>",
     )
