@@ -264,13 +264,14 @@ def work(options: argparse.Namespace) -> None:
     attention = "eager" if options.worker == "article" else "sdpa"
     model = make_model(options.shape, options.device, dtype, attention)
     run = METHODS[options.worker][1](model, options.budget)
-    is_tuned = False
+    is_warm = False
     for line in sys.stdin:
         prompts = make_ids(int(line), not options.no_shared_prefix)
         with torch.inference_mode():
-            # Before the first measurement a bare forward looks for its best budget.
-            run(prompts[:WARM_UP] if is_tuned or "bare" not in options.worker else prompts)
-        is_tuned = True
+            # All prompts once before the first measurement: a bare forward looks for its best
+            # budget, and every process does what it does once only.
+            run(prompts[:WARM_UP] if is_warm else prompts)
+        is_warm = True
         before = reset_peak(options.device)
         began = time.perf_counter()
         with torch.inference_mode():
