@@ -98,7 +98,7 @@ def _read_plain(
         pooled[name] = pool(activation)
 
     hooks: list[Any] = [(name, partial(keep, name)) for name in names]
-    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+    with _forward_on(model, hooks):
         # padding_side: a tokenizer that pads left would make TransformerLens mask real tokens.
         model(
             ids.to(model.cfg.device),

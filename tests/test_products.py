@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from refusal_lens import collect, products
+from refusal_lens import collect, load_model, products, reader
 from refusal_lens.products import _OneDnn, fast_products, library_of_products
 
 has_onednn = pytest.mark.skipif(
@@ -81,12 +81,24 @@ def test_only_a_large_model_on_such_a_cpu(monkeypatch):
 
 
 @has_onednn
-def test_activations_are_the_same_by_either_library(model, prompts, calls, monkeypatch):
+@pytest.mark.parametrize("path", ["fast", "TransformerLens", "bridge"])
+def test_activations_are_the_same_by_either_library(
+    checkpoint, model, prompts, calls, monkeypatch, path
+):
+    if path == "bridge":
+        model = load_model(checkpoint, backend="bridge", device="cpu")
+    # A hook of the user's own sends the model through TransformerLens's forward.
+    own_hooks = [("hook_embed", lambda activation, hook: None)] if path == "TransformerLens" else []
     options = {"positions": ["last", "mean"], "show_progress": False}
-    expected = collect(model, prompts, "resid_post", **options)
-    assert not calls
-    monkeypatch.setattr(products, "library_of_products", lambda cfg: "oneDNN")
-    got = collect(model, prompts, "resid_post", **options)
+    with model.hooks(fwd_hooks=own_hooks):
+        expected = collect(model, prompts, "resid_post", **options)
+        assert not calls
+        for module in (products, reader):  # who multiplies, and who records it
+            monkeypatch.setattr(module, "library_of_products", lambda cfg: "oneDNN")
+        got = collect(model, prompts, "resid_post", **options)
+    record = got.provenance["collection"]
+    assert (record["path"] == "fast") == (path == "fast")
+    assert record["products"] == "oneDNN"
     assert calls
     scale = expected.values.abs().amax(dim=(0, 3), keepdim=True)
     torch.testing.assert_close(got.values / scale, expected.values / scale, atol=1e-5, rtol=0)
