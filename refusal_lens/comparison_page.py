@@ -55,7 +55,7 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
 def _panel(run: Run, place: Place) -> plots.Panel:
     """Return what a run's prompts look like along its direction at a place."""
     projections = run.projections
-    row, column = projections.hook_points.index(place[0]), projections.positions.index(place[1])
+    row, column = projections.place(*place)
     numbers = projections.values[:, row, column]
     return plots.Panel(
         f"{run.name}: {_said(place)}",

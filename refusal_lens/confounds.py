@@ -87,9 +87,9 @@ def score_direction(
     projections: Projections, hook_point: str, position: str, *, seed: int = 0
 ) -> pd.DataFrame:
     """Return the row of the direction itself, to stand under `score_confounds`."""
-    place = projections.hook_points.index(hook_point), projections.positions.index(position)
-    values = projections.values[:, place[0], place[1]]
-    called = projections.is_called_harmful[:, place[0], place[1]]
+    row, column = projections.place(hook_point, position)
+    values = projections.values[:, row, column]
+    called = projections.is_called_harmful[:, row, column]
     return pd.DataFrame([_row(DIRECTION, values, called, projections.is_harmful, seed)])
 
 

@@ -45,6 +45,10 @@ class Projections:
             f"{'held out' if self.is_held_out else 'in sample'})"
         )
 
+    def place(self, hook_point: str, position: str) -> tuple[int, int]:
+        """Return row and column of a place."""
+        return self.hook_points.index(hook_point), self.positions.index(position)
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:

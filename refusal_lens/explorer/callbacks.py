@@ -121,15 +121,17 @@ _KEEP = {part: dict.fromkeys(AT_ONCE, no_update) for part in ("figures", "drawn"
 
 
 def _draw_at_once(scene: Scene, template: str, drawn: dict) -> dict[str, dict[str, Any]]:
-    figures, keys = {}, {}
-    for name in AT_ONCE:
-        figures[name], key = _drawer(name)(scene, template, drawn[name])
-        keys[name] = no_update if key == drawn[name] else key
-    return {"figures": figures, "drawn": keys}
+    answers = {name: _draw(name, scene, template, drawn[name]) for name in AT_ONCE}
+    return {
+        "figures": {name: figure for name, (figure, _) in answers.items()},
+        "drawn": {name: key for name, (_, key) in answers.items()},
+    }
 
 
-def _drawer(name: str) -> Any:
-    return getattr(drawing, f"draw_{name}")
+def _draw(name: str, scene: Scene, template: str, drawn: list[str] | None) -> tuple[Any, Any]:
+    """Return a figure, or what is new of it, and the key of what stands in the page, if new."""
+    figure, key = getattr(drawing, f"draw_{name}")(scene, template, drawn)
+    return figure, no_update if key == drawn else key
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -215,8 +217,7 @@ def _register_figure(app: Dash, runs: Runs, name: str, view: str) -> None:
         scene = _scene(stored, runs)
         if template is None:
             raise PreventUpdate
-        figure, key = _drawer(name)(scene, template, drawn)
-        return figure, no_update if key == drawn else key
+        return _draw(name, scene, template, drawn)
 
 
 def _register_words(app: Dash, runs: Runs) -> None:

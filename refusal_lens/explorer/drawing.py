@@ -24,6 +24,7 @@ from refusal_lens.explorer.place_figures import (
     scatter_changes,
 )
 from refusal_lens.explorer.scene import Scene
+from refusal_lens.explorer.view import SCALES
 from refusal_lens.hook_points import layer_of, short_name, site_of
 
 N_LISTED = 100
@@ -59,12 +60,11 @@ def draw_scatter(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
     given = (scene.numbers, scene.other_numbers, scene.marks)
     view = scene.view
     changes = scatter_changes(*given)
-    word = "cosine" if view.is_cosine else "projection"
     for axis, hook_point, position in (
         ("xaxis", view.hook_point, view.position),
         ("yaxis", view.other_hook_point, view.other_position),
     ):
-        title = f"{word} at {short_name(hook_point)}, {position}"
+        title = f"{SCALES[view.scale]} at {short_name(hook_point)}, {position}"
         changes["layout"] |= _axes(scene, axis, title)
     if key == drawn:
         return _patch(changes), key
@@ -171,8 +171,7 @@ def prompt_list(scene: Scene) -> tuple[str, Component]:
     rows = scene.listed_rows
     shown = f", the {N_LISTED} nearest the threshold shown" if len(rows) > N_LISTED else ""
     said = f"{_count(len(rows), 'prompt')} of {len(scene.run.prompts)}{shown}"
-    number = "cosine" if scene.view.is_cosine else "projection"
-    head = ["prompt", "category", "class", "called", number, "text"]
+    head = ["prompt", "category", "class", "called", SCALES[scene.view.scale], "text"]
     numbers = scene.numbers.tolist()
     body = [_row(scene, row, numbers[row]) for row in rows[:N_LISTED]]
     table = html.Table(

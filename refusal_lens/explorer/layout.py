@@ -8,6 +8,7 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from refusal_lens.explorer.view import SCALES
 from refusal_lens.plots.style import PRIVATE
 
 GRAPH_CONFIG: dict[str, Any] = {
@@ -49,7 +50,7 @@ def _controls(run_names: list[str]) -> Component:
             _slider("layer", "Layer"),
             _dropdown("position", "Position"),
             _dropdown("method", "Method"),
-            _radio("scale", "Scale", {"raw": "projection", "cosine": "cosine"}),
+            _radio("scale", "Scale", SCALES),
         ],
         className="controls",
         **_named("What is shown"),

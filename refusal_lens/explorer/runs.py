@@ -43,7 +43,7 @@ class Projected:
         self, hook_point: str, position: str, *, is_cosine: bool
     ) -> Float[Tensor, " n_prompts"]:
         """Return every prompt's projection, or cosine, at one place."""
-        row, column = self.place(hook_point, position)
+        row, column = self.projections.place(hook_point, position)
         return self._grid(is_cosine)[:, row, column].double()
 
     def site_numbers(
@@ -60,7 +60,7 @@ class Projected:
         For projections it is the mean of the thresholds of the folds. Those are of no use for
         cosines, whose threshold starts midway between the class means.
         """
-        row, column = self.place(hook_point, position)
+        row, column = self.projections.place(hook_point, position)
         if not is_cosine:
             return self.projections.thresholds[row, column].item()
         cosines = self.numbers(hook_point, position, is_cosine=True)
@@ -69,14 +69,9 @@ class Projected:
 
     def scores_of(self, hook_point: str, position: str) -> dict[str, float]:
         """Return separation and accuracy of one place."""
-        row, column = self.place(hook_point, position)
+        row, column = self.projections.place(hook_point, position)
         at = row * len(self.projections.positions) + column
         return {name: float(self.scores[name].iloc[at]) for name in ("separation", "accuracy")}
-
-    def place(self, hook_point: str, position: str) -> tuple[int, int]:
-        """Return row and column of a place."""
-        at = self.projections
-        return at.hook_points.index(hook_point), at.positions.index(position)
 
     def _grid(self, is_cosine: bool) -> Float[Tensor, "n_prompts n_hook_points n_positions"]:
         return self.projections.cosines if is_cosine else self.projections.values

@@ -14,7 +14,9 @@ from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.scores import SCORES
 
-SCALES = ("raw", "cosine")
+SCALES = {"raw": "projection", "cosine": "cosine"}
+"""What numbers can be looked at, and what they are called."""
+
 LISTS = ("all", "selected", "flipped", "misread")
 """Which prompts are listed: `flipped` are those that a moved threshold calls otherwise, `misread`
 those on the wrong side of it."""
@@ -98,7 +100,7 @@ def settle(view: View, runs: Mapping[str, ExploredRun]) -> View:
         hook_point=hook_point,
         position=position,
         method=_one_of(view.method, run.methods, run.own_method),
-        scale=_one_of(view.scale, SCALES, SCALES[0]),
+        scale=_one_of(view.scale, SCALES, "raw"),
         score=_one_of(view.score, SCORES, SCORES[0]),
         other_hook_point=other[0],
         other_position=other[1],
