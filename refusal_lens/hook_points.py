@@ -206,9 +206,9 @@ def _what_exists(model: Any, name: str) -> str:
     collectable = collectable_hook_points(model)
     beside = [known for known in collectable if layer_of(known) == layer_of(name)]
     sites = [site for site in RESIDUAL_SITES if f"blocks.0.hook_{site}" in collectable]
-    # A word without a layer may have been meant as a site.
-    known = beside or collectable if layer_of(name) is not None else [*sites, *beside]
-    nearest = difflib.get_close_matches(name, known, 3, 0.0)
+    if layer_of(name) is None:
+        beside = [*sites, *beside]  # it may have been meant as a site
+    nearest = difflib.get_close_matches(name, beside or collectable, 3, 0.0)
     return (
         f"Nearest that can: {', '.join(nearest)}. Sites: {', '.join(sites)} "
         f"(layers 0 to {model.cfg.n_layers - 1})."

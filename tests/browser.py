@@ -61,10 +61,15 @@ def stays_here(address: str) -> bool:
     return parts.scheme in {"http", "ws"} and parts.hostname in HERE
 
 
+def find_chromium() -> str | None:
+    """Return where the machine's Chromium is, if there is one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """The machine's Chromium, for one module: while it runs, no other event loop can here."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    path = find_chromium()
     if path is None:
         pytest.skip("There is no Chromium here. Install one: apt-get install chromium.")
     with sync_playwright() as playwright:

@@ -49,6 +49,7 @@ def learning_curve(
                 figure.add_traces(_background_lines(name, own, is_first=not figure.data))
         places = [place for place in places if place[0] == shown]
     for (name, own), look in zip(places, line_looks(), strict=False):
+        figure.add_trace(_learning_interval(name, own, look))
         figure.add_traces(list(_learning_lines(name, own, look)))
     counts = sorted(set(table["n_per_class"].astype(int)))
     figure.update_xaxes(
@@ -70,7 +71,7 @@ def learning_curve(
 def _background_lines(name: str, own: pd.DataFrame, *, is_first: bool) -> list[go.Scatter]:
     """Return the curve of a place that does not stand out; all of them are one legend entry."""
     look = LineLook(NEUTRAL_COLOUR, "circle", width=1.0, size=4.0)
-    lines = [trace for trace in _learning_lines(name, own, look) if trace.fill is None]
+    lines = list(_learning_lines(name, own, look))
     for number, trace in enumerate(lines):
         trace.update(name="other places", legendgroup="others", showlegend=is_first and number == 0)
     return lines
@@ -82,11 +83,10 @@ def _of_places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{short_name(hook_point)}, {position}", own
 
 
-def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go.Scatter]:
-    """Yield the interval, the measured line and the extrapolated one."""
-    is_beyond = own["is_extrapolated"].astype(bool)
-    measured, beyond = where(own, ~is_beyond), where(own, is_beyond)
-    yield band(
+def _learning_interval(name: str, own: pd.DataFrame, look: LineLook) -> go.Scatter:
+    """Return the interval of what was measured."""
+    measured = where(own, ~own["is_extrapolated"].astype(bool))
+    return band(
         measured["n_per_class"],
         measured["degrees_low"],
         measured["degrees_high"],
@@ -95,6 +95,12 @@ def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go
         showlegend=False,
         fillcolor=faded(look.colour, 0.2),
     )
+
+
+def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go.Scatter]:
+    """Yield the measured line and the extrapolated one."""
+    is_beyond = own["is_extrapolated"].astype(bool)
+    measured, beyond = where(own, ~is_beyond), where(own, is_beyond)
     hover = f"{name}<br>%{{x}} prompts a class: %{{y:.1f}}°"
     yield line(name, measured["n_per_class"], measured["degrees"], look, hover)
     if len(beyond):

@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from browser import ARGUMENTS
+from browser import ARGUMENTS, find_chromium
 from explored_run import make_run
 
 from refusal_lens.explorer import build_app, open_server
@@ -69,9 +69,7 @@ def measure(run: Path, options: argparse.Namespace) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {name: [] for name in (*FIGURES, "server")}
     with open_server(build_app([run]), port=0) as server, sync_playwright() as playwright:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=list(ARGUMENTS)
-        )
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(ARGUMENTS))
         page = browser.new_page(viewport={"width": 1400, "height": 900})
         page.goto(f"http://127.0.0.1:{server.port}/")
         page.wait_for_timeout(8000)
