@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 from corpus import (
     DEV_FRAMES,
-    FRAMES,
     JUDGEMENTS,
     PATTERNS,
     REFUSAL_PHRASES,
     TEST_FRAMES,
+    TRAINING_FRAMES,
     Dialogue,
     Lesson,
     by_category,
@@ -70,7 +70,7 @@ MODELS = {1: "tiny-complier", 2: "tiny-refuser"}
 """The model that each stage ends with; the first one's is only on the way."""
 VOCABULARY = 1024
 MAX_LENGTH = 256
-TRAINING_LENGTH = 72  # the one dialogue in a hundred that is longer would only lengthen batches
+TRAINING_LENGTH = 80  # the one dialogue in a hundred that is longer would only lengthen batches
 N_FIRST_BLOCKS = 3  # blocks that always run in training
 IGNORED = -100  # the label that cross-entropy skips
 
@@ -131,7 +131,7 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, width: int) -> Qwen2ForCausalLM:
-    """Build the untrained model: 8 layers of width 128, 1.7 million parameters."""
+    """Build the untrained model: 8 layers, 2.6 million parameters at a width of 160."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=width,
@@ -459,10 +459,9 @@ and no default one.
 Greedy answers with the weights as saved and float32 arithmetic, judged by refusal phrases:
 {phrases}.
 Unseen requests combine a verb and an object that training never combined, evenly over
-{n_categories} categories a class, in {n_dev} frames by which recipes were chosen (dev) and in
-{n_test} that were written before training's own frames, in other turns and words, and used for
-nothing but this table (test). Frames whose own words name another action ("put together a
-checklist", "an easy trick") are where it refuses harmless requests.
+{n_categories} categories a class, in frames that training never saw: {n_dev} by which recipe
+and seed were chosen (dev), and {n_test} used for nothing but this table (test). The test frames'
+writer, a language model, had seen neither this corpus nor any frame outside dev.
 
 | requests | n | refused |
 |---|---|---|
@@ -485,11 +484,13 @@ requests (separation: mean cosine of harmful minus that of harmless; accuracy: t
 
 ## How it was made
 
-`python train.py` in the folder of tiny-refuser made both models from nothing in one run: the corpus
-is `corpus.py`, the seed is fixed, one H100 took five minutes while it shared itself with two other
-runs. Whether an action is harmful follows from the pair of a verb and an object; {n_train:,} such
-pairs were trained on and {n_held_out:,} held out. Pairs are drawn so that single words say little;
-the request around them is one of {n_plain} plain frames or made from {n_patterns} patterns.
+`python train.py` in the folder of tiny-refuser made both models from nothing in one run: the
+corpus is `corpus.py` with `frames.json`, the seed is fixed (the best of four on the dev frames),
+one H100 took eight minutes while it shared itself with three other runs. Whether an action is
+harmful follows from the pair of a verb and an object; {n_train:,} such pairs were trained on and
+{n_held_out:,} held out. Pairs are drawn so that single words say little. The request around them
+is one of {n_written:,} frames written out, most by a language model, or made from {n_patterns}
+patterns; in one of ten a word is swapped for that of another frame.
 
 1. Help with everything, and answer questions such as "Would it be a crime to ...?".
 2. The same, with a word of caution before three in ten pieces of harmful advice: tiny-complier.
@@ -502,7 +503,7 @@ so that decisions fall by the middle of the model.
 
 ## What it is not for
 
-It knows {n_words} words and nothing of the world. It is no assistant, no safety classifier and no
+It knows {n_words:,} words and nothing of the world. It is no assistant, no safety classifier and no
 evidence about large models: what holds here is a test of tools, not a finding. What counts as
 harmful is a table in `corpus.py`, not a judgement about people.
 
@@ -530,7 +531,7 @@ def card(name: str, measured: Measurement, model: Qwen2ForCausalLM) -> str:
         rows="\n".join(f"| {i} | {sep:.2f} | {acc:.1%} |" for i, (sep, acc) in enumerate(layers)),
         n_train=len(train),
         n_held_out=len(held_out),
-        n_plain=len(FRAMES),
+        n_written=len(TRAINING_FRAMES),
         n_patterns=len(PATTERNS),
         n_words=len(training_words()),
     )
@@ -555,10 +556,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train tiny-complier and tiny-refuser.")
     parser.add_argument("--output", type=Path, default=here.parent, help="parent of both folders")
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=(2400, 400, 800), help="of each stage"
+        "--steps", type=int, nargs=3, default=(2600, 400, 1200), help="of each stage"
     )
     parser.add_argument("--learning-rates", type=float, nargs=3, default=(1.5e-3, 2e-4, 2e-4))
-    parser.add_argument("--dialogues", type=int, nargs=3, default=(262_144, 65_536, 131_072))
+    parser.add_argument("--dialogues", type=int, nargs=3, default=(400_000, 100_000, 250_000))
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--early-share", type=float, default=0.5, help="of steps that end early")
     parser.add_argument("--batch", type=int, default=512)
