@@ -212,11 +212,7 @@ def activations(model: Model, prompts: ContrastSet) -> Activations:
 
 @pytest.fixture(scope="session")
 def some_prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Files with every other of the shipped prompts, harmful and harmless: half are enough to test.
-
-    The one harmless prompt that the model refuses is in the other half: among so few it would be
-    most of the KL.
-    """
+    """Files with every other of the shipped prompts of each class: half are enough to test."""
     folder = tmp_path_factory.mktemp("prompts")
     paths = []
     for name in ("harmful", "harmless"):

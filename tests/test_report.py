@@ -262,12 +262,12 @@ def test_tables_of_the_best_place_hold_no_other(run_folder):
 def test_learning_curve_says_how_many_prompts_are_enough(run_folder):
     run_folder.write_table("learning_curve", learning_curve())
     assert tables_of(run_folder)["learning_curve"].sentence.endswith(
-        "With 40 prompts a side the direction turns by about 16°; 160 are enough for 10° "
+        "With 40 prompts a side the direction turns by about 15.8°; 160 are enough for 10° "
         "(extrapolated)."
     )
     run_folder.write_table("learning_curve", learning_curve().head(4))
     assert tables_of(run_folder)["learning_curve"].sentence.endswith(
-        "by about 16°; even 80 are too few for 10°."
+        "by about 15.8°; even 80 are too few for 10°."
     )
 
 

@@ -93,7 +93,7 @@ def test_scores_come_with_interval_and_p_value(default_run):
     # The two layers before the decision are near chance; all others beat every shuffle.
     assert frame[frame["layer"] >= 2]["p_value"].to_numpy() == pytest.approx(1 / 1001)
     assert (frame["p_value"] <= frame["p_value_corrected"]).all()
-    assert re.search(r"with 40 prompts a side the direction would turn by about \d+°", printed)
+    assert re.search(r"with 40 prompts a side the direction would turn by about \d+\.\d°", printed)
     assert re.search(r"\d prompts are enough for 10°", printed)
     assert "Chosen anew without each fold, of 15 choices: blocks." in printed
     assert "There is no direction here" not in printed

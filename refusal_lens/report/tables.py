@@ -109,7 +109,7 @@ def _learning_said(curve: pd.DataFrame) -> str:
     last = measured.sort_values("n_per_class").iloc[-1]
     said = (
         f"With {last['n_per_class']:.0f} prompts a side the direction turns by about "
-        f"{last['degrees']:.0f}°; "
+        f"{last['degrees']:.1f}°; "
     )
     enough = rows_of(curve, curve["degrees"] <= STEADY).sort_values("n_per_class")
     if not len(enough):

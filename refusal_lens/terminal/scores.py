@@ -121,8 +121,8 @@ def show_stability(console: Console, stability: Stability, best: Choice, n_per_c
         return
     console.print(
         f"With {n_per_class} prompts a side the direction lies about "
-        f"{turning.degrees(n_per_class):.0f}° from that of unlimited prompts; with {FEW_PROMPTS} "
-        f"prompts a side the direction would turn by about {turning.degrees(FEW_PROMPTS):.0f}°; "
+        f"{turning.degrees(n_per_class):.1f}° from that of unlimited prompts; with {FEW_PROMPTS} "
+        f"prompts a side the direction would turn by about {turning.degrees(FEW_PROMPTS):.1f}°; "
         f"{max(2, math.ceil(enough)):,} prompts are enough for {WANTED_DEGREES}°.",
         soft_wrap=True,
         highlight=False,
