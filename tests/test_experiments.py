@@ -23,7 +23,8 @@ def invoke(*arguments: object, typed: str | None = None, exit_code: int = 0) -> 
 def run_experiments(model: str, folder, some_prompts) -> tuple[RunFolder, str, str]:
     harmful, harmless = some_prompts
     options = ["--model", REPOSITORY / "data" / model, "--output", folder, "--position", "last"]
-    options += ["--hook-point", "resid_post:3-6"]
+    # Its refusals show within eight tokens; whole answers would take most of the time.
+    options += ["--hook-point", "resid_post:3-6", "--set", "refusal.n_new_tokens=8"]
     invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
     selected = invoke("select", folder)
     settings = ("dose.strengths=[1.0]", "dose.coefficients=[1.0]", "dose.n_controls=2")
