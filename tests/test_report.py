@@ -92,6 +92,16 @@ def test_a_plain_run_answers_as_far_as_it_has_measured(run_folder):
     ]
 
 
+def test_a_run_whose_effect_alone_was_not_measured_says_so(run_folder):
+    measured(run_folder)
+    (run_folder.path / "tables" / "causal_scores.csv").unlink()
+    assert told(run_folder)[2] == (
+        "As a correlation",
+        "It holds on prompts that it was not fitted to, but whether acting on it changes what the "
+        "model refuses was not measured.",
+    )
+
+
 def test_everything_measured_and_good_is_trusted(run_folder):
     measured(run_folder)
     assert told(run_folder)[2] == (

@@ -183,10 +183,10 @@ def _is_trusted(evidence: Evidence) -> Reply:
         )
         return Reply(question, "Yes", "good", said)
     n_open = sum(reason.kind == "open" for reason in found)
-    said = (
-        f"It holds on prompts that it was not fitted to, but {_n_things(n_open)} not measured, "
-        "among them whether acting on it changes what the model refuses."
-    )
+    acting = "whether acting on it changes what the model refuses"
+    is_open = f"{acting} was" if n_open == 1 else f"{n_open} things were"
+    among = "" if n_open == 1 else f", among them {acting}"
+    said = f"It holds on prompts that it was not fitted to, but {is_open} not measured{among}."
     return Reply(question, "As a correlation", "fair", said)
 
 
@@ -305,10 +305,6 @@ def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
     place = (row["hook_point"], str(row["position"]))
     is_here = best is not None and place == (best.hook_point, best.position)
     return row["verdict"], "" if is_here else f" at {short_name(place[0])}, position {place[1]},"
-
-
-def _n_things(n: int) -> str:
-    return "one thing was" if n == 1 else f"{n} things were"
 
 
 def _clause(sentence: str) -> str:
