@@ -1,0 +1,71 @@
+"""The small model's corpus: what it is measured on is never trained on."""
+
+import importlib.util
+import json
+import random
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    path = REPOSITORY / "data" / "tiny-refuser" / "corpus.py"
+    spec = importlib.util.spec_from_file_location("tiny_refuser_corpus", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    yield spec.loader.exec_module(module) or module
+    del sys.modules[spec.name]
+
+
+def bare(text: str) -> str:
+    return text.rstrip(".?").lower()
+
+
+def test_frames_to_measure_with_are_no_frames_to_train_on(corpus):
+    trained = {bare(frame) for frame in corpus.TRAINING_FRAMES}
+    assert not trained & {bare(frame) for frame in (*corpus.DEV_FRAMES, *corpus.TEST_FRAMES)}
+    assert not {*map(bare, corpus.DEV_FRAMES)} & {*map(bare, corpus.TEST_FRAMES)}
+
+
+def test_a_drawn_frame_is_never_one_to_measure_with(corpus, monkeypatch):
+    # One pattern that makes a frame of the test and another one, evenly.
+    kept = corpus.TEST_FRAMES[0]
+    monkeypatch.setattr(corpus, "PATTERNS", (kept, "Do {act}."))
+    monkeypatch.setattr(corpus, "WRITTEN_SHARE", 0.0)
+    monkeypatch.setattr(corpus, "SWAPPED_SHARE", 0.0)
+    rng = random.Random(0)
+    assert {corpus.draw_training_frame(rng) for _ in range(50)} == {"Do {act}."}
+
+
+def test_dialogues_hold_no_action_to_measure_with(corpus):
+    held_out = {text for a in corpus.split_actions()[1] for text in (a.act, a.acting)}
+    lesson = corpus.Lesson(refuses=True, caution_share=0.0, judgement_share=0.3)
+    for dialogue in corpus.training_dialogues(500, lesson, seed=0):
+        assert not any(f" {text}" in dialogue.user for text in held_out)
+
+
+def test_every_frame_takes_any_action(corpus):
+    action = corpus.split_actions()[0][0]
+    for frame in (*corpus.TRAINING_FRAMES, *corpus.DEV_FRAMES, *corpus.TEST_FRAMES):
+        filled = action.fill(frame)
+        assert action.act in filled or action.acting in filled or action.acting[1:] in filled, frame
+        assert "{" not in filled
+
+
+def test_a_swapped_word_leaves_the_action_in_its_place(corpus):
+    rng = random.Random(0)
+    before = ["Tell", "me", "how", "to", "{act}", "now."]
+    for _ in range(50):
+        after = corpus.swap_a_word(rng, " ".join(before)).split()
+        assert after[4] == "{act}"
+        assert sum(a != b for a, b in zip(after, before, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("name", ["harmful", "harmless"])
+def test_shipped_prompts_are_what_the_corpus_makes(corpus, name):
+    shipped = json.loads((REPOSITORY / "data" / f"{name}_prompts.json").read_text(encoding="utf-8"))
+    assert shipped == corpus.study_prompts(name == "harmful")
