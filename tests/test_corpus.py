@@ -1,24 +1,17 @@
 """The small model's corpus: what it is measured on is never trained on."""
 
-import importlib.util
+import importlib
 import json
 import random
-import sys
 
 import pytest
 from conftest import REPOSITORY
 
 
-@pytest.fixture(scope="module")
-def corpus():
-    path = REPOSITORY / "data" / "tiny-refuser" / "corpus.py"
-    spec = importlib.util.spec_from_file_location("tiny_refuser_corpus", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    yield spec.loader.exec_module(module) or module
-    del sys.modules[spec.name]
+@pytest.fixture
+def corpus(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "data" / "tiny-refuser")  # as train.py finds it
+    return importlib.import_module("corpus")
 
 
 def bare(text: str) -> str:

@@ -184,9 +184,10 @@ def _is_trusted(evidence: Evidence) -> Reply:
         return Reply(question, "Yes", "good", said)
     n_open = sum(reason.kind == "open" for reason in found)
     acting = "whether acting on it changes what the model refuses"
-    is_open = f"{acting} was" if n_open == 1 else f"{n_open} things were"
-    among = "" if n_open == 1 else f", among them {acting}"
-    said = f"It holds on prompts that it was not fitted to, but {is_open} not measured{among}."
+    unknown = f"{n_open} things were not measured, among them {acting}"
+    if n_open == 1:
+        unknown = f"{acting} was not measured"
+    said = f"It holds on prompts that it was not fitted to, but {unknown}."
     return Reply(question, "As a correlation", "fair", said)
 
 
