@@ -10,21 +10,15 @@ import pandas as pd
 from rich.console import Console
 
 from refusal_lens import terminal
-from refusal_lens.artifacts import RunFolder
+from refusal_lens.artifacts import RunFolder, find_place, load_run_model
 from refusal_lens.attribution import attribute
 from refusal_lens.config import Config
 from refusal_lens.directions import Direction, Directions
-from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import (
-    layer_of,
-    select_hook_points,
     site_of,
 )
-from refusal_lens.models import Model, describe_model, load_model
 from refusal_lens.prompts import Prompt
 from refusal_lens.readout import project_tokens, read_unembedding
-from refusal_lens.selection import Choice, choose_best
-from refusal_lens.validation import Separation
 
 N_PROMPTS_READ = 3
 """Prompts of each class that `attribute` goes through token by token."""
@@ -72,62 +66,6 @@ def attribute_stage(
         run_folder.write_table("unembedding", said.to_frame()),
         run_folder.write_table("prompt_tokens", pd.concat([each.to_frame() for each in tokens])),
     ]
-
-
-def find_place(
-    run_folder: RunFolder, hook_point: str | None, position: str | None
-) -> tuple[str, str]:
-    """Return the place that was asked for, and the best one's where nothing was.
-
-    Raises:
-        RefusalLensError: Nothing was asked for, and no place is the best; or more than one was.
-    """
-    if hook_point is None or position is None:
-        best = best_place(run_folder)
-        hook_point, position = hook_point or best.hook_point, position or best.position
-    stored = run_folder.read_directions().hook_points
-    names = select_hook_points(stored, hook_point, str(run_folder.path))
-    if len(names) != 1:
-        raise RefusalLensError(
-            f"{hook_point} is {len(names)} hook points of this run; one is needed, such as "
-            f"{site_of(names[0])}:{layer_of(names[0])}."
-        )
-    return names[0], position
-
-
-def best_place(run_folder: RunFolder) -> Choice:
-    """Return the best place of a run.
-
-    Raises:
-        RefusalLensError: There is no direction anywhere.
-    """
-    n_folds = run_folder.read_config().validation.n_folds
-    separation = Separation.from_frame(run_folder.read_separation(), n_folds)
-    best = choose_best(separation, run_folder.read_provenance()["model"]["n_layers"])
-    if best is None:
-        raise RefusalLensError(
-            "No place of this run is the best: there is no direction anywhere. Name one by "
-            "--hook-point and --position."
-        )
-    return best
-
-
-def load_run_model(config: Config, run_folder: RunFolder) -> Model:
-    """Load the model that a run was collected from.
-
-    Raises:
-        RefusalLensError: Its checkpoint has changed since.
-    """
-    model = load_model(**config.model.model_dump(exclude={"name"}), name_or_path=config.model.name)
-    there, here = run_folder.read_provenance()["model"], describe_model(model)
-    for key in ("weights_sha256", "revision"):
-        if there.get(key) != here.get(key):
-            raise RefusalLensError(
-                f"{config.model.name} has changed since the run was collected ({key} "
-                f"{there.get(key)} there, {here.get(key)} here). Put the checkpoint back, or "
-                "collect again."
-            )
-    return model
 
 
 def _same_column(directions: Directions, direction: Direction) -> list[Direction]:

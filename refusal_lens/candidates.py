@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_lens.activations import Activations
+from refusal_lens.crossfit import assign_folds
 from refusal_lens.directions import CLIP_QUANTILE, Directions, fit_directions
 from refusal_lens.effects import Arm
 from refusal_lens.prompts import ContrastSet
-from refusal_lens.validation import assign_folds
 
 FIT, SELECT, TEST = 0, 1, 2
 """Parts of the prompts: directions are fitted on the first, chosen on the second, and what the

@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refusal_lens.activations import Activations
+from refusal_lens.crossfit import Projections
 from refusal_lens.directions import CLIP_QUANTILE, clip, normalise
 from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.prompts import Prompt
 from refusal_lens.scores import auroc
 from refusal_lens.subspaces import fit_categories
-from refusal_lens.validation import Projections
 
 N_MISREAD = 100
 """Misread prompts listed at one place, the farthest on the wrong side first."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from refusal_lens.activations import Activations
 from refusal_lens.batching import run_in_batches
 from refusal_lens.candidates import SELECT, Candidate, deal_parts, fit_candidates, take_prompts
+from refusal_lens.causal_choice import CausalChoice, CausalEntry, CausalRule, choose_causal
 from refusal_lens.directions import CLIP_QUANTILE, project
 from refusal_lens.effects import Arm, Continued, Effects, continue_prompts, measure_effects
 from refusal_lens.generation import generate_greedily
@@ -24,7 +25,6 @@ from refusal_lens.models import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.refusal import ANSWER_BUDGET
-from refusal_lens.selection import CausalChoice, CausalEntry, CausalRule, choose_causal
 from refusal_lens.tokens import Tokens, tokenise
 from refusal_lens.verdicts import verdict
 

@@ -6,10 +6,9 @@ activations are for.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -19,7 +18,7 @@ from refusal_lens.activations import Activations
 from refusal_lens.batching import BatchRecord
 from refusal_lens.collection_record import describe_collection, prompts_key, reading_key
 from refusal_lens.models import Model, tokenizer_of
-from refusal_lens.moments import ClassMoments
+from refusal_lens.moments import Moments
 from refusal_lens.positions import check_positions, normalise_positions
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts import ContrastSet
@@ -27,20 +26,6 @@ from refusal_lens.reader import Reader, make_reader
 from refusal_lens.shard_reader import no_moments, read_moments, read_shard
 from refusal_lens.store import Store, load_activations, open_store, shard_rows
 from refusal_lens.survey import Survey, survey
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Moments of both classes at every place: all that fitting needs, whatever the prompts' number.
-
-    `provenance` says which model, prompts and template they came from, as plain values.
-    """
-
-    harmful: ClassMoments
-    harmless: ClassMoments
-    hook_points: tuple[str, ...]
-    positions: tuple[str, ...]
-    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def collect(

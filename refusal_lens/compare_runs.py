@@ -21,15 +21,15 @@ from refusal_lens.comparison import (
     Sample,
     cosine_table,
     reliabilities,
-    rows_where,
     transfer_between,
 )
+from refusal_lens.crossfit import Projections
 from refusal_lens.directions import Directions
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.frames import rows_where
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.scores import SCORES
 from refusal_lens.store import load_hook_point
-from refusal_lens.validation import Projections
 
 Place = tuple[str, str]
 

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
@@ -239,19 +238,6 @@ def category_cosines(
     )
     place = {"hook_point": activations.hook_points[0], "position": activations.positions[0]}
     return cosine_table("categories", named, **place)
-
-
-def rows_where(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
-    """Return the rows whose columns have these values.
-
-    Example:
-        >>> len(rows_where(pd.DataFrame({"kind": ["a", "b"], "n": [1, 1]}), kind="a", n=1))
-        1
-    """
-    is_wanted = np.ones(len(table), dtype=bool)
-    for name, value in wanted.items():
-        is_wanted &= np.asarray(table[name] == value)
-    return table.take(np.flatnonzero(is_wanted))
 
 
 def square_cosines(

@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 
 from refusal_lens import plots
 from refusal_lens.compare_runs import Place, Run
-from refusal_lens.comparison import rows_where, square_cosines
+from refusal_lens.comparison import square_cosines
 from refusal_lens.distributions import shared_densities
+from refusal_lens.frames import rows_where
 from refusal_lens.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import PRIVATE
 

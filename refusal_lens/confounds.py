@@ -19,9 +19,9 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, Polynomial
 from sklearn.preprocessing import StandardScaler as Standardise
 from torch import Tensor
 
+from refusal_lens.crossfit import Projections
 from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.scores import auroc, auroc_interval
-from refusal_lens.validation import Projections
 
 TOKEN_COUNT, FINAL_PUNCTUATION = "token_count", "final_punctuation"
 FIRST_WORD, BAG_OF_WORDS, DIRECTION = "first_word", "bag_of_words", "direction"

@@ -8,27 +8,23 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from refusal_lens.comparison import rows_where
 from refusal_lens.confounds import Likeness
-from refusal_lens.prompts import ContrastSet, either
+from refusal_lens.frames import rows_where
+from refusal_lens.prompts import MIN_PROMPTS_PER_SIDE, ContrastSet, either
 from refusal_lens.refusal import RefusalReport
-from refusal_lens.selection import BEST_ACCURACY, GOOD_SEPARATION, Choice
-from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
-
-ENOUGH_PROMPTS = 30
-"""Prompts a side from which on the article trusts a mean."""
-
-VALID_SHARE = 0.50
-"""Least share of valid layers."""
-
-GOOD_ACCURACY = 0.80
-
-SATURATED = 0.9
-"""From this refusal rate on, harmless prompts are refused too: nothing tells the classes apart."""
-
-
-SIGNIFICANT = 0.05
-"""Above this corrected p-value of the best place there is nothing to find."""
+from refusal_lens.selection import Choice
+from refusal_lens.thresholds import (
+    BEST_ACCURACY,
+    FOLLOWS_LENGTH,
+    GOOD_SEPARATION,
+    MIN_ACCURACY,
+    MIN_SEPARATION,
+    ONE_COORDINATE,
+    SATURATED,
+    SIGNIFICANT,
+    VALID_SHARE,
+)
+from refusal_lens.validation import Separation
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,9 @@ def checklist(prompts: ContrastSet, separation: Separation, best: Choice | None)
     return [
         Check(
             "prompts",
-            f"at least {ENOUGH_PROMPTS} a side",
+            f"at least {MIN_PROMPTS_PER_SIDE} a side",
             f"{n_harmful} harmful, {n_harmless} harmless",
-            min(n_harmful, n_harmless) >= ENOUGH_PROMPTS,
+            min(n_harmful, n_harmless) >= MIN_PROMPTS_PER_SIDE,
         ),
         Check(
             "valid layers",
@@ -132,11 +128,6 @@ def diagnose(
 
 # --- what else tells the classes apart --------------------------------------------------------
 
-FOLLOWS_LENGTH = 0.25
-"""From this share of its within-class variance on, a direction is partly the prompts' length."""
-
-ONE_COORDINATE = 0.5
-"""From this share of the squared length on, a direction is mostly one coordinate."""
 
 _FEATURES = {
     "token_count": ("The number of tokens", "prompts of the same length in both classes"),
@@ -303,12 +294,12 @@ def _diagnose_separation(prompts: ContrastSet, refusal: RefusalReport | None) ->
                 "Keep the harmful prompts that are (refusal.json lists them).",
             )
         )
-    if min(len(prompts.harmful), len(prompts.harmless)) < ENOUGH_PROMPTS:
+    if min(len(prompts.harmful), len(prompts.harmless)) < MIN_PROMPTS_PER_SIDE:
         findings.append(
             Finding(
                 f"There are few prompts ({len(prompts.harmful)} harmful, "
                 f"{len(prompts.harmless)} harmless).",
-                f"Use {ENOUGH_PROMPTS} or more a side.",
+                f"Use {MIN_PROMPTS_PER_SIDE} or more a side.",
             )
         )
     return findings

@@ -11,64 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from refusal_lens.directions import Direction, Directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.files import write_whole
 from refusal_lens.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.models import Model, describe_model
-from refusal_lens.selection import Choice
-from refusal_lens.shards import write_whole
 
 FORMAT = "refusal-lens directions 1"
-
-
-def with_record(
-    directions: Directions,
-    scores: pd.DataFrame,
-    best: Choice | None,
-    *,
-    validation: Mapping[str, Any],
-    versions: Mapping[str, str],
-) -> Directions:
-    """Add to the provenance what is known only after the directions were tested.
-
-    Args:
-        directions: As fitted; their provenance says which model and prompts they came from.
-        scores: One row a place, as `Separation.to_frame` gives it.
-        best: The place chosen.
-        validation: How they were tested: seed, folds.
-        versions: Of the software.
-
-    Returns:
-        The same directions, with `validation`, `versions`, `best`, and for every place its
-        `raw_norm` and `metrics`.
-    """
-    places: dict[str, dict[str, Any]] = {}
-    for row in scores.drop(columns=["site", "layer"]).to_dict("records"):
-        hook_point, position = row.pop("hook_point"), row.pop("position")
-        place = directions.hook_points.index(hook_point), directions.positions.index(position)
-        places.setdefault(hook_point, {})[position] = {
-            "raw_norm": directions.vectors[place].norm().item(),
-            "metrics": {name: _plain(value) for name, value in row.items()},
-        }
-    record = {
-        "validation": dict(validation),
-        "versions": dict(versions),
-        "best": {"hook_point": best.hook_point, "position": best.position} if best else None,
-        "places": places,
-    }
-    return replace(directions, provenance={**directions.provenance, **record})
-
-
-def _plain(value: Any) -> bool | float | None:
-    """Return a number as JSON has it, where NaN is null."""
-    if isinstance(value, bool):
-        return value
-    return None if pd.isna(value) else float(value)
 
 
 def save_directions(path: Path, directions: Directions) -> None:

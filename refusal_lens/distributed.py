@@ -20,12 +20,12 @@ from refusal_lens.collection_record import (
     prompts_key,
     sample_weights,
 )
-from refusal_lens.collector import Moments, class_labels
+from refusal_lens.collector import class_labels
 from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.config_files import find_resource
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models import LoadRecord, Model, load_tokenizer
-from refusal_lens.moments import ClassMoments
+from refusal_lens.moments import ClassMoments, Moments
 from refusal_lens.positions import check_positions, normalise_positions
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts import ContrastSet

@@ -5,12 +5,13 @@ Knows how to sum up. Draws nothing, and judges nothing.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from refusal_lens.crossfit import Projections
 from refusal_lens.directions import Direction, clip
-from refusal_lens.validation import Projections
 
 N_GRID = 80
 """Points at which a density is taken."""
@@ -181,3 +182,40 @@ def activation_norms(projections: Projections) -> Float[Tensor, "n_hook_points n
     """
     norms = projections.values / projections.cosines
     return torch.nanmean(norms.where(projections.cosines != 0, torch.nan), dim=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts of both classes in the same bins."""
+
+    edges: Float[Tensor, " n_edges"]
+    n_harmful: Int[Tensor, " n_bins"]
+    n_harmless: Int[Tensor, " n_bins"]
+
+
+def shared_histogram(
+    projections: Float[Tensor, " n_prompts"], is_harmful: Bool[Tensor, " n_prompts"]
+) -> Histogram:
+    """Count both classes in bins chosen from all projections together.
+
+    Bins of each class's own would make distributions look apart that are not. Their width is
+    Freedman and Diaconis's, of the narrower class, between 10 and 60 bins.
+    """
+    numbers, labels = projections.double().numpy(), is_harmful.numpy()
+    widths = [_bin_width(numbers[labels]), _bin_width(numbers[~labels])]
+    low, high = float(numbers.min()), float(numbers.max())
+    wanted = (high - low) / min(widths) if min(widths) > 0 else 1
+    n_bins = int(np.clip(np.ceil(wanted), 10, 60))
+    margin = (high - low or abs(high) or 1.0) * 1e-9
+    edges = np.linspace(low - margin, high + margin, n_bins + 1)
+    return Histogram(
+        torch.from_numpy(edges),
+        torch.from_numpy(np.histogram(numbers[labels], edges)[0]),
+        torch.from_numpy(np.histogram(numbers[~labels], edges)[0]),
+    )
+
+
+def _bin_width(numbers: np.ndarray) -> float:
+    """Return Freedman and Diaconis's bin width (1981): 2 IQR / n^(1/3)."""
+    lower, upper = np.percentile(numbers, [25, 75])
+    return float(2 * (upper - lower) / len(numbers) ** (1 / 3))

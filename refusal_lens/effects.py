@@ -16,8 +16,8 @@ from transformer_lens import HookedTransformer
 
 from refusal_lens.batching import run_in_batches
 from refusal_lens.generation import unembed
-from refusal_lens.hook_points import layer_of
-from refusal_lens.interventions import Hook, ablate, add, clamp, residual_writes
+from refusal_lens.hook_points import Hook, layer_of
+from refusal_lens.interventions import ablate, add, clamp, residual_writes
 from refusal_lens.models import Model
 from refusal_lens.products import fast_products
 from refusal_lens.refusal import refusal_score

@@ -10,10 +10,10 @@ from typing import Literal
 
 from refusal_lens import collector, distributed
 from refusal_lens.activations import Activations
-from refusal_lens.collector import Moments
 from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models import Model, load_model
+from refusal_lens.moments import Moments
 from refusal_lens.prompts import ContrastSet
 
 Engine = EngineConfig | Literal["local", "ray"]

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_lens import interop
-from refusal_lens.artifacts import RunFolder
-from refusal_lens.attributing import best_place
+from refusal_lens.artifacts import RunFolder, best_place
 from refusal_lens.hook_points import (
     select_hook_points,
     site_of,

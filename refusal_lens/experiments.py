@@ -13,8 +13,7 @@ from rich.console import Console
 
 from refusal_lens import terminal
 from refusal_lens.activations import Activations
-from refusal_lens.artifacts import RunFolder
-from refusal_lens.attributing import load_run_model
+from refusal_lens.artifacts import RunFolder, load_run_model
 from refusal_lens.candidates import (
     TEST,
     Candidate,
@@ -24,6 +23,7 @@ from refusal_lens.candidates import (
     take_prompts,
 )
 from refusal_lens.causal import causal_scores, held_out_auroc
+from refusal_lens.causal_choice import CausalRule
 from refusal_lens.config import Config
 from refusal_lens.directions import fit_directions
 from refusal_lens.dose import INTERVENTIONS, Plan, answer_under, dose_response, plan_trials
@@ -35,7 +35,7 @@ from refusal_lens.models import Model, tokenizer_of
 from refusal_lens.positions import normalise_position
 from refusal_lens.prompts import ContrastSet, Prompt
 from refusal_lens.refusal import RefusalReport
-from refusal_lens.selection import CausalRule, choose_best
+from refusal_lens.selection import choose_best
 from refusal_lens.study import measure_and_store
 from refusal_lens.tokens import tokenise
 from refusal_lens.validation import Separation

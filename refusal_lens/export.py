@@ -10,8 +10,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.files import write_whole
 from refusal_lens.plots.style import PRIVATE
-from refusal_lens.shards import write_whole
 
 PICTURES = ("png", "svg", "pdf")
 FORMATS = (*PICTURES, "html", "json")

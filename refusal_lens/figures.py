@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 
 from refusal_lens import distributions, plots
 from refusal_lens.artifacts import RunFolder
-from refusal_lens.comparison import rows_where, square_cosines
+from refusal_lens.comparison import square_cosines
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.frames import rows_where
 from refusal_lens.hook_points import site_of
 from refusal_lens.plots.tables import where
 from refusal_lens.plots.text import place_name

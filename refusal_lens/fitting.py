@@ -3,6 +3,8 @@
 Knows what follows what after collection. Runs no model.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,7 @@ from refusal_lens.diagnosis import (
     diagnose_confounds,
     diagnose_texts,
 )
-from refusal_lens.direction_files import with_record
-from refusal_lens.directions import fit_directions
+from refusal_lens.directions import Directions, fit_directions
 from refusal_lens.hook_points import (
     site_of,
 )
@@ -152,3 +153,48 @@ def _tabulate(run_folder: RunFolder, fitted: Fitted, console: Console) -> list[F
         terminal.show_methods(console, tables["methods"], fitted.best)
     terminal.show_confounds(console, tables["confounds"], likeness)
     return diagnose_confounds(tables, fitted.best) + diagnose_texts(likeness, template)
+
+
+def with_record(
+    directions: Directions,
+    scores: pd.DataFrame,
+    best: Choice | None,
+    *,
+    validation: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> Directions:
+    """Add to the provenance what is known only after the directions were tested.
+
+    Args:
+        directions: As fitted; their provenance says which model and prompts they came from.
+        scores: One row a place, as `Separation.to_frame` gives it.
+        best: The place chosen.
+        validation: How they were tested: seed, folds.
+        versions: Of the software.
+
+    Returns:
+        The same directions, with `validation`, `versions`, `best`, and for every place its
+        `raw_norm` and `metrics`.
+    """
+    places: dict[str, dict[str, Any]] = {}
+    for row in scores.drop(columns=["site", "layer"]).to_dict("records"):
+        hook_point, position = row.pop("hook_point"), row.pop("position")
+        place = directions.hook_points.index(hook_point), directions.positions.index(position)
+        places.setdefault(hook_point, {})[position] = {
+            "raw_norm": directions.vectors[place].norm().item(),
+            "metrics": {name: _plain(value) for name, value in row.items()},
+        }
+    record = {
+        "validation": dict(validation),
+        "versions": dict(versions),
+        "best": {"hook_point": best.hook_point, "position": best.position} if best else None,
+        "places": places,
+    }
+    return replace(directions, provenance={**directions.provenance, **record})
+
+
+def _plain(value: Any) -> bool | float | None:
+    """Return a number as JSON has it, where NaN is null."""
+    if isinstance(value, bool):
+        return value
+    return None if pd.isna(value) else float(value)

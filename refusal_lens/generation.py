@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from refusal_lens.interventions import Hook
+from refusal_lens.hook_points import Hook
 from refusal_lens.models import Model, eos_token_ids
 from refusal_lens.products import fast_products
 from refusal_lens.tokens import Tokens

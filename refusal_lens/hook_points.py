@@ -7,9 +7,11 @@ write them down. Does not run the model.
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
+
+from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 
@@ -213,3 +215,6 @@ def _what_exists(model: Any, name: str) -> str:
         f"Nearest that can: {', '.join(nearest)}. Sites: {', '.join(sites)} "
         f"(layers 0 to {model.cfg.n_layers - 1})."
     )
+
+
+Hook = tuple[str, Callable[..., Tensor]]

@@ -18,12 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.hook_points import layer_of, resolve_hook_points
+from refusal_lens.hook_points import Hook, layer_of, resolve_hook_points
+from refusal_lens.kernel import WeightKernel
 from refusal_lens.positions import check_positions, normalise_position, token_span
-from refusal_lens.selection import WeightKernel
 from refusal_lens.tokens import Tokens
-
-Hook = tuple[str, Callable[..., Tensor]]
 
 Basis = Float[Tensor, "*k d_model"]
 """A unit vector `[d_model]`, orthonormal rows `[k, d_model]`, or such rows for every row of the

@@ -4,7 +4,8 @@ Knows the one monoid behind fitting in memory, in a stream and on several machin
 what the vectors are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -54,3 +55,17 @@ def class_moments(values: Float[Tensor, "n_prompts *grid d_model"]) -> ClassMome
     exact = values.double()
     mean = exact.mean(dim=0)
     return ClassMoments(values.shape[0], mean, ((exact - mean) ** 2).sum(dim=0))
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of both classes at every place: all that fitting needs, whatever the prompts' number.
+
+    `provenance` says which model, prompts and template they came from, as plain values.
+    """
+
+    harmful: ClassMoments
+    harmless: ClassMoments
+    hook_points: tuple[str, ...]
+    positions: tuple[str, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)

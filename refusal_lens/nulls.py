@@ -15,6 +15,7 @@ from torch import Tensor
 from refusal_lens.activations import Activations
 from refusal_lens.crossfit import assign_folds, sort_by_fold
 from refusal_lens.directions import CLIP_QUANTILE
+from refusal_lens.frames import place_frame
 from refusal_lens.methods import fit_grid
 from refusal_lens.progress import track
 from refusal_lens.refits import (
@@ -26,7 +27,6 @@ from refusal_lens.refits import (
     score_refits,
 )
 from refusal_lens.scores import percentiles
-from refusal_lens.validation import place_frame
 
 KINDS = ("permutation", "random", "covariance", "harmless_split")
 """Labels permuted; random directions, uniform or with the activations' covariance; no class."""

@@ -16,7 +16,7 @@ from refusal_lens.batching import run_in_batches
 from refusal_lens.config import FIRST_WORDS, REFUSAL_PHRASES
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.generation import generate_greedily
-from refusal_lens.interventions import Hook
+from refusal_lens.hook_points import Hook
 from refusal_lens.judges import (
     Agreement,
     Judge,

@@ -26,10 +26,10 @@ from refusal_lens.confounds import (
     template_tokens,
 )
 from refusal_lens.coordinates import clip_sweep, coordinate_table
+from refusal_lens.crossfit import Projections, assign_folds
 from refusal_lens.directions import Directions
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.selection import Choice
-from refusal_lens.validation import Projections, assign_folds
 
 
 @dataclass(frozen=True, eq=False)

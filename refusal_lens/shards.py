@@ -6,8 +6,6 @@ shards belong together.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.files import write_whole
 
 FORMAT = "refusal-lens activations 2"
 
@@ -29,32 +28,6 @@ NAMES_IN_FILE = {
     torch.float16: "F16",
     torch.bool: "BOOL",
 }
-
-
-@contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; put it in its place when the block ends well.
-
-    A reader sees the old file or the new one, never half of one, also after a crash.
-
-    Example:
-        >>> with write_whole(tmp_path / "a.txt") as file:
-        ...     _ = file.write_text("whole")
-        >>> (tmp_path / "a.txt").read_text()
-        'whole'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def shard_path(folder: Path, index: int) -> Path:

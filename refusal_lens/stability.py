@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refusal_lens.activations import Activations
 from refusal_lens.directions import CLIP_QUANTILE, clip, normalise
+from refusal_lens.frames import place_frame
 from refusal_lens.hook_points import site_of
 from refusal_lens.learning import (
     CURVE_COLUMNS,
@@ -29,7 +30,6 @@ from refusal_lens.methods import fit_grid
 from refusal_lens.progress import track
 from refusal_lens.refits import Place, blocks_of, clip_rows
 from refusal_lens.scores import draw_counts, percentiles
-from refusal_lens.validation import place_frame
 
 LAYER_DRAWS = 20
 """Split halves behind the corrected cosines of layers: all layers' directions are held at once."""

@@ -7,7 +7,6 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,17 +16,15 @@ from refusal_lens.activations import Activations
 from refusal_lens.crossfit import (
     Projections,
     Splits,
-    assign_folds,
     first_projections,
     fitting_splits,
-    held_out_projections,
-    in_sample_projections,
     project_splits,
     repeat_folds,
     sort_by_fold,
 )
 from refusal_lens.directions import CLIP_QUANTILE
-from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.frames import place_frame
+from refusal_lens.hook_points import site_of
 from refusal_lens.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.progress import track
 from refusal_lens.refits import Place, score_resampled_fits
@@ -41,23 +38,7 @@ from refusal_lens.scores import (
     resample,
     score,
 )
-
-__all__ = [
-    "MIN_ACCURACY",
-    "MIN_SEPARATION",
-    "Histogram",
-    "Projections",
-    "Separation",
-    "assign_folds",
-    "held_out_projections",
-    "in_sample_projections",
-    "shared_histogram",
-    "validate",
-]
-
-MIN_SEPARATION = 0.15
-MIN_ACCURACY = 0.65
-"""A place is valid from these on; below, the article calls it poor."""
+from refusal_lens.thresholds import MIN_ACCURACY, MIN_SEPARATION
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,20 +156,6 @@ class Separation:
             if name in frame
         }
         return cls(scores, hook_points, positions, n_folds)
-
-
-def place_frame(hook_points: tuple[str, ...], positions: tuple[str, ...]) -> pd.DataFrame:
-    """Return the columns that name a place, one row each, hook point by hook point."""
-    return pd.DataFrame(
-        {
-            "hook_point": hook_point,
-            "site": site_of(hook_point),
-            "layer": layer_of(hook_point),
-            "position": position,
-        }
-        for hook_point in hook_points
-        for position in positions
-    )
 
 
 def validate(
@@ -331,40 +298,3 @@ def _interval(
 
 
 # --- what a histogram shows -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Histogram:
-    """Counts of both classes in the same bins."""
-
-    edges: Float[Tensor, " n_edges"]
-    n_harmful: Int[Tensor, " n_bins"]
-    n_harmless: Int[Tensor, " n_bins"]
-
-
-def shared_histogram(
-    projections: Float[Tensor, " n_prompts"], is_harmful: Bool[Tensor, " n_prompts"]
-) -> Histogram:
-    """Count both classes in bins chosen from all projections together.
-
-    Bins of each class's own would make distributions look apart that are not. Their width is
-    Freedman and Diaconis's, of the narrower class, between 10 and 60 bins.
-    """
-    numbers, labels = projections.double().numpy(), is_harmful.numpy()
-    widths = [_bin_width(numbers[labels]), _bin_width(numbers[~labels])]
-    low, high = float(numbers.min()), float(numbers.max())
-    wanted = (high - low) / min(widths) if min(widths) > 0 else 1
-    n_bins = int(np.clip(np.ceil(wanted), 10, 60))
-    margin = (high - low or abs(high) or 1.0) * 1e-9
-    edges = np.linspace(low - margin, high + margin, n_bins + 1)
-    return Histogram(
-        torch.from_numpy(edges),
-        torch.from_numpy(np.histogram(numbers[labels], edges)[0]),
-        torch.from_numpy(np.histogram(numbers[~labels], edges)[0]),
-    )
-
-
-def _bin_width(numbers: np.ndarray) -> float:
-    """Return Freedman and Diaconis's bin width (1981): 2 IQR / n^(1/3)."""
-    lower, upper = np.percentile(numbers, [25, 75])
-    return float(2 * (upper - lower) / len(numbers) ** (1 / 3))

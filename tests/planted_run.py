@@ -11,9 +11,10 @@ from conftest import make_separation
 
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.config_files import load_config
+from refusal_lens.crossfit import Projections
 from refusal_lens.prompts import ContrastSet
 from refusal_lens.refusal import Answer, RefusalReport
-from refusal_lens.validation import Projections, Separation
+from refusal_lens.validation import Separation
 
 HOSTILE = (
     "</script><script>document.title = 'stolen'</script>",

@@ -9,11 +9,11 @@ import refusal_lens
 
 PACKAGE = Path(refusal_lens.__file__).parent
 FLOW = """
-errors progress config config_files prompts prompt_files conversion models tokens hook_points
+errors files progress config config_files prompts prompt_files conversion models tokens hook_points
 positions survey batching products fast_forward moments activations shards store reader
-shard_reader collection_record collector cluster workers distributed engines methods directions
-crossfit scores refits validation selection nulls learning stability nested interventions
-generation judges verdicts refusal effects candidates causal dose subspaces confounds
+shard_reader collection_record collector cluster workers distributed engines methods directions kernel
+thresholds frames crossfit scores refits validation selection nulls learning stability nested interventions
+generation judges verdicts refusal effects candidates causal_choice causal dose subspaces confounds
 coordinates categories comparison direction_files attribution readout diagnosis artifacts
 interop run_tables distributions plots figures export report terminal compare_runs
 comparison_page fitting attributing exchange study experiments explorer cli

@@ -5,11 +5,12 @@ import torch
 
 from refusal_lens.activations import Activations
 from refusal_lens.categories import category_table, misread_table, transfer_table
+from refusal_lens.crossfit import assign_folds
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts import Prompt
 from refusal_lens.scores import auroc
 from refusal_lens.subspaces import fit_categories, fit_subspace
-from refusal_lens.validation import assign_folds, validate
+from refusal_lens.validation import validate
 
 N = 30
 

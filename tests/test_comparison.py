@@ -17,8 +17,9 @@ from refusal_lens.comparison import (
     reliabilities,
     transfer_between,
 )
+from refusal_lens.crossfit import assign_folds
 from refusal_lens.directions import fit_directions
-from refusal_lens.validation import assign_folds, validate
+from refusal_lens.validation import validate
 
 
 def test_methods_stand_beside_each_other_clipped_and_not():

@@ -13,8 +13,8 @@ from refusal_lens.confounds import (
     score_direction,
     template_tokens,
 )
+from refusal_lens.crossfit import Projections, assign_folds
 from refusal_lens.prompts import ContrastSet
-from refusal_lens.validation import Projections, assign_folds
 
 WORDS = [
     *("door", "wall", "lamp", "tree", "road", "boat"),

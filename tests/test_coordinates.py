@@ -11,8 +11,9 @@ from refusal_lens.coordinates import (
     coordinate_shares,
     coordinate_table,
 )
+from refusal_lens.crossfit import assign_folds
 from refusal_lens.directions import Directions, fit_directions
-from refusal_lens.validation import assign_folds, validate
+from refusal_lens.validation import validate
 
 
 def test_shares_of_equal_coordinates_are_their_counts():

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from refusal_lens import load_direction, load_directions, load_model
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.cli import app
-from refusal_lens.direction_files import save_directions, with_record
+from refusal_lens.direction_files import save_directions
 from refusal_lens.directions import Directions, fit_directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.fitting import with_record
 from refusal_lens.selection import choose_best
 from refusal_lens.validation import validate
 

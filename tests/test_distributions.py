@@ -6,6 +6,7 @@ import torch
 from scipy.stats import gaussian_kde
 from sklearn.decomposition import PCA
 
+from refusal_lens.crossfit import Projections
 from refusal_lens.directions import Direction
 from refusal_lens.distributions import (
     activation_norms,
@@ -14,7 +15,6 @@ from refusal_lens.distributions import (
     shared_densities,
     top_coordinates,
 )
-from refusal_lens.validation import Projections
 
 HOOK_POINTS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 

@@ -10,11 +10,11 @@ import torch
 from refusal_lens import figures
 from refusal_lens.artifacts import RunFolder
 from refusal_lens.config_files import load_config
+from refusal_lens.crossfit import Projections
 from refusal_lens.directions import Directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.export import export
 from refusal_lens.prompts import ContrastSet, Prompt, PromptSet
-from refusal_lens.validation import Projections
 
 N_LAYERS, N_PROMPTS, D_MODEL = 4, 40, 6
 FROM_FIT = [

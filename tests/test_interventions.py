@@ -15,7 +15,7 @@ from refusal_lens.interventions import (
     prompt_mask,
     residual_writes,
 )
-from refusal_lens.selection import WeightKernel
+from refusal_lens.kernel import WeightKernel
 from refusal_lens.tokens import tokenise
 
 POINT = "blocks.2.hook_resid_post"

@@ -4,9 +4,10 @@ import pytest
 from conftest import noise
 
 from refusal_lens.activations import Activations
+from refusal_lens.crossfit import assign_folds
 from refusal_lens.nested import choose_nested
 from refusal_lens.selection import choose_best
-from refusal_lens.validation import assign_folds, validate
+from refusal_lens.validation import validate
 
 
 def test_planted_layer_wins_every_time_with_its_held_out_scores():

@@ -8,9 +8,10 @@ import torch
 from conftest import make_separation
 from rich.console import Console
 
+from refusal_lens.crossfit import Projections
 from refusal_lens.directions import Directions
 from refusal_lens.progress import ClassProgress, _can_draw
-from refusal_lens.validation import Projections, Separation
+from refusal_lens.validation import Separation
 
 HOOK_POINTS = ("hook_embed", "blocks.3.hook_resid_post")
 

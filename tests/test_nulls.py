@@ -10,11 +10,12 @@ from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 from refusal_lens.activations import Activations
+from refusal_lens.crossfit import assign_folds, held_out_projections
 from refusal_lens.directions import clip
 from refusal_lens.nulls import KINDS, draw_nulls, p_value, p_value_corrected
 from refusal_lens.refits import Place, auroc_rows, clip_rows, score_directions, score_refits
 from refusal_lens.scores import SCORES, score
-from refusal_lens.validation import assign_folds, held_out_projections, validate
+from refusal_lens.validation import validate
 
 
 @pytest.mark.parametrize("quantile", [0.995, 0.9, 0.5, 1.0, None])

@@ -12,13 +12,13 @@ import pytest
 import torch
 from conftest import make_separation
 
-from refusal_lens.distributions import activation_norms, shared_densities
+from refusal_lens.crossfit import Projections
+from refusal_lens.distributions import activation_norms, shared_densities, shared_histogram
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.plots import HARMFUL_COLOUR, HARMLESS_COLOUR, layer_profile, projection_histogram
 from refusal_lens.plots.histogram_data import TRACES
 from refusal_lens.prompts import Prompt
 from refusal_lens.selection import Choice
-from refusal_lens.validation import Projections, shared_histogram
 
 # The places of a view's traces. Views: every position raw, then every position as cosines.
 BARS, DENSITY, SHARE, MARKS, MEANS = (

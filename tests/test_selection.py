@@ -8,14 +8,9 @@ import pytest
 import torch
 from conftest import make_separation
 
-from refusal_lens.selection import (
-    CausalEntry,
-    CausalRule,
-    WeightKernel,
-    choose_best,
-    choose_causal,
-    suggest_kernel,
-)
+from refusal_lens.causal_choice import CausalEntry, CausalRule, choose_causal
+from refusal_lens.kernel import WeightKernel
+from refusal_lens.selection import choose_best, suggest_kernel
 from refusal_lens.validation import Separation
 
 

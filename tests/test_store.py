@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from refusal_lens import shards
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.shards import write_whole
+from refusal_lens.files import write_whole
 from refusal_lens.store import (
     Store,
     load_activations,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from refusal_lens import plots
+from refusal_lens.crossfit import Projections
 from refusal_lens.directions import Direction
 from refusal_lens.distributions import (
     activation_plane,
@@ -19,7 +20,6 @@ from refusal_lens.distributions import (
 )
 from refusal_lens.plots.style import CLASSES, HARMFUL_COLOUR, HARMLESS_COLOUR
 from refusal_lens.prompts import Prompt
-from refusal_lens.validation import Projections
 
 
 def named(figure: go.Figure, name: str) -> list:

@@ -11,15 +11,11 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
 
 from refusal_lens.activations import Activations
-from refusal_lens.crossfit import repeat_folds
+from refusal_lens.crossfit import assign_folds, held_out_projections, repeat_folds
 from refusal_lens.directions import fit_directions
+from refusal_lens.distributions import shared_histogram
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.validation import (
-    assign_folds,
-    held_out_projections,
-    shared_histogram,
-    validate,
-)
+from refusal_lens.validation import validate
 
 
 def make(n: int, d_model: int, shift: float, seed: int = 0, offset: float = 0.0) -> Activations:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from refusal_lens.causal import judge_table
-from refusal_lens.selection import CausalRule
+from refusal_lens.causal_choice import CausalRule
 from refusal_lens.verdicts import compare_ablations, summarise, verdict, verdict_of_rates
 
 CAUSE = {

@@ -37,7 +37,7 @@ def compare(
     with plain_errors(), told_where(output):
         with console.status("Starting (importing torch and TransformerLens)"):
             from refusal_lens import compare_runs, comparison_page, terminal
-            from refusal_lens.shards import write_whole
+            from refusal_lens.files import write_whole
 
         runs = compare_runs.open_runs(run_paths)
         tables = compare_runs.compare_runs(runs)

@@ -13,6 +13,7 @@ import torch
 
 from refusal_lens.directions import Direction
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.files import write_whole
 from refusal_lens.hook_points import OUTSIDE_BLOCKS, layer_of
 from refusal_lens.interop.layouts import (
     IMPORTED,
@@ -21,7 +22,6 @@ from refusal_lens.interop.layouts import (
     WriteContext,
     raw_vector,
 )
-from refusal_lens.shards import write_whole
 
 
 def read(path: Path, hints: ReadHints) -> Found:

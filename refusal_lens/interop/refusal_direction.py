@@ -14,6 +14,7 @@ from torch import Tensor
 
 from refusal_lens.directions import Direction
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.files import write_whole
 from refusal_lens.hook_points import layer_of, site_of
 from refusal_lens.interop.layouts import (
     Found,
@@ -28,7 +29,6 @@ from refusal_lens.interop.layouts import (
 from refusal_lens.interop.torch_files import load_tensors, save_tensors
 from refusal_lens.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.positions import normalise_position
-from refusal_lens.shards import write_whole
 
 LAYOUT = Layout(
     "refusal_direction",

@@ -11,6 +11,7 @@ import torch
 
 from refusal_lens.directions import Direction
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.files import write_whole
 from refusal_lens.interop.layouts import (
     IMPORTED,
     Found,
@@ -22,7 +23,6 @@ from refusal_lens.interop.layouts import (
     read_rows,
 )
 from refusal_lens.interop.model_types import model_type_of
-from refusal_lens.shards import write_whole
 
 LAYOUT = Layout(
     "svec",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.shards import write_whole
+from refusal_lens.files import write_whole
 
 
 def load_tensors(path: Path) -> Any:

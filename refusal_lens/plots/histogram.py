@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from refusal_lens.crossfit import Projections
 from refusal_lens.distributions import activation_norms
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.hook_points import layer_of, short_name, site_of
@@ -26,7 +27,7 @@ from refusal_lens.plots.histogram_data import (
 from refusal_lens.plots.histogram_traces import BAR_OPACITY, key_traces, view_traces
 from refusal_lens.plots.style import CLASSES
 from refusal_lens.prompts import Prompt
-from refusal_lens.validation import Projections, Separation
+from refusal_lens.validation import Separation
 
 AXIS_TITLES = ("projection on the unit direction (activation units)",
                "cosine between activation and direction")  # fmt: skip

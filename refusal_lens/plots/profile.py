@@ -12,7 +12,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refusal_lens.diagnosis import GOOD_ACCURACY
 from refusal_lens.hook_points import short_name
 from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
@@ -26,8 +25,9 @@ from refusal_lens.plots.style import (
     line_looks,
 )
 from refusal_lens.plots.tables import by_layer, last_layer, lines_of, where
-from refusal_lens.selection import GOOD_SEPARATION, Choice
-from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
+from refusal_lens.selection import Choice
+from refusal_lens.thresholds import GOOD_ACCURACY, GOOD_SEPARATION, MIN_ACCURACY, MIN_SEPARATION
+from refusal_lens.validation import Separation
 
 _PANELS = {"separation": ("separation", 1.0), "accuracy": ("accuracy (%)", 100.0),
            "auroc": ("AUROC", 1.0)}  # fmt: skip

@@ -9,11 +9,11 @@ from typing import Literal
 
 import pandas as pd
 
-from refusal_lens.diagnosis import ENOUGH_PROMPTS, GOOD_ACCURACY
 from refusal_lens.hook_points import short_name, site_of
+from refusal_lens.prompts import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence, rows_of
-from refusal_lens.selection import GOOD_SEPARATION, Choice
-from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION
+from refusal_lens.selection import Choice
+from refusal_lens.thresholds import GOOD_ACCURACY, GOOD_SEPARATION, MIN_ACCURACY, MIN_SEPARATION
 
 SIGNIFICANT = 0.05
 """A p-value above this is chance's."""
@@ -268,9 +268,9 @@ def _confound_reason(evidence: Evidence) -> Iterator[Reason]:
 
 def _prompts_reason(evidence: Evidence) -> Iterator[Reason]:
     fewest = min(len(evidence.prompts.harmful), len(evidence.prompts.harmless))
-    if fewest < ENOUGH_PROMPTS:
+    if fewest < MIN_PROMPTS_PER_SIDE:
         yield Reason(
-            "against", f"There are only {fewest} prompts a side; {ENOUGH_PROMPTS} are few."
+            "against", f"There are only {fewest} prompts a side; {MIN_PROMPTS_PER_SIDE} are few."
         )
 
 

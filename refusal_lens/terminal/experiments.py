@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from refusal_lens.causal import CausalScores
-from refusal_lens.comparison import rows_where
+from refusal_lens.causal_choice import CausalChoice
+from refusal_lens.frames import rows_where
 from refusal_lens.hook_points import short_name
-from refusal_lens.selection import CausalChoice
 
 
 def show_causal(console: Console, scores: CausalScores) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from refusal_lens.comparison import rows_where
+from refusal_lens.frames import rows_where
 from refusal_lens.hook_points import short_name
 
 

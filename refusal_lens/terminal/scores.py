@@ -9,12 +9,20 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from refusal_lens.comparison import rows_where
 from refusal_lens.confounds import Likeness
-from refusal_lens.diagnosis import GOOD_ACCURACY, SIGNIFICANT, Check, Finding, band
-from refusal_lens.selection import GOOD_SEPARATION, Choice, WeightKernel
+from refusal_lens.diagnosis import Check, Finding, band
+from refusal_lens.frames import rows_where
+from refusal_lens.kernel import WeightKernel
+from refusal_lens.selection import Choice
 from refusal_lens.stability import Stability
-from refusal_lens.validation import MIN_ACCURACY, MIN_SEPARATION, Separation
+from refusal_lens.thresholds import (
+    GOOD_ACCURACY,
+    GOOD_SEPARATION,
+    MIN_ACCURACY,
+    MIN_SEPARATION,
+    SIGNIFICANT,
+)
+from refusal_lens.validation import Separation
 
 FEW_PROMPTS, WANTED_DEGREES = 40, 10
 """What the learning curve is told at: prompts a side, and an angle."""
