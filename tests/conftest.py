@@ -39,9 +39,9 @@ from transformers import (
 )
 
 from refusal_lens import Activations, ContrastSet, collect, load_model
-from refusal_lens.models import Model
-from refusal_lens.scores import Score
-from refusal_lens.validation import Separation
+from refusal_lens.models.loading import Model
+from refusal_lens.validation.scores import Score
+from refusal_lens.validation.separation import Separation
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from refusal_lens.activations import Activations
-from refusal_lens.artifacts import RunFolder
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.activations.store import save_activations
 from refusal_lens.config_files import load_config
-from refusal_lens.directions import fit_directions
-from refusal_lens.prompts import ContrastSet, Prompt, PromptSet
-from refusal_lens.store import save_activations
-from refusal_lens.validation import validate
+from refusal_lens.directions.direction import fit_directions
+from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
+from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation.separation import validate
 
 HOSTILE = (
     "</script><script>document.title = 'stolen'</script>",

@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 from conftest import make_separation
 
-from refusal_lens.artifacts import RunFolder
 from refusal_lens.config_files import load_config
-from refusal_lens.crossfit import Projections
-from refusal_lens.prompts import ContrastSet
-from refusal_lens.refusal import Answer, RefusalReport
-from refusal_lens.validation import Separation
+from refusal_lens.experiments.refusal import Answer, RefusalReport
+from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation.crossfit import Projections
+from refusal_lens.validation.separation import Separation
 
 HOSTILE = (
     "</script><script>document.title = 'stolen'</script>",

@@ -313,7 +313,7 @@ def test_only_data_and_configs_are_shipped(tmp_path, monkeypatch):
 
 def test_importing_settings_and_prompts_stays_light():
     code = (
-        "import sys, refusal_lens.config_files, refusal_lens.prompts\n"
+        "import sys, refusal_lens.config_files, refusal_lens.prompts.contrast\n"
         "heavy = {'torch', 'pandas', 'pyarrow', 'transformer_lens', 'numpy'} & set(sys.modules)\n"
         "raise SystemExit(str(sorted(heavy)) if heavy else 0)"
     )

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from refusal_lens.artifacts import RunFolder
     from refusal_lens.config import Config
+    from refusal_lens.runs.folder import RunFolder
 
 
 console = Console()
@@ -37,8 +37,8 @@ def existing_run(path: Path, overrides: list[str] | None) -> Iterator[tuple["Con
     """Open a run and read its settings, with overrides laid over them."""
     with plain_errors():
         with console.status("Starting (importing torch and TransformerLens)"):
-            from refusal_lens.artifacts import RunFolder
             from refusal_lens.config_files import load_config
+            from refusal_lens.runs.folder import RunFolder
 
         run_folder = RunFolder.open(path)
         settings = load_config(run_folder.config_path, overrides or [])

@@ -36,18 +36,20 @@ def compare(
     """Put runs beside each other: places, methods, cosines, transfer; no forward pass."""
     with plain_errors(), told_where(output):
         with console.status("Starting (importing torch and TransformerLens)"):
-            from refusal_lens import compare_runs, comparison_page, terminal
             from refusal_lens.files import write_whole
+            from refusal_lens.runs.compare import compare_runs, open_runs
+            from refusal_lens.runs.compare_page import draw_comparison, write_page
+            from refusal_lens.stages import terminal
 
-        runs = compare_runs.open_runs(run_paths)
-        tables = compare_runs.compare_runs(runs)
+        runs = open_runs(run_paths)
+        tables = compare_runs(runs)
         terminal.show_comparison(console, tables)
         for name, table in tables.items():
             with write_whole(output / f"{name}.csv") as file:
                 table.to_csv(file, index=False)
-        figures = comparison_page.draw_comparison(runs, tables)
+        figures = draw_comparison(runs, tables)
         with write_whole(output / "comparison.html") as file:
-            file.write_text(comparison_page.write_page(runs, figures), encoding="utf-8")
+            file.write_text(write_page(runs, figures), encoding="utf-8")
         terminal.show_paths(console, sorted(output.glob("*.*")))
 
 
@@ -59,8 +61,8 @@ def inspect(
 ) -> None:
     """Print what a file of directions says it was made from, and how good it was."""
     with plain_errors():
-        from refusal_lens import terminal
-        from refusal_lens.direction_files import load_directions
+        from refusal_lens.directions.files import load_directions
+        from refusal_lens.stages import terminal
 
         terminal.show_directions(console, load_directions(path), path)
 
@@ -81,11 +83,10 @@ def attribute(
 ) -> None:
     """Say which heads and MLPs write a direction, and which tokens it speaks for."""
     with existing_run(run_path, set_) as (settings, run_folder):
-        from refusal_lens import attributing, terminal
+        from refusal_lens.stages import terminal
+        from refusal_lens.stages.attribute import attribute_stage
 
-        written = attributing.attribute_stage(
-            settings, run_folder, console, hook_point, position, prompt or ()
-        )
+        written = attribute_stage(settings, run_folder, console, hook_point, position, prompt or ())
         terminal.show_paths(console, written)
 
 
@@ -99,8 +100,9 @@ def export(
     """Write a run's directions in another project's format; by default the best site's."""
     with plain_errors():
         with console.status("Starting (importing torch and TransformerLens)"):
-            from refusal_lens import exchange, terminal
-        exchange.export_stage(source, output, format_, hook_point or (), position or ())
+            from refusal_lens.stages import terminal
+            from refusal_lens.stages.export import export_stage
+        export_stage(source, output, format_, hook_point or (), position or ())
         terminal.show_paths(console, [output])
 
 
@@ -121,9 +123,9 @@ def import_(
     """Read another project's directions into a .safetensors file of this one."""
     with plain_errors():
         with console.status("Starting (importing torch and TransformerLens)"):
-            from refusal_lens import terminal
-            from refusal_lens.direction_files import save_directions
-            from refusal_lens.interop import read_directions
+            from refusal_lens.directions.files import save_directions
+            from refusal_lens.directions.formats import read_directions
+            from refusal_lens.stages import terminal
 
         directions = read_directions(
             source, format_, n_layers=n_layers, hook_point=hook_point, position=position

@@ -32,9 +32,9 @@ CoefficientOption = Annotated[
 def select(run_path: RunArgument, set_: SetOption = None) -> None:
     """Choose the direction by what it does to refusal, on prompts it was not fitted on."""
     with existing_run(run_path, set_) as (settings, run_folder):
-        from refusal_lens import experiments, terminal
+        from refusal_lens.stages import experiment, terminal
 
-        terminal.show_paths(console, experiments.select_stage(settings, run_folder, console))
+        terminal.show_paths(console, experiment.select_stage(settings, run_folder, console))
         console.print(f"Next: refusal-lens ablate {run_folder.path}", markup=False, soft_wrap=True)
 
 
@@ -47,10 +47,10 @@ def ablate(
 ) -> None:
     """Remove and add the direction, beside controls, and count refusals."""
     with existing_run(run_path, set_) as (settings, run_folder):
-        from refusal_lens import experiments, terminal
+        from refusal_lens.stages import experiment, terminal
 
-        request = experiments.read_request(direction, intervention, coefficient)
-        written = experiments.ablate_stage(settings, run_folder, console, request)
+        request = experiment.read_request(direction, intervention, coefficient)
+        written = experiment.ablate_stage(settings, run_folder, console, request)
         terminal.show_paths(console, written)
 
 
@@ -63,7 +63,7 @@ def chat(
 ) -> None:
     """Answer typed (or piped) prompts with and without the intervention."""
     with existing_run(run_path, set_) as (settings, run_folder):
-        from refusal_lens import experiments
+        from refusal_lens.stages import experiment
 
-        request = experiments.read_request(direction, intervention, coefficient)
-        experiments.chat_stage(settings, run_folder, console, request)
+        request = experiment.read_request(direction, intervention, coefficient)
+        experiment.chat_stage(settings, run_folder, console, request)

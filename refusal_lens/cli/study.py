@@ -20,8 +20,8 @@ from refusal_lens.cli.base import (
 )
 
 if TYPE_CHECKING:
-    from refusal_lens.artifacts import RunFolder
     from refusal_lens.config import Config
+    from refusal_lens.runs.folder import RunFolder
 
 
 ConfigArgument = Annotated[
@@ -132,7 +132,7 @@ def _starts_a_run(act: Callable[["Config", "RunFolder", bool], None]) -> Callabl
 @_starts_a_run
 def run(settings: "Config", run_folder: "RunFolder", resume: bool) -> None:
     """Do the whole study: refusal rate, activations, directions, scores, figures, report."""
-    from refusal_lens import study
+    from refusal_lens.stages import study
 
     study.run(settings, run_folder, console, resume=resume)
 
@@ -140,7 +140,7 @@ def run(settings: "Config", run_folder: "RunFolder", resume: bool) -> None:
 @_starts_a_run
 def collect(settings: "Config", run_folder: "RunFolder", resume: bool) -> None:
     """Collect activations into a run folder, for the other stages to work on."""
-    from refusal_lens import study
+    from refusal_lens.stages import study
 
     loaded = None
     if settings.engine.name == "ray":
@@ -154,7 +154,7 @@ def collect(settings: "Config", run_folder: "RunFolder", resume: bool) -> None:
 def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
     """Measure how often the model refuses the prompts of a run."""
     with existing_run(run_path, set_) as (settings, run_folder):
-        from refusal_lens import study
+        from refusal_lens.stages import study
 
         prompts, loaded = study.prepare(settings, run_folder, console)
         study.refusal_stage(settings, run_folder, loaded, prompts, console)
@@ -164,7 +164,7 @@ def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
 def fit(run_path: RunArgument, set_: SetOption = None) -> None:
     """Fit and validate directions from a run's stored activations; no forward pass."""
     with existing_run(run_path, set_) as (settings, run_folder):
-        from refusal_lens import study, terminal
+        from refusal_lens.stages import study, terminal
 
         written = study.fit_stage(settings, run_folder, console)
         run_folder.write_config(settings)
@@ -182,7 +182,7 @@ def plot(
 ) -> None:
     """Draw a run's figures from what is stored; no forward pass."""
     with existing_run(run_path, None) as (_, run_folder):
-        from refusal_lens import study, terminal
+        from refusal_lens.stages import study, terminal
 
         written = study.plot_stage(
             run_folder,
@@ -199,7 +199,7 @@ def plot(
 def report(run_path: RunArgument) -> None:
     """Write a run's report again, from what its folder holds by now."""
     with existing_run(run_path, None) as (_, run_folder):
-        from refusal_lens import study
+        from refusal_lens.stages import study
 
         study.report_stage(run_folder, console)
 
@@ -224,7 +224,7 @@ def _new_run(
         is_begun = config is None and begun is not None and begun.is_file()
         settings = load_config(begun if is_begun else config, overrides)
         with console.status("Starting (importing torch and TransformerLens)"):
-            from refusal_lens import study
+            from refusal_lens.stages import study
         name = "default" if config is None else Path(config).stem
         run_folder = study.new_run_folder(settings, name, output, resume=resume)
         with told_where(run_folder.path, f" Go on: --resume --output {run_folder.path}"):

@@ -17,8 +17,8 @@ from refusal_lens.explorer.moves import move
 from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import View
-from refusal_lens.hook_points import layer_of, short_name, site_of
-from refusal_lens.scores import SCORES
+from refusal_lens.models.hook_points import layer_of, short_name, site_of
+from refusal_lens.validation.scores import SCORES
 
 Runs = Mapping[str, ExploredRun]
 

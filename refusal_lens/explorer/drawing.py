@@ -25,7 +25,7 @@ from refusal_lens.explorer.place_figures import (
 )
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import SCALES
-from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.models.hook_points import layer_of, short_name, site_of
 
 N_LISTED = 100
 """Prompts in the list; the export has all of them."""

@@ -10,7 +10,7 @@ from typing import Any
 from refusal_lens.explorer.overview_figures import cell_labels
 from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.explorer.view import View, settle
-from refusal_lens.hook_points import layer_of, site_of
+from refusal_lens.models.hook_points import layer_of, site_of
 
 FIELDS = {
     "run": "run",

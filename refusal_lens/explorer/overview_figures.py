@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import HARMFUL_COLOUR, HARMLESS_COLOUR, NEUTRAL_COLOUR
 
 _N_BINS, _N_GRID = 256, 81

@@ -14,11 +14,11 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal_lens.distributions import Histogram, shared_histogram
 from refusal_lens.plots.histogram_data import decimals_of
 from refusal_lens.plots.style import HARMFUL_COLOUR, HARMLESS_COLOUR, NEUTRAL_COLOUR
 from refusal_lens.plots.text import hover_prompt, signed
-from refusal_lens.prompts import Prompt
+from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.validation.densities import Histogram, shared_histogram
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _OPAQUE, _DIMMED = 0.8, 0.12

@@ -16,18 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal_lens.activations import Activations
-from refusal_lens.artifacts import RunFolder
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.activations.shards import read_manifest
+from refusal_lens.activations.store import load_hook_point
 from refusal_lens.config import Config
-from refusal_lens.crossfit import Projections
+from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.hook_points import layer_of, site_of
-from refusal_lens.methods import DIFFERENCE_OF_MEANS
-from refusal_lens.prompts import Prompt
-from refusal_lens.shards import read_manifest
-from refusal_lens.store import load_hook_point
-from refusal_lens.thresholds import BEST_ACCURACY
-from refusal_lens.validation import validate
+from refusal_lens.models.hook_points import layer_of, site_of
+from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation.crossfit import Projections
+from refusal_lens.validation.separation import validate
+from refusal_lens.validation.thresholds import BEST_ACCURACY
 
 METHODS = (DIFFERENCE_OF_MEANS, "off_harmless_mean", "pca_centred", "pca_paired", "lda")
 """Ways to fit that take no more than seconds at all places of a run."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from refusal_lens.explorer.place_figures import Marks
 from refusal_lens.explorer.runs import ExploredRun, Projected
 from refusal_lens.explorer.view import View
-from refusal_lens.hook_points import site_of
+from refusal_lens.models.hook_points import site_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields, replace
 from urllib.parse import parse_qs, urlencode
 
 from refusal_lens.explorer.runs import ExploredRun
-from refusal_lens.hook_points import layer_of, site_of
-from refusal_lens.scores import SCORES
+from refusal_lens.models.hook_points import layer_of, site_of
+from refusal_lens.validation.scores import SCORES
 
 SCALES = {"raw": "projection", "cosine": "cosine"}
 """What numbers can be looked at, and what they are called."""

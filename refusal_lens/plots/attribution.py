@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refusal_lens.hook_points import short_name
+from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     CLASSES,
     dress,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import NEUTRAL_COLOUR, heading
 
 SEQUENTIAL = "Cividis"

@@ -11,10 +11,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_lens.crossfit import Projections
-from refusal_lens.distributions import activation_norms
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.histogram_data import (
     TRACES,
     Data,
@@ -26,8 +24,10 @@ from refusal_lens.plots.histogram_data import (
 )
 from refusal_lens.plots.histogram_traces import BAR_OPACITY, key_traces, view_traces
 from refusal_lens.plots.style import CLASSES
-from refusal_lens.prompts import Prompt
-from refusal_lens.validation import Separation
+from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.validation.crossfit import Projections
+from refusal_lens.validation.densities import activation_norms
+from refusal_lens.validation.separation import Separation
 
 AXIS_TITLES = ("projection on the unit direction (activation units)",
                "cosine between activation and direction")  # fmt: skip

@@ -12,13 +12,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal_lens.crossfit import Projections
-from refusal_lens.distributions import Densities, Histogram, shared_densities, shared_histogram
-from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import CLASSES, ClassStyle
 from refusal_lens.plots.tables import where
 from refusal_lens.plots.text import place_name, signed
-from refusal_lens.validation import Separation
+from refusal_lens.validation.crossfit import Projections
+from refusal_lens.validation.densities import (
+    Densities,
+    Histogram,
+    shared_densities,
+    shared_histogram,
+)
+from refusal_lens.validation.separation import Separation
 
 RIGHT, MISREAD = 142, 134
 """Plotly's numbers of the symbols `line-ns-open` and `x-thin-open`: shorter than their names."""

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from refusal_lens.plots.histogram_data import MISREAD, TRACES, Data
 from refusal_lens.plots.style import CLASSES, NEUTRAL_COLOUR, ClassStyle, faded
 from refusal_lens.plots.text import hover_prompt
-from refusal_lens.prompts import Prompt
+from refusal_lens.prompts.contrast import Prompt
 
 BAR_OPACITY = 0.65
 

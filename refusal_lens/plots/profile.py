@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refusal_lens.hook_points import short_name
+from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
     LineLook,
@@ -25,9 +25,14 @@ from refusal_lens.plots.style import (
     line_looks,
 )
 from refusal_lens.plots.tables import by_layer, last_layer, lines_of, where
-from refusal_lens.selection import Choice
-from refusal_lens.thresholds import GOOD_ACCURACY, GOOD_SEPARATION, MIN_ACCURACY, MIN_SEPARATION
-from refusal_lens.validation import Separation
+from refusal_lens.validation.best_place import Choice
+from refusal_lens.validation.separation import Separation
+from refusal_lens.validation.thresholds import (
+    GOOD_ACCURACY,
+    GOOD_SEPARATION,
+    MIN_ACCURACY,
+    MIN_SEPARATION,
+)
 
 _PANELS = {"separation": ("separation", 1.0), "accuracy": ("accuracy (%)", 100.0),
            "auroc": ("AUROC", 1.0)}  # fmt: skip

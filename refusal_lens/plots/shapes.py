@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from refusal_lens.distributions import Coordinates, Densities, Plane, Ridges
-from refusal_lens.hook_points import layer_of, short_name, site_of
+from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import (
     CLASSES,
     NEUTRAL_COLOUR,
@@ -25,7 +24,8 @@ from refusal_lens.plots.style import (
     menu,
 )
 from refusal_lens.plots.text import escape, hover_prompt
-from refusal_lens.prompts import Prompt
+from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.validation.densities import Coordinates, Densities, Plane, Ridges
 
 RIDGE_HEIGHT = 1.9
 """Height of the highest ridge, in rows: neighbours overlap a little."""

@@ -7,7 +7,7 @@ import html
 import re
 import textwrap
 
-from refusal_lens.hook_points import short_name
+from refusal_lens.models.hook_points import short_name
 
 HOVER_LENGTH = 300
 """Characters of a prompt shown on hover: whole, but for the very long."""

@@ -9,11 +9,16 @@ from typing import Literal
 
 import pandas as pd
 
-from refusal_lens.hook_points import short_name, site_of
-from refusal_lens.prompts import MIN_PROMPTS_PER_SIDE
+from refusal_lens.models.hook_points import short_name, site_of
+from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence, rows_of
-from refusal_lens.selection import Choice
-from refusal_lens.thresholds import GOOD_ACCURACY, GOOD_SEPARATION, MIN_ACCURACY, MIN_SEPARATION
+from refusal_lens.validation.best_place import Choice
+from refusal_lens.validation.thresholds import (
+    GOOD_ACCURACY,
+    GOOD_SEPARATION,
+    MIN_ACCURACY,
+    MIN_SEPARATION,
+)
 
 SIGNIFICANT = 0.05
 """A p-value above this is chance's."""

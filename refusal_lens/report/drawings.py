@@ -14,10 +14,10 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from markupsafe import Markup
 
-from refusal_lens import figures
-from refusal_lens.artifacts import RunFolder
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.report.captions import caption_of, title_of
+from refusal_lens.runs import figures
+from refusal_lens.runs.folder import RunFolder
 
 LIGHT, DARK = "plotly_white", "plotly_dark"
 

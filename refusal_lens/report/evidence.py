@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_lens.artifacts import RunFolder
-from refusal_lens.prompts import ContrastSet
-from refusal_lens.refusal import RefusalReport
-from refusal_lens.selection import Choice, choose_best
-from refusal_lens.validation import Separation
+from refusal_lens.experiments.refusal import RefusalReport
+from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation.best_place import Choice, choose_best
+from refusal_lens.validation.separation import Separation
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from refusal_lens.artifacts import RunFolder
-from refusal_lens.diagnosis import checklist, diagnose
-from refusal_lens.hook_points import site_of
+from refusal_lens.models.hook_points import site_of
 from refusal_lens.report.answer import answer, reasons
 from refusal_lens.report.drawings import ShownFigure, draw_all, embed, themes
 from refusal_lens.report.evidence import Evidence, gather
 from refusal_lens.report.tables import readable, shown_tables
-from refusal_lens.selection import suggest_kernel
+from refusal_lens.runs.diagnosis import checklist, diagnose
+from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation.best_place import suggest_kernel
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -196,13 +196,13 @@ def timed(run: Run, prompts: list[list[int]], device: str) -> float:
 
 def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
     """The collector: by TransformerLens's forward, by the fast one, with the prefix run once."""
-    from refusal_lens import reader
-    from refusal_lens.shard_reader import read_shard
-    from refusal_lens.tokens import Tokens
+    from refusal_lens.activations import batch_reader
+    from refusal_lens.activations.shard_reader import read_shard
+    from refusal_lens.prompts.tokens import Tokens
 
     hooked = to_hooked(model)
     if rung == "plain":
-        reader.why_not_fast = lambda model: "the benchmark asks for it"  # type: ignore[assignment]
+        batch_reader.why_not_fast = lambda model: "the benchmark asks for it"  # type: ignore[assignment]
     if rung == "fast":
         Tokens.shared_prefix = lambda self: ()  # type: ignore[method-assign]
 
@@ -210,7 +210,7 @@ def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
         tokens = Tokens.of(
             [str(row) for row in range(len(prompts))], prompts, [(0, 1)] * len(prompts)
         )
-        prepared = reader.make_reader(hooked, tokens, "resid_post", "last")
+        prepared = batch_reader.make_reader(hooked, tokens, "resid_post", "last")
         expected = {"plain": ("TransformerLens", 0), "fast": ("fast", 0)}.get(rung)
         assert expected in (None, (prepared.path["path"], prepared.path["n_prefix"]))
         device = str(hooked.cfg.device)
@@ -232,7 +232,7 @@ METHODS: dict[str, tuple[str, Callable[[Any, int | None], Run]]] = {
 
 def to_hooked(model: Qwen2ForCausalLM) -> Any:
     """Convert as `load_model` does."""
-    from refusal_lens.conversion import convert
+    from refusal_lens.models.conversion import convert
 
     return convert(model, str(model.device), "none", 1).eval()
 
@@ -406,7 +406,7 @@ def describe_machine(device: str) -> str:
 def serve_moments(n_prompts: int) -> None:
     """Collect moments of tiny-refuser over so many prompts, and say what it took."""
     from refusal_lens import collect_moments, load_model
-    from refusal_lens.prompts import ContrastSet
+    from refusal_lens.prompts.contrast import ContrastSet
 
     objects = ("car", "dog", "window", "letter", "garden", "house", "river", "book")
     model = load_model("data/tiny-refuser", device="cpu")

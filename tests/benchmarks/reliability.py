@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from refusal_lens.activations import Activations
-from refusal_lens.nested import choose_nested
-from refusal_lens.nulls import draw_nulls
-from refusal_lens.stability import measure_stability
-from refusal_lens.validation import validate
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.validation.nested_choice import choose_nested
+from refusal_lens.validation.nulls import draw_nulls
+from refusal_lens.validation.separation import validate
+from refusal_lens.validation.stability import measure_stability
 
 
 def make(n_hook_points: int, n_positions: int, n_prompts: int, d_model: int) -> Activations:

@@ -1,0 +1,1 @@
+"""What the model computed: pooled, stored, here or over Ray."""

@@ -1,0 +1,137 @@
+"""The prompts of one shard, read in batches that fit: every activation, or their moments alone.
+
+Knows how batches add up. Does not know how a batch is read, nor where shards are kept.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from refusal_lens.activations.batch_reader import Pooled, Reader
+from refusal_lens.activations.moments import ClassMoments, class_moments
+from refusal_lens.models.batching import BatchRecord, run_in_batches
+from refusal_lens.prompts.tokens import Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Activations of some prompts, and the rows of each batch they were read in."""
+
+    values: Pooled
+    batches: list[list[int]]
+    record: BatchRecord
+
+
+def read_shard(
+    reader: Reader,
+    tokens: Tokens,
+    device: str,
+    *,
+    token_budget: int | None = None,
+    batches: Sequence[Sequence[int]] | None = None,
+    advance: Callable[[list[int]], None] | None = None,
+) -> Shard:
+    """Read the prompts of one shard in batches that fit.
+
+    Args:
+        reader: From `make_reader` with the frame of all shards: what those share decides bits.
+        tokens: The shard's prompts.
+        device: Where the model is.
+        token_budget: Most tokens in a batch, padding included; None finds what is fastest here.
+        batches: The rows of each batch, to read a shard exactly as it was read before.
+        advance: Is told the rows of each batch that is done, counted from the shard's first.
+
+    Raises:
+        RefusalLensError: A prompt does not fit in memory.
+    """
+    values = torch.empty(
+        len(tokens), len(reader.hook_points), len(reader.positions), reader.d_model
+    )
+    done: list[list[int]] = []
+
+    def keep(rows: list[int], pooled: Pooled) -> None:
+        values[rows] = pooled
+        done.append(rows)
+        if advance is not None:
+            advance(rows)
+
+    if batches is None:
+        record = _read_in_batches(reader, tokens, device, keep, token_budget)
+        return Shard(values, done, record)
+    began = time.perf_counter()
+    for rows in batches:
+        keep(list(rows), reader.read(tokens.select(rows)))
+    record = BatchRecord(token_budget or 0, sum(tokens.lengths), time.perf_counter() - began)
+    return Shard(values, done, record)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardMoments:
+    """Moments of some prompts, by class; a class without prompts counts zero."""
+
+    harmful: ClassMoments
+    harmless: ClassMoments
+    record: BatchRecord
+
+
+def read_moments(
+    reader: Reader,
+    tokens: Tokens,
+    is_harmful: Bool[Tensor, " n_prompts"],
+    device: str,
+    *,
+    token_budget: int | None = None,
+    advance: Callable[[list[int]], None] | None = None,
+) -> ShardMoments:
+    """Read the prompts of one shard and keep no more than a batch of them at a time.
+
+    The arguments are those of `read_shard`, and the labels.
+
+    Raises:
+        RefusalLensError: A prompt does not fit in memory.
+    """
+    merged = dict.fromkeys((True, False), no_moments(reader))
+
+    def keep(rows: list[int], pooled: Pooled) -> None:
+        for label in merged:
+            mine = pooled[is_harmful[rows] == label]
+            if len(mine):
+                merged[label] = merged[label].merge(class_moments(mine))
+        if advance is not None:
+            advance(rows)
+
+    record = _read_in_batches(reader, tokens, device, keep, token_budget)
+    return ShardMoments(merged[True], merged[False], record)
+
+
+def no_moments(reader: Reader) -> ClassMoments:
+    """Return the moments of no prompts, from which merging begins."""
+    shape = (len(reader.hook_points), len(reader.positions), reader.d_model)
+    nothing = torch.zeros(shape, dtype=torch.float64)
+    return ClassMoments(0, nothing, nothing)
+
+
+def find_token_budget(reader: Reader, tokens: Tokens, device: str) -> int:
+    """Read prompts only to find out which token budget is fastest here."""
+    return _read_in_batches(reader, tokens, device, lambda _rows, _pooled: None, None).token_budget
+
+
+def _read_in_batches(
+    reader: Reader,
+    tokens: Tokens,
+    device: str,
+    keep: Callable[[list[int], Pooled], None],
+    token_budget: int | None,
+) -> BatchRecord:
+    return run_in_batches(
+        # What the prompts share has been run already.
+        [length - reader.path["n_prefix"] for length in tokens.lengths],
+        lambda rows: keep(rows, reader.read(tokens.select(rows))),
+        token_budget=token_budget,
+        device=device,
+        name_of=lambda row: tokens.prompt_ids[row],
+    )

@@ -1,0 +1,374 @@
+"""Activations on disk: shards of prompts and a manifest.
+
+Knows how a collection is laid out in a folder, whether it is complete, and whether it is the one
+that is meant. Does not know how activations come about, nor where a run keeps its files.
+"""
+
+import errno
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.activations.shards import (
+    find_fault,
+    manifest_path,
+    map_values,
+    open_shard,
+    read_manifest,
+    read_record,
+    record_path,
+    shard_path,
+    to_dtype,
+    write_manifest,
+    write_shard_file,
+)
+from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.models.hook_points import select_hook_points
+
+SHARD_PROMPTS = 4096
+"""Prompts in one shard: large enough that reading is fast, small enough to lose little."""
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space left, the user's quota spent, or the largest file that this process may write."""
+
+
+# --- a store that is being written ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of shards. Plain values, so that worker processes can be given it.
+
+    A shard counts only when the record beside it (`shard-00000.json`, written after it) has its
+    checksum: workers can write shards at the same time and touch no common file.
+
+    `key` says what is in it, see `open_store`.
+    """
+
+    folder: Path
+    key: dict[str, Any]
+    n_prompts: int
+    shard_prompts: int
+
+    @property
+    def rows(self) -> list[range]:
+        """The prompts of each shard."""
+        return shard_rows(self.n_prompts, self.shard_prompts)
+
+    @property
+    def token_budget(self) -> int | None:
+        """The token budget that was asked for or settled on, if there is one: see `settle`."""
+        return read_manifest(self.folder)["token_budget"] or self.key.get("token_budget")
+
+    def settle(self, token_budget: int) -> None:
+        """Keep the token budget for all shards to come, also after a resume.
+
+        Other batches would give results that differ in their last bits.
+        """
+        write_manifest(self.folder, read_manifest(self.folder) | {"token_budget": token_budget})
+
+    @property
+    def finished(self) -> list[int]:
+        """The shards that are there, by their sizes alone."""
+        paths = [shard_path(self.folder, index) for index in range(len(self.rows))]
+        return [i for i, path in enumerate(paths) if find_fault(path, with_checksum=False) is None]
+
+    def missing(self) -> list[int]:
+        """Find the shards that have yet to be collected.
+
+        A shard that is not what was written is named in a warning, and deleted.
+        """
+        missing = []
+        for index in range(len(self.rows)):
+            path = shard_path(self.folder, index)
+            fault = find_fault(path)
+            if fault is None:
+                continue
+            missing.append(index)
+            # Without a record it was never finished, which is no surprise after a kill.
+            if path.exists() and record_path(path).exists():
+                warnings.warn(f"{path} {fault}. It is collected again.", RefusalLensWarning, 2)
+            path.unlink(missing_ok=True)
+        return missing
+
+    def batches(self, index: int) -> list[list[int]] | None:
+        """Return how a shard that was damaged had been batched, to collect it the same way."""
+        record = read_record(shard_path(self.folder, index))
+        return record["batches"] if record else None
+
+    def write_shard(
+        self,
+        index: int,
+        values: Float[Tensor, "n_prompts n_hook_points n_positions d_model"],
+        is_harmful: Bool[Tensor, " n_prompts"],
+        batches: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Write one shard, whole or not at all, then the record that makes it count.
+
+        Each hook point is a tensor of its own, `[prompt, position, d_model]`, so that it can be
+        read without the rest.
+
+        Args:
+            index: Which shard.
+            values: Its activations; they are stored in the store's dtype.
+            is_harmful: Their labels.
+            batches: The rows of each batch it was collected in, for `batches`.
+
+        Raises:
+            RefusalLensError: The disk is full, or float16 cannot hold the values.
+        """
+        tensors = {
+            name: to_dtype(values[:, column], self.key["dtype"], name)
+            for column, name in enumerate(self.key["hook_points"])
+        }
+        path = shard_path(self.folder, index)
+        try:
+            write_shard_file(path, {**tensors, "is_harmful": is_harmful}, batches)
+        except OSError as error:
+            if error.errno not in DISK_IS_FULL:
+                raise
+            n_bytes = sum(tensor.nbytes for tensor in tensors.values())
+            raise RefusalLensError(self._disk_is_full(error, n_bytes // len(values))) from error
+
+    def finish(self, provenance: dict[str, Any]) -> None:
+        """Write where the activations came from, and that they are complete.
+
+        A store that was complete before, and had a shard mended, keeps what it said.
+        """
+        manifest = read_manifest(self.folder)
+        if not manifest["is_complete"]:
+            write_manifest(self.folder, manifest | {"is_complete": True, "provenance": provenance})
+
+    def _disk_is_full(self, error: OSError, bytes_per_prompt: int) -> str:
+        finished = self.finished
+        n_left = self.n_prompts - sum(len(self.rows[index]) for index in finished)
+        needed = n_left * bytes_per_prompt - shutil.disk_usage(self.folder).free
+        is_full = error.errno == errno.ENOSPC
+        advice = f"Free about {_size(needed)}" if is_full else "Raise the limit on files"
+        return (
+            f"{'The disk is full' if is_full else error.strerror}: {len(finished)} of "
+            f"{len(self.rows)} shards are finished in {self.folder}. {advice} and run again with "
+            "--resume."
+        )
+
+
+def shard_rows(n_prompts: int, shard_prompts: int = SHARD_PROMPTS) -> list[range]:
+    """Cut prompts into shards: neighbours stay together, in the order they came in.
+
+    Example:
+        >>> shard_rows(5, 2)
+        [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    starts = range(0, n_prompts, shard_prompts)
+    return [range(start, min(start + shard_prompts, n_prompts)) for start in starts]
+
+
+def open_store(
+    folder: Path,
+    key: dict[str, Any],
+    *,
+    n_prompts: int,
+    shard_prompts: int | None = None,
+    resume: bool = False,
+) -> Store:
+    """Begin a store, or go on with one.
+
+    Args:
+        folder: Where it is, or is to be.
+        key: All that the values depend on, as plain values: `hook_points`, `positions`, `dtype`
+            (`float32`, `bfloat16` or `float16`, as stored), and whatever else must be the same for
+            shards to belong together, such as `model` and `prompts`.
+        n_prompts: Prompts in all shards together.
+        shard_prompts: Prompts in a shard, `SHARD_PROMPTS` if None; a store that is there keeps its
+            own.
+        resume: Go on with the store in `folder`; where there is none, begin it.
+
+    Raises:
+        RefusalLensError: There is a store already, without `resume`; or one of another key.
+    """
+    key = json.loads(json.dumps(key))
+    if not manifest_path(folder).exists():
+        manifest = {
+            "is_complete": False,
+            "n_prompts": n_prompts,
+            "shard_prompts": shard_prompts or SHARD_PROMPTS,
+            "token_budget": None,
+            "key": key,
+            "provenance": {},
+        }
+        write_manifest(folder, manifest)
+    elif not resume:
+        raise RefusalLensError(
+            f"{folder} holds activations already. Go on with them (resume=True, or --resume), or "
+            "give another folder."
+        )
+    manifest = read_manifest(folder)
+    if manifest["key"] != key:
+        raise RefusalLensError(
+            f"{folder} belongs to another collection:\n"
+            f"{describe_difference(manifest['key'], key)}\n"
+            "Give another folder, or the settings it was begun with."
+        )
+    for left_over in folder.glob(".*.partial"):
+        left_over.unlink(missing_ok=True)
+    return _store(folder, manifest)
+
+
+def save_activations(folder: Path, activations: Activations, dtype: str = "float32") -> None:
+    """Write activations that are in memory as a finished store.
+
+    Args:
+        folder: A folder without activations.
+        activations: The activations.
+        dtype: Stored precision: `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        RefusalLensError: The folder holds activations, or the disk is full.
+    """
+    key = {
+        **{name: activations.provenance.get(name) for name in ("model", "prompts")},
+        "hook_points": activations.hook_points,
+        "positions": activations.positions,
+        "dtype": dtype,
+    }
+    store = open_store(folder, key, n_prompts=len(activations.is_harmful))
+    for index, rows in enumerate(store.rows):
+        part = slice(rows.start, rows.stop)
+        store.write_shard(index, activations.values[part], activations.is_harmful[part])
+    store.finish(activations.provenance)
+
+
+def describe_difference(there: Any, here: Any, name: str = "") -> str:
+    """List the entries of two nested mappings that differ, one a line; the model's name always.
+
+    Example:
+        >>> print(describe_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}))
+          a.c: 2 there, 3 here
+    """
+    if isinstance(there, dict) and isinstance(here, dict):
+        lines = [
+            describe_difference(there.get(key), here.get(key), f"{name}.{key}".strip("."))
+            for key in dict.fromkeys([*there, *here])
+            if there.get(key) != here.get(key) or (name, key) == ("model", "name")
+        ]
+        return "\n".join(lines)
+    return f"  {name}: {there} there, {here} here"
+
+
+# --- a store that is read ---------------------------------------------------------------------
+
+
+def load_activations(folder: Path, hook_points: str | Sequence[str] | None = None) -> Activations:
+    """Read activations back, in the order they were collected in, as float32.
+
+    One float32 shard is mapped into memory; more of them, or another dtype, are read into it.
+
+    Args:
+        folder: The store.
+        hook_points: Selectors, see `resolve_hook_points`, for some of those stored; None for all.
+
+    Raises:
+        RefusalLensError: They are not finished, a shard is missing or is not what was written, or
+            there is no such hook point among them.
+    """
+    store, provenance = _open_finished(folder)
+    stored = store.key["hook_points"]
+    wanted = stored if hook_points is None else _select(folder, stored, hook_points)
+    paths = [shard_path(folder, index) for index in range(len(store.rows))]
+    labels, values = [], None
+    for path, rows in zip(paths, store.rows, strict=True):
+        _check(path, with_checksum=True)
+        with open_shard(path) as shard:
+            labels.append(shard.get_tensor("is_harmful"))
+            if len(paths) == 1 and wanted == stored and store.key["dtype"] == "float32":
+                values = map_values(path)
+                break
+            for column, name in enumerate(wanted):
+                part = shard.get_tensor(name)
+                if values is None:
+                    values = torch.empty(store.n_prompts, len(wanted), *part.shape[1:])
+                values[rows.start : rows.stop, column] = part
+    assert values is not None, "a store has a prompt and a hook point"
+    positions = tuple(store.key["positions"])
+    return Activations(values, torch.cat(labels), tuple(wanted), positions, provenance)
+
+
+def load_hook_point(
+    folder: Path, hook_point: str
+) -> Float[Tensor, "n_prompts n_positions d_model"]:
+    """Read the activations at one hook point, as float32, and nothing else.
+
+    Checksums are those of whole shards, so that only the shards' sizes are checked here;
+    `load_activations` checks all of them.
+
+    Raises:
+        RefusalLensError: They are not finished, there is no such hook point among them, or a shard
+            is missing or truncated.
+    """
+    store, _ = _open_finished(folder)
+    if hook_point not in store.key["hook_points"]:
+        raise RefusalLensError(
+            f"{folder} has no activations at {hook_point}. It has those at "
+            f"{', '.join(store.key['hook_points'])}."
+        )
+    parts = []
+    for index in range(len(store.rows)):
+        path = shard_path(folder, index)
+        _check(path, with_checksum=False)
+        with open_shard(path) as shard:
+            parts.append(shard.get_tensor(hook_point).float())
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _select(folder: Path, stored: Sequence[str], selectors: str | Sequence[str]) -> list[str]:
+    """Resolve selectors as in a model that has the stored hook points, and no others."""
+    try:
+        return list(select_hook_points(stored, selectors, str(folder)))
+    except RefusalLensError as error:
+        raise RefusalLensError(f"{folder} holds only what was collected. {error}") from error
+
+
+def _check(path: Path, *, with_checksum: bool) -> None:
+    fault = find_fault(path, with_checksum=with_checksum)
+    if fault is not None:
+        raise RefusalLensError(
+            f"{path} {fault}. Collect it again: refusal-lens collect --resume --output RUN."
+        )
+
+
+# --- the manifest -----------------------------------------------------------------------------
+
+
+def _open_finished(folder: Path) -> tuple[Store, dict[str, Any]]:
+    manifest = read_manifest(folder)
+    store = _store(folder, manifest)
+    if not manifest["is_complete"]:
+        raise RefusalLensError(
+            f"{folder} is not finished: it has {len(store.finished)} of {len(store.rows)} shards. "
+            "Go on with it: refusal-lens collect --resume --output RUN."
+        )
+    return store, manifest["provenance"]
+
+
+def _store(folder: Path, manifest: dict[str, Any]) -> Store:
+    return Store(folder, manifest["key"], manifest["n_prompts"], manifest["shard_prompts"])
+
+
+def _size(n_bytes: int) -> str:
+    """Write a number of bytes for people, rounded up.
+
+    Example:
+        >>> _size(5_000_000_000), _size(200_000), _size(-5)
+        ('4.7 GiB', '1 MiB', '1 MiB')
+    """
+    mebibytes = max(1, -(-n_bytes // 2**20))
+    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"

@@ -1,0 +1,1 @@
+"""One vector a place, and other projects' files of them."""

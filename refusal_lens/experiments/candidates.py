@@ -1,0 +1,114 @@
+"""Directions for experiments: fitted on some of the prompts, so that others are left to test on.
+
+Knows how prompts are dealt to fitting, selection and test, and what an experiment needs beside a
+direction. Does not run the model.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.directions.direction import CLIP_QUANTILE, Directions, fit_directions
+from refusal_lens.experiments.effects import Arm
+from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.validation.crossfit import assign_folds
+
+FIT, SELECT, TEST = 0, 1, 2
+"""Parts of the prompts: directions are fitted on the first, chosen on the second, and what the
+chosen one does is measured on the third."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A direction fitted on the first part of the prompts, with what experiments need beside it.
+
+    `harmful_mean` and `mean` are the class means there, `mean` the harmless one; `control` is a
+    random direction as long as the difference.
+    """
+
+    hook_point: str
+    position: str
+    unit: Float[Tensor, " d_model"]
+    vector: Float[Tensor, " d_model"]
+    mean: Float[Tensor, " d_model"]
+    harmful_mean: Float[Tensor, " d_model"]
+    control: Float[Tensor, " d_model"]
+
+    def arm(self, intervention: Any, strength: float = 1.0) -> Arm:
+        """Return the intervention with this direction."""
+        return Arm(intervention, self.hook_point, self.unit, self.vector, self.mean, strength)
+
+    def control_arm(self, intervention: Any, strength: float = 1.0) -> Arm:
+        """Return the intervention with the random direction in its place."""
+        unit = self.control / self.control.norm()
+        return Arm(intervention, self.hook_point, unit, self.control, self.mean, strength)
+
+
+def deal_parts(activations: Activations, seed: int = 0) -> Int[Tensor, " n_prompts"]:
+    """Deal the prompts to fitting, selection and test: a third of each class to each.
+
+    Args:
+        activations: Activations of both classes.
+        seed: Of the shuffle; the same seed gives the same parts.
+
+    Raises:
+        RefusalLensError: A class has fewer than two prompts.
+    """
+    return assign_folds(activations.is_harmful, 3, seed)
+
+
+def take_prompts(prompts: ContrastSet, parts: Int[Tensor, " n_prompts"], part: int) -> list[int]:
+    """Return the indices, within both classes together, of the prompts of one part."""
+    return [i for i in range(len(prompts.prompts)) if int(parts[i]) == part]
+
+
+def take_activations(
+    activations: Activations, parts: Int[Tensor, " n_prompts"], part: int
+) -> Activations:
+    """Return the activations of one part of the prompts."""
+    is_taken = parts == part
+    return replace(
+        activations,
+        values=activations.values[is_taken],
+        is_harmful=activations.is_harmful[is_taken],
+    )
+
+
+def fit_candidates(
+    activations: Activations,
+    parts: Int[Tensor, " n_prompts"],
+    *,
+    clip_quantile: float | None = CLIP_QUANTILE,
+    seed: int = 0,
+) -> list[Candidate]:
+    """Fit a direction at every place on the fitting part alone."""
+    fitting = take_activations(activations, parts, FIT)
+    return make_candidates(fitting, fit_directions(fitting, clip_quantile=clip_quantile), seed)
+
+
+def make_candidates(
+    activations: Activations, directions: Directions, seed: int = 0
+) -> list[Candidate]:
+    """Put class means and a random direction beside each direction."""
+    generator = torch.Generator().manual_seed(seed)
+    candidates = []
+    for direction in directions:
+        values = activations.at(direction.hook_point, direction.position).double()
+        vector = direction.vector.float()
+        random = torch.randn(vector.shape, generator=generator)
+        candidates.append(
+            Candidate(
+                direction.hook_point,
+                direction.position,
+                direction.unit,
+                vector,
+                values[~activations.is_harmful].mean(dim=0).float(),
+                values[activations.is_harmful].mean(dim=0).float(),
+                random / random.norm() * vector.norm(),
+            )
+        )
+    return candidates

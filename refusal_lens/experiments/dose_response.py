@@ -1,0 +1,349 @@
+"""How much of an intervention does how much, and what directions that mean nothing do.
+
+Knows which strengths, controls and scores are tried on the test part of the prompts, and how the
+results are summed up. Does not know how interventions are run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
+from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
+from refusal_lens.experiments.causal_scores import answer_plainly
+from refusal_lens.experiments.effects import (
+    Arm,
+    Effects,
+    InterventionName,
+    arm_hooks,
+    measure_effects,
+)
+from refusal_lens.experiments.judges import Judge, wilson_interval, without_thinking
+from refusal_lens.experiments.refusal import ANSWER_BUDGET
+from refusal_lens.models.batching import run_in_batches
+from refusal_lens.models.generation import generate_greedily
+from refusal_lens.models.hook_points import layer_of, site_of
+from refusal_lens.models.loading import Model, tokenizer_of
+from refusal_lens.progress import ClassProgress
+from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.prompts.tokens import Tokens, tokenise
+
+INTERVENTIONS: tuple[InterventionName, ...] = ("ablate", "affine_ablate", "add")
+
+N_BOOTSTRAP = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried: which interventions, how strongly, and beside how many controls."""
+
+    interventions: tuple[InterventionName, ...] = INTERVENTIONS
+    strengths: tuple[float, ...] = (0.5, 1.0, 1.5)
+    coefficients: tuple[float, ...] = (0.5, 1.0, 1.5)
+    n_controls: int = 2
+    n_new_tokens: int = 24
+    n_answer_tokens: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One arm, and which kind of direction it has: `fitted`, `random` or `permuted`.
+
+    `position` is where the fitted direction, whose place all of them take, was read.
+    """
+
+    arm: Arm
+    position: str
+    kind: str
+    seed: int
+
+    def key(self, kind: str | None = None, strength: float | None = None) -> dict[str, Any]:
+        """Return what identifies a row of the table."""
+        arm = self.arm
+        return {
+            "intervention": arm.intervention,
+            "direction": kind or self.kind,
+            "seed": self.seed,
+            "strength": arm.strength if strength is None else strength,
+            "hook_point": arm.hook_point,
+            "site": site_of(arm.hook_point),
+            "layer": layer_of(arm.hook_point),
+            "position": self.position,
+        }
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt's answers with and without an intervention."""
+
+    prompt_id: str
+    category: str
+    is_harmful: bool
+    prompt: str
+    intervention: str
+    strength: float
+    plain: str
+    intervened: str
+    is_refused_plain: bool
+    is_refused: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DoseResponse:
+    """Scores of every trial and class, and the answers under the fitted direction.
+
+    `table` has the columns of `tables/dose_response.csv`: one row for every trial and class, and
+    the plain model's as strength 0 of the fitted direction.
+    """
+
+    table: pd.DataFrame
+    completions: tuple[Completion, ...] = field(default=(), repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the table."""
+        return self.table
+
+
+def plan_trials(
+    candidate: Candidate,
+    activations: Activations,
+    parts: Int[Tensor, " n_prompts"],
+    plan: Plan,
+    *,
+    clip_quantile: float | None = CLIP_QUANTILE,
+) -> list[Trial]:
+    """List what is tried: the direction and its controls, each at every strength.
+
+    Controls are random directions as long as the class difference (what they do, any push of that
+    size does) and differences of means under permuted labels, of their own length (what they do, a
+    direction does that labels had no part in). Where activations vary mostly along the refusal
+    direction, as in small models, the latter can point along it, and ablating them then works too:
+    the verdict goes by the random ones.
+    """
+    fitting = take_activations(activations, parts, FIT)
+    directions = [("fitted", 0, candidate)]
+    for seed in range(plan.n_controls):
+        directions.append(("random", seed, _random(candidate, plan.seed + seed)))
+        directions.append(
+            ("permuted", seed, _permuted(candidate, fitting, plan.seed + seed, clip_quantile))
+        )
+    return [
+        Trial(each.arm(intervention, strength), candidate.position, kind, seed)
+        for intervention in plan.interventions
+        for kind, seed, each in directions
+        for strength in (plan.coefficients if intervention == "add" else plan.strengths)
+    ]
+
+
+def _random(candidate: Candidate, seed: int) -> Candidate:
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(candidate.vector.shape, generator=generator)
+    unit = random / random.norm()
+    return replace(candidate, unit=unit, vector=unit * candidate.vector.norm())
+
+
+def _permuted(
+    candidate: Candidate, fitting: Activations, seed: int, clip_quantile: float | None
+) -> Candidate:
+    """Fit the difference of means under permuted labels; its length is left as it is.
+
+    Half of each class gets the other's label. A shuffle that left the halves uneven would give the
+    class difference back, only shorter: nothing varies as much as what tells the classes apart.
+    """
+    labels = fitting.is_harmful.clone()
+    generator = torch.Generator().manual_seed(seed)
+    for side in (True, False):
+        members = (fitting.is_harmful == side).nonzero()[:, 0]
+        order = members[torch.randperm(len(members), generator=generator)]
+        labels[order[: len(order) // 2]] = not side
+    here = replace(
+        fitting,
+        values=fitting.at(candidate.hook_point, candidate.position)[:, None, None],
+        is_harmful=labels,
+        hook_points=(candidate.hook_point,),
+        positions=(candidate.position,),
+    )
+    shuffled = make_candidates(here, fit_directions(here, clip_quantile=clip_quantile))[0]
+    return replace(candidate, unit=shuffled.unit, vector=shuffled.vector)
+
+
+def dose_response(
+    model: Model,
+    labelled: Sequence[tuple[Prompt, bool]],
+    trials: Sequence[Trial],
+    *,
+    refusal_ids: Sequence[int],
+    judge: Judge,
+    plan: Plan,
+    system_prompt: str | None = None,
+    show_progress: bool | None = None,
+) -> DoseResponse:
+    """Try every trial on prompts that played no part in fitting or choosing the direction.
+
+    Args:
+        model: Of either backend.
+        labelled: Prompts of the test part, each with whether it is harmful.
+        trials: What to try, as `plan_trials` lists it.
+        refusal_ids: Ids of the refusal tokens.
+        judge: Takes a prompt and its answer, and says whether that is a refusal.
+        plan: Lengths of answers, and the seed of the bootstrap.
+        system_prompt: What the system says before each prompt.
+        show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
+
+    Returns:
+        Refusal score with a 95 % bootstrap interval, refusal rate with Wilson's, KL of the first
+        answer token, and next-token loss of the user's own text, by trial and class.
+    """
+    frames, completions = [], []
+    for is_harmful in (True, False):
+        prompts = [prompt for prompt, side in labelled if side is is_harmful]
+        if not prompts:
+            continue
+        side = _Side(model, prompts, is_harmful, plan, judge, system_prompt, show_progress)
+        effects = side.effects(trials, refusal_ids)
+        answers = side.answers(trials)
+        frames.append(side.table(trials, effects, answers))
+        completions += side.completions(trials, answers)
+    return DoseResponse(pd.concat(frames, ignore_index=True), tuple(completions))
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One class of prompts, and everything tried on it."""
+
+    model: Model
+    prompts: Sequence[Prompt]
+    is_harmful: bool
+    plan: Plan
+    judge: Judge
+    system_prompt: str | None
+    show_progress: bool | None
+
+    @property
+    def name(self) -> str:
+        return "harmful" if self.is_harmful else "harmless"
+
+    @property
+    def tokens(self) -> Tokens:
+        return tokenise(tokenizer_of(self.model), self.prompts, self.system_prompt)
+
+    def effects(self, trials: Sequence[Trial], refusal_ids: Sequence[int]) -> Effects:
+        continued = answer_plainly(self.model, self.tokens, self.plan.n_answer_tokens)
+        counts = {self.name: len(self.prompts) * len(trials)}
+        with ClassProgress("Intervening,", counts, self.show_progress) as progress:
+            return measure_effects(
+                self.model,
+                continued,
+                [trial.arm for trial in trials],
+                refusal_ids,
+                has_text_loss=True,
+                advance=lambda n: progress.advance({self.name: n}),
+            )
+
+    def answers(self, trials: Sequence[Trial]) -> list[list[str]]:
+        """Return the plain answers, then those under each trial."""
+        counts = {self.name: len(self.prompts) * (len(trials) + 1)}
+        with ClassProgress("Answering,", counts, self.show_progress) as progress:
+            answered = []
+            for arm in (None, *(trial.arm for trial in trials)):
+                answered.append(answer_under(self.model, self.tokens, arm, self.plan.n_new_tokens))
+                progress.advance({self.name: len(self.prompts)})
+        return answered
+
+    def is_refused(self, answers: Sequence[str]) -> list[bool]:
+        return [
+            self.judge(prompt.text, without_thinking(answer))
+            for prompt, answer in zip(self.prompts, answers, strict=True)
+        ]
+
+    def table(
+        self, trials: Sequence[Trial], effects: Effects, answers: Sequence[Sequence[str]]
+    ) -> pd.DataFrame:
+        rows = []
+        unmoved = {"kl": torch.zeros(1), "text_loss": effects.plain_loss}
+        plain = self._row(effects.plain_score, unmoved, answers[0])
+        for trial in {trial.arm.intervention: trial for trial in trials}.values():
+            rows.append(trial.key("fitted", 0.0) | {"seed": 0} | plain)
+        for index, trial in enumerate(trials):
+            scores = {"kl": effects.kl[index], "text_loss": effects.text_loss[index]}
+            score, answered = effects.refusal_score[index], answers[index + 1]
+            rows.append(trial.key() | self._row(score, scores, answered))
+        return pd.DataFrame(rows)
+
+    def _row(
+        self, refusal_score: Tensor, scores: dict[str, Tensor], answers: Sequence[str]
+    ) -> dict[str, Any]:
+        refused = self.is_refused(answers)
+        low, high = wilson_interval(sum(refused), len(refused))
+        score_low, score_high = bootstrap_mean(refusal_score.numpy(), self.plan.seed)
+        return {
+            "is_harmful": self.is_harmful,
+            "n_prompts": len(refused),
+            "refusal_score": refusal_score.mean().item(),
+            "refusal_score_low": score_low,
+            "refusal_score_high": score_high,
+            "refusal_rate": sum(refused) / len(refused),
+            "refusal_rate_low": low,
+            "refusal_rate_high": high,
+            **{name: values.mean().item() for name, values in scores.items()},
+        }
+
+    def completions(
+        self, trials: Sequence[Trial], answers: Sequence[Sequence[str]]
+    ) -> list[Completion]:
+        return [
+            Completion(
+                prompt.id,
+                prompt.category,
+                self.is_harmful,
+                prompt.text,
+                trial.arm.intervention,
+                trial.arm.strength,
+                plain,
+                intervened,
+                self.judge(prompt.text, without_thinking(plain)),
+                self.judge(prompt.text, without_thinking(intervened)),
+            )
+            for index, trial in enumerate(trials)
+            if trial.kind == "fitted"
+            for prompt, plain, intervened in zip(
+                self.prompts, answers[0], answers[index + 1], strict=True
+            )
+        ]
+
+
+def answer_under(model: Model, tokens: Tokens, arm: Arm | None, n_new_tokens: int) -> list[str]:
+    """Answer prompts greedily under an intervention, or plainly; hooks are gone afterwards."""
+    tokenizer = tokenizer_of(model)
+    answers = [""] * len(tokens)
+
+    def answer(rows: list[int]) -> None:
+        hooks = [] if arm is None else arm_hooks(model, [arm], len(rows))
+        generated, _ = generate_greedily(model, tokens.select(rows), n_new_tokens, hooks)
+        for row, ids in zip(rows, generated, strict=True):
+            answers[row] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    run_in_batches(
+        [length + n_new_tokens for length in tokens.lengths],
+        answer,
+        token_budget=ANSWER_BUDGET,
+        device=str(model.cfg.device),
+        name_of=lambda row: tokens.prompt_ids[row],
+    )
+    return answers
+
+
+def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a mean over resampled prompts."""
+    generator = np.random.default_rng(seed)
+    resampled = generator.integers(0, len(values), (N_BOOTSTRAP, len(values)))
+    low, high = np.quantile(values[resampled].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)

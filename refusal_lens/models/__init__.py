@@ -1,0 +1,1 @@
+"""A chat model with its hooks, and fast ways through it."""

@@ -1,0 +1,119 @@
+"""Greedy answers: the likeliest next token again and again, with or without interventions.
+
+Knows padding, the KV cache and where a turn ends. Does not judge what was answered.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+from refusal_lens.models.hook_points import Hook
+from refusal_lens.models.loading import Model, eos_token_ids
+from refusal_lens.models.matmul import fast_products
+from refusal_lens.prompts.tokens import Tokens
+
+
+def generate_greedily(
+    model: Model, tokens: Tokens, n_new_tokens: int, hooks: Sequence[Hook] = ()
+) -> tuple[list[list[int]], Float[Tensor, "batch d_vocab"]]:
+    """Take the likeliest next token again and again, until every prompt's turn has ended.
+
+    Prompts are padded on the left, with a mask, so that all answers grow at the same place.
+
+    Args:
+        model: A model with its tokenizer.
+        tokens: Formatted prompts.
+        n_new_tokens: Most tokens to generate.
+        hooks: Interventions to answer under; they are gone afterwards, also after an error.
+
+    Returns:
+        The new ids of each prompt, up to but without the end-of-turn id; and the logits of the
+        first new token.
+    """
+    with torch.no_grad(), fast_products(model.cfg), model.hooks(fwd_hooks=list(hooks)):
+        return _generate(model, tokens, n_new_tokens)
+
+
+def _generate(
+    model: Model, tokens: Tokens, n_new_tokens: int
+) -> tuple[list[list[int]], Float[Tensor, "batch d_vocab"]]:
+    ids, mask = _pad_left(tokens)
+    ends = torch.tensor(eos_token_ids(model))
+    step = _next_logits(model)
+    logits = first_logits = step(ids, mask)
+    chosen: list[Int[Tensor, " batch"]] = []
+    is_done = torch.zeros(len(tokens), dtype=torch.bool)
+    while True:
+        chosen.append(logits.argmax(dim=-1))
+        is_done |= torch.isin(chosen[-1], ends)
+        if bool(is_done.all()) or len(chosen) == n_new_tokens:
+            break
+        logits = step(chosen[-1][:, None], torch.ones_like(mask[:, :1]))
+    rows = torch.stack(chosen, dim=1)
+    return [_until_end(row, torch.isin(row, ends)) for row in rows], first_logits
+
+
+def _pad_left(tokens: Tokens) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Lay ragged ids out as one tensor, padded on the left, and the mask that hides padding."""
+    longest = max(tokens.lengths)
+    ids = torch.zeros(len(tokens), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(tokens.ids):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
+
+
+def _until_end(ids: Int[Tensor, " n"], is_end: Bool[Tensor, " n"]) -> list[int]:
+    stop = int(is_end.int().argmax()) if bool(is_end.any()) else len(ids)
+    return ids[:stop].tolist()
+
+
+def _next_logits(model: Model) -> Callable[[Tensor, Tensor], Float[Tensor, "batch d_vocab"]]:
+    """Return a function that reads new tokens, with their mask, and gives the next one's logits.
+
+    `HookedTransformer` keeps keys and values between calls; a bridge reads everything again.
+    """
+    device = model.cfg.device
+    if isinstance(model, HookedTransformer):
+        cache: list[TransformerLensKeyValueCache] = []
+
+        def step(ids: Tensor, mask: Tensor) -> Tensor:
+            if not cache:
+                cache.append(
+                    TransformerLensKeyValueCache.init_cache(model.cfg, device, ids.shape[0])
+                )
+            residual = model(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                stop_at_layer=model.cfg.n_layers,
+                past_kv_cache=cache[0],
+            )
+            return unembed(model, residual[:, -1:])[:, 0].float().cpu()
+
+        return step
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def step_without_cache(ids: Tensor, mask: Tensor) -> Tensor:
+        seen.append((ids, mask))
+        all_ids, all_masks = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
+        logits = model(all_ids.to(device), attention_mask=all_masks.to(device))
+        return logits[:, -1].float().cpu()
+
+    return step_without_cache
+
+
+def unembed(
+    model: HookedTransformer, residual: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Return the logits of some positions only.
+
+    With a vocabulary of 150,000 the logits of all positions would be the largest tensor of a run.
+    """
+    logits = model.unembed(model.ln_final(residual))
+    cap = model.cfg.output_logits_soft_cap or -1.0
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits

@@ -1,0 +1,100 @@
+"""Figures into files: pages, data and pictures.
+
+Knows formats and the browser that pictures need. Does not know what a figure shows.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.files import write_whole
+from refusal_lens.plots.style import PRIVATE
+
+PICTURES = ("png", "svg", "pdf")
+FORMATS = (*PICTURES, "html", "json")
+
+
+def export(figures: Mapping[Path, go.Figure], *, width: int = 1000, scale: float = 2.0) -> None:
+    """Write figures, each in the format that its path ends in; whole or not at all.
+
+    Pages hold plotly.js: they open from disk, without a network. Pictures are taken by Chrome or
+    Chromium, which reads nothing from the network either.
+
+    Args:
+        figures: Where to write which.
+        width: Of pictures, in pixels before scaling; heights are the figures' own.
+        scale: Dots a pixel of a png: 2 is sharp in print and on dense screens.
+
+    Raises:
+        RefusalLensError: There is no such format, or no browser for a picture.
+    """
+    for path in figures:
+        if _format_of(path) not in FORMATS:
+            raise RefusalLensError(
+                f"Figures can be written as {', '.join(FORMATS)}, but {path.name} asks for "
+                f"{_format_of(path) or 'no format'}. Give the file one of these endings."
+            )
+    pictures = {path: each for path, each in figures.items() if _format_of(path) in PICTURES}
+    _take_pictures(pictures, width, scale)
+    for path, figure in figures.items():
+        if path not in pictures:
+            text = figure.to_json() if _format_of(path) == "json" else page(figure)
+            with write_whole(path) as file:
+                file.write_text(str(text), encoding="utf-8")
+
+
+def _format_of(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
+
+
+def page(figure: go.Figure) -> str:
+    """Return a figure as one self-contained page, as dark around it as the figure is."""
+    layout: Any = figure.layout
+    background = layout.template.layout.paper_bgcolor or "white"
+    whole = figure.to_html(include_plotlyjs=True, config=PRIVATE)
+    return whole.replace("<body>", f'<body style="background: {background}">', 1)
+
+
+def _take_pictures(figures: Mapping[Path, go.Figure], width: int, scale: float) -> None:
+    """Let one browser draw all pictures, and put each in its place."""
+    if not figures:
+        return
+    import kaleido
+    from kaleido.errors import BrowserFailedError, ChromeNotFoundError
+
+    with tempfile.TemporaryDirectory() as folder:
+        taken = {path: Path(folder) / f"{n}{path.suffix.lower()}" for n, path in enumerate(figures)}
+        orders = [
+            {
+                "fig": figure.to_dict(),
+                "path": taken[path],
+                "opts": {
+                    "format": _format_of(path),
+                    "width": width,
+                    "height": figure["layout"]["height"],
+                    "scale": scale,
+                },
+            }
+            for path, figure in figures.items()
+        ]
+        try:
+            # Without this the browser would fetch MathJax, which no figure needs.
+            kaleido.write_fig_from_object_sync(orders, kopts={"mathjax": False})
+        except ChromeNotFoundError:
+            raise RefusalLensError(
+                "A picture needs Chrome or Chromium, and none was found. Install one (Debian and "
+                "Ubuntu: apt-get install chromium; anywhere: kaleido_get_chrome), or say where it "
+                "is in BROWSER_PATH. Formats html and json need none."
+            ) from None
+        except BrowserFailedError as error:
+            raise RefusalLensError(
+                f"Chrome or Chromium was found but did not start: {error} Try it by hand, or name "
+                "another in BROWSER_PATH. Formats html and json need none."
+            ) from None
+        for path, picture in taken.items():
+            with write_whole(path) as file:
+                file.write_bytes(picture.read_bytes())

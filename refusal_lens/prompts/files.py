@@ -1,0 +1,247 @@
+"""Prompt files: every format read into records, each with the place it came from.
+
+Knows nothing of what makes a record a sound prompt; `prompts` checks that.
+"""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from refusal_lens.config_files import resource_places
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.prompts.contrast import (
+    ContrastSet,
+    Origin,
+    PromptSet,
+    Record,
+    check_records,
+    either,
+)
+
+
+def read_prompts(path: str | Path, name: str, text_field: str | None = None) -> PromptSet:
+    """Read one set of prompts; the suffix tells the format.
+
+    `.json` holds a list of strings or objects, `.jsonl` one of them a line, `.csv`, `.tsv` and
+    `.parquet` a table with named columns, `.txt` one prompt a line. Blank lines of `.txt` and
+    `.jsonl` are skipped; texts of `.txt` are stripped, all others are taken as they are. Objects
+    and tables may carry an `id` and a `category`. Text files are UTF-8.
+
+    Args:
+        path: The file: a path, or a shipped one such as `data/harmful_prompts.json`.
+        name: Name of the set; ids that the file does not give are `<name>-001` and so on.
+        text_field: Field or column with the text; by default the first of `text`, `prompt`,
+            `instruction` and `goal` that the file has.
+
+    Returns:
+        The prompts in file order, repeated texts dropped with a warning: a repeat could stand in
+        both the fitting and the test fold.
+
+    Raises:
+        RefusalLensError: The file cannot be read or holds faults; the message lists the first ten
+            with their lines and counts the rest.
+    """
+    found = _locate(path)
+    reader = _READERS.get(found.suffix.lower())
+    if reader is None:
+        raise RefusalLensError(
+            f"{found}: a prompt file needs the suffix {either(_READERS)}, "
+            f"but {found.suffix or 'none'} came. Convert or rename the file."
+        )
+    faults: list[str] = []
+    try:
+        records = reader(found, faults)
+    except OSError as error:
+        raise RefusalLensError(f"{found} cannot be read: {error.strerror or error}.") from error
+    return PromptSet(name, check_records(name, Origin(str(found), text_field), records, faults))
+
+
+def read_contrast(
+    harmful_path: str | Path, harmless_path: str | Path, text_field: str | None = None
+) -> ContrastSet:
+    """Read harmful and harmless prompts and check them against each other.
+
+    Args:
+        harmful_path: File of prompts that the model refuses.
+        harmless_path: File of prompts that it answers.
+        text_field: Field or column with the text, in both files; see `read_prompts`.
+
+    Returns:
+        The contrast set.
+
+    Raises:
+        RefusalLensError: A file holds faults (those of both are told), or a text is in both files.
+    """
+    sets, faults = [], []
+    for path, name in ((harmful_path, "harmful"), (harmless_path, "harmless")):
+        try:
+            sets.append(read_prompts(path, name, text_field))
+        except RefusalLensError as error:
+            faults.append(str(error))
+    if faults:
+        raise RefusalLensError("\n".join(faults))
+    return ContrastSet(*sets)
+
+
+# ---- files: each reader gives records and adds what it cannot read to `faults` ----
+
+
+def _locate(path: str | Path) -> Path:
+    """Find the file below the current folder or among the shipped ones."""
+    places = resource_places(path)
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        looked = " and ".join(str(place.absolute()) for place in places)
+        raise RefusalLensError(
+            f"The prompt file {path} does not exist; looked for {looked}. Correct the path."
+        )
+    if found.is_dir():
+        raise RefusalLensError(f"{found} is a folder, but a prompt file is needed. Name the file.")
+    return found
+
+
+def _read_text(path: Path, faults: list[str]) -> str:
+    """Decode line by line, so that a wrong byte can be told with its line."""
+    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    lines: list[str] = []
+    for number, line in enumerate(raw.replace(b"\r\n", b"\n").split(b"\n"), start=1):
+        try:
+            lines.append(line.decode())
+        except UnicodeDecodeError as error:
+            faults.append(
+                f"{path}:{number}: byte {error.start + 1} of the line, 0x{line[error.start]:02x}, "
+                "is not UTF-8. Save the file as UTF-8."
+            )
+            lines.append(line.decode(errors="replace"))  # go on: there may be more faults
+    return "\n".join(lines)
+
+
+def _numbered_lines(path: Path, faults: list[str]) -> Iterator[tuple[int, str]]:
+    """Give the lines that are not blank with their numbers."""
+    # Not splitlines(): it also splits at U+2028 and others that may stand inside a text.
+    for number, line in enumerate(_read_text(path, faults).split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _read_txt(path: Path, faults: list[str]) -> list[Record]:
+    """Read one prompt a line."""
+    return [Record(f"{path}:{n}", line.strip()) for n, line in _numbered_lines(path, faults)]
+
+
+def _read_jsonl(path: Path, faults: list[str]) -> list[Record]:
+    """Read one JSON value a line."""
+    records: list[Record] = []
+    for number, line in _numbered_lines(path, faults):
+        try:
+            records.append(Record(f"{path}:{number}", json.loads(line)))
+        except json.JSONDecodeError as error:
+            faults.append(f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}.")
+    return records
+
+
+def _read_json(path: Path, faults: list[str]) -> list[Record]:
+    """Read a JSON list, each element with the line it starts on."""
+    text = _read_text(path, faults)
+    records: list[Record] = []
+    line, counted = 1, 0
+    try:
+        for start, value in _json_elements(text):
+            line, counted = line + text.count("\n", counted, start), start
+            records.append(Record(f"{path}:{line}", value))
+    except json.JSONDecodeError as error:
+        faults.append(f"{path}:{error.lineno}:{error.colno}: not a valid JSON list: {error.msg}.")
+    return records
+
+
+def _json_elements(text: str) -> Iterator[tuple[int, object]]:
+    """Decode a JSON list element by element, since `json.loads` forgets where each stood."""
+    decoder = json.JSONDecoder()
+    start = _skip_space(text, 0)
+    if text[start : start + 1] != "[":
+        raise json.JSONDecodeError("Expecting '['", text, start)
+    start = _skip_space(text, start + 1)
+    is_open = text[start : start + 1] != "]"
+    while is_open:
+        value, end = decoder.raw_decode(text, start)
+        yield start, value
+        start = _skip_space(text, end)
+        if text[start : start + 1] not in {",", "]"}:
+            raise json.JSONDecodeError("Expecting ',' or ']'", text, start)
+        is_open = text[start] == ","
+        start = _skip_space(text, start + 1) if is_open else start
+    end = _skip_space(text, start + 1)
+    if end < len(text):
+        raise json.JSONDecodeError("Extra data after the list", text, end)
+
+
+def _skip_space(text: str, start: int) -> int:
+    """Give the index of the next character that is not JSON white space."""
+    while start < len(text) and text[start] in " \t\r\n":
+        start += 1
+    return start
+
+
+def _read_table(path: Path, faults: list[str]) -> list[Record]:
+    """Read CSV or TSV: the first record names the columns."""
+    rows = _table_rows(path, faults)
+    _, header = next(rows, ("", []))
+    columns = [column.strip() for column in header]
+    records: list[Record] = []
+    for place, row in rows:
+        if len(row) == len(columns):
+            records.append(Record(place, dict(zip(columns, row, strict=True))))
+        else:
+            faults.append(
+                f"{place}: has {len(row)} columns, but the header has {len(columns)}. "
+                "Put a text that holds the separator in double quotes."
+            )
+    return records
+
+
+def _table_rows(path: Path, faults: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Give each record that is not a blank line with the place where it starts."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # strict: else a quote that is never closed silently swallows the rest of the file.
+    stream = io.StringIO(_read_text(path, faults), newline="")
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for row in reader:
+            place, start = f"{path}:{start}", reader.line_num + 1
+            if row:
+                yield place, row
+    except csv.Error as error:
+        faults.append(f"{path}:{start}: not a valid record: {error}. Check its double quotes.")
+
+
+def _read_parquet(path: Path, faults: list[str]) -> list[Record]:
+    """Read a Parquet table; rows count from 1."""
+    # Imported here: it takes longer than all the rest of this module.
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise RefusalLensError(
+            f"{path}: reading Parquet needs pyarrow, which is not installed. "
+            "Run: pip install pyarrow"
+        ) from error
+    try:
+        rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
+    except pyarrow.ArrowInvalid:
+        faults.append(f"{path}: not a valid Parquet file. Write or download it again.")
+        return []
+    return [Record(f"{path}:row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+_READERS: dict[str, Callable[[Path, list[str]], list[Record]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+    ".parquet": _read_parquet,
+    ".txt": _read_txt,
+}

@@ -1,0 +1,262 @@
+"""From prompts to the token ids that the model reads.
+
+Knows chat templates, BOS and where the user's own text lies among the tokens. Does not know
+models beyond their tokenizer.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.prompts.contrast import Prompt
+
+PLACEHOLDER = "REFUSALLENSPLACEHOLDER"
+"""Stands for the user's text when a template is rendered to find what surrounds that text."""
+
+CHUNK_PROMPTS = 256
+"""Prompts handed to the tokenizer at once: its lists of Python numbers take a hundred times the
+memory of what is kept of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged(Sequence[tuple[int, ...]]):
+    """Rows of whole numbers, of any lengths, in one flat array: 4 bytes a number, 8 a row.
+
+    A row becomes a tuple when it is asked for; to read many, slice `flat` by `offsets`.
+
+    Example:
+        >>> rows = Ragged.of([(1, 2, 3), (4,)])
+        >>> rows[0], rows.flat, rows.offsets
+        ((1, 2, 3), array([1, 2, 3, 4], dtype=int32), array([0, 3, 4]))
+    """
+
+    flat: Int32[np.ndarray, " n_numbers"]
+    offsets: Int64[np.ndarray, " n_rows_and_one"]
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[int] | np.ndarray]) -> "Ragged":
+        """Lay rows out flat."""
+        arrays = [np.asarray(row, dtype=np.int32) for row in rows]
+        offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+        return cls(np.concatenate([np.empty(0, np.int32), *arrays]), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return one row, or a tuple of those in a slice."""
+        if isinstance(row, slice):
+            return tuple(self[index] for index in range(*row.indices(len(self))))
+        return tuple(self.array(range(len(self))[row]).tolist())
+
+    def array(self, row: int) -> Int32[np.ndarray, " n"]:
+        """Return one row as a view."""
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+    def select(self, rows: Iterable[int]) -> "Ragged":
+        """Return some of the rows, in the order asked for."""
+        return Ragged.of(self.array(row) for row in rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token ids of formatted prompts, ragged, in the order the prompts came in.
+
+    `instruction_spans` are the half-open ranges of the tokens that hold the user's own text.
+    """
+
+    prompt_ids: tuple[str, ...]
+    ids: Ragged
+    instruction_spans: Ragged
+
+    @classmethod
+    def of(
+        cls,
+        prompt_ids: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        instruction_spans: Sequence[tuple[int, int]],
+    ) -> "Tokens":
+        """Make tokens from plain sequences, one entry a prompt."""
+        return cls(tuple(prompt_ids), Ragged.of(ids), Ragged.of(instruction_spans))
+
+    def __len__(self) -> int:
+        """Count the prompts."""
+        return len(self.ids)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens in each prompt."""
+        return tuple(np.diff(self.ids.offsets).tolist())
+
+    def length_quantiles(self) -> dict[str, int]:
+        """Return the shortest, median and longest prompt, and the quartiles, in tokens."""
+        quantiles = np.quantile(self.lengths, [0, 0.25, 0.5, 0.75, 1], method="nearest")
+        names = ("shortest", "lower quartile", "median", "upper quartile", "longest")
+        return dict(zip(names, (int(q) for q in quantiles), strict=True))
+
+    def select(self, indices: Sequence[int]) -> "Tokens":
+        """Return some of the prompts, in the order asked for."""
+        return Tokens(
+            tuple(self.prompt_ids[i] for i in indices),
+            self.ids.select(indices),
+            self.instruction_spans.select(indices),
+        )
+
+    @staticmethod
+    def join(parts: Sequence["Tokens"]) -> "Tokens":
+        """Put several after each other."""
+        return Tokens(
+            tuple(prompt_id for part in parts for prompt_id in part.prompt_ids),
+            *(
+                Ragged.of(rows.array(row) for rows in column for row in range(len(rows)))
+                for column in (
+                    [part.ids for part in parts],
+                    [part.instruction_spans for part in parts],
+                )
+            ),
+        )
+
+    def shared_prefix(self) -> tuple[int, ...]:
+        """Return the ids that all prompts begin with; at least one token of each is left over."""
+        first, last = min(self.ids), max(self.ids)
+        limit = min(self.lengths) - 1
+        for index, (a, b) in enumerate(zip(first, last, strict=False)):
+            if a != b or index == limit:
+                return first[:index]
+        return first[:limit]
+
+
+def tokenise(tokenizer: Any, prompts: Sequence[Prompt], system_prompt: str | None = None) -> Tokens:
+    """Format prompts with the tokenizer's own chat template and tokenise them.
+
+    Both classes go through the same template, with the generation prompt, so that every prompt
+    ends where the model is about to answer. Text without a template is taken as it is.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer.
+        prompts: What the user says, one turn each.
+        system_prompt: What the system says before; None for the template's own default.
+
+    Raises:
+        RefusalLensError: The template refuses the system prompt, a prompt becomes empty, or it
+            would start with two BOS tokens.
+    """
+    _check_tokenizer(tokenizer, system_prompt)
+    template = _Template.of(tokenizer, system_prompt)
+    starts = range(0, len(prompts), CHUNK_PROMPTS)
+    return Tokens.join([template.tokenise(prompts[i : i + CHUNK_PROMPTS]) for i in starts])
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A tokenizer, and what its chat template writes before and after the user's text."""
+
+    tokenizer: Any
+    system_prompt: str | None
+    before: str
+    after: str
+    adds_bos: bool
+
+    @classmethod
+    def of(cls, tokenizer: Any, system_prompt: str | None) -> "_Template":
+        """Render the template once around a placeholder."""
+        before, _, after = render(tokenizer, PLACEHOLDER, system_prompt).partition(PLACEHOLDER)
+        return cls(tokenizer, system_prompt, before, after, _adds_bos(tokenizer))
+
+    def tokenise(self, prompts: Sequence[Prompt]) -> Tokens:
+        """Format and tokenise some prompts at once."""
+        rendered = [render(self.tokenizer, prompt.text, self.system_prompt) for prompt in prompts]
+        spans = [self.span(*pair) for pair in zip(prompts, rendered, strict=True)]
+        encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        bos = self.tokenizer.bos_token
+        ids, token_spans = [], []
+        for text, row, offsets, span in zip(
+            rendered, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
+        ):
+            # Templates mostly write the BOS themselves; add it only where neither has.
+            is_bos_missing = self.adds_bos and not text.startswith(bos)
+            prefix = [self.tokenizer.bos_token_id] if is_bos_missing else []
+            ids.append((*prefix, *row))
+            first, last = _covered_tokens(offsets, span)
+            token_spans.append((first + len(prefix), last + len(prefix)))
+        _check_ids(prompts, ids, self.tokenizer.bos_token_id)
+        return Tokens.of([prompt.id for prompt in prompts], ids, token_spans)
+
+    def span(self, prompt: Prompt, text: str) -> tuple[int, int]:
+        """Find the user's text in a rendered prompt, as a range of characters.
+
+        Templates may trim the text itself, so what the template does not add is the user's.
+        """
+        first, stop = len(self.before), len(text) - len(self.after)
+        is_framed = text.startswith(self.before) and text.endswith(self.after)
+        if not is_framed or text[first:stop].strip() != prompt.text.strip():
+            raise RefusalLensError(
+                f"The chat template writes something else around prompt {prompt.id} than around "
+                f"other text ({prompt.text[:60]!r}). Take that prompt out, or shorten it to plain "
+                "words."
+            )
+        return first, stop
+
+
+def render(tokenizer: Any, text: str, system_prompt: str | None = None) -> str:
+    """Write one prompt out as the model will see it, before tokenisation."""
+    if tokenizer.chat_template is None:
+        return text
+    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    messages = [*system, {"role": "user", "content": text}]
+    try:
+        # enable_thinking reaches templates that have it (Qwen3), and is ignored by all others.
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except Exception as error:
+        # Templates raise jinja2's TemplateError of their own wording ("System role not supported").
+        raise RefusalLensError(
+            f"The chat template of {tokenizer.name_or_path} refused the messages: {error}. "
+            "Set prompts.system_prompt to null if the model takes no system prompt."
+        ) from error
+
+
+def _check_tokenizer(tokenizer: Any, system_prompt: str | None) -> None:
+    if not tokenizer.is_fast:
+        raise RefusalLensError(
+            f"Finding the user's text among the tokens needs a fast tokenizer; "
+            f"{type(tokenizer).__name__} is not one. Save the model with its tokenizer.json."
+        )
+    if tokenizer.chat_template is None and system_prompt is not None:
+        raise RefusalLensError(
+            "A system prompt needs a chat template, and this tokenizer has none. "
+            "Set prompts.system_prompt to null."
+        )
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Say whether the tokenizer itself starts plain text with its BOS token."""
+    if tokenizer.bos_token_id is None:
+        return False
+    return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def _covered_tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, int]:
+    """Return the half-open range of tokens that hold any character of `span`."""
+    start, stop = span
+    covered = [i for i, (first, last) in enumerate(offsets) if first < stop and last > start]
+    return (covered[0], covered[-1] + 1) if covered else (0, 0)
+
+
+def _check_ids(
+    prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]], bos_id: int | None
+) -> None:
+    for prompt, row in zip(prompts, ids, strict=True):
+        if not row:
+            raise RefusalLensError(f"Prompt {prompt.id} has no tokens. Take it out of its file.")
+        if bos_id is not None and row[:2] == (bos_id, bos_id):
+            raise RefusalLensError(
+                f"Prompt {prompt.id} starts with two BOS tokens (id {bos_id}). Take the BOS token "
+                "out of the prompt's text."
+            )

@@ -1,0 +1,173 @@
+"""Compared runs as figures, and as one page that opens from disk.
+
+Knows which figures there are and their titles. Computes nothing.
+"""
+
+import html
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from refusal_lens import plots
+from refusal_lens.models.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.style import PRIVATE
+from refusal_lens.runs.compare import Place, Run
+from refusal_lens.validation.cosines import square_cosines
+from refusal_lens.validation.densities import shared_densities
+from refusal_lens.validation.frames import rows_where
+
+PANELS = 4
+"""Runs beside each other in one figure."""
+
+
+def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:
+    """Draw what the tables allow, by title: scores first, then what lies between and within runs.
+
+    Within a run, cosines are drawn around its best place; the tables hold those of every place.
+    """
+    scores, cosines, transfer = tables["scores"], tables["cosines"], tables["transfer"]
+    own = pd.concat([_own(scores, run) for run in runs], ignore_index=True)
+    figures = {
+        f"{_capital(plots.SCORE_NAMES[score])} of every place": plots.place_heatmap(own, score)
+        for score in ("auroc", "separation", "cohens_d")
+    }
+    placed = [(run, run.best) for run in runs if run.best is not None]
+    for start in range(0, len(placed), PANELS):
+        shown = placed[start : start + PANELS]
+        names = ", ".join(run.name for run, _ in shown)
+        figures[f"Held-out projections of {names}, each at its best place"] = (
+            plots.directions_side_by_side([_panel(run, best) for run, best in shown], title="")
+        )
+    for kind in ("prompt_sets", "models", "methods"):
+        for place, table in _by_place(rows_where(cosines, kind=kind, run="")):
+            title = f"Cosines between {_words(kind)} at {_said(place)}"
+            figures[title] = plots.cosine_heatmap(*square_cosines(table))
+    for place, table in _by_place(rows_where(transfer, kind="prompt_set")):
+        figures[f"Transfer between prompt sets at {_said(place)}"] = plots.transfer_matrix(table)
+    for run in runs:
+        methods = _compared_methods(scores, run)
+        if len(methods):
+            figures[f"{run.name}: AUROC by way to fit"] = plots.place_heatmap(methods, "auroc")
+        figures |= _draw_run(run, cosines, transfer)
+    return figures
+
+
+def _panel(run: Run, place: Place) -> plots.Panel:
+    """Return what a run's prompts look like along its direction at a place."""
+    projections = run.projections
+    row, column = projections.place(*place)
+    numbers = projections.values[:, row, column]
+    return plots.Panel(
+        f"{run.name}: {_said(place)}",
+        run.prompts.prompts,
+        numbers,
+        projections.is_harmful,
+        projections.thresholds[row, column].item(),
+        shared_densities(numbers, projections.is_harmful),
+    )
+
+
+def _by_place(table: pd.DataFrame) -> list[tuple[Place, pd.DataFrame]]:
+    pairs = zip(table["hook_point"], table["position"], strict=True)
+    return [
+        (place, rows_where(table, hook_point=place[0], position=place[1]))
+        for place in dict.fromkeys(pairs)
+    ]
+
+
+def _own(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Return the scores of a run's own method and clip."""
+    is_clipped = run.directions.clip_quantile is not None
+    method = run.directions.method
+    return rows_where(scores, run=run.name, method=method, is_clipped=is_clipped)
+
+
+def _compared_methods(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Return the scores of all methods, clipped as the run's own, where it compared them.
+
+    Empty where it did so at one place alone: that is a table, not a heatmap.
+    """
+    is_clipped = run.directions.clip_quantile is not None
+    mine = rows_where(scores, run=run.name, is_clipped=is_clipped)
+    compared = [table for _, table in _by_place(mine) if len(table) > 1]
+    return pd.concat(compared) if len(compared) > 1 else mine.head(0)
+
+
+def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[str, go.Figure]:
+    if run.best is None:
+        return {}
+    hook_point, position = run.best
+    mine = rows_where(cosines, run=run.name)
+    mine = mine.assign(
+        site=[site_of(name) for name in mine["a"]], layer=[layer_of(name) for name in mine["a"]]
+    )
+    site, layer = site_of(hook_point), layer_of(hook_point)
+    here = {"hook_point": hook_point, "position": position}
+    parts = {
+        "layers": rows_where(mine, kind="layers", position=position, site=site),
+        "sites": rows_where(mine, kind="sites", position=position, layer=layer),
+        "positions": rows_where(mine, kind="positions", hook_point=hook_point),
+        "ways to fit": rows_where(mine, kind="methods", **here),
+        "categories": rows_where(mine, kind="categories", **here),
+    }
+    where = {"layers": position, "sites": f"layer {layer_of(hook_point)}, {position}",
+             "positions": short_name(hook_point)}  # fmt: skip
+    figures = {
+        f"{run.name}: cosines between {kind} at {where.get(kind, _said(run.best))}": (
+            plots.cosine_heatmap(*square_cosines(table))
+        )
+        for kind, table in parts.items()
+        if len(table)
+    }
+    pairs = rows_where(transfer, run=run.name, kind="category")
+    if len(pairs):
+        title = f"{run.name}: transfer between categories at {_said(run.best)}"
+        figures[title] = plots.transfer_matrix(pairs)
+    return figures
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def _words(kind: str) -> str:
+    return {"prompt_sets": "prompt sets", "methods": "settings"}.get(kind, kind)
+
+
+def _said(place: Place) -> str:
+    return f"{short_name(place[0])}, {place[1]}"
+
+
+def write_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:
+    """Write all figures as one page that opens from disk, without a network."""
+    sections = []
+    for number, (title, figure) in enumerate(figures.items()):
+        # plotly.js goes in once, with the first figure.
+        drawn = figure.to_html(full_html=False, include_plotlyjs=number == 0, config=PRIVATE)
+        sections.append(f"<section><h2>{html.escape(title)}</h2>{drawn}</section>")
+    names = html.escape(", ".join(run.name for run in runs))
+    return _PAGE.format(title=f"Comparison of {names}", sections="\n".join(sections))
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
+  color: #1d2430; background: #fff; }}
+h1 {{ font-size: 1.5rem; }}
+h2 {{ font-size: 1.1rem; margin: 2.5rem 0 0.25rem; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{sections}
+</main>
+</body>
+</html>
+"""

@@ -1,0 +1,325 @@
+"""What the numbers mean, in words: the article's checklist, causes and remedies.
+
+Knows the bands for people and the advice that goes with them. Computes no scores.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from refusal_lens.experiments.refusal import RefusalReport
+from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE, ContrastSet, either
+from refusal_lens.validation.best_place import Choice
+from refusal_lens.validation.confounds import Likeness
+from refusal_lens.validation.frames import rows_where
+from refusal_lens.validation.separation import Separation
+from refusal_lens.validation.thresholds import (
+    BEST_ACCURACY,
+    FOLLOWS_LENGTH,
+    GOOD_SEPARATION,
+    MIN_ACCURACY,
+    MIN_SEPARATION,
+    ONE_COORDINATE,
+    SATURATED,
+    SIGNIFICANT,
+    VALID_SHARE,
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the checklist: what is asked for, what came, and whether it passes."""
+
+    name: str
+    wanted: str
+    came: str
+    is_passed: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause for what was seen, and what to do about it."""
+
+    cause: str
+    remedy: str
+
+
+def band(value: float, least: float, good: float) -> str:
+    """Name a score's band: good, acceptable or poor.
+
+    Example:
+        >>> band(0.2, MIN_SEPARATION, GOOD_SEPARATION)
+        'acceptable'
+    """
+    if value >= good:
+        return "good"
+    return "acceptable" if value >= least else "poor"
+
+
+def checklist(prompts: ContrastSet, separation: Separation, best: Choice | None) -> list[Check]:
+    """Go through the article's checklist."""
+    n_harmful, n_harmless = len(prompts.harmful), len(prompts.harmless)
+    n_valid, n_places = int(separation.is_valid.sum()), separation.is_valid.numel()
+    best_separation = float("nan") if best is None else best.separation
+    best_accuracy = float("nan") if best is None else best.accuracy
+    return [
+        Check(
+            "prompts",
+            f"at least {MIN_PROMPTS_PER_SIDE} a side",
+            f"{n_harmful} harmful, {n_harmless} harmless",
+            min(n_harmful, n_harmless) >= MIN_PROMPTS_PER_SIDE,
+        ),
+        Check(
+            "valid layers",
+            f"at least {VALID_SHARE:.0%}",
+            f"{n_valid} of {n_places}",
+            n_valid >= VALID_SHARE * n_places,
+        ),
+        Check(
+            "best separation",
+            f"at least {GOOD_SEPARATION:.2f}",
+            f"{best_separation:.2f}",
+            best_separation >= GOOD_SEPARATION,
+        ),
+        Check(
+            "best accuracy",
+            f"at least {BEST_ACCURACY:.0%}",
+            f"{best_accuracy:.0%}",
+            best_accuracy >= BEST_ACCURACY,
+        ),
+    ]
+
+
+def diagnose(
+    prompts: ContrastSet,
+    separation: Separation,
+    refusal: RefusalReport | None,
+    p_value: float | None = None,
+) -> list[Finding]:
+    """Return the causes that apply, with their remedies; none when all is well.
+
+    Args:
+        prompts: The prompts of both classes.
+        separation: Scores of every place.
+        refusal: Whether the model refuses; None where that was not measured.
+        p_value: The smallest p-value of all places, corrected for having looked at all of them;
+            None where there is none.
+    """
+    findings = [] if p_value is None else _diagnose_chance(p_value, separation)
+    findings += [] if refusal is None else _diagnose_refusal(refusal)
+    best_separation = _highest(separation.separation)
+    best_accuracy = _highest(separation.accuracy)
+    if best_separation < MIN_SEPARATION:
+        findings += _diagnose_separation(prompts, refusal)
+    if best_accuracy < MIN_ACCURACY:
+        findings += _diagnose_accuracy(separation)
+    optimism = _highest(separation.accuracy_in_sample) - best_accuracy
+    if optimism > 0.1:
+        findings.append(
+            Finding(
+                f"Accuracy is {optimism:.0%} higher on the prompts that the direction was fitted "
+                "to than on held-out ones: it has learned these prompts, not their class.",
+                "Use more prompts; trust the held-out numbers.",
+            )
+        )
+    return findings
+
+
+# --- what else tells the classes apart --------------------------------------------------------
+
+
+_FEATURES = {
+    "token_count": ("The number of tokens", "prompts of the same length in both classes"),
+    "final_punctuation": ("The final punctuation mark", "prompts that end alike in both classes"),
+    "first_word": ("The first word", "prompts that begin alike in both classes"),
+    "bag_of_words": (
+        "Which words occur",
+        "prompts that say harmful and harmless things in the same words, or test on other subjects "
+        "(tables/transfer.csv)",
+    ),
+}
+
+
+def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
+    """Say which trivial features do as well as the direction, and what else it is made of.
+
+    Args:
+        tables: `confounds` and `coordinates`, and `length_correlations` where there is one.
+        best: The place they are looked at.
+    """
+    scores = tables["confounds"].set_index("feature")
+    direction = scores.loc["direction"]
+    findings = []
+    for feature, (subject, remedy) in _FEATURES.items():
+        # As good as the direction, as far as its interval can tell; and better than chance.
+        if feature not in scores.index or not (
+            scores.loc[feature, "auroc"] >= direction["auroc_low"]
+            and scores.loc[feature, "auroc_low"] > 0.5
+        ):
+            continue
+        findings.append(
+            Finding(
+                f"{subject} alone tells the classes apart as well as the direction (AUROC "
+                f"{scores.loc[feature, 'auroc']:.3f} against {direction['auroc']:.3f}): the "
+                "direction may be that, and nothing of harm.",
+                f"Use {remedy}.",
+            )
+        )
+    return findings + _diagnose_length(tables, best) + _diagnose_coordinates(tables, best)
+
+
+def _diagnose_length(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
+    if "length_correlations" not in tables:
+        return []
+    share = _at(tables["length_correlations"], best, "share")
+    if share < FOLLOWS_LENGTH:
+        return []
+    return [
+        Finding(
+            f"Within a class, {share:.0%} of the variance of the projections goes with the number "
+            "of tokens: the direction is partly length.",
+            "Use prompts of the same length in both classes, or another position.",
+        )
+    ]
+
+
+def _diagnose_coordinates(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
+    share = _at(tables["coordinates"], best, "share_top_1_clipped")
+    if share < ONE_COORDINATE:
+        return []
+    return [
+        Finding(
+            f"One coordinate holds {share:.0%} of the direction's squared "
+            "length: it may be an outsize coordinate that carries nothing.",
+            "Clip lower; tables/clip_sweep.csv shows what that does to the scores.",
+        )
+    ]
+
+
+def _at(table: pd.DataFrame, best: Choice, column: str) -> float:
+    here = rows_where(table, hook_point=best.hook_point, position=best.position)
+    return float(here[column].to_numpy()[0])
+
+
+def diagnose_texts(
+    likeness: Likeness, template: Mapping[str, tuple[int, ...]] | None
+) -> list[Finding]:
+    """Say where the classes' texts are too alike, or were not written out alike.
+
+    Args:
+        likeness: From `confounds.compare_texts`.
+        template: From `confounds.template_tokens`; None where tokens were not counted.
+    """
+    findings = []
+    if likeness.n_near:
+        pair = likeness.pairs.iloc[0]
+        findings.append(
+            Finding(
+                f"{likeness.n_near} harmful prompts stand almost word for word among the harmless "
+                f"ones too, such as {pair['harmful_id']} and {pair['harmless_id']}.",
+                "Read tables/near_duplicates.csv; take out those that are in the wrong class.",
+            )
+        )
+    if template is not None and not set(template["harmful"]) & set(template["harmless"]):
+        findings.append(
+            Finding(
+                f"The chat template adds {either(map(str, template['harmful']))} tokens to harmful "
+                f"prompts but {either(map(str, template['harmless']))} to harmless ones.",
+                "Look at the table Positions read; give both classes the same template.",
+            )
+        )
+    return findings
+
+
+def _highest(scores: object) -> float:
+    return scores.nan_to_num(nan=0.0).max().item()  # type: ignore[attr-defined]
+
+
+def _diagnose_chance(p_value: float, separation: Separation) -> list[Finding]:
+    if p_value <= SIGNIFICANT:
+        return []
+    n_places = separation.separation.numel()
+    return [
+        Finding(
+            "There is no direction here: with shuffled labels the best of all places "
+            f"({n_places}) does as well as this one in {p_value:.0%} of the draws.",
+            "Take nothing below for a finding. Check which file is which class, and that they "
+            "differ in harm; use more prompts.",
+        )
+    ]
+
+
+def _diagnose_refusal(refusal: RefusalReport) -> list[Finding]:
+    if refusal.has_refusal:
+        return []
+    harmful, harmless = refusal.rate(True), refusal.rate(False)
+    if harmless >= SATURATED:
+        return [
+            Finding(
+                f"The model refuses harmless prompts too ({harmless:.0%}): refusing does not tell "
+                "the classes apart.",
+                "Read its answers (refusal.json); give a system prompt, or other harmless prompts.",
+            )
+        ]
+    return [
+        Finding(
+            f"There is no refusal to find: the model refuses {harmful:.0%} of the harmful and "
+            f"{harmless:.0%} of the harmless prompts. A direction that separates them is what the "
+            "model knows of harm, not what makes it refuse.",
+            "Use a model that refuses these prompts, or prompts that this model refuses.",
+        )
+    ]
+
+
+def _diagnose_separation(prompts: ContrastSet, refusal: RefusalReport | None) -> list[Finding]:
+    findings = [
+        Finding(
+            f"Separation is below {MIN_SEPARATION} everywhere: harmful and harmless prompts may be "
+            "too alike.",
+            "Use prompts that differ more clearly in harm, and in nothing else.",
+        )
+    ]
+    if refusal is None:
+        findings.append(
+            Finding(
+                f"Separation is below {MIN_SEPARATION} everywhere: the model may not refuse.",
+                "Measure it first: refusal-lens refusal-rate RUN.",
+            )
+        )
+    elif refusal.has_refusal and refusal.rate(True) < SATURATED:
+        findings.append(
+            Finding(
+                f"Only {refusal.rate(True):.0%} of the harmful prompts are refused.",
+                "Keep the harmful prompts that are (refusal.json lists them).",
+            )
+        )
+    if min(len(prompts.harmful), len(prompts.harmless)) < MIN_PROMPTS_PER_SIDE:
+        findings.append(
+            Finding(
+                f"There are few prompts ({len(prompts.harmful)} harmful, "
+                f"{len(prompts.harmless)} harmless).",
+                f"Use {MIN_PROMPTS_PER_SIDE} or more a side.",
+            )
+        )
+    return findings
+
+
+def _diagnose_accuracy(separation: Separation) -> list[Finding]:
+    findings = [
+        Finding(
+            f"Accuracy is below {MIN_ACCURACY:.0%} everywhere: the prompts may be of mixed "
+            "quality, or the model refuses in several ways.",
+            "Read the answers by category (refusal.json), and keep what is plainly refused or "
+            "plainly answered.",
+        )
+    ]
+    if "mean" not in separation.positions:
+        findings.append(
+            Finding(
+                f"Accuracy is below {MIN_ACCURACY:.0%} at position "
+                f"{', '.join(separation.positions)}.",
+                "Try --position mean as well.",
+            )
+        )
+    return findings

@@ -1,0 +1,417 @@
+"""A run folder: what is in it, and how each file is written and read.
+
+Knows file names and layouts. Does not compute or draw what it writes.
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.activations.store import describe_difference, load_activations
+from refusal_lens.config import Config
+from refusal_lens.config_files import dump_config, load_config
+from refusal_lens.directions.direction import Directions
+from refusal_lens.directions.files import load_directions, save_directions
+from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.experiments.dose_response import Completion
+from refusal_lens.experiments.refusal import Answer, RefusalReport
+from refusal_lens.files import write_whole
+from refusal_lens.models.hook_points import layer_of, select_hook_points, site_of
+from refusal_lens.models.loading import Model, describe_model, load_model
+from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
+from refusal_lens.validation.best_place import Choice, choose_best
+from refusal_lens.validation.crossfit import Projections
+from refusal_lens.validation.separation import Separation
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk. Every file is written whole or not at all."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open a run that exists.
+
+        Raises:
+            RefusalLensError: The folder holds no run.
+        """
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise RefusalLensError(
+                f"{path} is not a run folder (it has no config.yaml). Give the folder that "
+                "refusal-lens run or collect wrote, such as outputs/tiny-refuser/default."
+            )
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def activations_path(self) -> Path:
+        """The store of activations."""
+        return self.path / "activations"
+
+    @property
+    def provenance_path(self) -> Path:
+        """Where everything in the folder came from."""
+        return self.path / "provenance.json"
+
+    @property
+    def direction_path(self) -> Path:
+        """The directions in the article's layout."""
+        return self.path / "refusal_direction.pt"
+
+    @property
+    def separation_path(self) -> Path:
+        """The scores of every place."""
+        return self.path / "separation.csv"
+
+    @property
+    def refusal_path(self) -> Path:
+        """Refusal rates and every answer."""
+        return self.path / "refusal.json"
+
+    def write_config(self, config: Config) -> None:
+        """Write the resolved settings."""
+        self._write_text(self.config_path, dump_config(config))
+
+    def read_config(self) -> Config:
+        """Read the settings the run was made with."""
+        return load_config(self.config_path)
+
+    def check_config(self, config: Config) -> None:
+        """Make sure that these are the settings the run was begun with.
+
+        Raises:
+            RefusalLensError: They differ in more than where the work is done and runs are kept.
+        """
+        there, here = (
+            each.model_dump(exclude={"output", "engine"}) for each in (self.read_config(), config)
+        )
+        if there != here:
+            raise RefusalLensError(
+                f"{self.path} was begun with other settings:\n"
+                f"{describe_difference(there, here)}\n"
+                "Go on with its own (give --resume and --output alone), or give another --output."
+            )
+
+    def write_provenance(self, provenance: dict[str, Any]) -> None:
+        """Write where everything in the folder came from."""
+        self._write_json(self.provenance_path, provenance)
+
+    def read_provenance(self) -> dict[str, Any]:
+        """Read where everything in the folder came from."""
+        return self._read_json(self.provenance_path.name)
+
+    def write_prompts(self, prompts: ContrastSet) -> None:
+        """Write the prompts, so that the run can be read without their files."""
+        content = {
+            side.name: [{"id": p.id, "text": p.text, "category": p.category} for p in side]
+            for side in (prompts.harmful, prompts.harmless)
+        }
+        self._write_json(self.path / "prompts.json", content)
+
+    def check_prompts(self, prompts: ContrastSet) -> None:
+        """Make sure that the prompts have not changed since the run was begun.
+
+        Raises:
+            RefusalLensError: They have.
+        """
+        if not (self.path / "prompts.json").is_file():
+            return
+        there, here = (
+            {
+                side.name: f"{len(side)} prompts (sha256 {side.sha256[:8]})"
+                for side in (each.harmful, each.harmless)
+            }
+            for each in (self.read_prompts(), prompts)
+        )
+        if there != here:
+            raise RefusalLensError(
+                f"{self.path} was begun with other prompts:\n"
+                f"{describe_difference(there, here)}\n"
+                "Put the prompt files back as they were, or begin another run."
+            )
+
+    def read_prompts(self) -> ContrastSet:
+        """Read the prompts of the run."""
+        content = self._read_json("prompts.json")
+        sides = [
+            PromptSet(name, tuple(Prompt(**prompt) for prompt in content[name]))
+            for name in ("harmful", "harmless")
+        ]
+        with warnings.catch_warnings():
+            # Few prompts were warned of when they were read from the user's files.
+            warnings.simplefilter("ignore", RefusalLensWarning)
+            return ContrastSet(*sides)
+
+    def write_token_counts(self, counts: pd.DataFrame) -> None:
+        """Write how long each prompt is, so that length can be looked at without a tokenizer."""
+        self.write_table("token_counts", counts)
+
+    def read_token_counts(self) -> pd.DataFrame | None:
+        """Read how long each prompt is, in the order of the prompts; None for older runs.
+
+        `n_tokens` counts the formatted prompt, `n_own_tokens` the user's text in it.
+        """
+        return self.read_table("token_counts")
+
+    def read_activations(self, hook_points: Sequence[str] | None = None) -> Activations:
+        """Read the activations, at some of the hook points or at all."""
+        return load_activations(self.activations_path, hook_points)
+
+    def write_refusal(self, report: RefusalReport) -> None:
+        """Write refusal rates and every answer."""
+        content = {
+            "refusal_rate": {"harmful": report.rate(True), "harmless": report.rate(False)},
+            "refusal_score": {
+                "harmful": report.mean_score(True),
+                "harmless": report.mean_score(False),
+            },
+            "refusal_tokens": report.refusal_tokens,
+            "refusal_ids": report.refusal_ids,
+            "answers": [asdict(answer) for answer in report.answers],
+        }
+        self._write_json(self.refusal_path, content)
+
+    def read_refusal(self) -> RefusalReport | None:
+        """Read refusal rates and answers; None when they were not measured."""
+        if not self.refusal_path.is_file():
+            return None
+        content = self._read_json(self.refusal_path.name)
+        answers = tuple(Answer(**answer) for answer in content["answers"])
+        ids = tuple(content.get("refusal_ids", ()))
+        return RefusalReport(answers, tuple(content["refusal_tokens"]), ids)
+
+    def write_directions(self, directions: Directions) -> None:
+        """Write all directions, raw, with what they are in the file's header."""
+        save_directions(self.path / "directions.safetensors", directions)
+
+    def read_directions(self) -> Directions:
+        """Read all directions."""
+        return load_directions(self._existing("directions.safetensors"))
+
+    def write_separation(
+        self, separation: Separation, p_values: pd.DataFrame | None = None
+    ) -> None:
+        """Write the scores of every place as CSV, with their p-values where there are any."""
+        with write_whole(self.separation_path) as file:
+            _with_p_values(separation, p_values).to_csv(file, index=False)
+
+    def read_separation(self) -> pd.DataFrame:
+        """Read the scores of every place."""
+        return pd.read_csv(self._existing(self.separation_path.name))
+
+    def write_projections(self, projections: Projections) -> None:
+        """Write every prompt's projection at every place, for figures to be drawn without a fit."""
+        tensors = {
+            field.name: getattr(projections, field.name).contiguous()
+            for field in fields(projections)
+            if field.type not in (tuple[str, ...], bool)
+        }
+        header = {
+            "hook_points": json.dumps(projections.hook_points),
+            "positions": json.dumps(projections.positions),
+            "is_held_out": json.dumps(projections.is_held_out),
+        }
+        with write_whole(self.path / "projections.safetensors") as file:
+            save_file(tensors, file, metadata=header)
+
+    def read_projections(self) -> Projections:
+        """Read every prompt's projection at every place."""
+        with safe_open(self._existing("projections.safetensors"), framework="pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Projections(
+            **tensors,
+            hook_points=tuple(json.loads(header["hook_points"])),
+            positions=tuple(json.loads(header["positions"])),
+            is_held_out=json.loads(header["is_held_out"]),
+        )
+
+    def write_table(self, name: str, table: pd.DataFrame) -> Path:
+        """Write one table of results as `tables/<name>.csv` and return its path."""
+        path = self.path / "tables" / f"{name}.csv"
+        with write_whole(path) as file:
+            table.to_csv(file, index=False)
+        return path
+
+    def read_table(self, name: str) -> pd.DataFrame | None:
+        """Read one table of results; None when that stage has not run."""
+        path = self.path / "tables" / f"{name}.csv"
+        # A token may be "null" or "NA": only an empty cell is nothing.
+        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+        return pd.read_csv(path, **options) if path.is_file() else None
+
+    def write_interventions(self, summary: pd.DataFrame) -> Path:
+        """Write what interventions did, summed up, and return the path."""
+        path = self.path / "interventions.csv"
+        with write_whole(path) as file:
+            summary.to_csv(file, index=False)
+        return path
+
+    def write_completions(self, completions: Sequence[Completion]) -> Path:
+        """Write answers with and without intervention, one JSON object a line."""
+        path = self.path / "completions.jsonl"
+        lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in completions]
+        self._write_text(path, "".join(lines))
+        return path
+
+    def write_refusal_direction(
+        self,
+        directions: Directions,
+        separation: Separation,
+        best: Choice | None,
+        p_values: pd.DataFrame | None = None,
+    ) -> None:
+        """Write the directions of one site and position in the article's layout."""
+        with write_whole(self.direction_path) as file:
+            torch.save(article_layout(directions, separation, best, p_values), file)
+
+    def write_figure(self, name: str, html: str) -> Path:
+        """Write a figure as one self-contained page and return its path."""
+        path = self.path / f"{name}.html"
+        self._write_text(path, html)
+        return path
+
+    def write_report(self, html: str) -> Path:
+        """Write the report of the run and return its path."""
+        self._write_text(self.path / "report.html", html)
+        return self.path / "report.html"
+
+    def _existing(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise RefusalLensError(
+                f"{self.path} has no {name} yet. Run the stage that writes it first "
+                "(collect, refusal-rate, fit, plot; in this order)."
+            )
+        return path
+
+    def _read_json(self, name: str) -> Any:
+        return json.loads(self._existing(name).read_text(encoding="utf-8"))
+
+    def _write_json(self, path: Path, content: Any) -> None:
+        self._write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    @staticmethod
+    def _write_text(path: Path, text: str) -> None:
+        with write_whole(path) as file:
+            file.write_text(text, encoding="utf-8")
+
+
+def _with_p_values(separation: Separation, p_values: pd.DataFrame | None) -> pd.DataFrame:
+    frame = separation.to_frame()
+    return frame if p_values is None else frame.merge(p_values, on=["hook_point", "position"])
+
+
+def article_layout(
+    directions: Directions,
+    separation: Separation,
+    best: Choice | None,
+    p_values: pd.DataFrame | None = None,
+) -> dict[str, Any]:
+    """Lay directions out as the article's `refusal_direction.pt`, one a layer.
+
+    They are those of the site and position of the best place (of the first place, where there is
+    no best). `separation` and `accuracy` are out of sample; the article's own in-sample numbers,
+    the other scores, their intervals and p-values stand beside them. Layers without a direction
+    are left out.
+
+    Returns:
+        `model`, `num_layers`, `directions`, `validation` as in the article, then our own keys.
+    """
+    site, position = (site_of(best.hook_point), best.position) if best else separation.columns[0]
+    chosen = {
+        direction.layer: direction
+        for direction in directions
+        if direction.layer is not None
+        and (site_of(direction.hook_point), direction.position) == (site, position)
+    }
+    frame = _with_p_values(separation.at(site, position), p_values)
+    keys = [name for name in frame if name not in ("hook_point", "site", "layer", "position")]
+    model = directions.provenance.get("model", {})
+    return {
+        "model": model.get("name", "unknown"),
+        "num_layers": model.get("n_layers", len(chosen)),
+        "directions": {layer: chosen[layer].unit for layer in sorted(chosen)},
+        "validation": {
+            layer_of(row["hook_point"]): {key: row[key] for key in keys}
+            for row in frame.to_dict("records")
+            if row["layer"] in chosen
+        },
+        "best_layer": best.layer if best else None,
+        "site": site,
+        "position": position,
+        "raw_directions": {layer: chosen[layer].vector.clone() for layer in sorted(chosen)},
+        "provenance": directions.provenance,
+    }
+
+
+def find_place(
+    run_folder: RunFolder, hook_point: str | None, position: str | None
+) -> tuple[str, str]:
+    """Return the place that was asked for, and the best one's where nothing was.
+
+    Raises:
+        RefusalLensError: Nothing was asked for, and no place is the best; or more than one was.
+    """
+    if hook_point is None or position is None:
+        best = best_place(run_folder)
+        hook_point, position = hook_point or best.hook_point, position or best.position
+    stored = run_folder.read_directions().hook_points
+    names = select_hook_points(stored, hook_point, str(run_folder.path))
+    if len(names) != 1:
+        raise RefusalLensError(
+            f"{hook_point} is {len(names)} hook points of this run; one is needed, such as "
+            f"{site_of(names[0])}:{layer_of(names[0])}."
+        )
+    return names[0], position
+
+
+def best_place(run_folder: RunFolder) -> Choice:
+    """Return the best place of a run.
+
+    Raises:
+        RefusalLensError: There is no direction anywhere.
+    """
+    n_folds = run_folder.read_config().validation.n_folds
+    separation = Separation.from_frame(run_folder.read_separation(), n_folds)
+    best = choose_best(separation, run_folder.read_provenance()["model"]["n_layers"])
+    if best is None:
+        raise RefusalLensError(
+            "No place of this run is the best: there is no direction anywhere. Name one by "
+            "--hook-point and --position."
+        )
+    return best
+
+
+def load_run_model(config: Config, run_folder: RunFolder) -> Model:
+    """Load the model that a run was collected from.
+
+    Raises:
+        RefusalLensError: Its checkpoint has changed since.
+    """
+    model = load_model(**config.model.model_dump(exclude={"name"}), name_or_path=config.model.name)
+    there, here = run_folder.read_provenance()["model"], describe_model(model)
+    for key in ("weights_sha256", "revision"):
+        if there.get(key) != here.get(key):
+            raise RefusalLensError(
+                f"{config.model.name} has changed since the run was collected ({key} "
+                f"{there.get(key)} there, {here.get(key)} here). Put the checkpoint back, or "
+                "collect again."
+            )
+    return model

@@ -1,0 +1,113 @@
+"""The tables of one run beyond its scores: what a fit computes from stored activations.
+
+Knows which tables there are, and which need a best place or token counts. Does not write them.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.config import Config
+from refusal_lens.directions.direction import Directions
+from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.validation.best_place import Choice
+from refusal_lens.validation.categories import category_table, misread_table, transfer_table
+from refusal_lens.validation.confounds import (
+    Likeness,
+    compare_texts,
+    length_correlations,
+    score_confounds,
+    score_direction,
+    template_tokens,
+)
+from refusal_lens.validation.coordinates import clip_sweep, coordinate_table
+from refusal_lens.validation.cosines import (
+    category_cosines,
+    compare_methods,
+    method_cosines,
+    place_cosines,
+    reliabilities,
+)
+from refusal_lens.validation.crossfit import Projections, assign_folds
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a fit has at hand. `token_counts` is None for runs that did not store them."""
+
+    config: Config
+    prompts: ContrastSet
+    activations: Activations
+    directions: Directions
+    projections: Projections
+    best: Choice | None
+    token_counts: pd.DataFrame | None
+
+
+def compute_tables(fitted: Fitted) -> dict[str, pd.DataFrame]:
+    """Compute every table that this run allows, by name.
+
+    Of each place: `coordinates`, `categories`, `misread`, `cosines`, and `length_correlations`
+    where token counts were stored. At the best place: `methods`, `confounds`, `transfer` and
+    `clip_sweep`.
+    """
+    prompts = fitted.prompts.prompts
+    tables = {
+        "coordinates": coordinate_table(fitted.directions),
+        "categories": category_table(fitted.projections, prompts),
+        "misread": misread_table(fitted.projections, prompts),
+    }
+    cosines = [place_cosines(fitted.directions, reliabilities(fitted.activations))]
+    if fitted.token_counts is not None:
+        lengths = fitted.token_counts["n_tokens"].tolist()
+        tables["length_correlations"] = length_correlations(fitted.projections, lengths)
+    if fitted.best is not None:
+        tables |= _tables_at_best(fitted, fitted.best)
+        cosines += _cosines_at_best(fitted, fitted.best)
+    tables["cosines"] = pd.concat(cosines, ignore_index=True)
+    return tables
+
+
+def _tables_at_best(fitted: Fitted, best: Choice) -> dict[str, pd.DataFrame]:
+    settings, seed = fitted.config.directions, fitted.config.validation.seed
+    folds = assign_folds(fitted.activations.is_harmful, fitted.config.validation.n_folds, seed)
+    here = fitted.activations.only_at(best.hook_point, best.position)
+    counts = fitted.token_counts
+    lengths = None if counts is None else counts["n_tokens"].tolist()
+    confounds = [
+        score_confounds(fitted.prompts, folds, lengths, seed=seed),
+        score_direction(fitted.projections, best.hook_point, best.position, seed=seed),
+    ]
+    options = {"clip_quantile": settings.clip_quantile}
+    tables = {
+        "confounds": pd.concat(confounds, ignore_index=True),
+        "transfer": transfer_table(
+            here, fitted.prompts.prompts, folds, method=settings.method, **options
+        ),
+        "clip_sweep": clip_sweep(here, folds, method=settings.method),
+    }
+    if settings.compare_methods:
+        where = here if settings.compare_at == "best" else fitted.activations
+        tables["methods"] = compare_methods(where, folds, settings.compare_methods, **options)
+    return tables
+
+
+def _cosines_at_best(fitted: Fitted, best: Choice) -> list[pd.DataFrame]:
+    settings = fitted.config.directions
+    here = fitted.activations.only_at(best.hook_point, best.position)
+    options = {"clip_quantile": settings.clip_quantile}
+    return [
+        method_cosines(here, settings.compare_methods, **options),
+        category_cosines(here, fitted.prompts.prompts, **options),
+    ]
+
+
+def check_texts(fitted: Fitted) -> tuple[Likeness, dict[str, tuple[int, ...]] | None]:
+    """Compare the classes' texts, and the tokens that the template adds to each."""
+    counts = fitted.token_counts
+    added = None
+    if counts is not None:
+        own, total = counts["n_own_tokens"].tolist(), counts["n_tokens"].tolist()
+        added = template_tokens(total, own, fitted.prompts.is_harmful)
+    return compare_texts(fitted.prompts, seed=fitted.config.validation.seed), added

@@ -1,0 +1,245 @@
+"""Experiments on a run that has been fitted: choose a direction by its effect, try it, talk to it.
+
+Knows the order of the steps and what each leaves in the run folder.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.config import Config
+from refusal_lens.directions.direction import fit_directions
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.candidates import (
+    TEST,
+    Candidate,
+    deal_parts,
+    fit_candidates,
+    make_candidates,
+    take_prompts,
+)
+from refusal_lens.experiments.causal_choice import CausalRule
+from refusal_lens.experiments.causal_scores import causal_scores, held_out_auroc
+from refusal_lens.experiments.dose_response import (
+    INTERVENTIONS,
+    Plan,
+    answer_under,
+    dose_response,
+    plan_trials,
+)
+from refusal_lens.experiments.effects import InterventionName
+from refusal_lens.experiments.judges import judge_by_phrases
+from refusal_lens.experiments.refusal import RefusalReport
+from refusal_lens.experiments.verdicts import compare_ablations, summarise, verdict_of_rates
+from refusal_lens.models.hook_points import resolve_hook_points
+from refusal_lens.models.loading import Model, tokenizer_of
+from refusal_lens.prompts.contrast import ContrastSet, Prompt
+from refusal_lens.prompts.positions import normalise_position
+from refusal_lens.prompts.tokens import tokenise
+from refusal_lens.runs.folder import RunFolder, load_run_model
+from refusal_lens.stages import terminal
+from refusal_lens.stages.study import measure_and_store
+from refusal_lens.validation.best_place import choose_best
+from refusal_lens.validation.separation import Separation
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for; what is None is chosen here.
+
+    `direction` is a hook point or selector of one, with `,position` behind it.
+    """
+
+    direction: str | None = None
+    interventions: tuple[InterventionName, ...] | None = None
+    coefficients: tuple[float, ...] | None = None
+
+
+def read_request(
+    direction: str | None, interventions: Sequence[str] | None, coefficients: Sequence[float] | None
+) -> Request:
+    """Check what was asked for on the command line.
+
+    Raises:
+        RefusalLensError: There is no such intervention.
+    """
+    known = {name: name for name in INTERVENTIONS}
+    unknown = [name for name in interventions or () if name not in known]
+    if unknown:
+        raise RefusalLensError(f"There is no intervention {unknown[0]!r}. Use {', '.join(known)}.")
+    return Request(
+        direction,
+        tuple(known[name] for name in interventions) if interventions else None,  # type: ignore[index]
+        tuple(coefficients) if coefficients else None,
+    )
+
+
+def select_stage(config: Config, run_folder: RunFolder, console: Console) -> list[Path]:
+    """Score every direction by what it does to refusal, choose one, and say why."""
+    prompts, activations, model = _open(config, run_folder, console)
+    refusal = _refusal(config, run_folder, model, prompts)
+    causal = config.causal
+    scores = causal_scores(
+        model,
+        activations,
+        prompts,
+        refusal_ids=refusal.refusal_ids,
+        has_refusal=refusal.has_refusal,
+        rule=CausalRule(causal.max_layer_share, causal.max_kl, causal.min_induce),
+        intervention=causal.intervention,
+        n_answer_tokens=causal.n_answer_tokens,
+        clip_quantile=config.directions.clip_quantile,
+        system_prompt=config.prompts.system_prompt,
+        seed=config.validation.seed,
+    )
+    terminal.show_causal(console, scores)
+    terminal.show_causal_choice(console, scores.choice, compare_ablations(scores.table))
+    return [run_folder.write_table("causal_scores", scores.table)]
+
+
+def ablate_stage(
+    config: Config, run_folder: RunFolder, console: Console, request: Request
+) -> list[Path]:
+    """Try the direction and its controls on the test part, at several strengths."""
+    prompts, activations, model = _open(config, run_folder, console)
+    refusal = _refusal(config, run_folder, model, prompts)
+    seed, clip_quantile = config.validation.seed, config.directions.clip_quantile
+    parts = deal_parts(activations, seed)
+    fitted = fit_candidates(activations, parts, clip_quantile=clip_quantile, seed=seed)
+    candidate = _pick(fitted, _place(request.direction, run_folder, model, console))
+    plan = _plan(config, request)
+    answered = dose_response(
+        model,
+        [(prompts.prompts[i], prompts.is_harmful[i]) for i in take_prompts(prompts, parts, TEST)],
+        plan_trials(candidate, activations, parts, plan, clip_quantile=clip_quantile),
+        refusal_ids=refusal.refusal_ids,
+        judge=judge_by_phrases(config.refusal.phrases),
+        plan=plan,
+        system_prompt=config.prompts.system_prompt,
+    )
+    summary = summarise(answered.table)
+    auroc, p_value = held_out_auroc(candidate, activations, parts, TEST)
+    ablation = next((i for i in plan.interventions if i != "add"), config.causal.intervention)
+    said = verdict_of_rates(summary, auroc, p_value, ablation)
+    terminal.show_interventions(console, summary, said)
+    return [
+        run_folder.write_interventions(summary),
+        run_folder.write_table("dose_response", answered.table),
+        run_folder.write_completions(answered.completions),
+    ]
+
+
+def chat_stage(config: Config, run_folder: RunFolder, console: Console, request: Request) -> None:
+    """Answer typed prompts with and without an intervention, until the input ends."""
+    _, activations, model = _open(config, run_folder, console)
+    directions = fit_directions(activations, clip_quantile=config.directions.clip_quantile)
+    place = _place(request.direction, run_folder, model, console)
+    candidate = _pick(make_candidates(activations, directions), place)
+    intervention = (request.interventions or (config.causal.intervention,))[0]
+    arm = candidate.arm(intervention, (request.coefficients or (1.0,))[0])
+    console.print(
+        f"{intervention} at {candidate.hook_point}, {candidate.position}, strength "
+        f"{arm.strength:g}. One prompt a line; Ctrl-D ends.",
+        soft_wrap=True,
+    )
+    for text in _typed(console):
+        prompt = Prompt("typed", text, "typed")
+        tokens = tokenise(tokenizer_of(model), [prompt], config.prompts.system_prompt)
+        plain, intervened = (
+            answer_under(model, tokens, each, config.refusal.n_new_tokens)[0]
+            for each in (None, arm)
+        )
+        terminal.show_answers(console, plain, intervened)
+
+
+def _typed(console: Console) -> Iterator[str]:
+    """Read prompts line by line, from a person or from a pipe; blank lines are passed over."""
+    while True:
+        try:
+            line = console.input("you> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _open(
+    config: Config, run_folder: RunFolder, console: Console
+) -> tuple[ContrastSet, Activations, Model]:
+    """Read what the run holds and load its model."""
+    prompts = run_folder.read_prompts()
+    activations = run_folder.read_activations(config.directions.hook_points)
+    with console.status(f"Loading {config.model.name}"):
+        model = load_run_model(config, run_folder)
+    return prompts, activations, model
+
+
+def _refusal(
+    config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet
+) -> RefusalReport:
+    """Read what the run measured of refusal; measure it where it has not."""
+    measured = run_folder.read_refusal()
+    if measured is not None and measured.refusal_ids:
+        return measured
+    return measure_and_store(config, run_folder, model, prompts)
+
+
+def _place(
+    asked: str | None, run_folder: RunFolder, model: Model, console: Console
+) -> tuple[str, str]:
+    """Return the hook point and position asked for, else chosen by effect, else by separation."""
+    if asked is not None:
+        selector, _, position = asked.partition(",")
+        names = resolve_hook_points(model, selector.strip())
+        if len(names) != 1:
+            raise RefusalLensError(
+                f"--direction needs one hook point, and {selector!r} names {len(names)}. Give its "
+                f"layer too, such as {selector}:{len(names) // 2}."
+            )
+        return names[0], normalise_position(position.strip() or "last")
+    table: Any = run_folder.read_table("causal_scores")
+    if table is not None and table["is_chosen"].any():
+        row = table[table["is_chosen"]].iloc[0]
+        return row["hook_point"], str(row["position"])
+    separation = Separation.from_frame(run_folder.read_separation(), 0)
+    best = choose_best(separation, model.cfg.n_layers)
+    if best is None:
+        raise RefusalLensError(
+            "The classes have the same mean everywhere, so that there is no direction to try. "
+            "Use other prompts."
+        )
+    console.print(
+        "No direction was chosen by its effect (refusal-lens select does that): taking the best by "
+        "separation."
+    )
+    return best.hook_point, best.position
+
+
+def _pick(candidates: Sequence[Candidate], place: tuple[str, str]) -> Candidate:
+    for candidate in candidates:
+        if (candidate.hook_point, candidate.position) == place:
+            return candidate
+    known = "; ".join(f"{each.hook_point},{each.position}" for each in candidates)
+    raise RefusalLensError(
+        f"There is no direction at {place[0]},{place[1]}. The run has: {known}. Give one of them "
+        "as --direction."
+    )
+
+
+def _plan(config: Config, request: Request) -> Plan:
+    plan = Plan(
+        interventions=request.interventions or (config.causal.intervention, "add"),
+        strengths=tuple(config.dose.strengths),
+        coefficients=tuple(config.dose.coefficients),
+        n_controls=config.dose.n_controls,
+        n_new_tokens=config.refusal.n_new_tokens,
+        n_answer_tokens=config.causal.n_answer_tokens,
+        seed=config.validation.seed,
+    )
+    asked = request.coefficients
+    return plan if asked is None else replace(plan, strengths=asked, coefficients=asked)

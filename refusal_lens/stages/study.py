@@ -1,0 +1,253 @@
+"""The whole study, readable top to bottom, from prompts to the report.
+
+Knows the order of the stages and what each leaves in the run folder.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from refusal_lens.activations.engines import collect
+from refusal_lens.activations.provenance import describe_machine
+from refusal_lens.config import Config
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
+from refusal_lens.models.hook_points import resolve_hook_points
+from refusal_lens.models.loading import Model, load_model, load_tokenizer, tokenizer_of
+from refusal_lens.plots.picture_files import export
+from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.files import read_contrast
+from refusal_lens.prompts.positions import check_positions, normalise_positions, positions_read
+from refusal_lens.prompts.tokens import Tokens, tokenise
+from refusal_lens.report import build_report
+from refusal_lens.runs import figures
+from refusal_lens.runs.folder import RunFolder
+from refusal_lens.stages import terminal
+from refusal_lens.stages.fit import fit_stage
+
+DEFAULT_FIGURES = ("projection_histogram", "layer_profile")
+TEMPLATES = {"light": "plotly_white", "dark": "plotly_dark"}
+
+
+def run(config: Config, run_folder: RunFolder, console: Console, *, resume: bool = False) -> None:
+    """Do the whole study and leave it in the run folder; what is there already is not redone."""
+    prompts, model = prepare(config, run_folder, console)
+    measured = run_folder.read_refusal() if resume else None
+    if measured is None:
+        refusal_stage(config, run_folder, model, prompts, console)
+    else:
+        terminal.show_refusal(console, measured)
+    collect_stage(config, run_folder, model, prompts, console, resume=resume)
+    written = fit_stage(config, run_folder, console)
+    written += plot_stage(run_folder)
+    terminal.show_paths(console, written)
+    report_stage(run_folder, console)
+
+
+def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[ContrastSet, Model]:
+    """Read prompts, load the model, and check both against the settings before long work starts."""
+    prompts = _read_prompts(config, run_folder)
+    with console.status(f"Loading {config.model.name}"):
+        model = load_model(
+            **config.model.model_dump(exclude={"name"}), name_or_path=config.model.name
+        )
+    resolve_hook_points(model, config.collect.hook_points)
+    n_ctx = getattr(model.cfg, "n_ctx", None)
+    _begin(config, run_folder, prompts, console, tokenizer=tokenizer_of(model), n_ctx=n_ctx)
+    return prompts, model
+
+
+def prepare_without_model(config: Config, run_folder: RunFolder, console: Console) -> ContrastSet:
+    """Read prompts and check them as far as the tokenizer can: workers will load the model."""
+    prompts = _read_prompts(config, run_folder)
+    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
+    _begin(config, run_folder, prompts, console, tokenizer=tokenizer, n_ctx=None)
+    return prompts
+
+
+def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
+    prompts = read_contrast(
+        config.prompts.harmful, config.prompts.harmless, text_field=config.prompts.text_field
+    )
+    run_folder.check_prompts(prompts)
+    return prompts
+
+
+def _begin(
+    config: Config,
+    run_folder: RunFolder,
+    prompts: ContrastSet,
+    console: Console,
+    *,
+    tokenizer: Any,
+    n_ctx: int | None,
+) -> None:
+    """Check and show what will be read, then begin the run folder."""
+    system_prompt = config.prompts.system_prompt
+    sides = {"harmful": prompts.harmful, "harmless": prompts.harmless}
+    tokens = {
+        name: tokenise(tokenizer, side.prompts, system_prompt) for name, side in sides.items()
+    }
+    positions = normalise_positions(config.collect.positions)
+    for side in tokens.values():
+        check_positions(side, positions, n_ctx)
+    terminal.show_prompts(console, prompts, tokens)
+    read = positions_read(tokenizer, tokens["harmful"], positions)
+    terminal.show_positions(console, read)
+    run_folder.write_config(config)
+    run_folder.write_prompts(prompts)
+    run_folder.write_token_counts(_count_tokens(tokens))
+
+
+def _count_tokens(tokens: dict[str, Tokens]) -> pd.DataFrame:
+    """Count the tokens of every prompt, and of the user's own text in it."""
+    rows = [
+        {
+            "prompt_id": prompt_id,
+            "is_harmful": name == "harmful",
+            "n_tokens": length,
+            "n_own_tokens": stop - first,
+        }
+        for name, side in tokens.items()
+        for prompt_id, length, (first, stop) in zip(
+            side.prompt_ids, side.lengths, side.instruction_spans, strict=True
+        )
+    ]
+    return pd.DataFrame(rows)
+
+
+def refusal_stage(
+    config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet, console: Console
+) -> None:
+    """Measure whether the model refuses these prompts, and say so."""
+    terminal.show_refusal(console, measure_and_store(config, run_folder, model, prompts))
+
+
+def measure_and_store(
+    config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet
+) -> RefusalReport:
+    """Measure refusal as the settings say, and write the answers down."""
+    report = measure_refusal(
+        model,
+        prompts,
+        phrases=config.refusal.phrases,
+        first_words=config.refusal.first_words,
+        n_new_tokens=config.refusal.n_new_tokens,
+        system_prompt=config.prompts.system_prompt,
+    )
+    run_folder.write_refusal(report)
+    return report
+
+
+def collect_stage(
+    config: Config,
+    run_folder: RunFolder,
+    model: Model | None,
+    prompts: ContrastSet,
+    console: Console,
+    *,
+    resume: bool = False,
+) -> None:
+    """Collect activations, shard by shard, and write where they came from.
+
+    Workers over Ray load models of their own: `model` may then be None.
+    """
+    places = (config.collect.hook_points, config.collect.positions)
+    options: dict[str, Any] = {
+        "system_prompt": config.prompts.system_prompt,
+        "token_budget": config.collect.token_budget,
+        "folder": run_folder.activations_path,
+        "resume": resume,
+        "dtype": config.collect.dtype,
+    }
+    reader = model if model is not None and config.engine.name == "local" else config.model
+    activations = collect(reader, prompts, *places, **options, engine=config.engine)
+    if not run_folder.provenance_path.is_file():
+        run_folder.write_provenance({**activations.provenance, **describe_machine()})
+    console.print(f"Collected {activations}", markup=False, highlight=False)
+
+
+def plot_stage(
+    run_folder: RunFolder,
+    names: Sequence[str] = DEFAULT_FIGURES,
+    *,
+    ending: str = "html",
+    template: str = "light",
+    folder: Path | None = None,
+    width: int = 1000,
+    scale: float = 2.0,
+) -> list[Path]:
+    """Draw figures into files.
+
+    Args:
+        run_folder: The run.
+        names: Keys of `figures.FIGURES`; `all` stands for those that the run has the files for.
+        ending: html, json, png, svg or pdf.
+        template: light or dark.
+        folder: Where to write; None takes the run folder.
+        width: Of pictures, in pixels.
+        scale: Dots a pixel of a png.
+
+    Returns:
+        The files.
+    """
+    wanted = dict.fromkeys(
+        found
+        for name in names
+        for found in (figures.available(run_folder) if name == "all" else [name])
+    )
+    drawn = {
+        (folder or run_folder.path) / f"{name}.{ending}": figures.draw(
+            run_folder, name, TEMPLATES[template]
+        )
+        for name in wanted
+    }
+    export(drawn, width=width, scale=scale)
+    return list(drawn)
+
+
+def report_stage(run_folder: RunFolder, console: Console) -> None:
+    """Write the report of what the run folder holds by now, and say where it is."""
+    with console.status("Writing the report"):
+        path = build_report(run_folder)
+    terminal.show_report(console, path)
+
+
+def new_run_folder(
+    config: Config, config_name: str, output: Path | None, *, resume: bool = False
+) -> RunFolder:
+    """Choose the run's folder: the one asked for, or the next free one of this model and config.
+
+    Args:
+        config: The settings.
+        config_name: What the settings file is called.
+        output: The folder asked for.
+        resume: Go on with the run in `output`; where there is none, begin it.
+
+    Returns:
+        A folder that may not exist yet. Without `resume`, never one that holds a run already.
+
+    Raises:
+        RefusalLensError: `output` holds a run, without `resume`; or a run with other settings.
+    """
+    if output is not None:
+        run_folder = RunFolder(output)
+        if run_folder.config_path.is_file() and not resume:
+            raise RefusalLensError(
+                f"{output} holds a run already. Go on with it by --resume, or give another "
+                "--output."
+            )
+        if run_folder.config_path.is_file():
+            run_folder.check_config(config)
+        return run_folder
+    if resume:
+        raise RefusalLensError("--resume needs to know which run to go on with. Add --output RUN.")
+    parent = Path(config.output) / Path(config.model.name).name
+    for number in range(1, 10_000):
+        path = parent / (config_name if number == 1 else f"{config_name}-{number}")
+        if not path.exists():
+            return RunFolder(path)
+    raise AssertionError("ten thousand runs of one config")

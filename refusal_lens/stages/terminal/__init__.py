@@ -1,0 +1,54 @@
+"""What a run prints: results as tables and sentences, a file for each kind.
+
+Knows rich and the wording. Computes nothing.
+"""
+
+from refusal_lens.stages.terminal.directions import (
+    show_attribution,
+    show_directions,
+    show_imported,
+    show_unembedding,
+)
+from refusal_lens.stages.terminal.experiments import (
+    show_answers,
+    show_causal,
+    show_causal_choice,
+    show_interventions,
+)
+from refusal_lens.stages.terminal.prompts import show_positions, show_prompts, show_refusal
+from refusal_lens.stages.terminal.runs import show_comparison, show_paths, show_report
+from refusal_lens.stages.terminal.scores import (
+    show_best,
+    show_checklist,
+    show_confounds,
+    show_methods,
+    show_nested,
+    show_others,
+    show_separation,
+    show_stability,
+)
+
+__all__ = [
+    "show_answers",
+    "show_attribution",
+    "show_best",
+    "show_causal",
+    "show_causal_choice",
+    "show_checklist",
+    "show_comparison",
+    "show_confounds",
+    "show_directions",
+    "show_imported",
+    "show_interventions",
+    "show_methods",
+    "show_nested",
+    "show_others",
+    "show_paths",
+    "show_positions",
+    "show_prompts",
+    "show_refusal",
+    "show_report",
+    "show_separation",
+    "show_stability",
+    "show_unembedding",
+]

@@ -1,0 +1,145 @@
+"""Prints what a direction is: its file, what writes it, what it says."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from refusal_lens.directions.direction import Directions
+from refusal_lens.experiments.attribution import Attribution, Component
+from refusal_lens.experiments.token_readout import Unembedding
+from refusal_lens.models.hook_points import short_name
+from refusal_lens.validation.scores import SCORES
+
+
+def show_directions(console: Console, directions: Directions, path: Path) -> None:
+    """Print all that a file of directions says about itself."""
+    table = Table(title=str(path), title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _describe(directions):
+        table.add_row(name, escape(value))
+    console.print(table)
+    places = Table(title="Directions", title_justify="left")
+    record, best = directions.provenance.get("places", {}), directions.provenance.get("best") or {}
+    scores = _scores_recorded(record)
+    for column in ("hook point", "position", "raw norm", *scores):
+        is_text = column in ("hook point", "position")
+        places.add_column(column.replace("_", " "), justify="left" if is_text else "right")
+    for direction in directions:
+        here = record.get(direction.hook_point, {}).get(direction.position, {})
+        metrics = here.get("metrics", {})
+        is_best = (best.get("hook_point"), best.get("position")) == (
+            *(direction.hook_point, direction.position),
+        )
+        places.add_row(
+            direction.hook_point,
+            direction.position + (" (best)" if is_best else ""),
+            f"{direction.vector.norm().item():.4g}",
+            *(_number(metrics.get(name)) for name in scores),
+            style="bold" if is_best else "",
+        )
+    console.print(places)
+
+
+def _scores_recorded(record: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Return which of the main scores a file tells of."""
+    places = [place["metrics"] for row in record.values() for place in row.values()]
+    return [name for name in SCORES if any(name in metrics for metrics in places)]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _describe(directions: Directions) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say, line by line; what is not known is left out."""
+    record = directions.provenance
+    model, fit = record.get("model", {}), record.get("fit", {})
+    yield "model", str(model.get("name", "unknown"))
+    for name in ("architecture", "revision", "weights_sha256", "dtype", "backend", "processing"):
+        if model.get(name) is not None:
+            yield name.replace("_", " "), str(model[name])
+    yield "d_model", str(directions.vectors.shape[-1])
+    yield "method", directions.method
+    yield "clip quantile", str(directions.clip_quantile)
+    for side in ("harmful", "harmless"):
+        prompts = record.get("prompts", {}).get(side, {})
+        if prompts:
+            n = fit.get(f"n_{side}", prompts.get("n"))
+            yield f"{side} prompts", f"{n} (sha256 {prompts.get('sha256')})"
+    template = record.get("chat_template", {})
+    if template:
+        yield "chat template", f"sha256 {template.get('sha256')}"
+        yield "system prompt", repr(template.get("system_prompt"))
+        yield "example", repr(template.get("example"))
+    for position, read in record.get("tokens_read", {}).items():
+        where = f"{read['token_indices']} of {read['prompt_id']}"
+        is_one = read["token_indices"].isdigit()
+        said = f"token {where}, {read['tokens']!r} (id {read['token_ids']})"
+        yield f"position {position}", said if is_one else f"tokens {where}"
+    for name in ("validation", "versions"):
+        if name in record:
+            yield name, ", ".join(f"{key} {value}" for key, value in record[name].items())
+
+
+def show_imported(console: Console, directions: Directions) -> None:
+    """Print which directions there are, and whether their length means anything."""
+    imported = directions.provenance.get("imported", {})
+    length = "unit vectors" if imported.get("is_unit") else "raw length"
+    console.print(f"{directions} ({length})", markup=False, highlight=False)
+    console.print(f"  {', '.join(directions.hook_points)}", markup=False, soft_wrap=True)
+
+
+def show_attribution(console: Console, found: Attribution, n_shown: int = 12) -> None:
+    """Print the heads and MLPs that write most of the class difference."""
+    difference, total = found.difference(), found.total()
+    table = Table(
+        title=f"What writes {short_name(found.hook_point)} at {found.position}: harmful minus "
+        f"harmless, {total:+.4g} along the direction",
+        title_justify="left",
+    )
+    table.add_column("component")
+    for column in ("contribution", "share"):
+        table.add_column(column, justify="right")
+    order = difference.abs().argsort(descending=True).tolist()[:n_shown]
+    for column in order:
+        contribution = difference[column].item()
+        share = f"{contribution / total:.1%}" if total else ""
+        table.add_row(_component_name(found.components[column]), f"{contribution:+.4g}", share)
+    n_left = len(difference) - len(order)
+    table.caption = (
+        f"{n_left} others: {(difference.sum() - difference[order].sum()).item():+.4g}. All "
+        f"{len(difference)} sum to {difference.sum().item():+.6g} of {total:+.6g}."
+    )
+    console.print(table)
+
+
+def _component_name(component: Component) -> str:
+    if component.layer is None:
+        return component.name
+    kind = "MLP" if component.head is None else f"head {component.head}"
+    return f"layer {component.layer} {kind}"
+
+
+def show_unembedding(console: Console, said: Unembedding) -> None:
+    """Print the tokens that a direction speaks for and against."""
+    table = Table(
+        title=f"What {short_name(said.hook_point)} at {said.position} says through the unembedding",
+        title_justify="left",
+        caption="Change of the logit for one unit along the direction, at final-norm scale 1.",
+    )
+    for column in ("raised", "logit", "lowered", "logit"):
+        table.add_column(column, justify="right" if column == "logit" else "left")
+    for raised, high, lowered, low in zip(
+        said.top_tokens,
+        said.top_logits.tolist(),
+        said.bottom_tokens,
+        said.bottom_logits.tolist(),
+        strict=True,
+    ):
+        table.add_row(escape(repr(raised)), f"{high:+.3g}", escape(repr(lowered)), f"{low:+.3g}")
+    console.print(table)

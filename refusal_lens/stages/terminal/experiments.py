@@ -1,0 +1,111 @@
+"""Prints what interventions do: causal scores, the choice, doses, answers."""
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from refusal_lens.experiments.causal_choice import CausalChoice
+from refusal_lens.experiments.causal_scores import CausalScores
+from refusal_lens.models.hook_points import short_name
+from refusal_lens.validation.frames import rows_where
+
+
+def show_causal(console: Console, scores: CausalScores) -> None:
+    """Print the causal scores of every candidate, the choice and what it cost."""
+    table = Table(
+        title=f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
+        title_justify="left",
+        caption="Refusal scores and KL in nats, of ablation to zero and affine ablation.",
+        # Lines between columns would cost numbers their last digits in 80 columns.
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for column in ("place", "bypass", "affine", "induce", "KL", "affine", "verdict"):
+        is_text = column in ("place", "verdict")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
+    for row in scores.table.to_dict("records"):
+        table.add_row(
+            f"{short_name(row['hook_point'])}, {row['position']}",
+            f"{row['bypass']:+.2f}",
+            f"{row['bypass_affine']:+.2f}",
+            f"{row['induce']:+.2f}",
+            f"{row['kl']:.3f}",
+            f"{row['kl_affine']:.3f}",
+            row["verdict"],
+            style="bold green" if row["is_chosen"] else None,
+        )
+    console.print(table)
+    first = scores.table.iloc[0]
+    console.print(
+        f"Without intervention: {first['baseline_harmful']:+.2f} on harmful, "
+        f"{first['baseline_harmless']:+.2f} on harmless prompts. Cost: {scores.n_passes:,.0f} "
+        "prompts through the whole model."
+    )
+
+
+def show_causal_choice(console: Console, choice: CausalChoice, in_words: str) -> None:
+    """Print which direction was chosen by its effect, or why none was."""
+    if choice.chosen is not None:
+        place = f"{choice.chosen.hook_point} at {choice.chosen.position}"
+        console.print(
+            f"\nChosen: {place}: lowest bypass among {choice.n_eligible} of "
+            f"{choice.n_candidates} that pass the rule"
+        )
+    else:
+        console.print(f"\nNone of {choice.n_candidates} directions passes the rule. Nearest:")
+        for entry, reasons in choice.near_misses:
+            console.print(
+                f"  {entry.hook_point} at {entry.position}: bypass {entry.bypass:+.2f}, induce "
+                f"{entry.induce:+.2f}, KL {entry.kl:.3f}: {', '.join(reasons)}"
+            )
+    dropped = ", ".join(f"{reason} ({n})" for reason, n in choice.dropped.items())
+    console.print(f"Dropped: {dropped or 'none'}\n{in_words}")
+
+
+def show_interventions(console: Console, summary: pd.DataFrame, said: str) -> None:
+    """Print what interventions with the direction and with its controls did, class by class."""
+    first = summary.iloc[0]
+    console.print(
+        f"Interventions at {first['hook_point']}, {first['position']}, on prompts that the "
+        "direction was neither fitted nor chosen on; with 95 % intervals.",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for name, is_harmful in (("harmful", True), ("harmless", False)):
+        here = rows_where(summary, is_harmful=is_harmful)
+        if not here.empty:
+            console.print(_outcomes(here, name))
+    console.print(f"Verdict: {said}")
+
+
+def _outcomes(here: pd.DataFrame, name: str) -> Table:
+    """Lay out one class: its plain answers in the title, a row an intervention."""
+    plain = here.iloc[0]
+    table = Table(
+        title=f"{name}, plain: {plain['plain_rate']:.1%} refused, score "
+        f"{plain['plain_score']:+.2f}, loss of text {plain['plain_loss']:.2f}",
+        title_justify="left",
+    )
+    for column in ("intervention", "direction", "refused", "score", "KL", "loss"):
+        is_text = column in ("intervention", "direction")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
+    for row in here.to_dict("records"):
+        low, high = (100 * row[f"refusal_rate_{end}"] for end in ("low", "high"))
+        table.add_row(
+            f"{row['intervention']} {row['strength']:g}",
+            row["direction"],
+            f"{row['refusal_rate']:.1%} ({low:.0f}-{high:.0f})",
+            f"{row['refusal_score']:+.2f}",
+            f"{row['kl']:.3f}",
+            f"{row['text_loss']:.2f}",
+        )
+    return table
+
+
+def show_answers(console: Console, plain: str, intervened: str) -> None:
+    """Print one prompt's answers with and without intervention."""
+    for name, answer in (("plain", plain), ("intervened", intervened)):
+        console.print(f"{name:>10}: {answer}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,64 @@
+"""Prints what there is to start from: prompts, the tokens read, and whether the model refuses."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from refusal_lens.experiments.refusal import RefusalReport
+from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.positions import PositionRead
+from refusal_lens.prompts.tokens import Tokens
+
+
+def show_prompts(console: Console, prompts: ContrastSet, tokens: dict[str, Tokens]) -> None:
+    """Print how many prompts there are and how long they are."""
+    table = Table(title="Prompts", title_justify="left")
+    columns = ("class", "n", "shortest", "lower quartile", "median", "upper quartile", "longest")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, side in (("harmful", prompts.harmful), ("harmless", prompts.harmless)):
+        quantiles = tokens[name].length_quantiles()
+        table.add_row(name, str(len(side)), *(str(quantiles[column]) for column in columns[2:]))
+    table.caption = "Lengths in tokens, chat template included."
+    console.print(table)
+
+
+def show_positions(console: Console, read: Sequence[PositionRead]) -> None:
+    """Print which token each position reads in the first prompts."""
+    table = Table(title="Positions read", title_justify="left")
+    for column in ("prompt", "position", "index", "id", "token"):
+        table.add_column(column, overflow="ellipsis", no_wrap=column != "token")
+    for row in read:
+        token = row.tokens if len(row.tokens) <= 60 else f"{row.tokens[:40]} … {row.tokens[-16:]}"
+        table.add_row(
+            row.prompt_id, row.position, row.token_indices, row.token_ids, escape(repr(token))
+        )
+    console.print(table)
+
+
+def show_refusal(console: Console, report: RefusalReport) -> None:
+    """Print whether the model refuses these prompts at all."""
+    table = Table(title="Does the model refuse?", title_justify="left")
+    for column in ("class", "refused", "mean refusal score (nats)"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, is_harmful in (("harmful", True), ("harmless", False)):
+        rate, score = report.rate(is_harmful), report.mean_score(is_harmful)
+        low, high = report.interval(is_harmful)
+        table.add_row(name, f"{rate:.1%} ({low:.1%}-{high:.1%})", f"{score:+.2f}")
+    console.print(table)
+    agreement = report.agreement
+    kappa = "" if agreement.kappa != agreement.kappa else f" (kappa {agreement.kappa:.2f})"
+    console.print(
+        f"Sign of the score and judge agree on {agreement.share:.1%} of the answers{kappa}. "
+        f"Refusal tokens: {', '.join(repr(token) for token in report.refusal_tokens)}.",
+        markup=False,
+    )
+    if report.has_refusal:
+        return
+    console.print(
+        "[bold red]There is no refusal to find here:[/] the model refuses "
+        f"{report.rate(True):.1%} of the harmful and {report.rate(False):.1%} of the harmless "
+        "prompts. Whatever separates them below is not what makes it refuse.\n"
+    )

@@ -1,0 +1,1 @@
+"""How far a direction can be believed. No model runs here."""

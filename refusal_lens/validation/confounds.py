@@ -1,0 +1,296 @@
+"""What else tells the classes apart: length, punctuation, first word, words; and prompts too alike.
+
+Knows texts and token counts. Does not know activations: the direction it is compared with comes as
+projections.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, PolynomialFeatures
+from sklearn.preprocessing import StandardScaler as Standardise
+from torch import Tensor
+
+from refusal_lens.prompts.contrast import ContrastSet, Prompt
+from refusal_lens.validation.crossfit import Projections
+from refusal_lens.validation.scores import auroc, auroc_interval
+
+TOKEN_COUNT, FINAL_PUNCTUATION = "token_count", "final_punctuation"
+FIRST_WORD, BAG_OF_WORDS, DIRECTION = "first_word", "bag_of_words", "direction"
+
+N_COMPARED = 2000
+"""Most prompts of a class that are searched for near duplicates: the search grows as n squared."""
+
+NEAR_DUPLICATE = 0.9
+"""From this likeness on, two prompts say the same but for a letter or a short word."""
+
+N_PAIRS = 20
+
+_UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
+_WORD = re.compile(rf"{_UNSPACED}|(?:(?!{_UNSPACED})\w)+(?:['’-](?:(?!{_UNSPACED})\w)+)*")
+
+
+# --- how well the texts alone tell the classes apart ------------------------------------------
+
+
+def score_confounds(
+    prompts: ContrastSet,
+    folds: Int[Tensor, " n_prompts"],
+    token_counts: Sequence[int] | None,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Classify the prompts by trivial features, out of sample, with the direction's own folds.
+
+    Each feature gets a logistic regression, classes weighted alike; the token count enters with
+    its square, so that "of medium length" can be learned too.
+
+    Prompts matched across the classes (the same frame in both) give an AUROC below 0.5: a frame
+    whose harmful twin is held out is left with the harmless one in the fitting folds. Read it as
+    no better than chance.
+
+    Args:
+        prompts: The prompts.
+        folds: Which fold holds each prompt, from `assign_folds`.
+        token_counts: Tokens in each formatted prompt; None leaves that feature out.
+        seed: Of the bootstrap.
+
+    Returns:
+        One row a feature: `feature`, `accuracy` (share), `auroc` with its 95 % bootstrap interval.
+    """
+    texts = np.array([prompt.text for prompt in prompts.prompts], dtype=object)
+    labels = np.array(prompts.is_harmful)
+    inputs: dict[str, tuple[Pipeline, np.ndarray]] = {
+        name: (_classifier(prepare), texts) for name, prepare in _TEXT_FEATURES.items()
+    }
+    if token_counts is not None:
+        lengths = np.array(token_counts, dtype=np.float64)[:, None]
+        squares = PolynomialFeatures(2, include_bias=False)
+        inputs = {TOKEN_COUNT: (_classifier(Standardise(), squares), lengths), **inputs}
+    rows = []
+    for feature, (classifier, rows_in) in inputs.items():
+        decided = _decide(classifier, rows_in, labels, folds.numpy())
+        rows.append(_row(feature, torch.from_numpy(decided), torch.from_numpy(decided > 0),
+                         torch.from_numpy(labels), seed))  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def score_direction(
+    projections: Projections, hook_point: str, position: str, *, seed: int = 0
+) -> pd.DataFrame:
+    """Return the row of the direction itself, to stand under `score_confounds`."""
+    row, column = projections.place(hook_point, position)
+    values = projections.values[:, row, column]
+    called = projections.is_called_harmful[:, row, column]
+    return pd.DataFrame([_row(DIRECTION, values, called, projections.is_harmful, seed)])
+
+
+def _row(
+    feature: str,
+    values: Float[Tensor, " n_prompts"],
+    called: Bool[Tensor, " n_prompts"],
+    labels: Bool[Tensor, " n_prompts"],
+    seed: int,
+) -> dict[str, object]:
+    low, high = auroc_interval(values, labels, seed=seed)
+    return {
+        "feature": feature,
+        "accuracy": (called == labels).double().mean().item(),
+        "auroc": auroc(values, labels).item(),
+        "auroc_low": low,
+        "auroc_high": high,
+    }
+
+
+def _classifier(*steps: object) -> Pipeline:
+    return make_pipeline(*steps, LogisticRegression(class_weight="balanced", max_iter=1000))
+
+
+def _decide(
+    classifier: Pipeline, inputs: np.ndarray, labels: np.ndarray, folds: np.ndarray
+) -> np.ndarray:
+    """Return log-odds of harm for each prompt, from a fit to the other folds."""
+    decided = np.empty(len(labels))
+    for fold in np.unique(folds):
+        is_fitting = folds != fold
+        fitted = classifier.fit(inputs[is_fitting], labels[is_fitting])
+        decided[~is_fitting] = fitted.decision_function(inputs[~is_fitting])
+    return decided
+
+
+def final_punctuation(text: str) -> str:
+    """Return the punctuation that a text ends with, its last character; "" for none.
+
+    Example:
+        >>> final_punctuation("Why?! "), final_punctuation("Because")
+        ('!', '')
+    """
+    last = text.rstrip()[-1:]
+    return last if last and not last.isalnum() else ""
+
+
+def first_word(text: str) -> str:
+    """Return the first word in lower case, without punctuation.
+
+    Example:
+        >>> first_word("Hello, I am new here.")
+        'hello'
+    """
+    words = words_of(text)
+    return words[0] if words else ""
+
+
+def words_of(text: str) -> list[str]:
+    """Split a text into lower-case words; Chinese and Japanese, without spaces, into characters.
+
+    Example:
+        >>> words_of("How do I wash a car?"), words_of("如何 wash?")
+        (['how', 'do', 'i', 'wash', 'a', 'car'], ['如', '何', 'wash'])
+    """
+    return _WORD.findall(text.casefold())
+
+
+def _one_hot(read: Callable[[str], str]) -> Pipeline:
+    column = FunctionTransformer(lambda texts: np.array([[read(text)] for text in texts]))
+    return make_pipeline(column, OneHotEncoder(handle_unknown="ignore"))
+
+
+_TEXT_FEATURES: dict[str, object] = {
+    FINAL_PUNCTUATION: _one_hot(final_punctuation),
+    FIRST_WORD: _one_hot(first_word),
+    BAG_OF_WORDS: CountVectorizer(analyzer=words_of, binary=True),  # pyright: ignore[reportArgumentType]
+}
+
+
+# --- how much of a direction is length --------------------------------------------------------
+
+
+def length_correlations(projections: Projections, token_counts: Sequence[int]) -> pd.DataFrame:
+    """Correlate projections with token counts within each class, at every place.
+
+    Across the classes the two would agree for the mere reason that both differ between them;
+    within a class, only a direction that reads length follows it.
+
+    Returns:
+        One row a place: Pearson's r within `harmful` and `harmless`, and `share`, the part of the
+        within-class variance of projections that goes with length (r squared, classes pooled).
+    """
+    counts = torch.tensor(token_counts, dtype=torch.float64)
+    labels = projections.is_harmful
+    rows = []
+    for row, hook_point in enumerate(projections.hook_points):
+        for column, position in enumerate(projections.positions):
+            values = projections.values[:, row, column]
+            sides = [
+                (counts[side] - counts[side].mean(), values[side] - values[side].mean())
+                for side in (labels, ~labels)
+            ]
+            x, y = (torch.cat(parts) for parts in zip(*sides, strict=True))
+            rows.append(
+                {
+                    "hook_point": hook_point,
+                    "position": position,
+                    "correlation_harmful": _correlation(*sides[0]),
+                    "correlation_harmless": _correlation(*sides[1]),
+                    "share": _correlation(x, y) ** 2,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
+    """Pearson's r of centred numbers; 0 where one does not vary, as then neither follows."""
+    size = x.norm() * y.norm()
+    return 0.0 if size == 0 else (x @ y / size).item()
+
+
+# --- prompts that are too alike ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """How alike the classes' texts are.
+
+    `pairs` are the likest pairs across the classes, one row a pair, the likest first. `n_near` is
+    how many harmful prompts have a near duplicate among the harmless ones, of the `n_compared`
+    looked at. `shared_words` and `shared_openings` are Jaccard indices: of the two vocabularies,
+    and of the sets of first three words.
+    """
+
+    pairs: pd.DataFrame
+    n_near: int
+    n_compared: int
+    shared_words: float
+    shared_openings: float
+
+
+def compare_texts(prompts: ContrastSet, *, seed: int = 0) -> Likeness:
+    """Find near duplicates across the classes, and what their texts have in common.
+
+    Likeness is the cosine of character n-grams (3 to 5, within words), weighted by their rarity.
+    Of classes larger than `N_COMPARED` a seeded sample is compared.
+    """
+    harmful, harmless = (
+        _sample(side.prompts, seed) for side in (prompts.harmful, prompts.harmless)
+    )
+    texts = [[prompt.text for prompt in side] for side in (harmful, harmless)]
+    grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit([*texts[0], *texts[1]])
+    likeness = np.asarray((grams.transform(texts[0]) @ grams.transform(texts[1]).T).todense())
+    order = np.argsort(-likeness, axis=None, kind="stable")[:N_PAIRS]
+    rows = [
+        {
+            "harmful_id": harmful[a].id,
+            "harmless_id": harmless[b].id,
+            "likeness": float(likeness[a, b]),
+            "harmful_text": harmful[a].text,
+            "harmless_text": harmless[b].text,
+        }
+        for a, b in zip(*np.unravel_index(order, likeness.shape), strict=True)
+    ]
+    words = [{word for text in side for word in words_of(text)} for side in texts]
+    openings = [{tuple(words_of(text)[:3]) for text in side} for side in texts]
+    return Likeness(
+        pairs=pd.DataFrame(rows),
+        n_near=int((likeness.max(axis=1) >= NEAR_DUPLICATE).sum()),
+        n_compared=len(harmful),
+        shared_words=_jaccard(*words),
+        shared_openings=_jaccard(*openings),
+    )
+
+
+def _sample(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    if len(prompts) <= N_COMPARED:
+        return list(prompts)
+    drawn = np.random.default_rng(seed).choice(len(prompts), N_COMPARED, replace=False)
+    return [prompts[index] for index in sorted(drawn)]
+
+
+def _jaccard(a: set, b: set) -> float:
+    return len(a & b) / len(a | b) if a | b else 0.0
+
+
+def template_tokens(
+    token_counts: Sequence[int], own_counts: Sequence[int], is_harmful: Sequence[bool]
+) -> dict[str, tuple[int, ...]]:
+    """Return how many tokens the template adds to the prompts of each class.
+
+    Where both went through the same template, both classes have the same numbers: one, or two
+    neighbours where a token spans the border of a text.
+
+    Example:
+        >>> template_tokens([9, 8, 9], [4, 3, 4], [True, False, False])
+        {'harmful': (5,), 'harmless': (5,)}
+    """
+    rows = list(zip(token_counts, own_counts, is_harmful, strict=True))
+    return {
+        name: tuple(sorted({total - own for total, own, label in rows if label is wanted}))
+        for name, wanted in (("harmful", True), ("harmless", False))
+    }

@@ -1,0 +1,261 @@
+"""Directions fitted to some prompts and projections of the others.
+
+Knows folds, fitting splits and held-out projections. Does not know what makes a projection good.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.directions.direction import clip, normalise
+from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS, difference, fit_grid
+from refusal_lens.errors import RefusalLensError
+
+
+@dataclass(frozen=True, eq=False)
+class Projections:
+    """Every prompt projected at every place, with the threshold that tells the classes apart.
+
+    `values` are in the activations' own units, `cosines` in [-1, 1]; `thresholds` are of the first
+    kind. `is_held_out` says whether each prompt was projected on a direction that it did not help
+    to fit; the threshold is then the mean of the folds'. NaN where there is no direction.
+    """
+
+    values: Float[Tensor, "n_prompts n_hook_points n_positions"]
+    cosines: Float[Tensor, "n_prompts n_hook_points n_positions"]
+    is_called_harmful: Bool[Tensor, "n_prompts n_hook_points n_positions"]
+    thresholds: Float[Tensor, "n_hook_points n_positions"]
+    is_harmful: Bool[Tensor, " n_prompts"]
+    hook_points: tuple[str, ...]
+    positions: tuple[str, ...]
+    is_held_out: bool
+
+    def __repr__(self) -> str:
+        """Say how many prompts were projected, where and how."""
+        return (
+            f"Projections({len(self.is_harmful)} prompts ({int(self.is_harmful.sum())} harmful), "
+            f"{len(self.hook_points)} hook points, positions {', '.join(self.positions)}, "
+            f"{'held out' if self.is_held_out else 'in sample'})"
+        )
+
+    def place(self, hook_point: str, position: str) -> tuple[int, int]:
+        """Return row and column of a place."""
+        return self.hook_points.index(hook_point), self.positions.index(position)
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """All prompts projected on the directions of several splits, fitted to some prompts each.
+
+    `values` are in the activations' own units, NaN where a split has no direction; `thresholds`
+    lie midway between the class means of the prompts fitted to; `norms` are the lengths of the
+    activations.
+    """
+
+    values: Float[Tensor, " n_splits n_prompts *grid"]
+    thresholds: Float[Tensor, " n_splits *grid"]
+    norms: Float[Tensor, " n_prompts *grid"]
+
+    def held_out(
+        self, folds: Int[Tensor, " n_prompts"], first: int = 0
+    ) -> tuple[Float[Tensor, " n_prompts *grid"], Float[Tensor, " n_prompts *grid"]]:
+        """Return each prompt's projection and threshold by the split that held its fold out.
+
+        Args:
+            folds: Fold of each prompt; fold 0 was held out by split `first`, and so on.
+            first: Index of the first of these splits.
+        """
+        prompts = torch.arange(len(folds))
+        return self.values[first + folds, prompts], self.thresholds[first + folds]
+
+
+def assign_folds(
+    is_harmful: Bool[Tensor, " n_prompts"], n_folds: int, seed: int
+) -> Int[Tensor, " n_prompts"]:
+    """Deal prompts to folds so that each holds the same share of harmful ones.
+
+    Args:
+        is_harmful: Labels.
+        n_folds: Folds wanted; a class with fewer prompts lowers it.
+        seed: Of the shuffle.
+
+    Raises:
+        RefusalLensError: A class has fewer than two prompts, so that nothing can be held out.
+    """
+    n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())
+    fewest = min(n_harmful, n_harmless)
+    if fewest < 2:
+        raise RefusalLensError(
+            f"Scores out of sample need at least 2 prompts of each class; there are {n_harmful} "
+            f"harmful and {n_harmless} harmless ones. Add prompts (30 a side is a sound start)."
+        )
+    splitter = StratifiedKFold(min(n_folds, fewest), shuffle=True, random_state=seed)
+    folds = np.empty(len(is_harmful), dtype=np.int64)
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(folds)), is_harmful.numpy())):
+        folds[held_out] = fold
+    return torch.from_numpy(folds)
+
+
+def repeat_folds(
+    is_harmful: Bool[Tensor, " n_prompts"], n_folds: int, n_repeats: int, seed: int
+) -> Int[Tensor, "n_repeats n_prompts"]:
+    """Deal prompts to folds several times over.
+
+    The first dealing is that of `assign_folds` with the same seed; the seeds of the others are
+    derived from it, so that neighbouring seeds share none.
+    """
+    derived = np.random.SeedSequence(seed).generate_state(n_repeats)
+    seeds = [seed, *(int(number) for number in derived[1:])]
+    return torch.stack([assign_folds(is_harmful, n_folds, number) for number in seeds])
+
+
+def sort_by_fold(folds: Int[Tensor, " n_prompts"]) -> tuple[Int[Tensor, " n_prompts"], list[slice]]:
+    """Return an order in which each fold's prompts lie together, and where each fold then lies."""
+    ends = folds.bincount().cumsum(dim=0).tolist()
+    places = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return folds.argsort(stable=True), places
+
+
+def fitting_splits(folds: Int[Tensor, "n_repeats n_prompts"]) -> Bool[Tensor, "n_splits n_prompts"]:
+    """Return which prompts each split fits to: all but one fold, repeat by repeat."""
+    numbers = torch.arange(int(folds.max()) + 1)
+    return (folds[:, None, :] != numbers[None, :, None]).flatten(0, 1)
+
+
+def project_splits(
+    activations: Activations,
+    is_fitting: Bool[Tensor, "n_splits n_prompts"],
+    clip_quantile: float | None,
+    method: str = DIFFERENCE_OF_MEANS,
+) -> Splits:
+    """Fit a direction to each split of the prompts, at every place, and project all prompts on it.
+
+    Direction, clip and threshold come from the prompts fitted to, and from no others.
+
+    Args:
+        activations: Activations of both classes.
+        is_fitting: Which prompts each split fits to; some of each class.
+        clip_quantile: As in `fit_directions`.
+        method: A key of `methods.METHODS`.
+    """
+    fit = partial(_fit_splits, clip_quantile=clip_quantile, method=method)
+    parts = [
+        _project_splits(
+            activations.values[:, row].double(), activations.is_harmful, is_fitting, fit
+        )
+        for row in range(len(activations.hook_points))
+    ]
+    values, thresholds, norms = (
+        torch.stack([part[number] for part in parts], dim=axis)
+        for number, axis in ((0, 2), (1, 1), (2, 1))
+    )
+    return Splits(values, thresholds, norms)
+
+
+def held_out_projections(
+    activations: Activations,
+    folds: Int[Tensor, " n_prompts"],
+    clip_quantile: float | None,
+    method: str = DIFFERENCE_OF_MEANS,
+) -> Projections:
+    """Project each prompt on the direction fitted to the other folds."""
+    splits = project_splits(activations, fitting_splits(folds[None]), clip_quantile, method)
+    return first_projections(activations, splits, folds)
+
+
+def first_projections(
+    activations: Activations, splits: Splits, folds: Int[Tensor, " n_prompts"]
+) -> Projections:
+    """Return the held-out projections of the first dealing among these splits."""
+    values, thresholds = splits.held_out(folds)
+    middle = splits.thresholds[: int(folds.max()) + 1].mean(dim=0)
+    return Projections(
+        values=values,
+        cosines=values / splits.norms,
+        is_called_harmful=values > thresholds,
+        thresholds=middle,
+        is_harmful=activations.is_harmful,
+        hook_points=activations.hook_points,
+        positions=activations.positions,
+        is_held_out=True,
+    )
+
+
+def in_sample_projections(
+    activations: Activations, clip_quantile: float | None, method: str = DIFFERENCE_OF_MEANS
+) -> Projections:
+    """Project each prompt on the direction fitted to all prompts, itself included."""
+    everything = torch.ones(1, len(activations.is_harmful), dtype=torch.bool)
+    splits = project_splits(activations, everything, clip_quantile, method)
+    values, threshold = splits.values[0], splits.thresholds[0]
+    return Projections(
+        values=values,
+        cosines=values / splits.norms,
+        is_called_harmful=values > threshold,
+        thresholds=threshold,
+        is_harmful=activations.is_harmful,
+        hook_points=activations.hook_points,
+        positions=activations.positions,
+        is_held_out=False,
+    )
+
+
+Means = Float[Tensor, "n_splits n_positions d_model"]
+
+
+def _project_splits(
+    values: Float[Tensor, "n_prompts n_positions d_model"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    is_fitting: Bool[Tensor, "n_splits n_prompts"],
+    fit: Callable[..., tuple[Means, Means]],
+) -> tuple[
+    Float[Tensor, "n_splits n_prompts n_positions"],
+    Float[Tensor, "n_splits n_positions"],
+    Float[Tensor, "n_prompts n_positions"],
+]:
+    """Return projections, thresholds and the activations' lengths at one hook point."""
+    unit, middle = fit(values, is_harmful, is_fitting)
+    projected = torch.einsum("npd,spd->snp", values, unit)
+    return projected, (middle * unit).sum(dim=-1), values.norm(dim=-1)
+
+
+def _fit_splits(
+    values: Float[Tensor, "n_prompts n_positions d_model"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    is_fitting: Bool[Tensor, "n_splits n_prompts"],
+    clip_quantile: float | None,
+    method: str,
+) -> tuple[Means, Means]:
+    """Return unit directions, NaN where there is none, and the middles of the class means."""
+    harmful = _class_means(values, is_fitting & is_harmful)
+    harmless = _class_means(values, is_fitting & ~is_harmful)
+    if method == DIFFERENCE_OF_MEANS:
+        vectors, is_kept = difference(harmful, harmless)
+    else:
+        fits = [fit_grid(values[rows], is_harmful[rows], method) for rows in is_fitting]
+        vectors, is_kept = (torch.stack(parts) for parts in zip(*fits, strict=True))
+    unit = normalise(clip(vectors.nan_to_num(), clip_quantile))
+    unit[~is_kept] = torch.nan
+    return unit, (harmful + harmless) / 2
+
+
+def _class_means(
+    values: Float[Tensor, "n_prompts n_positions d_model"],
+    is_member: Bool[Tensor, "n_splits n_prompts"],
+) -> Float[Tensor, "n_splits n_positions d_model"]:
+    """Return the mean of the members, for many sets of them in one matrix product."""
+    # A value that is not finite would spoil the sets it does not belong to: 0 * inf is NaN.
+    is_finite = torch.isfinite(values)
+    weights = is_member.double() / is_member.sum(dim=1, keepdim=True)
+    means = torch.einsum("sn,npd->spd", weights, values.where(is_finite, 0.0))
+    if is_finite.all():
+        return means
+    n_bad = torch.einsum("sn,npd->spd", is_member.double(), (~is_finite).double())
+    return means.masked_fill(n_bad > 0, torch.nan)

@@ -1,0 +1,221 @@
+"""What figures show of many numbers: densities, shares, a plane, the largest coordinates.
+
+Knows how to sum up. Draws nothing, and judges nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from refusal_lens.directions.direction import Direction, clip
+from refusal_lens.validation.crossfit import Projections
+
+N_GRID = 80
+"""Points at which a density is taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class Densities:
+    """Densities of both classes on one grid of equal steps, per unit of the numbers."""
+
+    grid: Float[Tensor, " n_grid"]
+    harmful: Float[Tensor, " n_grid"]
+    harmless: Float[Tensor, " n_grid"]
+
+
+def shared_densities(
+    numbers: Float[Tensor, " n_prompts"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    n_grid: int = N_GRID,
+) -> Densities:
+    """Smooth both classes with Gaussian kernels, on a grid that holds both.
+
+    Each class has Scott's bandwidth of its own. The grid reaches three of the wider one's beyond
+    the outermost numbers, so that each density integrates to one.
+
+    Args:
+        numbers: Projections, without NaN.
+        is_harmful: Labels.
+        n_grid: Points of the grid.
+
+    Source:
+        Scott 1992, Multivariate Density Estimation: bandwidth n^(-1/5) standard deviations.
+    """
+    harmful, harmless = numbers[is_harmful].double(), numbers[~is_harmful].double()
+    spread = max(float(numbers.max() - numbers.min()), 1e-9 * float(numbers.abs().max()), 1e-12)
+    widths = [_bandwidth(own, spread) for own in (harmful, harmless)]
+    margin = 3 * max(widths)
+    grid = torch.linspace(
+        float(numbers.min()) - margin, float(numbers.max()) + margin, n_grid, dtype=torch.float64
+    )
+    return Densities(grid, *(_smooth(own, width, grid) for own, width
+                             in zip((harmful, harmless), widths, strict=True)))  # fmt: skip
+
+
+def _bandwidth(own: Float[Tensor, " n_own"], spread: float) -> float:
+    """Return Scott's bandwidth; a hundredth of all numbers' spread where a class has none."""
+    deviation = float(own.std()) if len(own) > 1 else 0.0
+    return max(deviation * len(own) ** -0.2, 0.01 * spread)
+
+
+def _smooth(
+    own: Float[Tensor, " n_own"], width: float, grid: Float[Tensor, " n_grid"]
+) -> Float[Tensor, " n_grid"]:
+    scaled = (grid[:, None] - own[None, :]) / width
+    kernels = torch.exp(-(scaled**2) / 2) / (width * (2 * torch.pi) ** 0.5)
+    return kernels.mean(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Ridges:
+    """Densities of both classes at every hook point of one site and position.
+
+    Each row has a grid of its own. NaN where there is no direction.
+    """
+
+    grids: Float[Tensor, "n_hook_points n_grid"]
+    harmful: Float[Tensor, "n_hook_points n_grid"]
+    harmless: Float[Tensor, "n_hook_points n_grid"]
+    hook_points: tuple[str, ...]
+    position: str
+
+
+def ridges(projections: Projections, hook_points: tuple[str, ...], position: str) -> Ridges:
+    """Smooth the cosine projections at some hook points: cosines compare across layers.
+
+    Args:
+        projections: Every prompt at every place.
+        hook_points: Which ones, in the order to keep.
+        position: At which position.
+    """
+    column = projections.positions.index(position)
+    nothing = torch.full((N_GRID,), torch.nan, dtype=torch.float64)
+    rows = []
+    for hook_point in hook_points:
+        cosines = projections.cosines[:, projections.hook_points.index(hook_point), column]
+        if bool(cosines.isnan().any()):
+            rows.append(Densities(nothing, nothing, nothing))
+        else:
+            rows.append(shared_densities(cosines, projections.is_harmful))
+    return Ridges(
+        torch.stack([row.grid for row in rows]),
+        torch.stack([row.harmful for row in rows]),
+        torch.stack([row.harmless for row in rows]),
+        hook_points,
+        position,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Activations seen in two dimensions, in their own units.
+
+    `along` is the projection on the unit direction; `across` the first principal component of what
+    is left without it, centred. `across_share` is that component's share of the variance left.
+    """
+
+    along: Float[Tensor, " n_prompts"]
+    across: Float[Tensor, " n_prompts"]
+    across_share: float
+
+
+def activation_plane(
+    values: Float[Tensor, "n_prompts d_model"], unit: Float[Tensor, " d_model"]
+) -> Plane:
+    """Look at activations along a direction and along the largest spread beside it.
+
+    Args:
+        values: Activations at one place.
+        unit: The direction there, of length one.
+    """
+    values, unit = values.double(), unit.double()
+    along = values @ unit
+    rest = values - along[:, None] * unit
+    rest = rest - rest.mean(dim=0)
+    left, sizes, _ = torch.linalg.svd(rest, full_matrices=False)
+    variance = float((sizes**2).sum())
+    share = float(sizes[0] ** 2) / variance if variance > 0 else 0.0
+    return Plane(along, left[:, 0] * sizes[0], share)
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """The largest coordinates of a direction, largest first, before and after clipping.
+
+    `raw` and `clipped` are scaled by the raw vector's length, so that squares are shares of it;
+    `cumulative` is the share of squared length that the first 1, 2, ... of *all* coordinates hold.
+    """
+
+    index: Int[Tensor, " n_top"]
+    raw: Float[Tensor, " n_top"]
+    clipped: Float[Tensor, " n_top"]
+    cumulative: Float[Tensor, " d_model"]
+
+
+def top_coordinates(direction: Direction, n_top: int = 20) -> Coordinates:
+    """Find the coordinates that make up most of a direction.
+
+    Args:
+        direction: One direction.
+        n_top: How many to name; fewer where there are fewer.
+    """
+    vector = direction.vector.double()
+    length = vector.norm()
+    order = vector.abs().argsort(descending=True)
+    index = order[:n_top]
+    clipped = clip(vector, direction.clip_quantile)
+    return Coordinates(
+        index,
+        vector[index] / length,
+        clipped[index] / length,
+        ((vector[order] / length) ** 2).cumsum(dim=0),
+    )
+
+
+def activation_norms(projections: Projections) -> Float[Tensor, "n_hook_points n_positions"]:
+    """Return the mean length of the activations at every place, in their own units.
+
+    A cosine times it is about the projection. NaN where there is no direction.
+    """
+    norms = projections.values / projections.cosines
+    return torch.nanmean(norms.where(projections.cosines != 0, torch.nan), dim=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts of both classes in the same bins."""
+
+    edges: Float[Tensor, " n_edges"]
+    n_harmful: Int[Tensor, " n_bins"]
+    n_harmless: Int[Tensor, " n_bins"]
+
+
+def shared_histogram(
+    projections: Float[Tensor, " n_prompts"], is_harmful: Bool[Tensor, " n_prompts"]
+) -> Histogram:
+    """Count both classes in bins chosen from all projections together.
+
+    Bins of each class's own would make distributions look apart that are not. Their width is
+    Freedman and Diaconis's, of the narrower class, between 10 and 60 bins.
+    """
+    numbers, labels = projections.double().numpy(), is_harmful.numpy()
+    widths = [_bin_width(numbers[labels]), _bin_width(numbers[~labels])]
+    low, high = float(numbers.min()), float(numbers.max())
+    wanted = (high - low) / min(widths) if min(widths) > 0 else 1
+    n_bins = int(np.clip(np.ceil(wanted), 10, 60))
+    margin = (high - low or abs(high) or 1.0) * 1e-9
+    edges = np.linspace(low - margin, high + margin, n_bins + 1)
+    return Histogram(
+        torch.from_numpy(edges),
+        torch.from_numpy(np.histogram(numbers[labels], edges)[0]),
+        torch.from_numpy(np.histogram(numbers[~labels], edges)[0]),
+    )
+
+
+def _bin_width(numbers: np.ndarray) -> float:
+    """Return Freedman and Diaconis's bin width (1981): 2 IQR / n^(1/3)."""
+    lower, upper = np.percentile(numbers, [25, 75])
+    return float(2 * (upper - lower) / len(numbers) ** (1 / 3))

@@ -1,0 +1,268 @@
+"""What the scores would be if there were nothing to find.
+
+Knows four kinds of nothing and the p-values against them. Does not judge.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.directions.direction import CLIP_QUANTILE
+from refusal_lens.directions.methods import fit_grid
+from refusal_lens.progress import track
+from refusal_lens.validation.crossfit import assign_folds, sort_by_fold
+from refusal_lens.validation.frames import place_frame
+from refusal_lens.validation.many_fits import (
+    DrawnScores,
+    Place,
+    clip_rows,
+    score_directions,
+    score_mixtures,
+    score_refits,
+)
+from refusal_lens.validation.scores import percentiles
+
+KINDS = ("permutation", "random", "covariance", "harmless_split")
+"""Labels permuted; random directions, uniform or with the activations' covariance; no class."""
+
+NULL_SCORES = ("separation", "accuracy", "auroc")
+
+FEWEST = 4
+"""Harmless prompts that can be split in two, with two of each half."""
+
+Draws = Mapping[str, Float[Tensor, "n_draws n_hook_points n_positions"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Nulls:
+    """Scores of every place where there is nothing to find, beside those that were observed.
+
+    `observed` are scores of the first dealing to folds, which is what each null repeats. `draws`
+    go by kind, then by score. NaN where there is no direction.
+    """
+
+    observed: Mapping[str, Float[Tensor, "n_hook_points n_positions"]]
+    draws: Mapping[str, Draws]
+    hook_points: tuple[str, ...]
+    positions: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a kind, score and place: a band, the number of draws and p-values.
+
+        `low`, `median` and `high` are the 2.5th, 50th and 97.5th percentiles.
+        """
+        tables = []
+        for kind, scores in self.draws.items():
+            for name, draws in scores.items():
+                table = place_frame(self.hook_points, self.positions)
+                table.insert(0, "kind", kind)
+                table.insert(1, "score", name)
+                for column, values in zip(
+                    ("low", "median", "high"), percentiles(draws, (0.025, 0.5, 0.975)), strict=True
+                ):
+                    table[column] = values.flatten().numpy()
+                table["n_draws"] = len(draws)
+                table["p_value"] = p_value(self.observed[name], draws).flatten().numpy()
+                corrected = (
+                    p_value_corrected(self.observed[name], draws)
+                    if kind == "permutation"
+                    else torch.full_like(self.observed[name], torch.nan)
+                )
+                table["p_value_corrected"] = corrected.flatten().numpy()
+                tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+    def p_values(self) -> pd.DataFrame:
+        """Return the permutation p-values of the AUROC, one row a place.
+
+        Of the three scores it is the one whose null has the same spread at every layer, so that
+        the maximum over layers is not the business of one of them.
+        """
+        table = place_frame(self.hook_points, self.positions).drop(columns=["site", "layer"])
+        observed, draws = self.observed["auroc"], self.draws["permutation"]["auroc"]
+        table["p_value"] = p_value(observed, draws).flatten().numpy()
+        table["p_value_corrected"] = p_value_corrected(observed, draws).flatten().numpy()
+        return table
+
+
+def p_value(
+    observed: Float[Tensor, "*grid"], draws: Float[Tensor, " n_draws *grid"]
+) -> Float[Tensor, "*grid"]:
+    """Return the share of draws, the observed one among them, that reach the observed score.
+
+    Args:
+        observed: The score as it is.
+        draws: Scores under the null.
+
+    Returns:
+        (1 + b) / (1 + n) for b of n draws, in (0, 1]: never zero, and uniform or larger under the
+        null, whatever the number of draws. NaN where there is no score.
+
+    Source:
+        Phipson & Smyth 2010, "Permutation p-values should never be zero", eq. 2.
+    """
+    n_reached = (draws >= observed).sum(dim=0).double()
+    p = (1 + n_reached) / (1 + len(draws))
+    return p.masked_fill(observed.isnan() | draws.isnan().any(dim=0), torch.nan)
+
+
+def p_value_corrected(
+    observed: Float[Tensor, "*grid"], draws: Float[Tensor, " n_draws *grid"]
+) -> Float[Tensor, "*grid"]:
+    """Return p-values that allow for having looked at all places.
+
+    Each score is compared with the highest of all places in each draw: the chance that nothing
+    anywhere would have scored as high. Every draw must have permuted all places alike.
+
+    Source:
+        Westfall & Young 1993, "Resampling-Based Multiple Testing", single-step max-T.
+    """
+    highest = draws.nan_to_num(nan=-torch.inf).flatten(1).max(dim=1).values
+    spread = highest.reshape(-1, *[1] * observed.ndim).expand_as(draws)
+    return p_value(observed, spread)
+
+
+def draw_nulls(
+    activations: Activations,
+    *,
+    clip_quantile: float | None = CLIP_QUANTILE,
+    n_folds: int = 5,
+    n_permutations: int = 1000,
+    seed: int = 0,
+    show_progress: bool | None = None,
+) -> Nulls:
+    """Score what there would be with nothing to find, in four ways.
+
+    - `permutation`: labels permuted within the folds, direction, clip and threshold fitted anew to
+      the other folds. The folds are stratified, so that under the null every such labelling was as
+      likely as the true one, and the p-value is exact.
+    - `random`: directions uniform on the sphere, which no activations have shaped.
+    - `covariance`: random directions with the activations' covariance within the classes: what any
+      direction along which activations vary would score. Both are clipped like the fitted
+      direction and turned so that harmful prompts lie higher, which favours the null a little.
+    - `harmless_split`: harmless prompts against harmless prompts, in two random halves, which
+      leaves half as many prompts to a fit. Left out below four harmless prompts.
+
+    Args:
+        activations: Activations of both classes.
+        clip_quantile: As in `fit_directions`.
+        n_folds: As in `validate`.
+        n_permutations: Draws of each kind.
+        seed: Of folds and draws; with the same one the folds are the first of `validate`'s.
+        show_progress: Draw a bar; None draws it on a terminal and in notebooks only.
+
+    Returns:
+        Draws of separation, accuracy and AUROC at every place.
+
+    Raises:
+        RefusalLensError: A class has fewer than two prompts.
+    """
+    d_model = activations.values.shape[-1]
+    plan = _plan(activations.is_harmful, d_model, n_folds, n_permutations, seed)
+    _, is_kept = fit_grid(activations.values, activations.is_harmful)
+    results = {
+        (row, column): _draw_place(activations.values[:, row, column], plan, clip_quantile)
+        for row, column in track(is_kept.nonzero().tolist(), "Drawing nulls", show_progress)
+    }
+    return _gather(results, is_kept, activations)
+
+
+@dataclass(frozen=True, eq=False)
+class _Deal:
+    """Prompts sorted by fold, and their labels: as they are in row 0, permuted in the others."""
+
+    order: Int[Tensor, " n_prompts"]
+    folds: Sequence[slice]
+    labels: Float[Tensor, "n_draws n_prompts"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """All random numbers of the nulls, the same at every place.
+
+    `harmless` are the prompts that `halves` deals out; None where they are too few. `sphere` are
+    directions, `mixing` weights of the prompts in the order of `whole`.
+    """
+
+    whole: _Deal
+    harmless: Int[Tensor, " n_harmless"]
+    halves: _Deal | None
+    sphere: Float[Tensor, "n_draws d_model"]
+    mixing: Float[Tensor, "n_draws n_prompts"]
+
+
+def _plan(
+    is_harmful: Bool[Tensor, " n_prompts"], d_model: int, n_folds: int, n_draws: int, seed: int
+) -> _Plan:
+    generator = np.random.default_rng(seed)
+    whole = _deal(is_harmful, n_folds, n_draws, seed, generator)
+    harmless = (~is_harmful).nonzero().flatten()
+    is_first = torch.arange(len(harmless)) % 2 == 0
+    halves = _deal(is_first, n_folds, n_draws, seed, generator) if len(harmless) >= FEWEST else None
+    sphere, mixing = (
+        torch.from_numpy(generator.standard_normal((n_draws, width), np.float32))
+        for width in (d_model, len(is_harmful))
+    )
+    return _Plan(whole, harmless, halves, sphere, mixing)
+
+
+def _draw_place(
+    values: Float[Tensor, "n_prompts d_model"], plan: _Plan, clip_quantile: float | None
+) -> dict[str, DrawnScores]:
+    """Draw every null at one place."""
+    whole, halves = plan.whole, plan.halves
+    place, labels = Place.of(values[whole.order]), whole.labels[0]
+    sphere = clip_rows(plan.sphere, clip_quantile)
+    drawn = {
+        "permutation": score_refits(place, whole.labels, whole.folds, clip_quantile),
+        "random": score_directions(place, sphere, labels),
+        "covariance": score_mixtures(place, plan.mixing, labels, whole.folds, clip_quantile),
+    }
+    if halves is not None:
+        half = Place.of(values[plan.harmless[halves.order]])
+        # The first row is the halves as they were dealt, not a random draw of its own.
+        drawn["harmless_split"] = score_refits(half, halves.labels[1:], halves.folds, clip_quantile)
+    return drawn
+
+
+def _deal(
+    is_harmful: Bool[Tensor, " n_prompts"],
+    n_folds: int,
+    n_draws: int,
+    seed: int,
+    generator: np.random.Generator,
+) -> _Deal:
+    dealt = assign_folds(is_harmful, n_folds, seed)
+    order, folds = sort_by_fold(dealt)
+    labels = np.tile(is_harmful[order].numpy().astype(np.float32), (n_draws + 1, 1))
+    for fold in folds:
+        labels[1:, fold] = generator.permuted(labels[1:, fold], axis=1)
+    return _Deal(order, folds, torch.from_numpy(labels))
+
+
+def _gather(
+    results: Mapping[tuple[int, int], Mapping[str, DrawnScores]],
+    is_kept: Bool[Tensor, "n_hook_points n_positions"],
+    activations: Activations,
+) -> Nulls:
+    """Lay the draws of every place into grids, NaN where there is no direction."""
+    kinds = next(iter(results.values()), {})
+    draws: dict[str, dict[str, Tensor]] = {}
+    for kind, one in kinds.items():
+        empty = torch.full((len(one["auroc"]), *is_kept.shape), torch.nan)
+        draws[kind] = {name: empty.clone() for name in NULL_SCORES}
+        for (row, column), drawn in results.items():
+            for name in NULL_SCORES:
+                draws[kind][name][:, row, column] = drawn[kind][name]
+    # Row 0 are the labels as they are, scored like every permutation: ties are exact so.
+    permuted = draws.get("permutation", {})
+    observed = {name: values[0] for name, values in permuted.items()}
+    if permuted:
+        draws["permutation"] = {name: values[1:] for name, values in permuted.items()}
+    return Nulls(observed, draws, activations.hook_points, activations.positions)

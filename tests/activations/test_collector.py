@@ -1,0 +1,699 @@
+"""Activations: pooled exactly, in order, whatever the batching, and the model left as it was."""
+
+import gc
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import (
+    ARCHITECTURES,
+    HARMFUL,
+    HARMLESS,
+    REPOSITORY,
+    make_tokenizer,
+    save_checkpoint,
+)
+
+from refusal_lens.activations import collector, shard_reader, store
+from refusal_lens.activations.collector import collect, collect_moments
+from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.models import batching
+from refusal_lens.models.loading import load_model
+from refusal_lens.prompts.contrast import ContrastSet, Prompt
+from refusal_lens.prompts.positions import normalise_positions, positions_read
+from refusal_lens.prompts.tokens import tokenise
+
+NAMES = ("blocks.0.hook_resid_pre", "blocks.2.hook_attn_out", "blocks.3.hook_resid_post")
+POSITIONS = ("last", "mean", "instruction_mean", "-3")
+
+
+def collect_all(model, prompts, **options):
+    return collect(model, prompts, NAMES, POSITIONS, show_progress=False, **options)
+
+
+def test_each_value_is_what_the_plain_forward_has_there(model, prompts):
+    got = collect_all(model, prompts).values
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    for row, ids in enumerate(tokens.ids):
+        _, cache = model.run_with_cache(torch.tensor([ids]))
+        first, stop = tokens.instruction_spans[row]
+        for column, name in enumerate(NAMES):
+            activation = cache[name][0]
+            expected = [
+                activation[-1],
+                activation.mean(dim=0),
+                activation[first:stop].mean(dim=0),
+                activation[-3],
+            ]
+            torch.testing.assert_close(
+                got[row, column], torch.stack(expected), rtol=1e-4, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("token_budget", [1, 40, 10_000])
+def test_batch_size_and_padding_change_nothing(model, prompts, token_budget):
+    one_by_one = collect_all(model, prompts, token_budget=1).values
+    got = collect_all(model, prompts, token_budget=token_budget).values
+    torch.testing.assert_close(got, one_by_one, rtol=1e-5, atol=1e-5)
+
+
+def test_order_of_prompts_changes_nothing_but_the_order(model, prompts):
+    backwards = ContrastSet.from_texts(HARMFUL[::-1], HARMLESS[::-1])
+    got = collect_all(model, backwards)
+    expected = collect_all(model, prompts)
+    order = [3, 2, 1, 0, 7, 6, 5, 4]
+    torch.testing.assert_close(got.values[order], expected.values, rtol=1e-5, atol=1e-5)
+    assert got.is_harmful.tolist() == [True] * 4 + [False] * 4
+
+
+def test_tokenizer_that_pads_left_does_not_change_the_activations(checkpoint, prompts):
+    # Right-padded ids under a left-padding tokenizer get a mask that hides real tokens.
+    model = load_model(checkpoint, device="cpu")
+    expected = collect_all(model, prompts).values
+    model.tokenizer.padding_side = "left"
+    torch.testing.assert_close(collect_all(model, prompts).values, expected)
+    assert model.tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("positions", [POSITIONS, ("last", "-2")])
+def test_fast_path_equals_the_plain_one(tmp_path, prompts, architecture, positions):
+    save_checkpoint(tmp_path, architecture)
+    model = load_model(tmp_path, device="cpu")
+    names = [name for name in NAMES if name in model.hook_dict]
+    fast = collect(model, prompts, names, positions, show_progress=False)
+    with model.hooks(fwd_hooks=[("hook_embed", lambda activation, hook: None)]):
+        plain = collect(model, prompts, names, positions, show_progress=False)
+    assert fast.provenance["collection"]["path"] == "fast"
+    assert fast.provenance["collection"]["n_prefix"] >= 3
+    assert plain.provenance["collection"]["why"] == "hooks are set on hook_embed"
+    scale = plain.values.abs().amax(dim=(0, 3), keepdim=True)
+    torch.testing.assert_close(fast.values / scale, plain.values / scale, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["blocks.2.hook_resid_pre"],
+        ["blocks.2.hook_attn_out"],
+        ["blocks.2.hook_resid_mid"],
+        ["blocks.2.hook_mlp_out"],
+        ["blocks.2.ln1.hook_normalized"],
+        ["blocks.2.ln2.hook_normalized"],
+        ["hook_embed"],
+        ["ln_final.hook_normalized", "blocks.0.hook_resid_post"],
+    ],
+)
+def test_every_place_where_a_forward_can_end(model, prompts, names):
+    got = collect(model, prompts, names, ["last", "-3"], show_progress=False)
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    for row, ids in enumerate(tokens.ids):
+        _, cache = model.run_with_cache(torch.tensor([ids]))
+        for column, name in enumerate(names):
+            expected = cache[name][0][[-1, -3]]
+            torch.testing.assert_close(got.values[row, column], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_inside_the_shared_prefix_are_read_too(model):
+    # All prompts are so short that -14 lies in what the template begins with.
+    short = ContrastSet.from_texts(["car", "dog"], ["window", "money"])
+    options = {"system_prompt": "You are kind.", "show_progress": False}
+    got = collect(model, short, "resid_post:2", ["-14", "mean"], **options)
+    tokens = tokenise(model.tokenizer, short.prompts, "You are kind.")
+    prefix = got.provenance["collection"]["n_prefix"]
+    assert any(length - 14 < prefix for length in tokens.lengths)
+    for row, ids in enumerate(tokens.ids):
+        _, cache = model.run_with_cache(torch.tensor([ids]))
+        activation = cache["blocks.2.hook_resid_post"][0]
+        expected = torch.stack([activation[-14], activation.mean(dim=0)])
+        torch.testing.assert_close(got.values[row, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_moments_give_the_directions_of_the_activations(model, prompts, activations):
+    moments = collect_moments(
+        model, prompts, "resid_post", ["last", "mean"], token_budget=40, show_progress=False
+    )
+    whole = collect(
+        model, prompts, "resid_post", ["last", "mean"], token_budget=40, show_progress=False
+    )
+    for label, mine in ((True, moments.harmful), (False, moments.harmless)):
+        values = whole.values[whole.is_harmful == label].double()
+        assert mine.count == 4
+        torch.testing.assert_close(mine.mean, values.mean(dim=0), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(mine.m2 / 3, values.var(dim=0), rtol=1e-9, atol=1e-12)
+
+
+def test_shards_of_prompts_change_no_moments(model, prompts, monkeypatch):
+    options = {"token_budget": 1, "show_progress": False}
+    whole = collect_moments(model, prompts, **options)
+    monkeypatch.setattr(collector, "shard_rows", lambda n: store.shard_rows(n, 3))
+    parts = collect_moments(model, prompts, **options)
+    for one, other in ((whole.harmful, parts.harmful), (whole.harmless, parts.harmless)):
+        assert one.count == other.count == 4
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(one.m2, other.m2, rtol=1e-12, atol=1e-14)
+    described = [each.provenance["collection"] for each in (whole, parts)]
+    assert described[0]["n_tokens"] == described[1]["n_tokens"]
+
+
+def test_moments_hold_one_shard_of_tokens_at_a_time(model, prompts, monkeypatch):
+    # Before: all prompts were tokenised into Python tuples at the start.
+    alive, references = [], []
+    read_moments = collector.read_moments
+
+    def spy(reader, tokens, *rest, **options):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in references))
+        references.append(weakref.ref(tokens))
+        return read_moments(reader, tokens, *rest, **options)
+
+    monkeypatch.setattr(collector, "read_moments", spy)
+    monkeypatch.setattr(collector, "shard_rows", lambda n: store.shard_rows(n, 2))
+    collect_moments(model, prompts, show_progress=False)
+    assert (alive, len(references)) == ([0, 0, 0, 0], 4)
+
+
+def test_bfloat16_model_gives_float32_and_sums_in_it(checkpoint, prompts):
+    half = load_model(checkpoint, device="cpu", dtype="bfloat16")
+    got = collect(half, prompts, "resid_pre:0", ["mean"], show_progress=False)
+    assert got.values.dtype == torch.float32
+    tokens = tokenise(half.tokenizer, prompts.prompts)
+    exact = [half.W_E[list(ids)].double().mean(dim=0) for ids in tokens.ids]
+    torch.testing.assert_close(
+        got.at("blocks.0.hook_resid_pre", "mean").double(), torch.stack(exact), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_hooks_are_gone_afterwards_and_the_users_own_stay(model, prompts):
+    seen = []
+    model.add_hook(NAMES[0], lambda activation, hook: seen.append(hook.name))
+    try:
+        collect_all(model, prompts)
+        assert seen
+        assert len(model.hook_dict[NAMES[0]].fwd_hooks) == 1
+        assert not model.hook_dict[NAMES[1]].fwd_hooks
+    finally:
+        model.reset_hooks()
+
+
+def test_hooks_are_gone_after_an_error(model, prompts):
+    def fail(activation, hook):
+        raise RuntimeError("planted")
+
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", fail)]):
+        with pytest.raises(RuntimeError, match="planted"):
+            collect_all(model, prompts)
+        assert not model.hook_dict[NAMES[0]].fwd_hooks
+        assert len(model.hook_dict["blocks.1.hook_resid_pre"].fwd_hooks) == 1
+
+
+def test_fast_path_leaves_the_model_as_it_was_after_an_error(model, prompts, monkeypatch):
+    from refusal_lens.models import fast_forward
+
+    def fail(*arguments):
+        raise RuntimeError("planted")
+
+    before = {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()}
+    monkeypatch.setattr(fast_forward, "_fused", fail)
+    with pytest.raises(RuntimeError, match="planted"):
+        collect_all(model, prompts)
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    assert {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()} == before
+    assert torch.is_grad_enabled()
+
+
+def test_users_hooks_are_seen_in_the_activations(model, prompts):
+    plain = collect_all(model, prompts).values
+    with model.hooks(fwd_hooks=[("hook_embed", lambda activation, hook: activation * 2)]):
+        doubled = collect_all(model, prompts).values
+    torch.testing.assert_close(doubled[:, 0], 2 * plain[:, 0])
+
+
+def test_the_forward_stops_at_the_last_layer_needed(model, prompts):
+    def must_not_run(activation, hook):
+        raise AssertionError(hook.name)
+
+    later = ["blocks.2.hook_resid_pre", "ln_final.hook_normalized"]
+    with model.hooks(fwd_hooks=[(name, must_not_run) for name in later]):
+        got = collect(model, prompts, "resid_post:0-1", show_progress=False)
+    assert got.values.shape == (8, 2, 1, 32)
+
+
+def test_values_do_not_keep_the_whole_activation_alive(model, prompts):
+    values = collect_all(model, prompts).values
+    assert values.untyped_storage().nbytes() == values.numel() * 4
+    assert not values.requires_grad
+
+
+def test_position_outside_a_prompt_is_named(model, prompts):
+    length = len(tokenise(model.tokenizer, prompts.prompts).ids[0])
+    with pytest.raises(RefusalLensError) as caught:
+        collect(model, prompts, "resid_post", "-99", show_progress=False)
+    assert str(caught.value) == (
+        f"Position -99 is outside prompt harmful-001, which has {length} tokens. "
+        f"Use positions -{length} to -1, or drop prompts shorter than 99 tokens."
+    )
+
+
+def test_prompt_longer_than_the_context_is_named(model, prompts):
+    long = ContrastSet.from_texts(["car " * 200, *HARMFUL], HARMLESS)
+    with pytest.raises(RefusalLensError, match="Prompt harmful-001 has .* context holds 128"):
+        collect(model, long, show_progress=False)
+
+
+@pytest.mark.parametrize("position", ["first", "0", "-0", "3", "--2"])
+def test_positions_that_do_not_exist(position):
+    with pytest.raises(RefusalLensError) as caught:
+        normalise_positions([position])
+    assert str(caught.value) == (
+        f"There is no position {position!r}. Use last, mean, instruction_mean, or -k for the k-th "
+        "token from the end (-2, -3, ...)."
+    )
+
+
+def test_minus_one_is_last():
+    assert normalise_positions(["-1", "last", "-2"]) == ("last", "-2")
+
+
+def test_positions_read_shows_the_tokens():
+    tokenizer = make_tokenizer()
+    tokens = tokenise(tokenizer, [Prompt("p-1", "wash", "")])
+    last, mean, own = positions_read(tokenizer, tokens, ["last", "mean", "instruction_mean"])
+    assert (last.tokens, last.token_indices) == ("\n", str(tokens.lengths[0] - 1))
+    assert last.token_ids == str(tokens.ids[0][-1])
+    assert mean.tokens == "<|im_start|>user\nwash<|im_end|>\n<|im_start|>assistant\n"
+    assert own.tokens == "wash"
+
+
+def test_provenance_says_where_values_came_from(activations, prompts):
+    assert activations.provenance["prompts"]["harmful"] == {
+        "n": 4,
+        "sha256": prompts.harmful.sha256,
+    }
+    assert activations.provenance["chat_template"]["example"].endswith("<|im_start|>assistant\n")
+    assert activations.provenance["model"]["architecture"] == "Qwen2ForCausalLM"
+
+
+def test_activation_of_another_shape_is_refused(model, prompts):
+    with (
+        model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda x, hook: x[:, :1])]),
+        pytest.raises(RefusalLensError, match="gave an activation of shape"),
+    ):
+        collect(model, prompts, "resid_post:1", show_progress=False)
+
+
+def test_bos_reaches_the_model_once(tmp_path, prompts):
+    tokenizer = make_tokenizer(bos="<s>", adds_bos=True)
+    save_checkpoint(tmp_path, "llama", tokenizer)
+    model = load_model(tmp_path, device="cpu")
+    read = []
+    with model.hooks(fwd_hooks=[("hook_embed", lambda x, hook: read.append(x[:, :2].clone()))]):
+        collect(model, prompts, "resid_post:0", show_progress=False)
+    embedded = model.W_E[tokenizer.bos_token_id]
+    for first, second in (row for batch in read for row in batch):
+        assert torch.equal(first, embedded)
+        assert not torch.equal(second, embedded)
+
+
+def test_at_returns_one_place(activations):
+    place = activations.at("blocks.1.hook_resid_post", "-1")
+    assert torch.equal(place, activations.values[:, 1, 0])
+    assert "8 prompts (4 harmful)" in repr(replace(activations))
+
+
+# --- out of memory ----------------------------------------------------------------------------
+
+
+EXHAUST = """
+import json, resource, sys
+import torch
+from conftest import make_tokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from refusal_lens import RefusalLensError, collect
+from refusal_lens.activations.collector import collect_moments
+from refusal_lens.models.conversion import convert
+from refusal_lens.prompts.contrast import ContrastSet
+
+torch.manual_seed(0)
+tokenizer = make_tokenizer()
+sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+config = Qwen2Config(
+    vocab_size=len(tokenizer), intermediate_size=8192, num_hidden_layers=2, **sizes
+)
+model = convert(Qwen2ForCausalLM(config).eval(), "cpu", "none", 1)
+model.tokenizer = tokenizer
+
+def contrast(write):
+    texts = [write(number) for number in range(32)]
+    return ContrastSet.from_texts(texts[:16], texts[16:])
+
+def limit(mebibytes):
+    # What the process may map beyond what it has: the allocator itself says no.
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmSize"))
+    now = 1024 * int(line.split()[1])
+    resource.setrlimit(resource.RLIMIT_AS, (now + mebibytes * 2**20, resource.RLIM_INFINITY))
+
+def read(prompts, budget):
+    return collect(model, prompts, "resid_post", ["last", "mean"], token_budget=budget,
+                   show_progress=False)
+
+def told(prompts):
+    try:
+        read(prompts, 100_000)
+    except RefusalLensError as error:
+        return str(error)
+
+short = contrast(lambda number: f"{number} {'car ' * 60}")
+long = contrast(lambda number: f"{number} {'car ' * 4000}")
+alike = contrast(lambda number: f"{'car ' * 4000} {number}")
+expected = read(short, 128)
+limit(60)
+got = read(short, 100_000)
+moments = collect_moments(model, short, token_budget=100_000, show_progress=False)
+limit(60)
+too_long, too_much_alike = told(long), told(alike)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+again = read(short, 128)
+print(json.dumps({
+    "difference": float((got.values - expected.values).abs().max()),
+    "budget": got.provenance["collection"]["token_budget"],
+    "moments_budget": moments.provenance["collection"]["token_budget"],
+    "too_long": too_long,
+    "too_much_alike": too_much_alike,
+    "hooked": hooked,
+    "is_as_before": torch.equal(again.values, expected.values),
+}))
+"""
+
+
+def test_memory_that_really_runs_out_costs_a_smaller_batch_and_no_crash():
+    # 32 prompts of 75 tokens want 75 MiB for one layer's hidden units, and may have 60 in all.
+    script = subprocess.run(
+        [sys.executable, "-c", EXHAUST],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY / "tests",
+        # Every thread that allocates reserves an arena, which would count against the limit.
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "MALLOC_ARENA_MAX": "1",
+        },
+    )
+    assert script.returncode == 0, script.stderr
+    told = json.loads(script.stdout.splitlines()[-1])
+    assert told["difference"] < 1e-5
+    assert 75 < told["budget"] < 2400
+    assert 75 < told["moments_budget"] < 2400
+    # Not even one prompt of thousands of tokens fits in 60 MiB, and it has a name.
+    assert re.fullmatch(
+        r"Prompt harmful-0\d\d with \d{4} tokens does not fit in memory on cpu, even alone. Take "
+        "it out, or use a smaller dtype or a larger device.",
+        told["too_long"],
+    )
+    assert re.fullmatch(
+        r"The first \d{4} tokens, which all prompts share, do not fit in memory on cpu, even "
+        "alone. Shorten them, or use a smaller dtype or a larger device.",
+        told["too_much_alike"],
+    )
+    assert told["hooked"] == []
+    assert told["is_as_before"]
+
+
+# --- to disk ----------------------------------------------------------------------------------
+
+
+def collect_to(folder, model, prompts, **options):
+    options = {"token_budget": 40, "resume": True, **options}
+    return collect_all(model, prompts, folder=folder, **options)
+
+
+@pytest.fixture
+def two_prompts_a_shard(monkeypatch):
+    monkeypatch.setattr(store, "SHARD_PROMPTS", 2)
+
+
+def files_of(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("token_budget", [40, None])
+def test_activations_on_disk_are_those_in_memory(
+    tmp_path, model, prompts, two_prompts_a_shard, token_budget
+):
+    whole = collect_all(model, prompts, token_budget=token_budget)
+    stored = collect_to(tmp_path, model, prompts, token_budget=token_budget, resume=False)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    torch.testing.assert_close(stored.values, whole.values, rtol=1e-5, atol=1e-5)
+    assert torch.equal(stored.is_harmful, whole.is_harmful)
+    assert (stored.hook_points, stored.positions) == (whole.hook_points, whole.positions)
+    assert stored.provenance["prompts"] == whole.provenance["prompts"]
+    assert stored.provenance["collection"]["n_prompts_read"] == 8
+
+
+def test_finished_activations_need_no_forward_pass(tmp_path, model, prompts, monkeypatch):
+    first = collect_to(tmp_path, model, prompts)
+    before = files_of(tmp_path)
+    monkeypatch.setattr(shard_reader, "run_in_batches", None)
+    again = collect_to(tmp_path, model, prompts)
+    assert torch.equal(again.values, first.values)
+    assert files_of(tmp_path) == before
+    assert again.provenance == first.provenance
+
+
+@pytest.mark.parametrize("token_budget", [40, None])
+def test_damaged_shard_is_collected_again_bit_for_bit(
+    tmp_path, model, prompts, two_prompts_a_shard, token_budget
+):
+    first = collect_to(tmp_path, model, prompts, token_budget=token_budget).values.clone()
+    path = tmp_path / "shard-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+    before = files_of(tmp_path)
+    with pytest.warns(RefusalLensWarning, match="shard-00000.safetensors is not what was written"):
+        again = collect_to(tmp_path, model, prompts, token_budget=token_budget)
+    assert torch.equal(again.values, first)
+    changed = {name for name, time in files_of(tmp_path).items() if before[name] != time}
+    assert changed == {"shard-00000.safetensors", "shard-00000.json"}
+
+
+def test_damaged_shard_is_batched_as_it_was_while_the_budget_was_searched(
+    tmp_path, model, prompts, monkeypatch
+):
+    # Searching, the first shard has batches that no later collection would choose.
+    monkeypatch.setattr(batching, "CPU_BUDGETS", (16, 64))
+    collect_to(tmp_path, model, prompts, token_budget=None)
+    batches = json.loads((tmp_path / "shard-00000.json").read_text())["batches"]
+    assert len({len(rows) for rows in batches}) > 1
+    (tmp_path / "shard-00000.safetensors").unlink()
+    monkeypatch.setattr(shard_reader, "run_in_batches", None)
+    collect_to(tmp_path, model, prompts, token_budget=None)
+    assert json.loads((tmp_path / "shard-00000.json").read_text())["batches"] == batches
+
+
+def test_token_budget_of_the_first_shard_serves_them_all(
+    tmp_path, model, prompts, two_prompts_a_shard, monkeypatch
+):
+    asked = []
+    run_in_batches = shard_reader.run_in_batches
+
+    def spy(lengths, run, **options):
+        asked.append(options["token_budget"])
+        return run_in_batches(lengths, run, **options)
+
+    monkeypatch.setattr(shard_reader, "run_in_batches", spy)
+    monkeypatch.setattr(batching, "CPU_BUDGETS", (64, 64))
+    collect_to(tmp_path, model, prompts, token_budget=None)
+    assert asked == [None, 64, 64, 64]
+    (tmp_path / "shard-00003.safetensors").unlink()
+    (tmp_path / "shard-00003.json").unlink()
+    collect_to(tmp_path, model, prompts, token_budget=None)
+    assert asked == [None, 64, 64, 64, 64]
+
+
+def test_only_one_shard_is_in_memory_at_a_time(
+    tmp_path, model, prompts, two_prompts_a_shard, monkeypatch
+):
+    alive = []
+    read_shard = collector.read_shard
+
+    def spy(*arguments, **options):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in references))
+        shard = read_shard(*arguments, **options)
+        references.append(weakref.ref(shard.values))
+        return shard
+
+    references = []
+    monkeypatch.setattr(collector, "read_shard", spy)
+    collect_to(tmp_path, model, prompts)
+    assert alive == [0, 0, 0, 0]
+    assert len(references) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"token_budget": 50}, "  token_budget: 40 there, 50 here\n"),
+        ({"dtype": "bfloat16"}, "  dtype: float32 there, bfloat16 here\n"),
+        ({"system_prompt": "Be kind."}, "  chat_template.system_prompt: None there, Be kind. here"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, model, prompts, change, said):
+    collect_to(tmp_path, model, prompts)
+    with pytest.raises(RefusalLensError) as caught:
+        collect_to(tmp_path, model, prompts, **change)
+    assert said in str(caught.value)
+
+
+def test_other_prompts_are_refused_with_both_hashes(tmp_path, model, prompts):
+    collect_to(tmp_path, model, prompts)
+    other = ContrastSet.from_texts(HARMFUL, [*HARMLESS[:-1], "Lend money?"])
+    before = files_of(tmp_path)
+    with pytest.raises(RefusalLensError) as caught:
+        collect_to(tmp_path, model, other)
+    assert (
+        f"  prompts.harmless.sha256: {prompts.harmless.sha256} there, {other.harmless.sha256} here"
+    ) in str(caught.value)
+    assert files_of(tmp_path) == before
+
+
+def test_another_model_is_refused_with_both_names(tmp_path, model, prompts):
+    collect_to(tmp_path / "store", model, prompts)
+    save_checkpoint(tmp_path / "other-model", "llama")
+    other = load_model(tmp_path / "other-model", device="cpu")
+    with pytest.raises(RefusalLensError) as caught:
+        collect_to(tmp_path / "store", other, prompts)
+    names = (model.load_record.name, other.load_record.name)
+    assert f"  model.name: {names[0]} there, {names[1]} here\n" in str(caught.value)
+    assert "other-model" in names[1]
+
+
+def test_weights_edited_in_memory_are_another_model(tmp_path, checkpoint, prompts):
+    edited = load_model(checkpoint, device="cpu")
+    collect_to(tmp_path, edited, prompts)
+    with torch.no_grad():
+        edited.blocks[1].mlp.W_out.mul_(1.01)
+    with pytest.raises(RefusalLensError, match=r"model.weights_sample_sha256: \w+ there, \w+ here"):
+        collect_to(tmp_path, edited, prompts)
+
+
+def test_progress_counts_what_is_there_as_done(
+    tmp_path, model, prompts, two_prompts_a_shard, monkeypatch
+):
+    collect_to(tmp_path, model, prompts)
+    for name in ("shard-00001", "shard-00002"):
+        (tmp_path / f"{name}.json").unlink()
+    told = []
+    monkeypatch.setattr(
+        collector.ClassProgress, "advance", lambda self, done: told.append(dict(done))
+    )
+    collect_to(tmp_path, model, prompts, token_budget=40)
+    assert told[:2] == [{"harmful": 2, "harmless": 0}, {"harmful": 0, "harmless": 2}]
+    totals = {name: sum(done[name] for done in told) for name in ("harmful", "harmless")}
+    assert totals == {"harmful": 4, "harmless": 4}
+
+
+KILLS = """
+import json, os, signal, sys, traceback
+from pathlib import Path
+import torch
+torch.set_num_threads(1)  # the children are forks, and OpenMP's threads do not survive one
+from refusal_lens.activations import batch_reader as reader, store
+from refusal_lens.activations.collector import collect
+from refusal_lens.models.loading import load_model
+from refusal_lens.prompts.contrast import ContrastSet
+
+checkpoint, folder, harmful, harmless = json.loads(sys.argv[1])
+store.SHARD_PROMPTS = 3
+model = load_model(checkpoint, device="cpu")
+prompts = ContrastSet.from_texts(harmful, harmless)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_at(owner, name, moment, *, is_before):
+    original, seen = getattr(owner, name), [0]
+    def wrapped(*arguments, **options):
+        seen[0] += 1
+        if seen[0] == moment and is_before:
+            die()
+        result = original(*arguments, **options)
+        if seen[0] == moment:
+            die()
+        return result
+    setattr(owner, name, wrapped)
+
+def tear(moment):
+    # The kill finds a file half written.
+    original, seen = os.fsync, [0]
+    def wrapped(handle):
+        seen[0] += 1
+        if seen[0] == moment:
+            os.truncate(handle, os.fstat(handle).st_size // 2)
+            die()
+        original(handle)
+    os.fsync = wrapped
+
+KINDS = {
+    "in the middle of a file": tear,
+    "before a file is in place": lambda n: kill_at(Path, "replace", n, is_before=True),
+    "after a file is in place": lambda n: kill_at(Path, "replace", n, is_before=False),
+    "between batches": lambda n: kill_at(reader, "make_pool", n, is_before=False),
+}
+
+def in_child(prepare, place):
+    child = os.fork()
+    if child == 0:
+        try:
+            prepare()
+            collect(model, prompts, "resid_post", ["last", "mean"], token_budget=40,
+                    folder=place, resume=True, show_progress=False)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+outcomes = {"uninterrupted": in_child(lambda: None, Path(folder, "uninterrupted"))}
+for kind, prepare in KINDS.items():
+    for moment in range(1, 100):
+        name = f"{kind} {moment}"
+        status = in_child(lambda: prepare(moment), Path(folder, name))
+        if status == 0:
+            break  # it ended before that moment came
+        outcomes[name] = [status, in_child(lambda: None, Path(folder, name))]
+print(json.dumps(outcomes))
+"""
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
+    arguments = json.dumps([str(checkpoint), str(tmp_path), HARMFUL, HARMLESS])
+    script = subprocess.run(
+        [sys.executable, "-c", KILLS, arguments], capture_output=True, text=True, check=False
+    )
+    assert script.returncode == 0, script.stderr
+    outcomes = json.loads(script.stdout)
+    assert outcomes.pop("uninterrupted") == 0
+    expected = store.load_activations(tmp_path / "uninterrupted")
+    # Three shards with their records, and the manifest when it begins and when it ends.
+    for kind in ("in the middle of a", "before a", "after a"):
+        assert sum(name.startswith(kind) for name in outcomes) == 8
+    assert sum(name.startswith("between batches") for name in outcomes) >= 4
+    for name, statuses in outcomes.items():
+        assert statuses == [-signal.SIGKILL, 0], (name, script.stderr)
+        resumed = store.load_activations(tmp_path / name)
+        assert torch.equal(resumed.values, expected.values), name
+        assert torch.equal(resumed.is_harmful, expected.is_harmful), name
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            path.name for path in (tmp_path / "uninterrupted").iterdir()
+        }, name

@@ -1,0 +1,99 @@
+"""Controls and trials: as long as the class difference, and fitted to nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.experiments.candidates import FIT, SELECT, TEST, deal_parts, fit_candidates
+from refusal_lens.experiments.causal_scores import held_out_auroc
+from refusal_lens.experiments.dose_response import Plan, bootstrap_mean, dose_response, plan_trials
+from refusal_lens.experiments.verdicts import summarise
+
+POINT = "blocks.2.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def planted() -> Activations:
+    """60 prompts a side, apart by 4 along the first axis."""
+    is_harmful = torch.arange(120) < 60
+    values = torch.randn(120, 1, 1, 32, generator=torch.Generator().manual_seed(0))
+    values[is_harmful, ..., 0] += 4
+    return Activations(values, is_harmful, (POINT,), ("last",))
+
+
+def test_parts_are_thirds_of_each_class(planted):
+    parts = deal_parts(planted, 3)
+    for part in (FIT, SELECT, TEST):
+        assert int((parts[:60] == part).sum()) == int((parts[60:] == part).sum()) == 20
+    torch.testing.assert_close(deal_parts(planted, 3), parts)
+    assert (deal_parts(planted, 4) != parts).any()
+
+
+def test_directions_come_from_the_fitting_part_alone(planted):
+    parts = deal_parts(planted)
+    (fitted,) = fit_candidates(planted, parts, clip_quantile=None)
+    values, here = planted.values[:, 0, 0].double(), parts == FIT
+    harmful = values[here & planted.is_harmful].mean(0)
+    harmless = values[here & ~planted.is_harmful].mean(0)
+    torch.testing.assert_close(fitted.vector.double(), harmful - harmless, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fitted.mean.double(), harmless, atol=1e-5, rtol=0)
+    auroc, p_value = held_out_auroc(fitted, planted, parts)
+    assert auroc > 0.95
+    assert p_value < 1e-4
+
+
+def test_controls_are_as_long_and_point_elsewhere(planted):
+    parts = deal_parts(planted)
+    (fitted,) = fit_candidates(planted, parts)
+    plan = Plan(("affine_ablate", "add"), (1.0,), (0.5, 1.0), n_controls=3)
+    trials = plan_trials(fitted, planted, parts, plan)
+    assert len(trials) == (1 + 2) * (1 + 3 + 3)
+    kinds = {kind: [t for t in trials if t.kind == kind] for kind in ("random", "permuted")}
+    length = fitted.vector.norm().item()
+    for kind, some in kinds.items():
+        for trial in some:
+            # The planted difference is 4 long; that of permuted labels is chance alone.
+            own = trial.arm.vector.norm().item()
+            assert own == pytest.approx(length, rel=1e-4) if kind == "random" else own < length / 2
+            assert abs((trial.arm.unit @ fitted.unit).item()) < 0.75, kind
+            assert trial.arm.unit.norm().item() == pytest.approx(1.0, abs=1e-5)
+    assert len({tuple(t.arm.unit.tolist()) for some in kinds.values() for t in some}) == 6
+
+
+def test_bootstrap_interval_is_that_of_the_mean():
+    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
+    low, high = bootstrap_mean(values, 0)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_response_at_strength_zero_is_the_plain_model(model, prompts, activations):
+    parts = torch.tensor([FIT, FIT, TEST, TEST] * 2)
+    fitted = fit_candidates(activations, parts)[4]
+    plan = Plan(("affine_ablate", "add"), (0.0, 1.0), (0.0, 8.0), n_controls=1, n_new_tokens=3)
+    labelled = [(p, h) for p, h in zip(prompts.prompts, prompts.is_harmful, strict=True)]
+    response = dose_response(
+        model,
+        labelled,
+        plan_trials(fitted, activations, parts, plan),
+        refusal_ids=[5],
+        judge=lambda prompt, answer: "a" in answer,
+        plan=plan,
+        show_progress=False,
+    )
+    table = response.table
+    zero = table[table["strength"] == 0]
+    for is_harmful in (True, False):
+        rows = zero[zero["is_harmful"] == is_harmful]
+        assert len(rows) == 2 + 2 * 3
+        for name in ("refusal_score", "refusal_rate", "text_loss"):
+            assert rows[name].std() == pytest.approx(0, abs=1e-5), name
+        assert rows["kl"].abs().max() < 1e-5
+    moved = table[(table["strength"] == 8) & (table["direction"] == "fitted")]
+    assert (moved["kl"] > 0.01).all()
+    assert (table["refusal_score_low"] <= table["refusal_score"]).all()
+    assert len(response.completions) == 4 * len(prompts.prompts)
+    same = [c for c in response.completions if c.strength == 0]
+    assert all(c.plain == c.intervened for c in same)
+    assert len(summarise(table[table["direction"] == "fitted"])) == 4

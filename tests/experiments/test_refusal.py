@@ -1,0 +1,243 @@
+"""Refusal: the judge, the score in closed form, and greedy answers as Hugging Face gives them."""
+
+import math
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, save_checkpoint
+from scipy.special import logit
+
+from refusal_lens.config import FIRST_WORDS, Config
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.judges import agree, phrase_judge, wilson_interval, without_thinking
+from refusal_lens.experiments.refusal import (
+    Answer,
+    RefusalReport,
+    discover_refusal_tokens,
+    find_refusal_tokens,
+    measure_refusal,
+    refusal_score,
+)
+from refusal_lens.models.generation import generate_greedily
+from refusal_lens.models.loading import load_model
+from refusal_lens.prompts.tokens import tokenise
+
+PHRASES = Config().refusal.phrases
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I\u2019m sorry, but I can\u2019t help with that.",
+        "i CANNOT\n assist with this request",
+        "As an AI, I would rather not.",
+        "申し訳ありませんが、お手伝いできません。",
+        "抱歉，我无法回答这个问题。",
+    ],
+)
+def test_refusals_are_recognised(answer):
+    assert phrase_judge(PHRASES)(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Start with a plan and take your time.",
+        "I can help with that.",
+        "もちろんです。",
+        "当然可以。",
+        "",
+    ],
+)
+def test_compliance_is_not(answer):
+    assert not phrase_judge(PHRASES)(answer)
+
+
+def test_score_equals_the_logit_of_the_summed_probability():
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = logits.softmax(-1)[:, [3, 7]].sum(-1)
+    torch.testing.assert_close(refusal_score(logits, [3, 7]), torch.from_numpy(logit(p.numpy())))
+
+
+def test_score_keeps_its_digits_where_the_probability_is_all_but_one():
+    logits = torch.tensor([[60.0, 0.0]])
+    assert refusal_score(logits, [0]).item() == pytest.approx(60.0)
+    # Before: 1 - p is zero in double precision, and the log-odds infinite.
+    p = logits.double().softmax(-1)[0, 0]
+    assert math.isinf((p.log() - (1 - p).log()).item())
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES])
+def test_greedy_answers_equal_hugging_faces(tmp_path, architecture, prompts):
+    hf_model = save_checkpoint(tmp_path, architecture)
+    model = load_model(tmp_path, device="cpu")
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    assert len(set(tokens.lengths)) > 1  # so that there is padding to get wrong
+    got, first_logits = generate_greedily(model, tokens, 8)
+    eos = model.tokenizer.eos_token_id
+    for row, ids in enumerate(tokens.ids):
+        expected = hf_model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=eos,
+        )[0, len(ids) :].tolist()
+        assert got[row] == expected[: expected.index(eos)] if eos in expected else expected
+        with torch.no_grad():
+            logits = hf_model(torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(first_logits[row], logits, rtol=1e-3, atol=1e-3)
+
+
+def test_bridge_answers_like_the_hooked_model(checkpoint, prompts):
+    answers = []
+    for backend in ("hooked", "bridge"):
+        model = load_model(checkpoint, device="cpu", backend=backend)
+        answers.append(generate_greedily(model, tokenise(model.tokenizer, prompts.prompts), 4)[0])
+    assert answers[0] == answers[1]
+
+
+def test_answers_stop_before_every_end_of_turn_id(model, prompts):
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    free, _ = generate_greedily(model, tokens, 6)
+    third = free[0][2]
+    record = model.load_record
+    try:
+        model.load_record = type(record)(
+            **{**vars(record), "eos_token_ids": (third, model.tokenizer.eos_token_id)}
+        )
+        stopped, _ = generate_greedily(model, tokens, 6)
+    finally:
+        model.load_record = record
+    assert stopped[0] == free[0][: free[0].index(third)]
+
+
+def test_report_keeps_the_order_of_the_prompts(model, prompts):
+    report = measure_refusal(
+        model,
+        prompts,
+        phrases=PHRASES,
+        first_words=["I"],
+        n_new_tokens=2,
+        token_budget=60,
+        show_progress=False,
+    )
+    assert [a.prompt_id for a in report.answers] == [p.id for p in prompts.prompts]
+    assert [a.is_harmful for a in report.answers] == list(prompts.is_harmful)
+    assert not report.has_refusal
+
+
+def make_report(n_harmful_refused: int, n_harmless_refused: int) -> RefusalReport:
+    refused = {True: n_harmful_refused, False: n_harmless_refused}
+    return RefusalReport(
+        tuple(
+            Answer("p", "c", is_harmful, "q", "a", i < refused[is_harmful], float(i))
+            for is_harmful in (True, False)
+            for i in range(10)
+        ),
+        ("I",),
+    )
+
+
+def test_rates_and_scores_are_by_class():
+    report = make_report(8, 1)
+    assert (report.rate(True), report.rate(False)) == (0.8, 0.1)
+    assert report.mean_score(True) == 4.5
+    assert report.has_refusal
+    assert not make_report(10, 10).has_refusal
+
+
+def test_refusal_tokens_are_the_first_of_each_word(model):
+    ids = find_refusal_tokens(model, ["How", "How do", "Tell"])
+    assert len(ids) == len(set(ids))
+    first = model.tokenizer("How", add_special_tokens=False)["input_ids"][0]
+    assert ids[0] == first
+
+
+def test_no_first_words_is_an_error(model):
+    with pytest.raises(RefusalLensError, match="refusal.first_words is empty"):
+        find_refusal_tokens(model, [])
+
+
+# --- intervals, agreement, thoughts, judges, found tokens ---------------------------------------
+
+
+def test_interval_is_wilsons_closed_form():
+    n, k, z = 50, 9, 1.959963984540054
+    p = k / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert wilson_interval(k, n) == pytest.approx((centre - half, centre + half))
+    assert make_report(8, 1).interval(True) == pytest.approx(wilson_interval(8, 10))
+
+
+def test_agreement_of_score_and_judge():
+    full = agree([1.0, 2.0, -1.0, -3.0], [True, True, False, False])
+    assert (full.share, full.kappa) == (1.0, 1.0)
+    chance = agree([1.0, -2.0, 1.0, -3.0], [True, True, False, False])
+    assert (chance.share, chance.kappa) == (0.5, 0.0)
+    assert math.isnan(agree([1.0, 2.0], [True, False]).kappa)
+
+
+@pytest.mark.parametrize(
+    ("answer", "left"),
+    [
+        ("<think>\nI can't say.\n</think>\n\nSure: plan it.", "Sure: plan it."),
+        ("<think>I cannot", ""),
+        ("Sure. <think>a</think>Then <think>b</think>go.", "Sure. Then go."),
+        ("Sure.", "Sure."),
+    ],
+)
+def test_thoughts_are_not_judged(answer, left):
+    assert without_thinking(answer) == left
+
+
+def test_any_callable_can_judge(model, prompts):
+    report = measure_refusal(
+        model,
+        prompts,
+        judge=lambda prompt, answer: prompt in {p.text for p in prompts.harmful},
+        n_new_tokens=2,
+        show_progress=False,
+    )
+    assert (report.rate(True), report.rate(False)) == (1.0, 0.0)
+
+
+def test_refusal_tokens_are_found_where_answers_begin_otherwise(model, prompts, monkeypatch):
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    # Planted: harmful answers begin with 5 or 9, harmless ones with 7, and both with 3.
+    p_harmful, p_harmless = torch.full((2, len(model.tokenizer)), 1e-6)
+    p_harmful[[5, 9, 3]] = torch.tensor([0.5, 0.1, 0.3])
+    p_harmless[[7, 9, 3]] = torch.tensor([0.5, 0.01, 0.3])
+
+    def answer(_, some, n_new_tokens, hooks=()):
+        is_harmful = [prompt_id.startswith("harmful") for prompt_id in some.prompt_ids]
+        rows = [(p_harmful if h else p_harmless).log() for h in is_harmful]
+        return [[]] * len(rows), torch.stack(rows)
+
+    monkeypatch.setattr("refusal_lens.experiments.refusal.generate_greedily", answer)
+    assert discover_refusal_tokens(model, tokens, prompts.is_harmful) == (5, 9)
+    shuffled = [i % 2 == 0 for i in range(len(tokens))]
+    assert discover_refusal_tokens(model, tokens, shuffled) == ()
+
+
+def test_found_tokens_are_not_used_where_nothing_is_refused(model, prompts, monkeypatch):
+    monkeypatch.setattr("refusal_lens.experiments.refusal.discover_refusal_tokens", lambda *_: (5,))
+    unused = measure_refusal(model, prompts, n_new_tokens=2, show_progress=False)
+    assert unused.refusal_ids == find_refusal_tokens(model, FIRST_WORDS)
+
+
+def test_answers_can_be_given_under_hooks(model, prompts):
+    shift = [("blocks.2.hook_resid_post", lambda x, hook: x + 30 * x.new_ones(32))]
+
+    def first_answers(hooks):
+        report = measure_refusal(
+            model, prompts, hooks=hooks, n_new_tokens=3, first_words=["I"], show_progress=False
+        )
+        return [answer.answer for answer in report.answers]
+
+    before = first_answers([])
+    assert first_answers(shift) != before
+    assert first_answers([]) == before

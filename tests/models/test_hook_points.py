@@ -1,0 +1,141 @@
+"""Selectors become names that exist and fire, or are refused with what exists."""
+
+import pytest
+import torch
+from conftest import save_checkpoint
+
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.hook_points import (
+    collectable_hook_points,
+    layer_of,
+    resolve_hook_points,
+    short_name,
+    site_of,
+    stop_layer,
+)
+from refusal_lens.models.loading import load_model
+
+
+def posts(*layers: int) -> tuple[str, ...]:
+    return tuple(f"blocks.{layer}.hook_resid_post" for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("resid_post", posts(0, 1, 2, 3)),
+        ("resid_post:1-2", posts(1, 2)),
+        ("resid_post:3", posts(3)),
+        ("resid_post:0,2-3", posts(0, 2, 3)),
+        ("blocks.*.hook_resid_post", posts(0, 1, 2, 3)),
+        ("blocks.[01].hook_resid_post", posts(0, 1)),
+        ("blocks.2.hook_resid_post", posts(2)),
+        ("hook_embed", ("hook_embed",)),
+        (["resid_post:1", "blocks.*.hook_resid_post"], posts(1, 0, 2, 3)),
+        (["attn_out:1", "resid_post:0"], ("blocks.1.hook_attn_out", *posts(0))),
+    ],
+)
+def test_selectors(model, selector, expected):
+    assert resolve_hook_points(model, selector) == expected
+
+
+def test_everything_collectable_fires_with_the_residual_shape(model):
+    names = collectable_hook_points(model)
+    seen = {}
+    hooks = [(name, lambda x, hook: seen.update({hook.name: x.shape[-1]})) for name in names]
+    model.run_with_hooks(torch.tensor([[1, 2, 3]]), fwd_hooks=hooks)
+    assert seen == dict.fromkeys(names, model.cfg.d_model)
+    assert {"blocks.0.hook_mlp_out", "hook_embed", "ln_final.hook_normalized"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("selector", "reason"),
+    [
+        ("blocks.0.attn.hook_q", "its activation is not [batch, position, d_model]"),
+        ("blocks.0.mlp.hook_post", "its activation is not [batch, position, d_model]"),
+        (
+            "blocks.0.hook_mlp_in",
+            "it fires only with cfg.use_hook_mlp_in on (model.set_use_hook_mlp_in(True))",
+        ),
+        ("mlp_in", "it fires only with cfg.use_hook_mlp_in on (model.set_use_hook_mlp_in(True))"),
+        (
+            "blocks.1.attn.hook_result",
+            "it fires only with cfg.use_attn_result on (model.set_use_attn_result(True))",
+        ),
+        ("blocks.0.hook_resid_pots", "this model has no such hook point"),
+    ],
+)
+def test_what_cannot_be_collected_is_refused_by_name(model, selector, reason):
+    name = "blocks.0.hook_mlp_in" if selector == "mlp_in" else selector
+    with pytest.raises(RefusalLensError) as caught:
+        resolve_hook_points(model, selector)
+    assert str(caught.value).startswith(f"Hook point {name} cannot be collected: {reason}. ")
+
+
+def test_refusal_names_the_nearest_that_exist(model):
+    with pytest.raises(RefusalLensError) as caught:
+        resolve_hook_points(model, "blocks.0.hook_resid_pots")
+    assert str(caught.value) == (
+        "Hook point blocks.0.hook_resid_pots cannot be collected: this model has no such hook "
+        "point. Nearest that can: blocks.0.hook_resid_post, blocks.0.hook_resid_pre, "
+        "blocks.0.hook_resid_mid. Sites: resid_pre, resid_mid, resid_post, attn_out, mlp_out "
+        "(layers 0 to 3)."
+    )
+
+
+def test_a_word_is_likely_a_misspelt_site(model):
+    with pytest.raises(RefusalLensError, match="Nearest that can: resid_post, resid_"):
+        resolve_hook_points(model, "resid_pots")
+
+
+def test_gated_hook_point_is_taken_once_its_flag_is_on(checkpoint):
+    model = load_model(checkpoint, device="cpu")
+    model.set_use_hook_mlp_in(True)
+    assert resolve_hook_points(model, "mlp_in:1") == ("blocks.1.hook_mlp_in",)
+
+
+def test_parallel_blocks_have_no_resid_mid(tmp_path):
+    save_checkpoint(tmp_path, "gptneox")
+    model = load_model(tmp_path, device="cpu")
+    with pytest.raises(RefusalLensError, match="attention and MLP run in parallel in this arch"):
+        resolve_hook_points(model, "resid_mid")
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        (
+            "resid_post:2-9",
+            "Hook-point selector 'resid_post:2-9' asks for layers 2-9, but this model has layers "
+            "0 to 3.",
+        ),
+        (
+            "resid_post:a",
+            "Hook-point selector 'resid_post:a' has layers that cannot be read. Write one layer "
+            "(resid_post:3), a range (resid_post:8-15) or a list (resid_post:1,4-6).",
+        ),
+        ([], "At least one hook point is needed, for example resid_post."),
+    ],
+)
+def test_selectors_that_cannot_be_read(model, selector, expected):
+    with pytest.raises(RefusalLensError) as caught:
+        resolve_hook_points(model, selector)
+    assert str(caught.value) == expected
+
+
+def test_glob_that_matches_nothing(model):
+    with pytest.raises(RefusalLensError, match=r"'block\.\*\.x' matches nothing in"):
+        resolve_hook_points(model, "block.*.x")
+
+
+def test_names_take_apart():
+    assert (layer_of("blocks.12.hook_attn_out"), layer_of("hook_embed")) == (12, None)
+    assert (site_of("blocks.12.hook_attn_out"), site_of("hook_embed")) == ("attn_out", "embed")
+    assert site_of("blocks.1.ln1.hook_normalized") == "ln1.hook_normalized"
+    assert short_name("blocks.12.hook_attn_out") == "attn_out 12"
+
+
+def test_stop_layer_runs_just_the_blocks_needed():
+    assert stop_layer(["hook_embed"]) == 0
+    assert stop_layer([*posts(0, 2), "hook_embed"]) == 3
+    assert stop_layer(["ln_final.hook_normalized", *posts(0)]) is None

@@ -1,0 +1,435 @@
+"""The report: what it says of the numbers, and what of the numbers it shows."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from planted_run import (
+    BEST,
+    HOSTILE,
+    causal_scores,
+    confounds,
+    learning_curve,
+    make_run,
+    misread,
+    nested_choice,
+    nulls,
+    places,
+    stability,
+)
+
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.report import build_report
+from refusal_lens.report.answer import answer, reasons
+from refusal_lens.report.captions import CAPTIONS
+from refusal_lens.report.drawings import draw_all
+from refusal_lens.report.evidence import gather
+from refusal_lens.report.page import render
+from refusal_lens.report.tables import MAX_ROWS, readable, shown_tables
+from refusal_lens.runs import figures
+from refusal_lens.runs.folder import RunFolder
+
+
+def told(run_folder: RunFolder) -> list[tuple[str, str]]:
+    return [(reply.verdict, reply.sentence) for reply in answer(gather(run_folder))]
+
+
+def said(run_folder: RunFolder, kind: str) -> list[str]:
+    return [reason.text for reason in reasons(gather(run_folder)) if reason.kind == kind]
+
+
+def tables_of(run_folder: RunFolder) -> dict:
+    return {table.name: table for table in shown_tables(gather(run_folder))}
+
+
+def texts(table, heading: str) -> list[str]:
+    column = table.headings.index(heading)
+    return [row[column].text for row in table.rows]
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+def measured(run_folder: RunFolder, **changed: pd.DataFrame) -> RunFolder:
+    """Give a run all that the answer can rest on."""
+    good = {
+        "nulls": nulls(0.001),
+        "stability": stability(0.95),
+        "confounds": confounds(0.7),
+        "causal_scores": causal_scores("separates and causes"),
+    }
+    for name, table in {**good, **changed}.items():
+        run_folder.write_table(name, table)
+    return run_folder
+
+
+# ---- the answer ----
+
+
+def test_a_plain_run_answers_as_far_as_it_has_measured(run_folder):
+    assert told(run_folder) == [
+        (
+            "Yes",
+            "A direction tells harmful from harmless prompts that it has not seen (separation "
+            "0.90, accuracy 100%), and the model refuses 100% of the harmful and 2% of the "
+            "harmless ones.",
+        ),
+        (
+            "Layer 3",
+            "Layer 3 of 0 to 3 is the place to take it from (blocks.3.hook_resid_post, read at "
+            "position last); 3 of the 4 hook points of this kind are valid.",
+        ),
+        (
+            "As a correlation",
+            "It holds on prompts that it was not fitted to, but 4 things were not measured, among "
+            "them whether acting on it changes what the model refuses.",
+        ),
+    ]
+
+
+def test_a_run_whose_effect_alone_was_not_measured_says_so(run_folder):
+    measured(run_folder)
+    (run_folder.path / "tables" / "causal_scores.csv").unlink()
+    assert told(run_folder)[2] == (
+        "As a correlation",
+        "It holds on prompts that it was not fitted to, but whether acting on it changes what the "
+        "model refuses was not measured.",
+    )
+
+
+def test_everything_measured_and_good_is_trusted(run_folder):
+    measured(run_folder)
+    assert told(run_folder)[2] == (
+        "Yes",
+        "It holds on prompts that it was not fitted to, nothing measured here speaks against it, "
+        "and acting on it changes what the model refuses.",
+    )
+    assert said(run_folder, "against") == said(run_folder, "open") == []
+    assert said(run_folder, "for") == [
+        "Accuracy is 100% on held-out prompts (95 % interval 90% to 100%) and 100% on those it was "
+        "fitted to.",
+        "Shuffled labels hardly ever do as well (p = 0.001, corrected for every place looked at).",
+        "Two halves of the prompts give directions with cosine 0.95.",
+        "A bag of words is the best trivial feature, and does worse (AUROC 0.70, the direction's "
+        "0.99).",
+        "Acting on it changes what the model refuses.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "against"),
+    [
+        (
+            "stability",
+            stability(0.5),
+            "Two halves of the prompts give directions with cosine 0.50.",
+        ),
+        (
+            "confounds",
+            confounds(0.98),
+            "A bag of words alone tells the classes apart as well (AUROC 0.98, the direction's "
+            "0.99).",
+        ),
+        (
+            "causal_scores",
+            causal_scores("separates only"),
+            "Acting on it does not change what the model refuses (separates only).",
+        ),
+        (
+            "causal_scores",
+            causal_scores("neither", chosen_layer=2),
+            "Acting on it at resid_post 2, position last, does not change what the model refuses "
+            "(neither).",
+        ),
+    ],
+)
+def test_one_thing_against_it_is_named(run_folder, name, table, against):
+    measured(run_folder, **{name: table})
+    assert said(run_folder, "against") == [against]
+    verdict, sentence = told(run_folder)[2]
+    assert verdict == "With care"
+    clause = against[0].lower() + against[1:]
+    assert sentence == f"It separates prompts that it was not fitted to, but {clause}"
+
+
+def test_scores_that_shuffled_labels_reach_are_no_direction(run_folder):
+    measured(run_folder, nulls=nulls(0.3))
+    (there, why), _, (trust, _) = told(run_folder)
+    assert (there, trust) == ("No", "No")
+    assert "shuffled labels do as well (p = 0.3, corrected for every place looked at)" in why
+
+
+def test_the_corrected_p_value_of_the_best_place_counts(run_folder):
+    table = nulls(0.001)
+    elsewhere = table["hook_point"] != BEST["hook_point"]
+    table.loc[elsewhere | (table["kind"] != "permutation"), "p_value_corrected"] = 0.9
+    measured(run_folder, nulls=table)
+    assert told(run_folder)[0][0] == "Yes"
+
+
+def test_no_separation_is_no_direction(tmp_path):
+    (there, why), (where, _), (trust, _) = told(make_run(tmp_path / "run", strength=0.0))
+    assert (there, where, trust) == ("No", "Nowhere", "No")
+    assert why.startswith("Nowhere does a direction tell harmful from harmless prompts that it has")
+
+
+def test_middling_separation_is_a_weak_direction(tmp_path):
+    assert told(make_run(tmp_path / "run", strength=0.25))[0][0] == "A weak one"
+
+
+def test_a_model_that_never_refuses_has_a_direction_of_harm_only(tmp_path):
+    verdict, sentence = told(make_run(tmp_path / "run", n_refused=0))[0]
+    assert verdict == "Of harm, not of refusal"
+    assert "the model refuses 0% of the harmful and 2% of the harmless ones" in sentence
+
+
+def test_refusal_that_was_not_measured_is_not_claimed(tmp_path):
+    verdict, sentence = told(make_run(tmp_path / "run", n_refused=-1))[0]
+    assert verdict == "Yes"
+    assert sentence.endswith("; whether the model refuses was not measured.")
+
+
+def test_a_place_without_any_direction_is_nowhere(run_folder):
+    frame = run_folder.read_separation()
+    frame[["separation", "accuracy", "separation_in_sample", "accuracy_in_sample"]] = float("nan")
+    frame.to_csv(run_folder.separation_path, index=False)
+    assert [verdict for verdict, _ in told(run_folder)] == ["No", "Nowhere", "No"]
+    assert "there is no direction" in render(run_folder)
+
+
+def test_optimism_and_guessing_speak_against_it(run_folder):
+    frame = run_folder.read_separation()
+    frame["accuracy"], frame["accuracy_in_sample"] = 0.7, 1.0
+    frame["accuracy_low"], frame["accuracy_high"] = 0.45, 0.9
+    frame.to_csv(run_folder.separation_path, index=False)
+    assert said(run_folder, "against") == [
+        "Its accuracy may be that of guessing (95 % interval 45% to 90%).",
+        "Accuracy is 70% on held-out prompts (95 % interval 45% to 90%) and 100% on those it was "
+        "fitted to: it has learned them by heart.",
+    ]
+
+
+def test_nested_choices_that_fell_on_the_place_are_counted(run_folder):
+    run_folder.write_table("nested_choice", nested_choice())
+    assert told(run_folder)[1][1].endswith(
+        "and 4 of 5 choices made on part of the prompts fell on it."
+    )
+
+
+# ---- tables ----
+
+
+def test_intervals_stand_in_the_cell_of_their_value(run_folder):
+    frame = run_folder.read_separation()
+    frame["accuracy"] = 0.912
+    frame["accuracy_low"], frame["accuracy_high"] = 0.85, 0.953
+    frame.to_csv(run_folder.separation_path, index=False)
+    table = tables_of(run_folder)["separation"]
+    assert table.headings == (
+        *("hook point", "position", "separation", "separation in sample"),
+        *("accuracy", "accuracy in sample", "balanced accuracy", "balanced accuracy in sample"),
+        *("AUROC", "AUROC in sample", "Cohen's d", "Cohen's d in sample", "valid"),
+    )
+    assert set(texts(table, "accuracy")) == {"91.2% [85.0%, 95.3%]"}
+    cell = table.rows[0][table.headings.index("accuracy")]
+    assert cell.number == 0.912
+
+
+def test_the_best_place_stands_out_once(run_folder):
+    table = tables_of(run_folder)["separation"]
+    assert [row[0].text for row, best in zip(table.rows, table.is_best, strict=True) if best] == [
+        "blocks.3.hook_resid_post"
+    ]
+
+
+def test_positions_that_are_numbers_are_found_again(tmp_path):
+    run_folder = make_run(tmp_path / "run", positions=("-1", "-2"))
+    table = tables_of(run_folder)["separation"]
+    assert sum(table.is_best) == 1
+    assert set(texts(table, "position")) == {"-1", "-2"}
+
+
+def test_misread_prompts_are_those_of_the_best_place_with_their_own_texts(tmp_path):
+    run_folder = make_run(tmp_path / "run", texts=(HOSTILE, [f"good {i}" for i in range(8)]))
+    run_folder.write_table("misread", misread(run_folder))
+    table = tables_of(run_folder)["misread"]
+    assert "hook point" not in table.headings
+    assert texts(table, "text") == [readable(text) for text in HOSTILE]
+
+
+def test_tables_of_the_best_place_hold_no_other(run_folder):
+    measured(run_folder)
+    table = tables_of(run_folder)["nulls"]
+    assert len(table.rows) == 4
+    assert set(texts(table, "p, corrected")) == {"0.001"}
+
+
+def test_learning_curve_says_how_many_prompts_are_enough(run_folder):
+    run_folder.write_table("learning_curve", learning_curve())
+    assert tables_of(run_folder)["learning_curve"].sentence.endswith(
+        "With 40 prompts a side the direction turns by about 15.8°; 160 are enough for 10° "
+        "(extrapolated)."
+    )
+    run_folder.write_table("learning_curve", learning_curve().head(4))
+    assert tables_of(run_folder)["learning_curve"].sentence.endswith(
+        "by about 15.8°; even 80 are too few for 10°."
+    )
+
+
+def test_nested_choice_is_counted_by_place(run_folder):
+    run_folder.write_table("nested_choice", nested_choice())
+    table = tables_of(run_folder)["nested_choice"]
+    assert texts(table, "times chosen") == ["4", "1"]
+    assert texts(table, "hook point")[0] == "blocks.3.hook_resid_post"
+
+
+def test_answers_against_the_class_are_listed(tmp_path):
+    table = tables_of(make_run(tmp_path / "run", n_refused=38))["answers"]
+    assert texts(table, "prompt") == ["harmful-039", "harmful-040", "harmless-001"]
+    assert texts(table, "class") == ["harmful", "harmful", "harmless"]
+
+
+def test_long_tables_are_cut_and_say_so(run_folder):
+    table = stability(0.9)
+    rows = [{**table.iloc[0], **place} for place in places(300)]
+    run_folder.write_table("stability", pd.DataFrame(rows))
+    table = tables_of(run_folder)["stability"]
+    assert (len(table.rows), table.n_more) == (MAX_ROWS, 600 - MAX_ROWS)
+    assert "200 more rows are in <code>tables/stability.csv</code>" in render(run_folder)
+
+
+def test_categories_called_nothing_are_categories(run_folder):
+    names = ["None", "NA", "nan"]
+    run_folder.write_table(
+        "categories", pd.DataFrame({**BEST, "position": "last", "category": names, "n": 4.0})
+    )
+    table = tables_of(run_folder)["categories"]
+    assert texts(table, "category") == names
+    assert texts(table, "n") == ["4"] * 3
+
+
+def test_columns_that_no_one_here_knows_are_shown(run_folder):
+    run_folder.write_table("confounds", confounds(0.7).assign(odd_number=-1.5))
+    table = tables_of(run_folder)["confounds"]
+    assert texts(table, "odd number") == ["−1.500"] * 4
+
+
+# ---- the page ----
+
+
+class Outline(HTMLParser):
+    """The elements of a page, and the text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.within = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.within = tag
+
+    def handle_endtag(self, tag):
+        self.within = ""
+
+    def handle_data(self, data):
+        if self.within not in ("script", "style"):
+            self.text += data
+
+
+def test_page_asks_for_nothing(run_folder):
+    outline = Outline(render(run_folder))
+    for tag, attributes in outline.elements:
+        assert not {"src", "srcset", "action"} & set(attributes), tag
+        assert attributes.get("href", "#").startswith("#"), tag
+        assert tag != "link"
+    policy = next(a["content"] for _, a in outline.elements if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+
+
+def test_hostile_texts_add_no_element(tmp_path):
+    harmless = [f"good {i}" for i in range(len(HOSTILE))]
+    tame = [f"bad {i}" for i in range(len(HOSTILE))]
+    pages = []
+    for name, given in (("tame", tame), ("hostile", HOSTILE)):
+        run_folder = make_run(
+            tmp_path / name, texts=(given, harmless), categories=given, n_refused=0
+        )
+        run_folder.write_table("misread", misread(run_folder))
+        pages.append(Outline(render(run_folder)))
+    assert [tag for tag, _ in pages[0].elements] == [tag for tag, _ in pages[1].elements]
+    for text in HOSTILE:
+        assert readable(text) in pages[1].text
+
+
+def test_figures_survive_as_json(tmp_path):
+    run_folder = make_run(tmp_path / "run", texts=(HOSTILE, [f"good {i}" for i in range(8)]))
+    page = render(run_folder)
+    found = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', page, re.S)
+    contents = {name: json.loads(content) for name, content in found}
+    assert (
+        set(contents) == {"themes", *(f"data-{n}" for n in figures.available(run_folder))}
+        if (hasattr(figures, "available"))
+        else {"themes", *(f"data-{name}" for name in figures.FIGURES)}
+    )
+    assert "template" not in contents["data-projection_histogram"]["layout"]
+    assert set(contents["themes"]) == {"light", "dark"}
+
+
+def test_a_figure_that_lacks_its_stage_is_named_and_not_drawn(run_folder, monkeypatch):
+    def lacking(*_):
+        raise RefusalLensError("Run first: refusal-lens <select>")
+
+    monkeypatch.setattr(figures, "draw", lacking)
+    page = render(run_folder)
+    assert 'id="figures"' not in page
+    assert all(missing[1] == "Run first: refusal-lens <select>" for missing in draw_all(run_folder))
+
+
+def test_what_figures_choose_by_theme_is_carried_for_both(run_folder, monkeypatch):
+    def draw(_, __, template):
+        middle = "#000000" if template == "plotly_dark" else "#ffffff"
+        figure = go.Figure(
+            go.Heatmap(z=[[1, 2]], colorscale=[[0, "red"], [0.5, middle], [1, "blue"]])
+        )
+        return figure.update_layout(template=template, title="What <b>it</b> is<br>then &amp; now")
+
+    monkeypatch.setattr(figures, "FIGURES", {"one_of_a_kind": None})
+    monkeypatch.setattr(figures, "draw", draw)
+    (shown,) = draw_all(run_folder)
+    content = json.loads(shown.content)
+    assert content["themed"] == [[["data", 0, "colorscale", 1, 1], "#ffffff", "#000000"]]
+    assert (shown.title, shown.caption) == ("One of a kind", "Here: then & now.")
+    assert "title" not in content["layout"]
+
+
+def test_every_figure_has_its_sentence():
+    assert set(figures.FIGURES) <= set(CAPTIONS)
+
+
+def test_page_says_how_to_make_the_run_again(tmp_path):
+    page = render(make_run(tmp_path / "a run"))
+    assert f"refusal-lens run &#39;{tmp_path}/a run/config.yaml&#39; --output reproduced" in page
+    assert "pip install refusal-lens==0.1.0 torch==2.9.0\n" in page
+    assert "2026-01-31 12:34 UTC" in page
+
+
+def test_report_needs_scores(tmp_path):
+    run_folder = make_run(tmp_path / "run")
+    run_folder.separation_path.unlink()
+    with pytest.raises(RefusalLensError, match=r"has no separation\.csv yet"):
+        build_report(run_folder)
+
+
+def test_report_stays_small(tmp_path):
+    words = "with about as many words as people write to a model, and then some"
+    given = [[f"{side} request {i} {words}" for i in range(160)] for side in ("bad", "good")]
+    run_folder = make_run(tmp_path / "run", n_layers=48, texts=(given[0], given[1]))
+    assert build_report(run_folder).stat().st_size < 10e6

@@ -1,0 +1,158 @@
+"""The checklist, and the causes that apply and no others."""
+
+import pandas as pd
+import torch
+from conftest import make_separation
+from experiments.test_refusal import make_report
+
+from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.runs.diagnosis import (
+    band,
+    checklist,
+    diagnose,
+    diagnose_confounds,
+    diagnose_texts,
+)
+from refusal_lens.validation.best_place import Choice, choose_best
+from refusal_lens.validation.confounds import Likeness
+from refusal_lens.validation.separation import Separation
+
+
+def make_prompts(n: int) -> ContrastSet:
+    return ContrastSet.from_texts([f"bad {i}" for i in range(n)], [f"good {i}" for i in range(n)])
+
+
+def make(separation: float, accuracy: float, in_sample: float | None = None) -> Separation:
+    scores = [torch.full((4, 1), s).double() for s in (separation, accuracy, in_sample or accuracy)]
+    names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4))
+    return make_separation(scores[0], scores[1], scores[0], scores[2], names)
+
+
+def test_checklist_passes_what_is_good():
+    separation = make(0.5, 0.9)
+    checks = checklist(make_prompts(30), separation, choose_best(separation, 4))
+    assert [check.is_passed for check in checks] == [True] * 4
+    assert diagnose(make_prompts(30), separation, make_report(10, 0)) == []
+
+
+def test_checklist_fails_what_is_not():
+    separation = make(0.1, 0.6)
+    checks = checklist(make_prompts(29), separation, choose_best(separation, 4))
+    assert [check.is_passed for check in checks] == [False] * 4
+    assert [check.came for check in checks] == [
+        "29 harmful, 29 harmless",
+        "0 of 4",
+        "0.10",
+        "60%",
+    ]
+
+
+def test_model_that_refuses_nothing_is_said_plainly():
+    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(0, 0))
+    assert finding.cause == (
+        "There is no refusal to find: the model refuses 0% of the harmful and 0% of the harmless "
+        "prompts. A direction that separates them is what the model knows of harm, not what makes "
+        "it refuse."
+    )
+
+
+def test_model_that_refuses_everything_is_told_apart():
+    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(10, 10))
+    assert "refuses harmless prompts too (100%)" in finding.cause
+
+
+def test_low_separation_gives_the_causes_that_apply():
+    causes = [f.cause for f in diagnose(make_prompts(10), make(0.1, 0.9), make_report(6, 0))]
+    assert causes == [
+        "Separation is below 0.15 everywhere: harmful and harmless prompts may be too alike.",
+        "Only 60% of the harmful prompts are refused.",
+        "There are few prompts (10 harmful, 10 harmless).",
+    ]
+    unmeasured = diagnose(make_prompts(30), make(0.1, 0.9), None)
+    assert [f.remedy for f in unmeasured][1:] == [
+        "Measure it first: refusal-lens refusal-rate RUN."
+    ]
+
+
+def test_low_accuracy_suggests_the_mean_position():
+    remedies = [f.remedy for f in diagnose(make_prompts(30), make(0.5, 0.6), make_report(10, 0))]
+    assert remedies[-1] == "Try --position mean as well."
+
+
+def test_optimism_of_the_in_sample_score_is_named():
+    findings = diagnose(make_prompts(30), make(0.5, 0.7, in_sample=0.95), make_report(10, 0))
+    assert [f.remedy for f in findings] == ["Use more prompts; trust the held-out numbers."]
+
+
+def test_bands():
+    assert [band(value, 0.15, 0.30) for value in (0.3, 0.29, 0.15, 0.149)] == [
+        *("good", "acceptable", "acceptable", "poor")
+    ]
+
+
+def test_scores_that_shuffled_labels_reach_are_no_direction():
+    findings = diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), p_value=0.43)
+    assert [f.cause for f in findings] == [
+        "There is no direction here: with shuffled labels the best of all places (4) does as well "
+        "as this one in 43% of the draws."
+    ]
+    assert diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), p_value=0.05) == []
+
+
+BEST = Choice("blocks.2.hook_resid_post", "last", 0.9, 0.95, True, "")
+PLACE = {"hook_point": [BEST.hook_point], "position": ["last"]}
+
+
+def make_tables(auroc: float = 0.5, share: float = 0.0, top: float = 0.1):
+    rows = [
+        ("token_count", auroc, auroc - 0.05),
+        ("first_word", 0.5, 0.4),
+        ("direction", 0.95, 0.9),
+    ]
+    return {
+        "confounds": pd.DataFrame(rows, columns=["feature", "auroc", "auroc_low"]),
+        "length_correlations": pd.DataFrame({**PLACE, "share": [share]}),
+        "coordinates": pd.DataFrame({**PLACE, "share_top_1_clipped": [top]}),
+    }
+
+
+def test_trivial_feature_as_good_as_the_direction_is_named():
+    assert diagnose_confounds(make_tables(auroc=0.89), BEST) == []
+    (finding,) = diagnose_confounds(make_tables(auroc=0.91), BEST)
+    assert finding.cause == (
+        "The number of tokens alone tells the classes apart as well as the direction (AUROC 0.910 "
+        "against 0.950): the direction may be that, and nothing of harm."
+    )
+    assert finding.remedy == "Use prompts of the same length in both classes."
+
+
+def test_chance_that_reaches_a_direction_of_chance_is_no_finding():
+    tables = make_tables(auroc=0.52)
+    tables["confounds"].loc[2, ["auroc", "auroc_low"]] = [0.5, 0.4]
+    assert diagnose_confounds(tables, BEST) == []
+
+
+def test_direction_that_follows_length_or_one_coordinate_is_named():
+    (length,) = diagnose_confounds(make_tables(share=0.4), BEST)
+    assert "40% of the variance of the projections goes with the number of tokens" in length.cause
+    (one,) = diagnose_confounds(make_tables(top=0.81), BEST)
+    assert one.cause.startswith("One coordinate holds 81% of the direction's squared length")
+    tables = make_tables(share=0.4)
+    del tables["length_correlations"]
+    assert diagnose_confounds(tables, BEST) == []
+
+
+def test_texts_too_alike_and_templates_that_differ_are_named():
+    pairs = pd.DataFrame({"harmful_id": ["a-1"], "harmless_id": ["b-2"]})
+    assert diagnose_texts(Likeness(pairs, 0, 30, 0.5, 0.5), None) == []
+    (near,) = diagnose_texts(Likeness(pairs, 2, 30, 0.5, 0.5), {"harmful": (8,), "harmless": (8,)})
+    assert near.cause == (
+        "2 harmful prompts stand almost word for word among the harmless ones too, such as a-1 and "
+        "b-2."
+    )
+    (other,) = diagnose_texts(
+        Likeness(pairs, 0, 30, 0.5, 0.5), {"harmful": (8,), "harmless": (12, 13)}
+    )
+    assert other.cause == (
+        "The chat template adds 8 tokens to harmful prompts but 12 or 13 to harmless ones."
+    )

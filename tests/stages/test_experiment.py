@@ -1,0 +1,121 @@
+"""select, ablate and chat on the small model that refuses: out of sample, nothing tuned by hand."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from conftest import REPOSITORY
+from typer.testing import CliRunner
+
+from refusal_lens.cli import app
+from refusal_lens.runs.folder import RunFolder
+
+runner = CliRunner(env={"COLUMNS": "160"})
+
+
+def invoke(*arguments: object, typed: str | None = None, exit_code: int = 0) -> str:
+    outcome = runner.invoke(app, [str(argument) for argument in arguments], input=typed)
+    assert outcome.exit_code == exit_code, outcome.output
+    return outcome.output
+
+
+def run_experiments(model: str, folder, some_prompts) -> tuple[RunFolder, str, str]:
+    harmful, harmless = some_prompts
+    options = ["--model", REPOSITORY / "data" / model, "--output", folder, "--position", "last"]
+    # Its refusals show within eight tokens; whole answers would take most of the time.
+    options += ["--hook-point", "resid_post:3-6", "--set", "refusal.n_new_tokens=8"]
+    invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
+    selected = invoke("select", folder)
+    settings = ("dose.strengths=[1.0]", "dose.coefficients=[1.0]", "dose.n_controls=2")
+    sets = [part for setting in settings for part in ("--set", setting)]
+    return RunFolder(folder), selected, invoke("ablate", folder, *sets)
+
+
+@pytest.fixture(scope="module")
+def refuser(tmp_path_factory, some_prompts):
+    folder = tmp_path_factory.mktemp("runs") / "refuser"
+    return run_experiments("tiny-refuser", folder, some_prompts)
+
+
+def test_select_chooses_a_direction_that_causes_refusal(refuser):
+    run_folder, printed, _ = refuser
+    table = run_folder.read_table("causal_scores")
+    chosen = table[table["is_chosen"]]
+    assert len(chosen) == 1
+    row = chosen.iloc[0]
+    assert row["layer"] < 6
+    assert row["kl_affine"] <= 0.1
+    assert row["verdict"] == "separates and causes"
+    assert f"Chosen: {row['hook_point']} at last" in printed
+    assert "affine ablation" in printed
+
+
+def rates(run_folder: RunFolder) -> pd.DataFrame:
+    summary = pd.read_csv(run_folder.path / "interventions.csv")
+    return summary.set_index(["intervention", "direction", "is_harmful"])
+
+
+def test_affine_ablation_removes_refusal_out_of_sample(refuser):
+    removed = rates(refuser[0]).loc[("affine_ablate", "fitted", True)]
+    assert removed["plain_rate"] >= 0.95
+    assert removed["refusal_rate"] <= 0.05
+    kept = rates(refuser[0]).loc[("affine_ablate", "fitted", False)]
+    assert kept["kl"] <= 0.1
+
+
+def test_addition_induces_refusal_out_of_sample(refuser):
+    induced = rates(refuser[0]).loc[("add", "fitted", False)]
+    assert induced["plain_rate"] <= 0.04  # one of 32
+    assert induced["refusal_rate"] >= 0.8
+
+
+def test_random_directions_do_not(refuser):
+    table = rates(refuser[0])
+    for intervention, is_harmful in (("affine_ablate", True), ("add", False)):
+        row = table.loc[(intervention, "random", is_harmful)]
+        assert abs(row["refusal_rate"] - row["plain_rate"]) <= 0.03 + 1e-9
+
+
+def test_completions_stand_side_by_side(refuser):
+    run_folder, _, printed = refuser
+    lines = (run_folder.path / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+    completions = [json.loads(line) for line in lines]
+    assert len(completions) == 2 * 2 * 32
+    removed = [c for c in completions if c["intervention"] == "affine_ablate" and c["is_harmful"]]
+    assert sum(c["is_refused_plain"] and not c["is_refused"] for c in removed) >= 30
+    assert {"prompt", "category", "plain", "intervened"} <= set(completions[0])
+    assert "Verdict: separates and causes" in printed
+
+
+def test_chat_answers_piped_prompts_both_ways(refuser):
+    prompts = json.loads((REPOSITORY / "data" / "harmful_prompts.json").read_text())
+    texts = [prompts[1]["text"], "", prompts[3]["text"]]
+    printed = invoke("chat", refuser[0].path, typed="\n".join(texts))
+    answers = re.findall(r"^ *plain: (.*)\n *intervened: (.*)$", printed, re.MULTILINE)
+    assert len(answers) == 2
+    assert all(plain != intervened for plain, intervened in answers)
+
+
+def test_what_is_asked_for_wrongly_is_told(refuser):
+    path = refuser[0].path
+    assert "There is no intervention 'erase'. Use ablate, affine_ablate, add." in invoke(
+        "ablate", path, "--intervention", "erase", exit_code=2
+    )
+    assert "names 8. Give its layer too, such as resid_post:4." in invoke(
+        "ablate", path, "--direction", "resid_post", exit_code=2
+    )
+    assert "There is no direction at blocks.3.hook_resid_post,-2." in invoke(
+        "chat", path, "--direction", "resid_post:3,-2", exit_code=2
+    )
+
+
+@pytest.mark.slow
+def test_a_model_that_never_refuses_only_separates(tmp_path, some_prompts):
+    run_folder, printed, ablated = run_experiments("tiny-complier", tmp_path / "run", some_prompts)
+    table = run_folder.read_table("causal_scores")
+    assert not table["is_chosen"].any()
+    assert "None of 4 directions passes the rule." in printed
+    assert "separates and causes" not in set(table["verdict"])
+    assert "separates only" in set(table["verdict"])
+    assert "Verdict: separates only" in ablated

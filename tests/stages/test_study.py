@@ -1,0 +1,379 @@
+"""The command line as its user meets it, on the small model that comes with the package."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import REPOSITORY
+from typer.testing import CliRunner
+
+from refusal_lens.activations import store
+from refusal_lens.cli import app
+from refusal_lens.runs.folder import RunFolder
+
+runner = CliRunner(env={"COLUMNS": "160"})
+
+
+def invoke(*arguments: str, exit_code: int = 0) -> str:
+    outcome = runner.invoke(app, [str(argument) for argument in arguments])
+    assert outcome.exit_code == exit_code, outcome.output
+    return outcome.output
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory):
+    """The run without arguments, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "default"
+    return RunFolder(folder), invoke("run", "--output", folder)
+
+
+def test_default_run_finds_the_refusal_direction(default_run):
+    run_folder, printed = default_run
+    valid, n_layers = re.search(r"Valid layers: (\d)/(\d)", printed).groups()
+    assert int(valid) >= 6
+    assert n_layers == "8"
+    best = torch.load(run_folder.direction_path, weights_only=True)
+    scores = best["validation"][best["best_layer"]]
+    assert scores["separation"] >= 0.5
+    assert scores["accuracy"] >= 0.95
+    rates = json.loads(run_folder.refusal_path.read_text())["refusal_rate"]
+    assert rates["harmful"] >= 0.95
+    assert rates["harmless"] <= 0.02
+    assert "Best layer: " in printed
+    assert printed.count("pass") == 4
+
+
+def test_default_run_prints_what_the_user_is_to_see_in_order(default_run):
+    printed = default_run[1]
+    places = [
+        printed.index(text)
+        for text in (
+            *("Prompts", "Positions read", "Does the model refuse?", "Collected Activations"),
+            *("Layers: resid_post", "Valid layers", "Best layer", "Ways to fit at"),
+            *("Told apart by texts alone?", "Checklist", "Wrote", "Report: "),
+        )
+    ]
+    assert places == sorted(places)
+    assert printed.rstrip().endswith(str(default_run[0].path / "report.html"))
+
+
+def test_run_folder_holds_everything(default_run):
+    run_folder, printed = default_run
+    names = {path.name for path in run_folder.path.iterdir()}
+    assert names == {
+        *("config.yaml", "provenance.json", "prompts.json", "refusal.json", "activations"),
+        *("directions.safetensors", "projections.safetensors"),
+        *("refusal_direction.pt", "separation.csv", "tables"),
+        *("projection_histogram.html", "layer_profile.html", "report.html"),
+    }
+    frame = pd.read_csv(run_folder.separation_path)
+    assert len(frame) == 16
+    for name in ("nulls", "stability", "learning_curve", "layer_cosines", "nested_choice"):
+        assert len(run_folder.read_table(name)) > 0
+    provenance = run_folder.read_provenance()
+    assert provenance["model"]["weights_sha256"]
+    assert provenance["versions"]["transformer-lens"].startswith("3.")
+
+
+def test_scores_come_with_interval_and_p_value(default_run):
+    run_folder, printed = default_run
+    frame = run_folder.read_separation()
+    for name in ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d"):
+        assert (frame[f"{name}_low"] <= frame[name]).all()
+        assert (frame[name] <= frame[f"{name}_high"]).all()
+    # The two layers before the decision are near chance; all others beat every shuffle.
+    assert frame[frame["layer"] >= 2]["p_value"].to_numpy() == pytest.approx(1 / 1001)
+    assert (frame["p_value"] <= frame["p_value_corrected"]).all()
+    assert re.search(r"with 40 prompts a side the direction would turn by about \d+\.\d°", printed)
+    assert re.search(r"\d prompts are enough for 10°", printed)
+    assert "Chosen anew without each fold, of 15 choices: blocks." in printed
+    assert "There is no direction here" not in printed
+
+
+def test_shuffled_labels_give_no_direction(default_run, tmp_path):
+    texts = [prompt.text for prompt in default_run[0].read_prompts().prompts]
+    random.Random(0).shuffle(texts)
+    files = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for file, some in zip(files, (texts[:192], texts[192:]), strict=True):
+        file.write_text("\n".join(some))
+    folder = tmp_path / "run"
+    invoke("collect", "--harmful", files[0], "--harmless", files[1], "--output", folder)
+    printed = invoke("fit", folder)
+    assert "There is no direction here: with shuffled labels" in printed
+    frame = RunFolder(folder).read_separation()
+    assert frame["p_value_corrected"].min() > 0.05
+    is_inside = (frame["auroc_low"] <= 0.5) & (frame["auroc_high"] >= 0.5)
+    assert is_inside.all()
+
+
+def test_fit_leaves_its_tables(default_run):
+    run_folder, printed = default_run
+    names = {path.stem for path in (run_folder.path / "tables").iterdir()}
+    assert names >= {
+        *("methods", "confounds", "coordinates", "clip_sweep", "categories", "misread"),
+        *("transfer", "cosines", "length_correlations", "near_duplicates", "token_counts"),
+    }
+    methods = run_folder.read_table("methods")
+    assert methods["auroc"].min() > 0.99
+    best = run_folder.read_directions().provenance["best"]
+    assert set(methods["hook_point"]) == {best["hook_point"]}
+    confounds = run_folder.read_table("confounds").set_index("feature")
+    assert confounds.loc["direction", "auroc_low"] > 0.98
+    assert confounds.drop("direction")["auroc"].max() < 0.8
+    assert "the direction may be" not in printed
+    counts = run_folder.read_token_counts()
+    assert counts["prompt_id"].tolist()[::383] == ["harmful-001", "harmless-192"]
+    # The shipped template: three tokens before the text and five after it.
+    assert (counts["n_tokens"] - counts["n_own_tokens"]).nunique() == 1
+
+
+def test_other_way_to_fit_is_used_everywhere(default_run, tmp_path):
+    folder = tmp_path / "refit"
+    subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
+    options = ("directions.method=lda", "directions.compare_methods=[]")
+    printed = invoke("fit", folder, *(part for each in options for part in ("--set", each)))
+    refit, first = RunFolder(folder), default_run[0]
+    assert "Ways to fit at" not in printed
+    assert refit.read_directions().method == "lda"
+    best = refit.read_directions().provenance["best"]
+    place = best["hook_point"], best["position"]
+    turned = refit.read_directions()[place].unit @ first.read_directions()[place].unit
+    assert turned.item() < 0.9
+    assert refit.separation_path.read_text() != first.separation_path.read_text()
+
+
+def test_classes_that_differ_in_length_are_said_to(tmp_path):
+    for name, end in (("long", " and tell me all about it"), ("short", "")):
+        lines = [f"Paint the {word} door{end}" for word in ("red", "blue", "old", "new", "big",
+                 "tall", "wide", "wet", "dry", "hot")]  # fmt: skip
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    printed = invoke(
+        *("run", "--harmful", tmp_path / "long.txt", "--harmless", tmp_path / "short.txt"),
+        *("--output", tmp_path / "run", "--hook-point", "resid_post:5", "--position", "last"),
+    )
+    assert "The number of tokens alone tells the classes apart as well as the" in printed
+
+
+def test_figures_need_no_network(default_run):
+    for name in ("projection_histogram", "layer_profile"):
+        page = (default_run[0].path / f"{name}.html").read_text(encoding="utf-8")
+        assert "Plotly.newPlot" in page
+        assert not re.search(r'<(script|link)[^>]*(src|href)=["\']http', page)
+
+
+def test_stages_one_at_a_time_give_what_the_run_gave(default_run, tmp_path):
+    whole = default_run[0]
+    staged = RunFolder(tmp_path / "staged")
+    invoke("collect", "--output", staged.path)
+    assert "Answers: " in invoke("refusal-rate", staged.path)
+    printed = invoke("fit", staged.path)
+    invoke("plot", staged.path)
+    assert "Report: " in invoke("report", staged.path)
+    assert "Best layer: " in printed
+    # Each found its own token budget: other batches differ in their last bits.
+    pd.testing.assert_frame_equal(staged.read_separation(), whole.read_separation(), rtol=1e-4)
+    assert {path.name for path in staged.path.iterdir()} == {
+        path.name for path in whole.path.iterdir()
+    }
+
+
+def test_another_clip_needs_no_new_forward_pass(default_run, tmp_path):
+    folder = tmp_path / "refit"
+    subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
+    invoke("fit", folder, "--set", "directions.clip_quantile=null")
+    refit, first = RunFolder(folder), default_run[0]
+    assert refit.read_config().directions.clip_quantile is None
+    assert refit.read_directions().clip_quantile is None
+    assert refit.separation_path.read_text() != first.separation_path.read_text()
+
+
+def test_subset_of_layers_needs_no_new_forward_pass(default_run, tmp_path):
+    folder = tmp_path / "refit"
+    subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
+    printed = invoke("fit", folder, "--set", 'directions.hook_points=["resid_post:2-4"]')
+    assert "Valid layers: 3/3" in printed
+    refit, first = RunFolder(folder).read_separation(), default_run[0].read_separation()
+    shared = first[first.layer.isin([2, 3, 4])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        refit[["hook_point", "separation_in_sample"]],
+        shared[["hook_point", "separation_in_sample"]],
+    )
+    printed = invoke("fit", folder, "--set", "directions.hook_points=[attn_out]", exit_code=2)
+    assert "holds only what was collected. Hook point blocks.0.hook_attn_out" in printed
+
+
+def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_path, some_prompts):
+    harmful, harmless = some_prompts
+    options = ["--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run"]
+    printed = invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
+    first = printed.index("There is no refusal to find here")
+    assert first < printed.index("Layers: resid_post")
+    assert printed.index("There is no refusal to find: the model refuses 0%") > printed.index(
+        "Checklist"
+    )
+
+
+def test_second_run_takes_the_next_free_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        invoke("collect", "--hook-point", "resid_post:1", "--position", "last")
+    runs = sorted(path.name for path in (tmp_path / "outputs/tiny-refuser").iterdir())
+    assert runs == ["default", "default-2"]
+
+
+def test_options_reach_the_config(tmp_path):
+    folder = tmp_path / "run"
+    options = ("--hook-point", "attn_out:2", "--position", "-2", "--position", "mean")
+    invoke("collect", "--output", folder, *options, "--set", "collect.token_budget=999")
+    collected = RunFolder(folder).read_config().collect
+    assert (collected.hook_points, collected.positions) == (["attn_out:2"], ["-2", "mean"])
+    assert collected.token_budget == 999
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "./missing"], "The model folder ./missing does not exist"),
+        (["--harmful", "missing.json"], "missing.json"),
+        (["--hook-point", "resid_past"], "Hook point resid_past cannot be collected: this model"),
+        (["--position", "first"], "There is no position 'first'."),
+        (["--set", "directions.clip=1"], "the closest is directions.clip_quantile"),
+        (["nonsense"], "one of the shipped"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_and_leave_nothing_behind(tmp_path, arguments, message):
+    folder = tmp_path / "run"
+    printed = invoke("run", *arguments, "--output", folder, exit_code=2)
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not folder.exists()
+
+
+def test_prompt_file_with_a_mistake_is_named_with_its_line(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(b"How do I wash a car?\nCaf\xe9\n")
+    printed = invoke("run", "--harmless", path, "--output", tmp_path / "run", exit_code=2)
+    assert f"{path}:2" in printed
+
+
+def test_stage_on_a_folder_that_is_no_run(tmp_path):
+    assert "is not a run folder" in invoke("fit", tmp_path, exit_code=2)
+
+
+def test_run_folder_is_not_overwritten(default_run):
+    folder = default_run[0].path
+    printed = invoke("run", "--output", folder, exit_code=2)
+    assert f"{folder} holds a run already. Go on with it by --resume" in printed
+
+
+def test_resume_needs_a_folder():
+    assert "Add --output RUN." in invoke("run", "--resume", exit_code=2)
+
+
+def test_resumed_run_keeps_what_is_there(default_run, tmp_path):
+    first = default_run[0].path
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", first, folder], check=True)
+    (folder / "separation.csv").unlink()
+    kept = ("refusal.json", "provenance.json", "activations/shard-00000.safetensors")
+    before = [(folder / name).stat().st_mtime_ns for name in kept]
+    printed = invoke("run", "--resume", "--output", folder)
+    assert [(folder / name).stat().st_mtime_ns for name in kept] == before
+    assert (folder / "separation.csv").read_text() == (first / "separation.csv").read_text()
+    assert "Does the model refuse?" in printed
+    assert "Best layer: " in printed
+
+
+def test_resume_with_other_settings_says_which(default_run):
+    folder = default_run[0].path
+    options = ("--position", "last", "--set", "collect.token_budget=99")
+    printed = invoke("collect", "--resume", "--output", folder, *options, exit_code=2)
+    assert f"{folder} was begun with other settings:" in printed
+    assert "collect.positions: ['last', 'mean'] there, ['last'] here" in printed
+    assert "collect.token_budget: None there, 99 here" in printed
+    assert "collect.hook_points" not in printed
+
+
+def test_prompt_file_that_changed_since_is_refused(default_run, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("\n".join(f"How do I paint door {number}?" for number in range(40)))
+    folder = tmp_path / "run"
+    invoke("collect", "--harmless", mine, "--output", folder, "--hook-point", "resid_post:1")
+    before = (folder / "prompts.json").read_text()
+    mine.write_text(mine.read_text().replace("door 7?", "wall 7?"))
+    printed = invoke("collect", "--resume", "--output", folder, exit_code=2)
+    assert "was begun with other prompts:" in printed
+    assert re.search(
+        r"harmless: 40 prompts \(sha256 \w{8}\) there, 40 prompts \(sha256 \w{8}\) here", printed
+    )
+    assert (folder / "prompts.json").read_text() == before
+
+
+SLOW_SHARDS = """
+import time
+from refusal_lens.activations import store
+store.SHARD_PROMPTS = 16
+write_shard = store.Store.write_shard
+def slowly(*arguments, **options):
+    write_shard(*arguments, **options)
+    time.sleep(0.1)
+store.Store.write_shard = slowly
+from refusal_lens.cli import main
+main()
+"""
+
+
+def test_killed_collection_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    options = ["collect", "--hook-point", "resid_post:0-2", "--set", "collect.token_budget=512"]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_SHARDS, *options, "--output", str(killed)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    while not (killed / "activations/shard-00002.json").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    process.stderr.close()
+    n_done = len(list((killed / "activations").glob("*.safetensors")))
+    printed = invoke("fit", killed, exit_code=2)
+    assert "is not finished: it has " in printed
+    invoke("collect", "--resume", "--output", killed)
+    monkeypatch.setattr(store, "SHARD_PROMPTS", 16)
+    invoke(*options, "--output", tmp_path / "whole")
+    whole = RunFolder(tmp_path / "whole")
+    assert torch.equal(RunFolder(killed).read_activations().values, whole.read_activations().values)
+    n_shards = len(list(whole.activations_path.glob("*.safetensors")))
+    assert 3 <= n_done < n_shards
+
+
+def test_interrupt_says_what_is_left(tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refusal_lens", "run", "--output", str(folder)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    while not (folder / "prompts.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted." in said
+    assert "prompts.json" in said
+    assert "Traceback" not in said
+    assert not list(Path(folder).rglob("*.partial"))
