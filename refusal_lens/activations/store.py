@@ -6,6 +6,7 @@ that is meant. Does not know how activations come about, nor where a run keeps i
 
 import errno
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from refusal_lens.activations.shards import (
     write_shard_file,
 )
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.files import WriteError, remove_partial
 from refusal_lens.models.hook_points import select_hook_points
 
 SHARD_PROMPTS = 4096
@@ -133,7 +135,7 @@ class Store:
         path = shard_path(self.folder, index)
         try:
             write_shard_file(path, {**tensors, "is_harmful": is_harmful}, batches)
-        except OSError as error:
+        except WriteError as error:
             if error.errno not in DISK_IS_FULL:
                 raise
             n_bytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -148,14 +150,15 @@ class Store:
         if not manifest["is_complete"]:
             write_manifest(self.folder, manifest | {"is_complete": True, "provenance": provenance})
 
-    def _disk_is_full(self, error: OSError, bytes_per_prompt: int) -> str:
+    def _disk_is_full(self, error: WriteError, bytes_per_prompt: int) -> str:
         finished = self.finished
         n_left = self.n_prompts - sum(len(self.rows[index]) for index in finished)
         needed = n_left * bytes_per_prompt - shutil.disk_usage(self.folder).free
         is_full = error.errno == errno.ENOSPC
         advice = f"Free about {_size(needed)}" if is_full else "Raise the limit on files"
+        reason = "The disk is full" if is_full else os.strerror(error.errno or 0)
         return (
-            f"{'The disk is full' if is_full else error.strerror}: {len(finished)} of "
+            f"{reason}: {len(finished)} of "
             f"{len(self.rows)} shards are finished in {self.folder}. {advice} and run again with "
             "--resume."
         )
@@ -218,8 +221,7 @@ def open_store(
             f"{describe_difference(manifest['key'], key)}\n"
             "Give another folder, or the settings it was begun with."
         )
-    for left_over in folder.glob(".*.partial"):
-        left_over.unlink(missing_ok=True)
+    remove_partial(folder)
     return _store(folder, manifest)
 
 

@@ -25,7 +25,7 @@ from refusal_lens.activations.store import (
     shard_rows,
 )
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.files import write_whole
+from refusal_lens.files import WriteError, write_whole
 
 HOOK_POINTS = [f"blocks.{layer}.hook_resid_post" for layer in range(12)]
 KEY = {
@@ -399,7 +399,7 @@ def test_full_disk_is_said_and_finished_shards_stay(small_disk):
         f"The disk is full: {n_done} of 9 shards are finished in {folder}. Free about 1 MiB and "
         "run again with --resume."
     )
-    assert isinstance(caught.value.__cause__, OSError)
+    assert isinstance(caught.value.__cause__, WriteError)
     assert not list(folder.glob(".*"))
     (small_disk / "ballast").unlink()
     resumed = begin(folder, resume=True)
@@ -431,7 +431,7 @@ def test_file_size_limit_is_said_and_finished_shards_stay(tmp_path):
 def test_other_faults_of_the_disk_are_not_called_full(tmp_path):
     store = begin(tmp_path / "store")
     (tmp_path / "store" / "shard-00000.safetensors").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(WriteError, match="shard-00000.safetensors could not be written: Is a dir"):
         write(store, 0)
 
 
