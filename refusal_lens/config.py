@@ -173,15 +173,15 @@ class CausalConfig(_Section):
     """How directions are chosen by what they do to refusal (`select`).
 
     Args:
-        intervention: The ablation that the choice goes by: `affine_ablate` sets the projection to
-            the harmless mean's, `ablate` to zero.
+        intervention: What the choice goes by: one that removes refusal, such as `affine_ablate`
+            (sets the projection to the harmless mean's) or `ablate` (to zero).
         max_layer_share: Candidates in layers from this share of the model on are dropped.
         max_kl: Most KL of the first answer token on harmless prompts under ablation, in nats.
         min_induce: Least mean refusal score on harmless prompts under addition, in nats.
         n_answer_tokens: Answer tokens that the longer KL goes over.
     """
 
-    intervention: Literal["affine_ablate", "ablate"] = "affine_ablate"
+    intervention: Text = "affine_ablate"
     max_layer_share: float = Field(default=0.8, gt=0, le=1)
     max_kl: float = Field(default=0.1, ge=0)
     min_induce: float = 0.0

@@ -151,13 +151,21 @@ def causal_scores(n_layers: int) -> pd.DataFrame:
     bump = np.exp(-(((depth - 0.6) / 0.2) ** 2)) * (1 - 0.3 * (frame["position"] == "-2"))
     frame["bypass"], frame["induce"] = 5 - 12 * bump, -6 + 10 * bump
     frame["kl"] = 0.003 + 2 * depth**8
-    frame["bypass_affine"], frame["kl_affine"] = frame["bypass"] - 1, frame["kl"] / 10
     frame["baseline_harmful"], frame["baseline_harmless"] = 5.0, -7.0
     is_early = depth < 0.8
-    frame["is_eligible"] = is_early & (frame["kl"] <= 0.1) & (frame["induce"] >= 0)
-    frame["is_eligible_affine"] = is_early
-    best = frame[frame["is_eligible"]]["bypass"].idxmin() if frame["is_eligible"].any() else 0
-    return frame.assign(reasons="", verdict="", is_chosen=frame.index == best)
+    ablate = frame.assign(
+        intervention="ablate",
+        is_eligible=is_early & (frame["kl"] <= 0.1) & (frame["induce"] >= 0),
+    )
+    affine = frame.assign(
+        intervention="affine_ablate",
+        is_eligible=is_early,
+        bypass=frame["bypass"] - 1,
+        kl=frame["kl"] / 10,
+    )
+    best = ablate[ablate["is_eligible"]]["bypass"].idxmin() if ablate["is_eligible"].any() else 0
+    both = pd.concat([ablate, affine], ignore_index=True)
+    return both.assign(reasons="", verdict="", is_chosen=both.index == best)
 
 
 def dose_response() -> pd.DataFrame:

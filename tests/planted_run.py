@@ -173,7 +173,7 @@ def confounds(bag_of_words: float) -> pd.DataFrame:
 
 def causal_scores(verdict: str, chosen_layer: int = 3) -> pd.DataFrame:
     return pd.DataFrame(
-        {**place, "bypass": -5.0, "induce": 3.0, "kl": 0.05,
+        {**place, "intervention": "affine_ablate", "bypass": -5.0, "induce": 3.0, "kl": 0.05,
          "is_chosen": (place["layer"], place["position"]) == (chosen_layer, "last"),
          "verdict": verdict}
         for place in places()

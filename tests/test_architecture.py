@@ -19,7 +19,7 @@ ROOMS = {
     "directions": "methods direction kernel files subspaces formats",
     "validation": "thresholds frames scores crossfit many_fits separation best_place nulls "
     "learning_curve stability nested_choice confounds coordinates categories cosines densities",
-    "experiments": "interventions judges refusal effects candidates causal_choice verdicts "
+    "experiments": "interventions arms judges refusal effects candidates causal_choice verdicts "
     "causal_scores dose_response attribution token_readout",
     "plots": "style text tables histogram_data histogram_traces histogram profile shapes curves "
     "choices breakdown comparison causal attribution picture_files",

@@ -17,7 +17,10 @@ DirectionOption = Annotated[
 ]
 InterventionOption = Annotated[
     list[str] | None,
-    typer.Option("--intervention", help="affine_ablate, ablate or add. Repeatable."),
+    typer.Option(
+        "--intervention",
+        help="What to do with it, such as affine_ablate, ablate or add. Repeatable.",
+    ),
 ]
 CoefficientOption = Annotated[
     list[float] | None,

@@ -5,7 +5,6 @@ direction. Does not run the model.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE, Directions, fit_directions
-from refusal_lens.experiments.effects import Arm
+from refusal_lens.experiments.arms import Arm
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.validation.crossfit import assign_folds
 
@@ -38,11 +37,11 @@ class Candidate:
     harmful_mean: Float[Tensor, " d_model"]
     control: Float[Tensor, " d_model"]
 
-    def arm(self, intervention: Any, strength: float = 1.0) -> Arm:
+    def arm(self, intervention: str, strength: float = 1.0) -> Arm:
         """Return the intervention with this direction."""
         return Arm(intervention, self.hook_point, self.unit, self.vector, self.mean, strength)
 
-    def control_arm(self, intervention: Any, strength: float = 1.0) -> Arm:
+    def control_arm(self, intervention: str, strength: float = 1.0) -> Arm:
         """Return the intervention with the random direction in its place."""
         unit = self.control / self.control.norm()
         return Arm(intervention, self.hook_point, unit, self.control, self.mean, strength)

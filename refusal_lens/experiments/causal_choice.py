@@ -5,10 +5,17 @@ Knows the rule of the paper. Does not compute causal scores.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.hook_points import layer_of, site_of
 
 N_NEAR_MISSES = 3
+_COLUMNS = ("hook_point", "position", "bypass", "induce", "kl")
 
 
 @dataclass(frozen=True)
@@ -16,10 +23,13 @@ class CausalRule:
     """What a direction must do to be chosen by its effect on refusal.
 
     `max_layer_share` is of the layers: the last ones can suppress tokens without touching what
-    makes the model refuse. `max_kl` is in nats, on harmless prompts; `min_induce` a refusal score.
+    makes the model refuse. Layers are counted as the paper does, by the block that reads the stream
+    (`reading_block`). `max_kl` is in nats, on harmless prompts; `min_induce` a refusal score.
 
     Source:
-        Arditi et al. 2024, arXiv 2406.11717, appendix C.
+        Arditi et al. 2024, arXiv 2406.11717, appendix C. There the layer is below 0.8 n and the
+        induce score above 0; its code keeps layers below int(0.8 n) and scores of 0 and more, and
+        so does this.
     """
 
     max_layer_share: float = 0.8
@@ -28,15 +38,40 @@ class CausalRule:
 
     def reasons(self, scores: "CausalEntry", n_layers: int) -> tuple[str, ...]:
         """Say why a candidate is dropped; nothing where it may be chosen."""
-        first_dropped = int(self.max_layer_share * n_layers)
         if any(math.isnan(x) for x in (scores.bypass, scores.induce, scores.kl)):
             return ("a score is not a number",)
         faults = {
-            f"layer is {first_dropped} or later": (scores.layer or 0) >= first_dropped,
+            f"block {self.first_late(n_layers)} or a later one reads it": self.is_late(
+                scores.hook_point, n_layers
+            ),
             f"KL is above {self.max_kl:g}": scores.kl > self.max_kl,
             f"induce score is below {self.min_induce:g}": scores.induce < self.min_induce,
         }
         return tuple(reason for reason, is_fault in faults.items() if is_fault)
+
+    def first_late(self, n_layers: int) -> int:
+        """Return the first block whose input is too late in the model."""
+        return int(self.max_layer_share * n_layers)
+
+    def is_late(self, hook_point: str, n_layers: int) -> bool:
+        """Say whether a place is dropped for its depth alone."""
+        return reading_block(hook_point) >= self.first_late(n_layers)
+
+
+def reading_block(hook_point: str) -> int:
+    """Return the paper's layer of a place: the first block whose input holds what is there.
+
+    The paper's layer k is the input of block k, `resid_pre`. What comes later in block k
+    (`resid_post`, but its parts too) enters block k + 1.
+
+    Example:
+        >>> reading_block("blocks.3.hook_resid_pre"), reading_block("blocks.3.hook_resid_post")
+        (3, 4)
+    """
+    layer = layer_of(hook_point)
+    if layer is None:
+        return 0
+    return layer if site_of(hook_point) == "resid_pre" else layer + 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +81,6 @@ class CausalEntry:
     Args:
         hook_point: Full name.
         position: Where the direction was read.
-        layer: Block index; None outside the blocks.
         bypass: Mean refusal score on harmful prompts under ablation, in nats.
         induce: Mean refusal score on harmless prompts under addition, in nats.
         kl: Of the first answer token on harmless prompts under ablation, in nats.
@@ -54,7 +88,6 @@ class CausalEntry:
 
     hook_point: str
     position: str
-    layer: int | None
     bypass: float
     induce: float
     kl: float
@@ -76,28 +109,33 @@ class CausalChoice:
 
 
 def choose_causal(
-    entries: Sequence[CausalEntry], n_layers: int, rule: CausalRule | None = None
+    scores: pd.DataFrame, n_layers: int, rule: CausalRule | None = None
 ) -> CausalChoice:
     """Choose the direction whose ablation leaves least refusal, among those that pass the rule.
 
     Args:
-        entries: One a place.
+        scores: One row a place, with `hook_point`, `position`, `bypass`, `induce` and `kl` in nats:
+            as another project's file holds them, or one intervention's rows of `CausalScores`.
         n_layers: Of the model.
         rule: The thresholds; None takes the paper's.
 
     Returns:
-        The choice; never fails, where nothing passes it says why.
+        The choice; where nothing passes it says why.
+
+    Raises:
+        RefusalLensError: A column is missing, or a place has several rows.
 
     Source:
         Arditi et al. 2024, arXiv 2406.11717, appendix C.
 
     Example:
-        >>> entry = CausalEntry("blocks.1.hook_resid_post", "last", 1, -5.0, 1.5, 0.2)
-        >>> choose_causal([entry], 4).dropped
+        >>> row = {"hook_point": "blocks.1.hook_resid_post", "position": "last"}
+        >>> scores = pd.DataFrame([{**row, "bypass": -5.0, "induce": 1.5, "kl": 0.2}])
+        >>> choose_causal(scores, 4).dropped
         {'KL is above 0.1': 1}
     """
     rule = rule or CausalRule()
-    judged = [(entry, rule.reasons(entry, n_layers)) for entry in entries]
+    judged = [(entry, rule.reasons(entry, n_layers)) for entry in causal_entries(scores)]
     eligible = [entry for entry, reasons in judged if not reasons]
     dropped = [(entry, reasons) for entry, reasons in judged if reasons]
     counts = Counter(reason for _, reasons in dropped for reason in reasons)
@@ -113,3 +151,25 @@ def choose_causal(
         dropped=dict(counts.most_common()),
         near_misses=tuple(sorted(dropped, key=nearness)[:N_NEAR_MISSES]),
     )
+
+
+def causal_entries(scores: pd.DataFrame) -> list[CausalEntry]:
+    """Return what the rule reads of each place.
+
+    Raises:
+        RefusalLensError: A column is missing, or a place has several rows.
+    """
+    missing = [name for name in _COLUMNS if name not in scores]
+    if missing:
+        raise RefusalLensError(
+            f"The rule reads the columns {', '.join(_COLUMNS)}; this table lacks "
+            f"{', '.join(missing)}. Give the scores of one intervention, one row a place."
+        )
+    rows: Iterable[Any] = scores[list(_COLUMNS)].itertuples(index=False)
+    entries = [CausalEntry(row[0], str(row[1]), *map(float, row[2:])) for row in rows]
+    if len({(entry.hook_point, entry.position) for entry in entries}) < len(entries):
+        raise RefusalLensError(
+            "A place has several rows, so that one direction would be weighed against itself. Give "
+            'one intervention\'s: scores[scores["intervention"] == "affine_ablate"].'
+        )
+    return entries

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE, project
+from refusal_lens.experiments.arms import ADDITION, Arm, removal_of, removals
 from refusal_lens.experiments.candidates import (
     SELECT,
     Candidate,
@@ -24,12 +25,11 @@ from refusal_lens.experiments.candidates import (
 )
 from refusal_lens.experiments.causal_choice import (
     CausalChoice,
-    CausalEntry,
     CausalRule,
+    causal_entries,
     choose_causal,
 )
 from refusal_lens.experiments.effects import (
-    Arm,
     Continued,
     Effects,
     continue_prompts,
@@ -44,11 +44,12 @@ from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
 from refusal_lens.prompts.tokens import Tokens, tokenise
+from refusal_lens.validation.frames import rows_where
 
 
 @dataclass(frozen=True, eq=False)
 class CausalScores:
-    """One row a candidate, and the choice among them.
+    """One row a candidate and intervention that removes refusal, and the choice among them.
 
     `table` has the columns of `tables/causal_scores.csv`. `n_passes` is the cost: prompts run
     through the whole model, a pass over half of the layers counted as half.
@@ -82,10 +83,9 @@ def causal_scores(
     """Score every candidate by what it does to refusal, and choose one.
 
     Directions are fitted on one third of the prompts and scored on another; the last third is left
-    for what is measured with the chosen one. Plain ablation (to zero, at every residual write) and
-    affine ablation (to the harmless mean, at the direction's own hook point) stand side by side;
-    `intervention` says which of them the choice goes by; affine is the default, because zero may be
-    a place where the model never is.
+    for what is measured with the chosen one. All interventions that remove refusal stand side by
+    side; `intervention` says which of them the choice goes by. Affine ablation is the default,
+    because zero may be a place where the model never is.
 
     Args:
         model: The model the activations came from.
@@ -94,16 +94,20 @@ def causal_scores(
         refusal_ids: Ids of the refusal tokens (`RefusalReport.refusal_ids`).
         has_refusal: Whether the model refuses at all (`RefusalReport.has_refusal`).
         rule: Thresholds; None takes the paper's.
-        intervention: `affine_ablate` or `ablate`.
+        intervention: Name of one that removes refusal; its rows come first.
         n_answer_tokens: Answer tokens that the longer KL goes over.
         clip_quantile: As in `fit_directions`.
         system_prompt: What the system says before each prompt.
         seed: Of the split and of the random directions.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
+    Raises:
+        RefusalLensError: No intervention of this name removes refusal.
+
     Source:
         Arditi et al. 2024, arXiv 2406.11717, appendix C; Marshall et al. 2024, arXiv 2411.09003.
     """
+    removes = [each.name for each in removals(first=removal_of(intervention).name)]
     parts = deal_parts(activations, seed)
     candidates = fit_candidates(activations, parts, clip_quantile=clip_quantile, seed=seed)
     rows = take_prompts(prompts, parts, SELECT)
@@ -112,46 +116,54 @@ def causal_scores(
         model,
         labelled,
         candidates,
+        removes,
         refusal_ids,
         n_answer_tokens=n_answer_tokens,
         system_prompt=system_prompt,
         show_progress=show_progress,
     )
-    table = pd.DataFrame([_score_row(c, i, runs, activations, parts)
-                          for i, c in enumerate(candidates)])  # fmt: skip
+    aurocs = [held_out_auroc(candidate, activations, parts) for candidate in candidates]
+    table = pd.DataFrame(
+        _score_row(candidate, name, runs, index) | {"auroc": auroc, "auroc_p": p_value}
+        for name in removes
+        for index, (candidate, (auroc, p_value)) in enumerate(zip(candidates, aurocs, strict=True))
+    )
     table, choice = judge_table(
         table, model.cfg.n_layers, rule or CausalRule(), intervention, has_refusal
     )
-    n_passes = runs.harmful.n_passes + runs.harmless.n_passes
+    n_passes = runs.harmful.effects.n_passes + runs.harmless.effects.n_passes
     return CausalScores(table, choice, n_passes, len(rows))
 
 
-HARMFUL_ARMS = ("ablate", "affine_ablate", "control_affine_ablate")
-HARMLESS_ARMS = ("ablate", "affine_ablate", "add", "control_add")
+CONTROL = "control "
+"""Before an intervention's name: with a random direction in place of the candidate's."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Effects on one class of prompts: every kind of arm with every candidate."""
+
+    effects: Effects
+    kinds: tuple[str, ...]
+    n_candidates: int
+
+    def mean(self, what: str, kind: str, candidate: int) -> float:
+        """Return a score's mean over the prompts; of the plain model where the kind is empty."""
+        row = self.kinds.index(kind) * self.n_candidates + candidate
+        return getattr(self.effects, what)[row].mean().item()
 
 
 @dataclass(frozen=True, eq=False)
 class _Runs:
-    """Effects of the arms of every candidate, arm kind by arm kind."""
-
-    harmful: Effects
-    harmless: Effects
-    n_candidates: int
-
-    def harmful_mean(self, what: str, arm: str, candidate: int) -> float:
-        return self._mean(self.harmful, what, HARMFUL_ARMS.index(arm), candidate)
-
-    def harmless_mean(self, what: str, arm: str, candidate: int) -> float:
-        return self._mean(self.harmless, what, HARMLESS_ARMS.index(arm), candidate)
-
-    def _mean(self, effects: Effects, what: str, kind: int, candidate: int) -> float:
-        return getattr(effects, what)[kind * self.n_candidates + candidate].mean().item()
+    harmful: _Side
+    harmless: _Side
 
 
 def _run_candidates(
     model: Model,
     labelled: Sequence[tuple[Prompt, bool]],
     candidates: Sequence[Candidate],
+    removes: Sequence[str],
     refusal_ids: Sequence[int],
     *,
     n_answer_tokens: int,
@@ -165,30 +177,36 @@ def _run_candidates(
     )
     sides = {
         # Nothing but the first token of answers to harmful prompts is scored.
-        "harmful": (continue_prompts(harmful, [()] * len(harmful), 1), HARMFUL_ARMS),
-        "harmless": (answer_plainly(model, harmless, n_answer_tokens), HARMLESS_ARMS),
+        "harmful": (
+            continue_prompts(harmful, [()] * len(harmful), 1),
+            (*removes, *(CONTROL + name for name in removes)),
+        ),
+        "harmless": (
+            answer_plainly(model, harmless, n_answer_tokens),
+            (*removes, ADDITION, CONTROL + ADDITION),
+        ),
     }
     counts = {
         name: len(p.tokens) * len(arms) * len(candidates) for name, (p, arms) in sides.items()
     }
-    effects = {}
+    ran = {}
     with ClassProgress("Intervening,", counts, show_progress) as progress:
         for name, (continued, kinds) in sides.items():
             arms = [_make_arm(c, kind) for kind in kinds for c in candidates]
-            effects[name] = measure_effects(
+            effects = measure_effects(
                 model,
                 continued,
                 arms,
                 refusal_ids,
                 advance=lambda n, name=name: progress.advance({name: n}),
             )
-    return _Runs(effects["harmful"], effects["harmless"], len(candidates))
+            ran[name] = _Side(effects, kinds, len(candidates))
+    return _Runs(ran["harmful"], ran["harmless"])
 
 
 def _make_arm(candidate: Candidate, kind: str) -> Arm:
-    is_control = kind.startswith("control_")
-    make = candidate.control_arm if is_control else candidate.arm
-    return make(kind.removeprefix("control_"))
+    make = candidate.control_arm if kind.startswith(CONTROL) else candidate.arm
+    return make(kind.removeprefix(CONTROL))
 
 
 def answer_plainly(model: Model, tokens: Tokens, n_answer_tokens: int) -> Continued:
@@ -212,34 +230,24 @@ def answer_plainly(model: Model, tokens: Tokens, n_answer_tokens: int) -> Contin
 # --- the table ----------------------------------------------------------------------------------
 
 
-def _score_row(
-    candidate: Candidate,
-    index: int,
-    runs: _Runs,
-    activations: Activations,
-    parts: Int[Tensor, " n_prompts"],
-) -> dict[str, Any]:
-    auroc, p_value = held_out_auroc(candidate, activations, parts)
+def _score_row(candidate: Candidate, name: str, runs: _Runs, index: int) -> dict[str, Any]:
+    harmful, harmless = runs.harmful, runs.harmless
     return {
         "hook_point": candidate.hook_point,
         "site": site_of(candidate.hook_point),
         "layer": layer_of(candidate.hook_point),
         "position": candidate.position,
-        "bypass": runs.harmful_mean("refusal_score", "ablate", index),
-        "bypass_affine": runs.harmful_mean("refusal_score", "affine_ablate", index),
-        "bypass_random": runs.harmful_mean("refusal_score", "control_affine_ablate", index),
-        "induce": runs.harmless_mean("refusal_score", "add", index),
-        "induce_random": runs.harmless_mean("refusal_score", "control_add", index),
-        "kl": runs.harmless_mean("kl", "ablate", index),
-        "kl_affine": runs.harmless_mean("kl", "affine_ablate", index),
-        "kl_k": runs.harmless_mean("kl_answer", "ablate", index),
-        "kl_k_affine": runs.harmless_mean("kl_answer", "affine_ablate", index),
-        "baseline_harmful": runs.harmful.plain_score.mean().item(),
-        "baseline_harmless": runs.harmless.plain_score.mean().item(),
+        "intervention": name,
+        "bypass": harmful.mean("refusal_score", name, index),
+        "bypass_random": harmful.mean("refusal_score", CONTROL + name, index),
+        "induce": harmless.mean("refusal_score", ADDITION, index),
+        "induce_random": harmless.mean("refusal_score", CONTROL + ADDITION, index),
+        "kl": harmless.mean("kl", name, index),
+        "kl_k": harmless.mean("kl_answer", name, index),
+        "baseline_harmful": harmful.effects.plain_score.mean().item(),
+        "baseline_harmless": harmless.effects.plain_score.mean().item(),
         "harmful_projection": project(candidate.harmful_mean, candidate.unit).item(),
         "harmless_projection": project(candidate.mean, candidate.unit).item(),
-        "auroc": auroc,
-        "auroc_p": p_value,
     }
 
 
@@ -264,44 +272,28 @@ def judge_table(
     """Add to the scores what the rule and the verdict make of them.
 
     Args:
-        table: Scores, one row a candidate.
+        table: Scores, one row a candidate and intervention.
         n_layers: Of the model.
         rule: Thresholds.
-        intervention: The ablation that the choice goes by.
+        intervention: The one that the choice goes by.
         has_refusal: Whether the model refuses at all.
 
     Returns:
-        The table with `is_eligible`, `is_eligible_affine`, `reasons`, `is_chosen` and `verdict`;
-        and the choice.
+        The table with `is_eligible`, `reasons`, `is_chosen` and `verdict`; and the choice.
     """
-    suffix = "_affine" if intervention == "affine_ablate" else ""
-    reasons = {
-        s: [rule.reasons(entry, n_layers) for entry in causal_entries(table, s)]
-        for s in ("", "_affine")
-    }
-    choice = choose_causal(causal_entries(table, suffix), n_layers, rule)
-    place = (choice.chosen.hook_point, choice.chosen.position) if choice.chosen else None
-    rows = table.to_dict("records")
-    judged = table.assign(
-        is_eligible=[not found for found in reasons[""]],
-        is_eligible_affine=[not found for found in reasons["_affine"]],
-        reasons=["; ".join(found) for found in reasons[suffix]],
-        is_chosen=[(row["hook_point"], row["position"]) == place for row in rows],
-        verdict=[verdict(row, suffix, rule.max_kl, has_refusal) for row in rows],
-    )
-    return judged, choice
-
-
-def causal_entries(table: pd.DataFrame, suffix: str = "_affine") -> list[CausalEntry]:
-    """Return what the rule reads, under ablation to zero (`""`) or affine (`"_affine"`)."""
-    return [
-        CausalEntry(
-            row["hook_point"],
-            str(row["position"]),
-            None if pd.isna(row["layer"]) else int(row["layer"]),
-            row[f"bypass{suffix}"],
-            row["induce"],
-            row[f"kl{suffix}"],
+    choice = choose_causal(rows_where(table, intervention=intervention), n_layers, rule)
+    chosen = choice.chosen
+    place = (chosen.hook_point, chosen.position, intervention) if chosen else None
+    parts = []
+    for name in dict.fromkeys(table["intervention"]):
+        part = rows_where(table, intervention=name)
+        reasons = [rule.reasons(entry, n_layers) for entry in causal_entries(part)]
+        rows = part.to_dict("records")
+        judged = part.assign(
+            is_eligible=[not found for found in reasons],
+            reasons=["; ".join(found) for found in reasons],
+            is_chosen=[(row["hook_point"], row["position"], name) == place for row in rows],
+            verdict=[verdict(row, rule.max_kl, has_refusal) for row in rows],
         )
-        for row in table.to_dict("records")
-    ]
+        parts.append(judged)
+    return pd.concat(parts, ignore_index=True), choice

@@ -16,15 +16,10 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
+from refusal_lens.experiments.arms import INTERVENTIONS, Arm, arm_hooks, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
 from refusal_lens.experiments.causal_scores import answer_plainly
-from refusal_lens.experiments.effects import (
-    Arm,
-    Effects,
-    InterventionName,
-    arm_hooks,
-    measure_effects,
-)
+from refusal_lens.experiments.effects import Effects, measure_effects
 from refusal_lens.experiments.judges import Judge, wilson_interval, without_thinking
 from refusal_lens.experiments.refusal import ANSWER_BUDGET
 from refusal_lens.models.batching import run_in_batches
@@ -35,8 +30,6 @@ from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.prompts.tokens import Tokens, tokenise
 
-INTERVENTIONS: tuple[InterventionName, ...] = ("ablate", "affine_ablate", "add")
-
 N_BOOTSTRAP = 1000
 
 
@@ -44,13 +37,18 @@ N_BOOTSTRAP = 1000
 class Plan:
     """What is tried: which interventions, how strongly, and beside how many controls."""
 
-    interventions: tuple[InterventionName, ...] = INTERVENTIONS
+    interventions: tuple[str, ...] = tuple(INTERVENTIONS)
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5)
     coefficients: tuple[float, ...] = (0.5, 1.0, 1.5)
     n_controls: int = 2
     n_new_tokens: int = 24
     n_answer_tokens: int = 8
     seed: int = 0
+
+    def strengths_of(self, intervention: str) -> tuple[float, ...]:
+        """Return how strongly an intervention is tried."""
+        is_added = intervention_of(intervention).effect == "adds"
+        return self.coefficients if is_added else self.strengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +137,7 @@ def plan_trials(
         Trial(each.arm(intervention, strength), candidate.position, kind, seed)
         for intervention in plan.interventions
         for kind, seed, each in directions
-        for strength in (plan.coefficients if intervention == "add" else plan.strengths)
+        for strength in plan.strengths_of(intervention)
     ]
 
 

@@ -4,21 +4,20 @@ Knows how to run only the layers that an intervention changes, and the scores re
 Does not know how directions are made or chosen.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from refusal_lens.experiments.interventions import ablate, add, clamp, residual_writes
+from refusal_lens.experiments.arms import Arm, arm_hooks
 from refusal_lens.experiments.refusal import refusal_score
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.generation import unembed
-from refusal_lens.models.hook_points import Hook, layer_of
+from refusal_lens.models.hook_points import Hook
 from refusal_lens.models.loading import Model
 from refusal_lens.models.matmul import fast_products
 from refusal_lens.prompts.tokens import Ragged, Tokens
@@ -27,38 +26,8 @@ CPU_BUDGET = 2048
 CUDA_BUDGET = 8192
 """Tokens that run together, those of several interventions counted."""
 
-InterventionName = Literal["ablate", "affine_ablate", "add"]
-
 LogitsAt = Callable[[Tensor], Tensor]
 """From positions `[batch, n_read]` to logits `[n_arms, batch, n_read, d_vocab]`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """One intervention with one direction: what is compared with the others.
-
-    `ablate` acts at every residual write, `affine_ablate` and `add` at the direction's own hook
-    point; all of them on all tokens. `unit` is what ablations take out; `vector` is what is added
-    at strength 1; `mean` is the harmless mean, for affine ablation.
-    """
-
-    intervention: InterventionName
-    hook_point: str
-    unit: Float[Tensor, " d_model"]
-    vector: Float[Tensor, " d_model"]
-    mean: Float[Tensor, " d_model"]
-    strength: float = 1.0
-
-    @property
-    def first_layer(self) -> int:
-        """The first block that it changes; those below are as in the plain model."""
-        return 0 if self.intervention == "ablate" else layer_of(self.hook_point) or 0
-
-    @property
-    def group(self) -> tuple[int, str, str]:
-        """Arms of one group can share a batch."""
-        place = "" if self.intervention == "ablate" else self.hook_point
-        return self.first_layer, self.intervention, place
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,31 +61,6 @@ class Effects:
     plain_score: Float[Tensor, " n_prompts"]
     plain_loss: Float[Tensor, " n_prompts"]
     n_passes: float
-
-
-def arm_hooks(model: Model, arms: Sequence[Arm], n_rows: int) -> list[Hook]:
-    """Return the hooks of a batch that holds the same rows once for each arm, arm after arm.
-
-    Args:
-        model: Of either backend.
-        arms: Arms of one group.
-        n_rows: Rows of each arm.
-    """
-
-    def stack(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.stack([t.float() for t in tensors]).repeat_interleave(n_rows, dim=0)
-
-    units = stack(arm.unit for arm in arms)[:, None]
-    strength = torch.tensor([arm.strength for arm in arms]).repeat_interleave(n_rows)
-    first = arms[0]
-    if first.intervention == "ablate":
-        return ablate(residual_writes(model), units, strength=strength)
-    if first.intervention == "affine_ablate":
-        # Setting the projection to the harmless mean's is what affine ablation is.
-        target = (stack(arm.mean for arm in arms) * units[:, 0]).sum(dim=-1, keepdim=True)
-        return clamp([first.hook_point], units, target, strength=strength)
-    scaled = stack(arm.vector * arm.strength for arm in arms)[:, None]
-    return add([first.hook_point], scaled)
 
 
 def continue_prompts(

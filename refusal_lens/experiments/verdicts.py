@@ -7,7 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_lens.experiments.arms import intervention_of
 from refusal_lens.experiments.judges import wilson_interval
+from refusal_lens.validation.frames import rows_where
 from refusal_lens.validation.thresholds import (
     CAUSAL_SHARE,
     CONTROL_SHARE,
@@ -20,7 +22,7 @@ SEPARATES_ONLY = "separates only"
 NEITHER = "neither"
 
 
-def verdict(row: Any, suffix: str, max_kl: float, has_refusal: bool) -> str:
+def verdict(row: Any, max_kl: float, has_refusal: bool) -> str:
     """Say in one of three ways what a candidate does.
 
     It separates when held-out harmful prompts project above harmless ones (`MIN_AUROC`,
@@ -33,7 +35,7 @@ def verdict(row: Any, suffix: str, max_kl: float, has_refusal: bool) -> str:
     if not (row["auroc"] >= MIN_AUROC and row["auroc_p"] <= MAX_SEPARATION_P):
         return NEITHER
     gap = row["baseline_harmful"] - row["baseline_harmless"]
-    removed = row["baseline_harmful"] - row[f"bypass{suffix}"]
+    removed = row["baseline_harmful"] - row["bypass"]
     induced = row["induce"] - row["baseline_harmless"]
     by_chance = (
         abs(row["baseline_harmful"] - row["bypass_random"]),
@@ -45,29 +47,35 @@ def verdict(row: Any, suffix: str, max_kl: float, has_refusal: bool) -> str:
         and min(removed, induced) >= CAUSAL_SHARE * gap
         and by_chance[0] <= CONTROL_SHARE * removed
         and by_chance[1] <= CONTROL_SHARE * induced
-        and row[f"kl{suffix}"] <= max_kl
+        and row["kl"] <= max_kl
     )
     return SEPARATES_AND_CAUSES if is_cause else SEPARATES_ONLY
 
 
-def compare_ablations(table: Any) -> str:
-    """Say in words which ablation works: at zero, or at the harmless mean."""
-    n, plain, affine = (
-        len(table),
-        int(table["is_eligible"].sum()),
-        int(table["is_eligible_affine"].sum()),
+def compare_removals(table: pd.DataFrame) -> str:
+    """Say in words which of the interventions that remove refusal works."""
+    named = {
+        name: rows_where(table, intervention=name) for name in dict.fromkeys(table["intervention"])
+    }
+    titles = {name: intervention_of(name).title for name in named}
+    passing = ", ".join(
+        f"{titles[name]} at {sum(rows['is_eligible'])}" for name, rows in named.items()
     )
-    first = (
-        f"Ablation at zero passes the rule at {plain} of {n} places, affine ablation at {affine}."
-    )
-    if not table["is_chosen"].any():
+    n_places = len(next(iter(named.values())))
+    first = f"Of {n_places} places, those that pass the rule: {passing}."
+    chosen = rows_where(table, is_chosen=True)
+    if chosen.empty:
         return first
-    row = table[table["is_chosen"]].iloc[0]
+    row = chosen.iloc[0]
+    at_place = rows_where(table, hook_point=row["hook_point"], position=row["position"])
+    ends = " and ".join(
+        f"to {each['bypass']:+.2f} by {titles[each['intervention']]} (KL on harmless "
+        f"{each['kl']:.3f})"
+        for each in at_place.to_dict("records")
+    )
     return (
         f"{first} At the chosen place the refusal score of harmful prompts goes from "
-        f"{row['baseline_harmful']:+.2f} to {row['bypass']:+.2f} with ablation at zero (KL on "
-        f"harmless {row['kl']:.3f}) and to {row['bypass_affine']:+.2f} with affine ablation (KL "
-        f"{row['kl_affine']:.3f}). {_side_of_zero(row)}"
+        f"{row['baseline_harmful']:+.2f} {ends}. {_side_of_zero(row)}"
     )
 
 
@@ -126,9 +134,7 @@ def _summary_row(full: Any, plain: Any) -> dict[str, Any]:
     }
 
 
-def verdict_of_rates(
-    summary: pd.DataFrame, auroc: float, p_value: float, ablation: str = "affine_ablate"
-) -> str:
+def verdict_of_rates(summary: pd.DataFrame, auroc: float, p_value: float) -> str:
     """Say the same of one candidate by refusal rates on the test part.
 
     It causes refusal when ablation lowers the rate of harmful prompts, and addition raises that of
@@ -139,8 +145,8 @@ def verdict_of_rates(
     if not (auroc >= MIN_AUROC and p_value <= MAX_SEPARATION_P):
         return NEITHER
     moved: Any = summary.assign(moved=summary["refusal_rate"] - summary["plain_rate"])
-    removed = -_moves(moved, ablation, is_harmful=True)
-    induced = _moves(moved, "add", is_harmful=False)
+    removed = -_moves(moved, "removes", is_harmful=True)
+    induced = _moves(moved, "adds", is_harmful=False)
     plain = {row["is_harmful"]: row["plain_rate"] for row in summary.to_dict("records")}
     gap = plain.get(True, 0.0) - plain.get(False, 0.0)
     if removed.empty or induced.empty or not gap > 0:
@@ -153,6 +159,10 @@ def verdict_of_rates(
     return SEPARATES_AND_CAUSES if is_cause else SEPARATES_ONLY
 
 
-def _moves(moved: Any, intervention: str, *, is_harmful: bool) -> Any:
-    rows = moved[(moved["intervention"] == intervention) & (moved["is_harmful"] == is_harmful)]
+def _moves(moved: Any, effect: str, *, is_harmful: bool) -> Any:
+    """Return how far the first intervention of an effect moves the rate, by kind of direction."""
+    tried = [name for name in pd.unique(moved["intervention"])
+             if intervention_of(name).effect == effect]  # fmt: skip
+    is_first = moved["intervention"] == (tried[0] if tried else None)
+    rows = moved[is_first & (moved["is_harmful"] == is_harmful)]
     return rows.set_index("direction")["moved"]

@@ -4,14 +4,16 @@ Knows the paper's thresholds by sight. Their numbers come as tables.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from refusal_lens.experiments.arms import intervention_of
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
@@ -33,6 +35,10 @@ _BASELINES = {1: ("baseline_harmful", "harmful, untouched"),
               2: ("baseline_harmless", "harmless, untouched")}  # fmt: skip
 """By panel: the column of the score without intervention, and its name."""
 
+_DASHES = ("solid", "dot", "dash", "dashdot")
+_SAID_OF = {"solid": "solid", "dot": "dotted", "dash": "dashed", "dashdot": "dash-dotted"}
+"""How the lines of one intervention after the other are drawn, and how that is called."""
+
 _CONTROLS = {"random": "dot", "permuted": "dashdot"}
 """How the lines of directions that were not fitted are dashed."""
 
@@ -47,7 +53,7 @@ def causal_scores(
 ) -> go.Figure:
     """Draw bypass, induce and KL of every candidate over the layers, and the chosen one.
 
-    Hollow marks failed a threshold; dotted lines are affine ablation, where it was measured.
+    Hollow marks failed a threshold; each intervention has a dash of its own.
 
     Args:
         table: `causal_scores`.
@@ -62,11 +68,11 @@ def causal_scores(
     frame = by_layer(table)
     last = last_layer(frame)
     figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.05)
+    dashes = dict(zip(dict.fromkeys(frame["intervention"]), cycle(_DASHES), strict=False))
     for (name, own), look in zip(lines_of(frame), line_looks(), strict=False):
         for row, score in enumerate(_SCORES, start=1):
-            lines = list(_candidate_lines(own, score, name, look))
-            if row == 1 and lines:
-                lines[0].showlegend = True
+            lines = list(_candidate_lines(own, score, name, look, dashes))
+            lines[0].showlegend = row == 1
             figure.add_traces(lines, rows=row, cols=1)
     figure.add_traces(list(_chosen_marks(frame)), rows=[1, 2, 3], cols=1)
     _add_limits(figure, frame, min_induce, max_kl)
@@ -77,24 +83,25 @@ def causal_scores(
     figure.update_yaxes(type="log", dtick=1, tickformat="~g", row=3, col=1)
     figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
     title = "What each direction does to refusal"
-    said = "filled marks pass every threshold; dotted lines are affine ablation"
+    drawn = (f"{intervention_of(name).title} {_SAID_OF[dash]}" for name, dash in dashes.items())
+    said = f"filled marks pass every threshold; {', '.join(drawn)}"
     return dress(figure, template, title, subtitle=said, height=740, margin={"r": 130, "t": 90})
 
 
 def _candidate_lines(
-    own: pd.DataFrame, score: str, name: str, look: LineLook
+    own: pd.DataFrame, score: str, name: str, look: LineLook, dashes: Mapping[str, str]
 ) -> Iterator[go.Scatter]:
-    """Yield a score's line, and that of affine ablation where it was measured."""
-    for suffix, dash in (("", "solid"), ("_affine", "dot")):
-        if score + suffix not in own or own[score + suffix].isna().to_numpy().all():
-            continue
-        is_kept = own[f"is_eligible{suffix}"].astype(bool).tolist()
-        said = f"{score}, affine" if suffix else score
+    """Yield a score's line under each intervention; what does not hang on it is drawn once."""
+    for intervention, rows in own.groupby("intervention", sort=False):
+        is_kept = rows["is_eligible"].astype(bool).tolist()
+        said = (
+            score if score == "induce" else f"{score}, {intervention_of(str(intervention)).title}"
+        )
         trace = line(
             name,
-            own["layer"],
-            own[score + suffix],
-            replace(look, dash=dash),
+            rows["layer"],
+            rows[score],
+            replace(look, dash=dashes[str(intervention)]),
             f"{name}, layer %{{x}}<br>{said} %{{y:.3~g}} nats%{{customdata}}",
             showlegend=False,
             customdata=["" if kept else "<br>dropped" for kept in is_kept],
@@ -102,6 +109,8 @@ def _candidate_lines(
         symbols = [look.symbol if kept else f"{look.symbol}-open" for kept in is_kept]
         trace.update(marker_symbol=symbols)
         yield trace
+        if score == "induce":
+            return
 
 
 def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
@@ -179,7 +188,7 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         own = where(table, table["intervention"] == intervention)
         for row, (score, scale, unit) in enumerate(panels, start=1):
             figure.add_traces(list(_dose_lines(own, score, scale, unit)), rows=row, cols=column)
-        unit = "coefficient (class differences)" if intervention == "add" else "strength (1: all)"
+        unit = intervention_of(intervention).unit
         figure.update_xaxes(title_text=unit, row=2, col=column)
     _name_once(figure)
     figure.update_annotations(font_size=13)

@@ -242,7 +242,7 @@ def _columns(table: pd.DataFrame) -> list[str]:
 
 HEADINGS = {
     "auroc": "AUROC", "cohens_d": "Cohen's d", "kl": "KL (nats)", "is_valid": "valid",
-    "kl_affine": "KL, affine", "is_harmful": "class", "prompt_id": "prompt", "is_chosen": "chosen",
+    "is_harmful": "class", "prompt_id": "prompt", "is_chosen": "chosen",
     "p_value": "p", "p_value_corrected": "p, corrected", "n_per_class": "prompts a side",
     "n_chosen": "times chosen", "is_eligible": "eligible", "is_extrapolated": "extrapolated",
     "cosine_to_difference_of_means": "cosine to difference of means",

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from refusal_lens import plots
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.models.hook_points import site_of
 from refusal_lens.plots.tables import where
 from refusal_lens.plots.text import place_name
@@ -200,8 +201,14 @@ def _table_at_best_column(name: str, plot: Callable[..., go.Figure]) -> Draw:
 
 def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
     table = _table(run_folder, "causal_scores")
-    share = run_folder.read_config().causal.max_layer_share
-    n_kept_layers = int(share * _n_layers(run_folder))
+    rule = CausalRule(run_folder.read_config().causal.max_layer_share)
+    n_layers = _n_layers(run_folder)
+    late = [
+        int(layer)
+        for layer, hook_point in zip(table["layer"], table["hook_point"], strict=True)
+        if rule.is_late(hook_point, n_layers)
+    ]
+    n_kept_layers = min(late, default=None)
     return plots.causal_scores(table, n_kept_layers=n_kept_layers, template=template)
 
 

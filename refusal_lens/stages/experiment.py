@@ -15,6 +15,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.arms import ADDITION, intervention_of, removal_of
 from refusal_lens.experiments.candidates import (
     TEST,
     Candidate,
@@ -26,16 +27,14 @@ from refusal_lens.experiments.candidates import (
 from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.experiments.causal_scores import causal_scores, held_out_auroc
 from refusal_lens.experiments.dose_response import (
-    INTERVENTIONS,
     Plan,
     answer_under,
     dose_response,
     plan_trials,
 )
-from refusal_lens.experiments.effects import InterventionName
 from refusal_lens.experiments.judges import judge_by_phrases
 from refusal_lens.experiments.refusal import RefusalReport
-from refusal_lens.experiments.verdicts import compare_ablations, summarise, verdict_of_rates
+from refusal_lens.experiments.verdicts import compare_removals, summarise, verdict_of_rates
 from refusal_lens.models.hook_points import resolve_hook_points
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
@@ -56,7 +55,7 @@ class Request:
     """
 
     direction: str | None = None
-    interventions: tuple[InterventionName, ...] | None = None
+    interventions: tuple[str, ...] | None = None
     coefficients: tuple[float, ...] | None = None
 
 
@@ -68,22 +67,19 @@ def read_request(
     Raises:
         RefusalLensError: There is no such intervention.
     """
-    known = {name: name for name in INTERVENTIONS}
-    unknown = [name for name in interventions or () if name not in known]
-    if unknown:
-        raise RefusalLensError(f"There is no intervention {unknown[0]!r}. Use {', '.join(known)}.")
     return Request(
         direction,
-        tuple(known[name] for name in interventions) if interventions else None,  # type: ignore[index]
+        tuple(intervention_of(name).name for name in interventions) if interventions else None,
         tuple(coefficients) if coefficients else None,
     )
 
 
 def select_stage(config: Config, run_folder: RunFolder, console: Console) -> list[Path]:
     """Score every direction by what it does to refusal, choose one, and say why."""
+    causal = config.causal
+    removal_of(causal.intervention)
     prompts, activations, model = _open(config, run_folder, console)
     refusal = _refusal(config, run_folder, model, prompts)
-    causal = config.causal
     scores = causal_scores(
         model,
         activations,
@@ -98,7 +94,7 @@ def select_stage(config: Config, run_folder: RunFolder, console: Console) -> lis
         seed=config.validation.seed,
     )
     terminal.show_causal(console, scores)
-    terminal.show_causal_choice(console, scores.choice, compare_ablations(scores.table))
+    terminal.show_causal_choice(console, scores.choice, compare_removals(scores.table))
     return [run_folder.write_table("causal_scores", scores.table)]
 
 
@@ -124,8 +120,7 @@ def ablate_stage(
     )
     summary = summarise(answered.table)
     auroc, p_value = held_out_auroc(candidate, activations, parts, TEST)
-    ablation = next((i for i in plan.interventions if i != "add"), config.causal.intervention)
-    said = verdict_of_rates(summary, auroc, p_value, ablation)
+    said = verdict_of_rates(summary, auroc, p_value)
     terminal.show_interventions(console, summary, said)
     return [
         run_folder.write_interventions(summary),
@@ -233,7 +228,8 @@ def _pick(candidates: Sequence[Candidate], place: tuple[str, str]) -> Candidate:
 
 def _plan(config: Config, request: Request) -> Plan:
     plan = Plan(
-        interventions=request.interventions or (config.causal.intervention, "add"),
+        interventions=request.interventions
+        or (removal_of(config.causal.intervention).name, ADDITION),
         strengths=tuple(config.dose.strengths),
         coefficients=tuple(config.dose.coefficients),
         n_controls=config.dose.n_controls,

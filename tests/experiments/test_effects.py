@@ -5,7 +5,8 @@ import torch
 from torch.nn.functional import normalize
 
 from refusal_lens import load_model
-from refusal_lens.experiments.effects import Arm, continue_prompts, measure_effects
+from refusal_lens.experiments.arms import Arm
+from refusal_lens.experiments.effects import continue_prompts, measure_effects
 from refusal_lens.experiments.interventions import ablate, add, affine_ablate, residual_writes
 from refusal_lens.experiments.refusal import refusal_score
 from refusal_lens.prompts.tokens import tokenise

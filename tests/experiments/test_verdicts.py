@@ -6,7 +6,7 @@ import pytest
 from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.experiments.causal_scores import judge_table
 from refusal_lens.experiments.verdicts import (
-    compare_ablations,
+    compare_removals,
     summarise,
     verdict,
     verdict_of_rates,
@@ -17,13 +17,11 @@ CAUSE = {
     "auroc_p": 1e-9,
     "baseline_harmful": 4.0,
     "baseline_harmless": -6.0,
-    "bypass": 3.0,
-    "bypass_affine": -5.0,
+    "bypass": -5.0,
     "bypass_random": 3.8,
     "induce": 3.0,
     "induce_random": -5.0,
-    "kl": 0.9,
-    "kl_affine": 0.03,
+    "kl": 0.03,
     "harmful_projection": 2.0,
     "harmless_projection": -8.0,
 }
@@ -31,50 +29,51 @@ PLACE = {"hook_point": "blocks.2.hook_resid_post", "layer": 2, "position": "last
 
 
 def test_a_cause_is_called_one():
-    assert verdict(CAUSE, "_affine", 0.1, has_refusal=True) == "separates and causes"
+    assert verdict(CAUSE, 0.1, has_refusal=True) == "separates and causes"
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"bypass_affine": 0.0},  # removes 4 of the gap of 10
+        {"bypass": 0.0},  # removes 4 of the gap of 10
         {"induce": -2.0},  # adds 4 of it
         {"bypass_random": -2.0},  # a random direction removes 6 against 9
         {"induce_random": -1.0},  # and adds 5 against 9
-        {"kl_affine": 0.2},
-        {"baseline_harmful": -7.0, "bypass_affine": -20.0},  # nothing to remove
+        {"kl": 0.2},
+        {"baseline_harmful": -7.0, "bypass": -20.0},  # nothing to remove
     ],
 )
 def test_what_fails_one_condition_only_separates(change):
-    assert verdict(CAUSE | change, "_affine", 0.1, has_refusal=True) == "separates only"
+    assert verdict(CAUSE | change, 0.1, has_refusal=True) == "separates only"
 
 
 def test_nothing_causes_refusal_in_a_model_that_does_not_refuse():
-    assert verdict(CAUSE, "_affine", 0.1, has_refusal=False) == "separates only"
+    assert verdict(CAUSE, 0.1, has_refusal=False) == "separates only"
 
 
 @pytest.mark.parametrize("change", [{"auroc": 0.55}, {"auroc_p": 0.02}, {"auroc": float("nan")}])
 def test_what_does_not_separate_is_neither(change):
-    assert verdict(CAUSE | change, "_affine", 0.1, has_refusal=True) == "neither"
+    assert verdict(CAUSE | change, 0.1, has_refusal=True) == "neither"
 
 
-def test_the_table_tells_both_ablations_apart():
-    table = pd.DataFrame([CAUSE | PLACE])
+def test_the_table_tells_interventions_apart():
+    affine = CAUSE | PLACE | {"intervention": "affine_ablate"}
+    plain = affine | {"intervention": "ablate", "bypass": 3.0, "kl": 0.9}
+    table = pd.DataFrame([affine, plain])
     judged, choice = judge_table(table, 8, CausalRule(), "affine_ablate", has_refusal=True)
-    row = judged.iloc[0]
-    assert (row["is_eligible"], row["is_eligible_affine"], row["is_chosen"]) == (False, True, True)
-    assert (choice.n_eligible, row["reasons"]) == (1, "")
-    assert compare_ablations(judged) == (
-        "Ablation at zero passes the rule at 0 of 1 places, affine ablation at 1. At the chosen "
-        "place the refusal score of harmful prompts goes from +4.00 to +3.00 with ablation at zero "
-        "(KL on harmless 0.900) and to -5.00 with affine ablation (KL 0.030). Harmless prompts "
-        "project to -8.00 there, harmful ones to +2.00: zero is on the harmful side, so that "
-        "setting to zero does not remove it."
+    assert judged["is_eligible"].tolist() == judged["is_chosen"].tolist() == [True, False]
+    assert judged["reasons"].tolist() == ["", "KL is above 0.1"]
+    assert choice.n_eligible == 1
+    assert compare_removals(judged) == (
+        "Of 1 places, those that pass the rule: affine ablation at 1, ablation at zero at 0. At "
+        "the chosen place the refusal score of harmful prompts goes from +4.00 to -5.00 by affine "
+        "ablation (KL on harmless 0.030) and to +3.00 by ablation at zero (KL on harmless 0.900). "
+        "Harmless prompts project to -8.00 there, harmful ones to +2.00: zero is on the harmful "
+        "side, so that setting to zero does not remove it."
     )
-    plain, nothing = judge_table(table, 8, CausalRule(), "ablate", has_refusal=True)
+    unchosen, nothing = judge_table(table, 8, CausalRule(), "ablate", has_refusal=True)
     assert nothing.chosen is None
-    assert plain["reasons"].tolist() == ["KL is above 0.1"]
-    assert compare_ablations(plain).endswith("affine ablation at 1.")
+    assert compare_removals(unchosen).endswith("affine ablation at 1, ablation at zero at 0.")
 
 
 def make_dose(removed: float, induced: float, by_chance: float) -> pd.DataFrame:

@@ -202,14 +202,20 @@ def test_causal_scores_mark_what_passes_and_what_was_chosen():
     figure = plots.causal_scores(table, n_kept_layers=6)
     own = table[table["position"] == "-1"]
     lines = named(figure, "resid_post, -1")
-    # Bypass and KL have affine ablation beside them, induce does not.
-    for line, column in zip(
-        lines, ["bypass", "bypass_affine", "induce", "kl", "kl_affine"], strict=True
-    ):
-        np.testing.assert_allclose(line.y, own[column])
-        assert line.line.dash == ("dot" if "affine" in column else "solid")
+    # Bypass and KL have a line for each intervention; induce, which is under addition, has one.
+    drawn = [
+        ("bypass", "ablate"),
+        ("bypass", "affine_ablate"),
+        ("induce", "ablate"),
+        ("kl", "ablate"),
+        ("kl", "affine_ablate"),
+    ]
+    for line, (column, intervention) in zip(lines, drawn, strict=True):
+        np.testing.assert_allclose(line.y, own[own["intervention"] == intervention][column])
+        assert line.line.dash == {"affine_ablate": "dot", "ablate": "solid"}[intervention]
+    assert "ablation at zero solid, affine ablation dotted" in figure.layout.title.subtitle.text
     is_hollow = [symbol.endswith("-open") for symbol in lines[0].marker.symbol]
-    assert is_hollow == (~own["is_eligible"]).tolist()
+    assert is_hollow == (~own[own["intervention"] == "ablate"]["is_eligible"]).tolist()
     assert not all(is_hollow)
     chosen = table[table["is_chosen"]].iloc[0]
     rings = named(figure, f"chosen: resid_post {chosen['layer']}, {chosen['position']}")

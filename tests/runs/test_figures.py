@@ -130,7 +130,8 @@ def test_ridgeline_starts_at_the_best_site_and_position(full):
 def test_causal_scores_shade_the_last_fifth(full):
     figure = figures.draw(full, "causal_scores")
     (band,) = [shape for shape in figure.layout.shapes if shape.type == "rect"][:1]
-    assert (band.x0, band.x1) == (2.5, 3.5)
+    # The output of block 2 is the input of block 3, which is int(0.8 * 4).
+    assert (band.x0, band.x1) == (1.5, 3.5)
 
 
 # ---- files ----

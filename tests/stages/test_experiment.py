@@ -44,8 +44,10 @@ def test_select_chooses_a_direction_that_causes_refusal(refuser):
     chosen = table[table["is_chosen"]]
     assert len(chosen) == 1
     row = chosen.iloc[0]
-    assert row["layer"] < 6
-    assert row["kl_affine"] <= 0.1
+    assert row["layer"] < 5  # its output is the input of a block below int(0.8 * 8)
+    assert row["kl"] <= 0.1
+    assert row["intervention"] == "affine_ablate"
+    assert set(table["intervention"]) == {"affine_ablate", "ablate"}
     assert row["verdict"] == "separates and causes"
     assert f"Chosen: {row['hook_point']} at last" in printed
     assert "affine ablation" in printed

@@ -16,24 +16,23 @@ def show_causal(console: Console, scores: CausalScores) -> None:
     table = Table(
         title=f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
         title_justify="left",
-        caption="Refusal scores and KL in nats, of ablation to zero and affine ablation.",
+        caption="Refusal scores and KL in nats.",
         # Lines between columns would cost numbers their last digits in 80 columns.
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         show_edge=False,
     )
-    for column in ("place", "bypass", "affine", "induce", "KL", "affine", "verdict"):
-        is_text = column in ("place", "verdict")
+    for column in ("place", "intervention", "bypass", "induce", "KL", "verdict"):
+        is_text = column in ("place", "intervention", "verdict")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in scores.table.to_dict("records"):
         table.add_row(
             f"{short_name(row['hook_point'])}, {row['position']}",
+            row["intervention"],
             f"{row['bypass']:+.2f}",
-            f"{row['bypass_affine']:+.2f}",
             f"{row['induce']:+.2f}",
             f"{row['kl']:.3f}",
-            f"{row['kl_affine']:.3f}",
             row["verdict"],
             style="bold green" if row["is_chosen"] else None,
         )
