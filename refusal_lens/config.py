@@ -88,13 +88,18 @@ class PromptsConfig(_Section):
     Args:
         harmful: File of prompts that the model refuses.
         harmless: File of prompts that it answers.
-        text_field: Field or column with the text; None takes the first usual one.
+        text_field: Field or column with the text, or several joined (`instruction + input`); None
+            takes the first usual one, and so does a file that has no field of this name.
+        harmful_text_field: That of the harmful file alone; None takes `text_field`.
+        harmless_text_field: That of the harmless file alone; None takes `text_field`.
         system_prompt: Put before every prompt of both files; None sends none.
     """
 
     harmful: Text
     harmless: Text
     text_field: Text | None = None
+    harmful_text_field: Text | None = None
+    harmless_text_field: Text | None = None
     system_prompt: str | None = None
 
 

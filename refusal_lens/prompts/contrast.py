@@ -7,16 +7,30 @@ import hashlib
 import json
 import reprlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 
-TEXT_FIELDS = ("text", "prompt", "instruction", "goal")
+TEXT_FIELDS = ("text", "prompt", "instruction", "goal", "forbidden_prompt", "behavior")
+"""Usual names of the field with the text; case does not count."""
+
+LABEL_FIELDS = ("id", "category")
+
+COMPANION_FIELDS = (
+    *("input", "context", "contextstring", "context_string", "passage", "document", "history"),
+    *("system", "system_prompt"),
+)
+"""Fields that public prompt sets keep a part of the prompt in; case does not count."""
+
+JOINED = "+"
+"""In a text field's name: several fields, joined by a blank line."""
+
 MIN_PROMPTS_PER_SIDE = 30
-_N_SHOWN = 10
+_N_SHOWN, _N_SHOWN_CHARS = 10, 60
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class PromptSet:
                 "Put it in brackets."
             )
         records = [Record(f"{name}[{index}]", text) for index, text in enumerate(texts)]
-        return cls(name, check_records(name, Origin(name, None), records, []))
+        return cls(name, check_records(name, Origin(name), records, []))
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -226,89 +240,165 @@ class Record(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """The file (or set) that records came from and the text field asked for."""
+    """The file (or set) that records came from and the text fields looked for, the first first.
+
+    `setting` is the setting that names the field, `is_named` whether it does.
+    """
 
     place: str
-    text_field: str | None
+    wanted: Sequence[str] = TEXT_FIELDS
+    setting: str = "text_field"
+    is_named: bool = False
+
+
+class Text(NamedTuple):
+    """A prompt, and what its record holds beside it that would have been sent by its makers."""
+
+    prompt: Prompt
+    companions: Mapping[str, str]
 
 
 def check_records(
-    name: str, origin: Origin, records: Sequence[Record], faults: list[str]
+    name: str,
+    origin: Origin,
+    records: Sequence[Record],
+    faults: list[str],
+    columns: Sequence[str] | None = None,
 ) -> tuple[Prompt, ...]:
-    """Turn records into prompts, or raise all faults: those given and those found."""
-    text_field = _choose_text_field(origin, records, faults)
-    prompts = _make_prompts(name, records, text_field, faults)
+    """Turn records into prompts, or raise all faults: those given and those found.
+
+    `columns` are all fields there are, where records hold only those that may be wanted.
+    """
+    text_fields = None
+    if any(isinstance(record.value, dict) for record in records):
+        present = field_names(records) if columns is None else columns
+        text_fields = choose_text_fields(origin, present, faults)
+    elif origin.is_named and records:
+        faults.append(
+            f"{origin.place}: the text is looked for in the field {either(origin.wanted)}, but the "
+            f"prompts are plain strings without fields. Leave {origin.setting} out."
+        )
+    texts = _make_prompts(name, records, text_fields, faults)
     if not records and not faults:
         faults.append(f"{origin.place}: holds no prompts. Add some.")
     if faults:
         raise RefusalLensError(_first_ones(faults))
-    return _drop_repeats(origin, prompts)
+    _warn_of_companions(origin, text_fields or [], texts)
+    return _drop_repeats(origin, texts)
 
 
-def _choose_text_field(origin: Origin, records: Sequence[Record], faults: list[str]) -> str | None:
-    """Choose one text field for the whole file; None if there are no fields or none fits."""
+def field_names(records: Sequence[Record]) -> list[str]:
+    """List the fields of all records, in the order they are met."""
     tables = [record.value for record in records if isinstance(record.value, dict)]
-    present = dict.fromkeys(key for table in tables for key in table)
-    asked = origin.text_field
-    wanted = TEXT_FIELDS if asked is None else (asked,)
-    chosen = next((key for key in wanted if key in present), None)
-    if chosen is None and tables:
-        faults.append(
-            f"{origin.place}: the text is looked for in the field {either(wanted)}, but the "
-            f"fields are {', '.join(present) or 'none'}. "
-            "Set text_field to the one that holds the text."
-        )
-    elif chosen is None and asked is not None and records:
-        faults.append(
-            f"{origin.place}: the text is looked for in the field {asked}, but the prompts are "
-            "plain strings without fields. Leave text_field out."
-        )
-    return chosen
+    return list(dict.fromkeys(str(key) for table in tables for key in table))
+
+
+def choose_text_fields(
+    origin: Origin, present: Sequence[str], faults: list[str]
+) -> list[str] | None:
+    """Choose the field with the text, or the fields that are joined; tell `faults` if none fits."""
+    for wanted in origin.wanted:
+        found = find_fields(wanted, present)
+        if found is not None:
+            return found
+    faults.append(
+        f"{origin.place}: the text is looked for in the field {either(origin.wanted)}, but the "
+        f"fields are {_some(present)}. Set {origin.setting} to the one that holds the text."
+    )
+    return None
+
+
+def find_fields(wanted: str, present: Sequence[str]) -> list[str] | None:
+    """Find a field by its name, or all of those that the name joins; None where one is missing.
+
+    Example:
+        >>> find_fields("instruction + input", ["Instruction", "input", "output"])
+        ['Instruction', 'input']
+    """
+    if wanted in present:
+        return [wanted]
+    found = [_same_name(part.strip(), present) for part in wanted.split(JOINED)]
+    names = [name for name in found if name is not None]
+    return names if len(names) == len(found) else None
+
+
+def _same_name(wanted: str, present: Sequence[str]) -> str | None:
+    """Return the field of this name, or of this name in another case."""
+    alike = [name for name in present if name.casefold() == wanted.casefold()]
+    return wanted if wanted in present else next(iter(alike), None)
 
 
 def _make_prompts(
-    name: str, records: Sequence[Record], text_field: str | None, faults: list[str]
-) -> list[Prompt]:
+    name: str, records: Sequence[Record], text_fields: Sequence[str] | None, faults: list[str]
+) -> list[Text]:
     """Turn each sound record into a prompt and add a line to `faults` for each other one."""
-    prompts: list[Prompt] = []
+    texts: list[Text] = []
     place_of_id: dict[str, str] = {}
     for number, record in enumerate(records, start=1):
-        prompt_id = _label(record.value, "id", default=f"{name}-{number:03d}")
+        prompt_id = _label(record, "id", f"{name}-{number:03d}", faults)
         if prompt_id in place_of_id:
             faults.append(
-                f"{record.place}: the id {prompt_id!r} is taken by {place_of_id[prompt_id]}. "
-                "Give each prompt its own."
+                f"{record.place}: the id {reprlib.repr(prompt_id)} is taken by "
+                f"{place_of_id[prompt_id]}. Give each prompt its own."
             )
         place_of_id.setdefault(prompt_id, record.place)
-        text = _text_of(record, text_field, faults)
+        text = _text_of(record, text_fields, faults)
         if text is not None:
-            category = _label(record.value, "category", default="uncategorised")
-            prompts.append(Prompt(prompt_id, text, category, record.place))
-    return prompts
+            category = _label(record, "category", "uncategorised", faults)
+            prompt = Prompt(prompt_id, text, category, record.place)
+            texts.append(Text(prompt, _companions(record.value, text_fields or [])))
+    return texts
 
 
-def _label(value: object, key: str, default: str) -> str:
+def _label(record: Record, key: str, default: str, faults: list[str]) -> str:
     """Read an optional id or category; numbers are fine, missing and blank give the default."""
-    label = value.get(key) if isinstance(value, dict) else None
-    return default if label is None else str(label).strip() or default
-
-
-def _text_of(record: Record, text_field: str | None, faults: list[str]) -> str | None:
-    """Take the text out of a record, or None after adding to `faults`."""
-    text = record.value
-    if isinstance(text, dict):
-        if text_field is None:
-            return None  # told once for the whole file
-        if text_field not in text:
-            faults.append(
-                f"{record.place}: has no field {text_field}, only {', '.join(text) or 'none'}."
-            )
-            return None
-        text = text[text_field]
-    fault = _text_fault(text)
+    label = record.value.get(key) if isinstance(record.value, dict) else None
+    if isinstance(label, (dict, list, tuple)):
+        faults.append(f"{record.place}: the {key} needs to be a text or a number, no list.")
+        return default
+    written = default if label is None else str(label).strip() or default
+    fault = _half_character(written, key)
     if fault is not None:
         faults.append(f"{record.place}: {fault}")
-    return text if isinstance(text, str) and fault is None else None
+        return default
+    return written
+
+
+def _companions(value: object, text_fields: Sequence[str]) -> dict[str, str]:
+    """Return the filled fields of a record that belong to the prompt and are not its text."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        key: reprlib.repr(each) if not isinstance(each, str) else each
+        for key, each in value.items()
+        if key.casefold() in COMPANION_FIELDS
+        and key not in text_fields
+        and each not in (None, [], {})
+        and not (isinstance(each, str) and not each.strip())
+    }
+
+
+def _text_of(record: Record, text_fields: Sequence[str] | None, faults: list[str]) -> str | None:
+    """Take the text out of a record, or None after adding to `faults`."""
+    if not isinstance(record.value, dict):
+        parts: list[object] = [record.value]
+    elif text_fields is None:
+        return None  # told once for the whole file
+    elif text_fields[0] not in record.value:
+        faults.append(
+            f"{record.place}: has no field {text_fields[0]}, only {_some(list(record.value))}."
+        )
+        return None
+    else:
+        # What is joined to the text may be missing or empty.
+        rest = [record.value.get(name) for name in text_fields[1:]]
+        parts = [record.value[text_fields[0]], *(each for each in rest if each not in (None, ""))]
+    for part in parts:
+        fault = _text_fault(part)
+        if fault is not None:
+            faults.append(f"{record.place}: {fault}")
+            return None
+    return "\n\n".join(str(part) for part in parts)
 
 
 def _text_fault(text: object) -> str | None:
@@ -318,31 +408,62 @@ def _text_fault(text: object) -> str | None:
         return f"the text needs to be a string, but {reprlib.repr(text)} came ({kind})."
     if not text.strip():
         return "the text is empty. Fill it in or remove the prompt."
+    return _half_character(text, "text")
+
+
+def _half_character(text: str, what: str) -> str | None:
+    """Tell of half a character, which JSON can spell; no tokenizer and no file takes one."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        # JSON can spell half a character ("\ud83d"); no tokenizer takes one.
         half = text[error.start].encode("ascii", "backslashreplace").decode()
-        return f"character {error.start + 1} of the text is {half}, half of one. Write it whole."
+        return f"character {error.start + 1} of the {what} is {half}, half of one. Write it whole."
     return None
 
 
-def _drop_repeats(origin: Origin, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """Keep the first of each text and warn of the others."""
-    kept: dict[str, Prompt] = {}
+def _warn_of_companions(origin: Origin, text_fields: Sequence[str], texts: Sequence[Text]) -> None:
+    """Warn of parts of prompts that are not read, and count them."""
+    counts = Counter(key for text in texts for key in text.companions)
+    for key, count in counts.items():
+        joined = f" {JOINED} ".join([*text_fields, key])
+        warnings.warn(
+            f"{origin.place}: {count} of {len(texts)} prompts have a field {key} that is filled "
+            f"and not read: they are sent without it. Set {origin.setting} to {joined!r} to send "
+            "both, or remove these prompts.",
+            RefusalLensWarning,
+            stacklevel=5,
+        )
+
+
+def _drop_repeats(origin: Origin, texts: Sequence[Text]) -> tuple[Prompt, ...]:
+    """Keep the first of each text and warn of the others.
+
+    Texts that differ in a companion are different prompts, though the same is sent of them: that
+    is told with the companions.
+    """
+    kept: dict[tuple[str, ...], Prompt] = {}
     repeats: list[str] = []
-    for prompt in prompts:
-        first = kept.setdefault(_same_text_key(prompt.text), prompt)
+    for prompt, companions in texts:
+        key = (_same_text_key(prompt.text), *map(_same_text_key, companions.values()))
+        first = kept.setdefault(key, prompt)
         if first is not prompt:
             repeats.append(f"{prompt.source} repeats {first.source}")
     if repeats:
         warnings.warn(
-            f"{origin.place}: repeated texts were dropped, {len(kept)} of {len(prompts)} prompts "
+            f"{origin.place}: repeated texts were dropped, {len(kept)} of {len(texts)} prompts "
             f"are left. Remove the repeats.\n{_first_ones(repeats)}",
             RefusalLensWarning,
             stacklevel=4,
         )
     return tuple(kept.values())
+
+
+def _some(names: Sequence[str]) -> str:
+    """List names for a message, of many and of long ones the beginning."""
+    n = _N_SHOWN_CHARS
+    shown = [name if len(name) <= n else f"{name[:n]}..." for name in names]
+    more = f" and {len(names) - _N_SHOWN} more" if len(names) > _N_SHOWN else ""
+    return ", ".join(shown[:_N_SHOWN]) + more if names else "none"
 
 
 def _first_ones(lines: Sequence[str]) -> str:

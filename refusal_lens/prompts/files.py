@@ -7,19 +7,37 @@ import codecs
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from refusal_lens.config_files import resource_places
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.files import refuse_lfs_pointer
 from refusal_lens.prompts.contrast import (
+    TEXT_FIELDS,
     ContrastSet,
     Origin,
     PromptSet,
     Record,
     check_records,
     either,
+    field_names,
+    find_fields,
 )
+from refusal_lens.prompts.parquet import read_parquet
+
+MAX_DIGITS = 100
+
+
+class PromptFile(NamedTuple):
+    """What a file holds: its records, the fields that they have, and what could not be read."""
+
+    place: str
+    records: list[Record]
+    columns: list[str]
+    faults: list[str]
 
 
 def read_prompts(path: str | Path, name: str, text_field: str | None = None) -> PromptSet:
@@ -33,8 +51,8 @@ def read_prompts(path: str | Path, name: str, text_field: str | None = None) -> 
     Args:
         path: The file: a path, or a shipped one such as `data/harmful_prompts.json`.
         name: Name of the set; ids that the file does not give are `<name>-001` and so on.
-        text_field: Field or column with the text; by default the first of `text`, `prompt`,
-            `instruction` and `goal` that the file has.
+        text_field: Field or column with the text, or several to be joined by a blank line
+            (`instruction + input`); by default the first of `contrast.TEXT_FIELDS` there is.
 
     Returns:
         The prompts in file order, repeated texts dropped with a warning: a repeat could stand in
@@ -44,30 +62,26 @@ def read_prompts(path: str | Path, name: str, text_field: str | None = None) -> 
         RefusalLensError: The file cannot be read or holds faults; the message lists the first ten
             with their lines and counts the rest.
     """
-    found = _locate(path)
-    reader = _READERS.get(found.suffix.lower())
-    if reader is None:
-        raise RefusalLensError(
-            f"{found}: a prompt file needs the suffix {either(_READERS)}, "
-            f"but {found.suffix or 'none'} came. Convert or rename the file."
-        )
-    faults: list[str] = []
-    try:
-        records = reader(found, faults)
-    except OSError as error:
-        raise RefusalLensError(f"{found} cannot be read: {error.strerror or error}.") from error
-    return PromptSet(name, check_records(name, Origin(str(found), text_field), records, faults))
+    return _check(_read_file(path, text_field), name, text_field, "text_field")
 
 
 def read_contrast(
-    harmful_path: str | Path, harmless_path: str | Path, text_field: str | None = None
+    harmful_path: str | Path,
+    harmless_path: str | Path,
+    text_field: str | None = None,
+    *,
+    harmful_text_field: str | None = None,
+    harmless_text_field: str | None = None,
 ) -> ContrastSet:
     """Read harmful and harmless prompts and check them against each other.
 
     Args:
         harmful_path: File of prompts that the model refuses.
         harmless_path: File of prompts that it answers.
-        text_field: Field or column with the text, in both files; see `read_prompts`.
+        text_field: Field or column with the text, see `read_prompts`; a file that has none of this
+            name is read by the usual names, if the other has one.
+        harmful_text_field: That of the harmful file alone, in place of `text_field`.
+        harmless_text_field: That of the harmless file alone.
 
     Returns:
         The contrast set.
@@ -75,15 +89,61 @@ def read_contrast(
     Raises:
         RefusalLensError: A file holds faults (those of both are told), or a text is in both files.
     """
-    sets, faults = [], []
-    for path, name in ((harmful_path, "harmful"), (harmless_path, "harmless")):
+    sides = {
+        "harmful": (harmful_path, harmful_text_field),
+        "harmless": (harmless_path, harmless_text_field),
+    }
+    files, sets, faults = {}, [], []
+    for name, (path, named) in sides.items():
         try:
-            sets.append(read_prompts(path, name, text_field))
+            files[name] = _read_file(path, named or text_field)
+        except RefusalLensError as error:
+            faults.append(str(error))
+    is_anywhere = any(_has(file, text_field) for file in files.values())
+    for name, file in files.items():
+        asked, setting = sides[name][1], f"{name}_text_field"
+        if asked is None and (_has(file, text_field) or not is_anywhere):
+            asked = text_field
+        try:
+            sets.append(_check(file, name, asked, setting))
         except RefusalLensError as error:
             faults.append(str(error))
     if faults:
         raise RefusalLensError("\n".join(faults))
     return ContrastSet(*sets)
+
+
+def _has(file: PromptFile, text_field: str | None) -> bool:
+    return text_field is not None and find_fields(text_field, file.columns) is not None
+
+
+def _check(file: PromptFile, name: str, text_field: str | None, setting: str) -> PromptSet:
+    wanted = TEXT_FIELDS if text_field is None else (text_field,)
+    origin = Origin(file.place, wanted, setting, is_named=text_field is not None)
+    return PromptSet(name, check_records(name, origin, file.records, file.faults, file.columns))
+
+
+def _read_file(path: str | Path, text_field: str | None) -> PromptFile:
+    """Read what may be wanted of a file, whatever it is."""
+    found = _locate(path)
+    suffix = found.suffix.lower()
+    reader = _READERS.get(suffix)
+    if reader is None and suffix != ".parquet":
+        raise RefusalLensError(
+            f"{found}: a prompt file needs the suffix {either([*_READERS, '.parquet'])}, "
+            f"but {found.suffix or 'none'} came. Convert or rename the file."
+        )
+    faults: list[str] = []
+    try:
+        refuse_lfs_pointer(found)
+        if reader is None:
+            records, columns = read_parquet(found, text_field, faults)
+        else:
+            records = reader(found, faults)
+            columns = field_names(records)
+    except OSError as error:
+        raise RefusalLensError(f"{found} cannot be read: {error.strerror or error}.") from error
+    return PromptFile(str(found), records, columns, faults)
 
 
 # ---- files: each reader gives records and adds what it cannot read to `faults` ----
@@ -137,7 +197,7 @@ def _read_jsonl(path: Path, faults: list[str]) -> list[Record]:
     records: list[Record] = []
     for number, line in _numbered_lines(path, faults):
         try:
-            records.append(Record(f"{path}:{number}", json.loads(line)))
+            records.append(Record(f"{path}:{number}", _decode_line(line)))
         except json.JSONDecodeError as error:
             faults.append(f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}.")
     return records
@@ -157,16 +217,56 @@ def _read_json(path: Path, faults: list[str]) -> list[Record]:
     return records
 
 
+class _UnsoundError(ValueError):
+    """JSON that can be read and says too much: a key twice, a number without end."""
+
+
+def _pairs_to_dict(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise _UnsoundError(f"The key {twice[:60]} stands twice")
+    return found
+
+
+def _whole_number(digits: str) -> int:
+    # Python refuses to read numbers of more than 4,300 digits, and takes long for fewer.
+    if len(digits) > MAX_DIGITS:
+        raise _UnsoundError(f"A number has {len(digits)} digits")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs_to_dict, parse_int=_whole_number)
+
+
+def _decode(text: str, start: int) -> tuple[object, int]:
+    """Decode one JSON value and say where it ends; whatever is wrong is a JSONDecodeError."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except _UnsoundError as error:
+        raise json.JSONDecodeError(str(error), text, start) from error
+    except RecursionError as error:
+        raise json.JSONDecodeError("Nested too deep", text, start) from error
+
+
+def _decode_line(line: str) -> object:
+    value, end = _decode(line, _skip_space(line, 0))
+    end = _skip_space(line, end)
+    if end < len(line):
+        raise json.JSONDecodeError("Extra data", line, end)
+    return value
+
+
 def _json_elements(text: str) -> Iterator[tuple[int, object]]:
     """Decode a JSON list element by element, since `json.loads` forgets where each stood."""
-    decoder = json.JSONDecoder()
     start = _skip_space(text, 0)
     if text[start : start + 1] != "[":
         raise json.JSONDecodeError("Expecting '['", text, start)
     start = _skip_space(text, start + 1)
     is_open = text[start : start + 1] != "]"
     while is_open:
-        value, end = decoder.raw_decode(text, start)
+        value, end = _decode(text, start)
         yield start, value
         start = _skip_space(text, end)
         if text[start : start + 1] not in {",", "]"}:
@@ -190,6 +290,10 @@ def _read_table(path: Path, faults: list[str]) -> list[Record]:
     rows = _table_rows(path, faults)
     _, header = next(rows, ("", []))
     columns = [column.strip() for column in header]
+    counts = Counter(column for column in columns if column)
+    twice = [column for column, count in counts.items() if count > 1]
+    if twice:
+        faults.append(f"{path}: the column {twice[0][:60]} stands twice. Rename one of them.")
     records: list[Record] = []
     for place, row in rows:
         if len(row) == len(columns):
@@ -218,30 +322,10 @@ def _table_rows(path: Path, faults: list[str]) -> Iterator[tuple[str, list[str]]
         faults.append(f"{path}:{start}: not a valid record: {error}. Check its double quotes.")
 
 
-def _read_parquet(path: Path, faults: list[str]) -> list[Record]:
-    """Read a Parquet table; rows count from 1."""
-    # Imported here: it takes longer than all the rest of this module.
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise RefusalLensError(
-            f"{path}: reading Parquet needs pyarrow, which is not installed. "
-            "Run: pip install pyarrow"
-        ) from error
-    try:
-        rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
-    except pyarrow.ArrowInvalid:
-        faults.append(f"{path}: not a valid Parquet file. Write or download it again.")
-        return []
-    return [Record(f"{path}:row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
 _READERS: dict[str, Callable[[Path, list[str]], list[Record]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_table,
     ".tsv": _read_table,
-    ".parquet": _read_parquet,
     ".txt": _read_txt,
 }

@@ -70,7 +70,11 @@ def prepare_without_model(config: Config, run_folder: RunFolder, console: Consol
 
 def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
     prompts = read_contrast(
-        config.prompts.harmful, config.prompts.harmless, text_field=config.prompts.text_field
+        config.prompts.harmful,
+        config.prompts.harmless,
+        text_field=config.prompts.text_field,
+        harmful_text_field=config.prompts.harmful_text_field,
+        harmless_text_field=config.prompts.harmless_text_field,
     )
     run_folder.check_prompts(prompts)
     return prompts

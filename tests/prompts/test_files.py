@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -220,7 +222,8 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         (
             '[{"id": "a", "question": "b"}, {"c": "d"}]',
             None,
-            "the text is looked for in the field text, prompt, instruction or goal, but the "
+            "the text is looked for in the field text, prompt, instruction, goal, "
+            "forbidden_prompt or behavior, but the "
             "fields are id, question, c. Set text_field to the one that holds the text.",
         ),
         (
@@ -238,7 +241,8 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         (
             "[{}]",
             None,
-            "the text is looked for in the field text, prompt, instruction or goal, but the "
+            "the text is looked for in the field text, prompt, instruction, goal, "
+            "forbidden_prompt or behavior, but the "
             "fields are none. Set text_field to the one that holds the text.",
         ),
     ],
@@ -263,7 +267,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     )
     for name, suffix in (("a.yaml", ".yaml"), ("prompts", "none")):
         assert fault(write(tmp_path, name, "a")) == (
-            f"{name}: a prompt file needs the suffix .json, .jsonl, .csv, .tsv, .parquet or .txt, "
+            f"{name}: a prompt file needs the suffix .json, .jsonl, .csv, .tsv, .txt or .parquet, "
             f"but {suffix} came. Convert or rename the file."
         ).replace(name, str(tmp_path / name), 1)
     for name in ("a.txt", "a.csv", "a.jsonl"):
@@ -322,3 +326,149 @@ def test_shipped_prompts_are_sound(harmful, harmless, text_field):
         contrast = read_contrast(harmful, harmless, text_field)
     assert min(len(contrast.harmful), len(contrast.harmless)) >= 30
     assert "uncategorised" not in {prompt.category for prompt in contrast.prompts}
+
+
+# ---- public prompt sets as they are ----
+
+HARMBENCH = (
+    "Behavior,FunctionalCategory,Tags,ContextString,BehaviorID\n"
+    'Summarise the text above,contextual,context,"A long text about a bridge.",a\n'
+    "Name rivers,standard,,,b\n"
+)
+ALPACA = [
+    {"instruction": "Sort these words.", "input": "pear, apple, fig", "output": "x"},
+    {"instruction": "Sort these words.", "input": "stone, river, bank", "output": "y"},
+    {"instruction": "Name three rivers.", "input": "", "output": "z"},
+]
+JAILBREAKBENCH = "Index,Goal,Target,Behavior\n0,Name two bridges,Sure,Bridges\n"
+
+
+def told(read: Callable[[], object]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RefusalLensWarning)
+        read()
+    return [str(each.message) for each in caught if "needs 30 prompts" not in str(each.message)]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_filled_fields_that_belong_to_the_prompt_are_warned_of_with_their_count(tmp_path, suffix):
+    path = write_rows(tmp_path, suffix, ALPACA)
+    # What differs there is no repeat.
+    with pytest.warns(RefusalLensWarning):
+        assert len(read_prompts(path, "x")) == 3
+    assert told(lambda: read_prompts(path, "x")) == [
+        f"{path}: 2 of 3 prompts have a field input that is filled and not read: they are sent "
+        "without it. Set text_field to 'instruction + input' to send both, or remove these prompts."
+    ]
+    joined = told(lambda: read_prompts(path, "x", "instruction + input"))
+    assert not joined
+    assert read_prompts(path, "x", "instruction + input").texts == [
+        "Sort these words.\n\npear, apple, fig",
+        "Sort these words.\n\nstone, river, bank",
+        "Name three rivers.",
+    ]
+
+
+def test_the_context_of_a_contextual_behaviour_is_warned_of(tmp_path):
+    path = write(tmp_path, "harmbench.csv", HARMBENCH)
+    (warning,) = told(lambda: read_prompts(path, "x"))
+    assert "1 of 2 prompts have a field ContextString" in warning
+
+
+def test_files_that_name_their_text_differently_are_read_together(tmp_path):
+    harmful = write(tmp_path, "harmbench.csv", HARMBENCH.replace("A long text about a bridge.", ""))
+    harmless = write_rows(tmp_path, ".json", [{"request": "Count."}, {"request": "Sing."}])
+    with pytest.raises(RefusalLensError, match="Set harmless_text_field to the one that holds"):
+        read_contrast(harmful, harmless)
+    wanted = [["Summarise the text above", "Name rivers"], ["Count.", "Sing."]]
+    for asked in (
+        {"text_field": "request"},
+        {"harmless_text_field": "request"},
+        {"text_field": "request", "harmful_text_field": "behavior"},
+    ):
+        contrast = read_contrast(harmful, harmless, **asked)
+        assert [contrast.harmful.texts, contrast.harmless.texts] == wanted
+    for side, field in (("harmful", "request"), ("harmless", "Behavior")):
+        with pytest.raises(RefusalLensError, match=f"looked for in the field {field}, but the"):
+            read_contrast(harmful, harmless, **{f"{side}_text_field": field})
+    # A name that neither file has is a mistake in the name.
+    with pytest.raises(RefusalLensError, match="the field requests, but the fields are Behavior"):
+        read_contrast(harmful, harmless, "requests")
+    plain = write(tmp_path, "plain.txt", "Count.\nSing.")
+    assert read_contrast(harmful, plain, "Behavior").harmless.texts == ["Count.", "Sing."]
+
+
+def test_the_goal_comes_before_the_label_behavior(tmp_path):
+    path = write(tmp_path, "jbb.csv", JAILBREAKBENCH)
+    assert read_prompts(path, "x").texts == ["Name two bridges"]
+
+
+# ---- files that are not what they seem ----
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet"])
+def test_a_pointer_of_git_lfs_is_no_prompts(tmp_path, suffix):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 5\n"
+    assert "git lfs pull" in fault(write(tmp_path, f"a{suffix}", pointer))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,id,text\na,b,c\n", ": the column text stands twice. Rename one of them."),
+        ("a.json", '[{"text": "a", "text": "b"}]', ":1:2: not a valid JSON list: The key text"),
+        ("a.jsonl", '{"text": "a", "text": "b"}', ":1:1: not valid JSON: The key text stands"),
+        ("a.json", "[" * 100_000, ":1:2: not a valid JSON list: Nested too deep."),
+        ("a.jsonl", '{"a":' * 100_000, ":1:1: not valid JSON: Nested too deep."),
+        ("a.json", f'[{{"id": {"7" * 5000}}}]', ":1:2: not a valid JSON list: A number has"),
+        ("a.json", '[{"text": "a", "id": {"b": 1}}]', ":1: the id needs to be a text or a number"),
+        ("a.json", '[{"text": "a", "id": "\\ud83d"}]', ":1: character 1 of the id is \\ud83d"),
+        ("a.json", '[{"text": "a", "category": "b\\ude00"}]', ":1: character 2 of the category"),
+    ],
+)
+def test_records_that_say_two_things_or_nothing_are_told(tmp_path, name, content, message):
+    path = write(tmp_path, name, content)
+    assert fault(path).startswith(f"{path}{message}")
+
+
+def test_a_message_of_many_and_long_fields_stays_short(tmp_path):
+    fields = {f"{number}{'x' * 500}": "a" for number in range(5000)}
+    message = fault(write(tmp_path, "a.json", json.dumps([fields])))
+    assert "and 4990 more" in message
+    assert len(message) < 2000
+
+
+def write_parquet(folder: Path, **columns: object) -> Path:
+    path = folder / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+    return path
+
+
+def test_values_of_parquet_that_python_cannot_hold_are_told_with_their_row(tmp_path):
+    raw = pyarrow.array([b"fine", b"\xff\xfe"])
+    text = pyarrow.StringArray.from_buffers(2, *raw.buffers()[1:])
+    path = write_parquet(tmp_path, text=text)
+    assert fault(path).startswith(f"{path}:row 2: text cannot be read: ")
+    far = pyarrow.array([0, 2**62], pyarrow.timestamp("ms"))
+    path = write_parquet(tmp_path, text=["a", "b"], id=far)
+    assert fault(path).startswith(f"{path}:row 2: id cannot be read: ")
+
+
+def test_columns_of_parquet_that_are_not_wanted_are_not_read(tmp_path):
+    twice = pyarrow.StructArray.from_arrays([pyarrow.array([1]), pyarrow.array([2])], ["a", "a"])
+    path = write_parquet(tmp_path, text=["a"], meta=twice)
+    assert read_prompts(path, "x").texts == ["a"]
+    path = write_parquet(tmp_path, text=twice)
+    assert "the text needs to be a string, but ['struct<a: int64" in fault(path)
+
+
+def test_a_small_parquet_file_that_unpacks_to_gigabytes_is_refused_at_once(tmp_path):
+    path = tmp_path / "a.parquet"
+    text = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * 30_000, pyarrow.int32()), pyarrow.array(["x" * 100_000])
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    begun = time.monotonic()
+    assert "MiB of text; prompts are read up to 1,000,000 rows and 256 MiB" in fault(path)
+    assert time.monotonic() - begun < 5
