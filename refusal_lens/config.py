@@ -93,6 +93,9 @@ class PromptsConfig(_Section):
         harmful_text_field: That of the harmful file alone; None takes `text_field`.
         harmless_text_field: That of the harmless file alone; None takes `text_field`.
         system_prompt: Put before every prompt of both files; None sends none.
+        groups: Which prompts depend on each other: `found` takes the fields `pair` and `group` (or
+            `category`) and finds in the texts what they do not say; `given` takes the fields alone;
+            `off` takes all prompts as independent.
     """
 
     harmful: Text
@@ -101,6 +104,7 @@ class PromptsConfig(_Section):
     harmful_text_field: Text | None = None
     harmless_text_field: Text | None = None
     system_prompt: str | None = None
+    groups: Literal["found", "given", "off"] = "found"
 
 
 class CollectConfig(_Section):

@@ -830,7 +830,12 @@ def study_prompts(is_harmful: bool, seed: int = 0) -> list[dict[str, str]]:
         actions += rng.sample(_pick_by_length(groups[category], lengths), N_PER_CATEGORY)
     name = "harmful" if is_harmful else "harmless"
     return [
-        {"id": f"{name}-{i:03d}", "text": action.fill(frame), "category": action.category}
+        {
+            "id": f"{name}-{i:03d}",
+            "text": action.fill(frame),
+            "category": action.category,
+            "pair": f"pair-{i:03d}",
+        }
         for i, (action, frame) in enumerate(zip(actions, frames, strict=True), start=1)
     ]
 

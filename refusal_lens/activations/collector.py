@@ -25,6 +25,7 @@ from refusal_lens.models.batching import BatchRecord
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.groups import find_groups
 from refusal_lens.prompts.positions import check_positions, normalise_positions
 
 
@@ -61,7 +62,8 @@ def collect(
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Returns:
-        Activations in the order of `prompts.prompts`: harmful first.
+        Activations in the order of `prompts.prompts`: harmful first, with the groups that
+        `find_groups` sees in them.
 
     Raises:
         RefusalLensError: A hook point or position that this model or a prompt does not have, a
@@ -78,7 +80,8 @@ def collect(
         key |= {"dtype": dtype, "token_budget": token_budget}
         store = open_store(folder, key, n_prompts=len(prompts), resume=resume)
         record, n_read = _fill(store, model, surveyed, reader, show_progress)
-        store.finish(describe_collection(model, prompts, reader, record, system_prompt, n_read))
+        described = describe_collection(model, prompts, reader, record, system_prompt, n_read)
+        store.finish(described, find_groups(prompts))
         return load_activations(folder)
     rows = range(len(prompts))
     with _class_progress(prompts, show_progress) as advance:
@@ -86,7 +89,8 @@ def collect(
         shard = read_shard(reader, tokens, device, token_budget=token_budget, advance=advance)
     provenance = describe_collection(model, prompts, reader, shard.record, system_prompt)
     labels = class_labels(prompts, rows)
-    return Activations(shard.values, labels, reader.hook_points, reader.positions, provenance)
+    places = reader.hook_points, reader.positions
+    return Activations(shard.values, labels, *places, provenance, find_groups(prompts))
 
 
 def collect_moments(

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from refusal_lens.prompts.groups import Groups
 from refusal_lens.prompts.positions import normalise_position
 
 
@@ -17,7 +18,8 @@ class Activations:
     """Pooled activations of every prompt, float32, in the order the prompts came in.
 
     Read from one float32 shard, `values` lie in the file until they are touched. `provenance` says
-    which model, prompts and template they came from, as plain values.
+    which model, prompts and template they came from, as plain values. `groups` say which prompts
+    depend on each other; none do where nothing is said.
     """
 
     values: Float[Tensor, "n_prompts n_hook_points n_positions d_model"]
@@ -25,6 +27,20 @@ class Activations:
     hook_points: tuple[str, ...]
     positions: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    groups: Groups = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.groups is None:
+            object.__setattr__(self, "groups", Groups.independent(len(self.is_harmful)))
+
+    def take(self, rows: Any) -> "Activations":
+        """Return the activations of some prompts, by their indices or a mask."""
+        return replace(
+            self,
+            values=self.values[rows],
+            is_harmful=self.is_harmful[rows],
+            groups=self.groups.take(rows),
+        )
 
     def at(self, hook_point: str, position: str) -> Float[Tensor, "n_prompts d_model"]:
         """Return the activations at one hook point and position."""

@@ -19,6 +19,7 @@ from refusal_lens.activations.first_pass import Survey
 from refusal_lens.models.batching import BatchRecord
 from refusal_lens.models.loading import Model, describe_model, tokenizer_of
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.groups import find_groups
 from refusal_lens.prompts.positions import positions_read
 from refusal_lens.prompts.tokens import render, tokenise
 
@@ -99,6 +100,7 @@ def describe_prompts(
     """Say which prompts, and how they are written out, with one example."""
     return {
         "prompts": _describe_prompts(prompts),
+        "groups": find_groups(prompts).describe(),
         "chat_template": {
             "has_template": tokenizer.chat_template is not None,
             "sha256": _hash_template(tokenizer),

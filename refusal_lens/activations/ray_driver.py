@@ -37,6 +37,7 @@ from refusal_lens.models.batching import BatchRecord
 from refusal_lens.models.loading import LoadRecord, Model, load_tokenizer
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.groups import find_groups
 from refusal_lens.prompts.positions import check_positions, normalise_positions
 
 
@@ -98,7 +99,7 @@ def collect_with_ray(
         task = Task(job.settings, workers.n_cpus, reading, budget, store)
         record = _run_shards(workers, task, job, missing, show_progress=show_progress)
         n_read = sum(map(len, missing.values()))
-        store.finish(_describe(job, reading, workers, record, n_read))
+        store.finish(_describe(job, reading, workers, record, n_read), find_groups(prompts))
     return load_activations(folder)
 
 

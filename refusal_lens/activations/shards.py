@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import write_whole
+from refusal_lens.prompts.groups import FACTORS, Groups
 
 FORMAT = "refusal-lens activations 2"
 
@@ -164,6 +166,27 @@ def to_dtype(
             f"{values.abs().max():.0f}. Store them with collect.dtype bfloat16 or float32."
         )
     return stored
+
+
+def groups_path(folder: Path) -> Path:
+    """Return where a store keeps which prompts depend on each other."""
+    return folder / "groups.safetensors"
+
+
+def write_groups(folder: Path, groups: Groups) -> None:
+    """Write which prompts depend on each other."""
+    labels = {name: getattr(groups, name).clone() for name in FACTORS}
+    with write_whole(groups_path(folder)) as temporary:
+        save_file(labels, temporary, metadata=groups.origin)
+
+
+def read_groups(folder: Path, n_prompts: int) -> Groups:
+    """Read which prompts depend on each other; none do where nothing is kept."""
+    if not groups_path(folder).is_file():
+        return Groups.independent(n_prompts)
+    with open_shard(groups_path(folder)) as file:
+        labels = {name: file.get_tensor(name) for name in FACTORS}
+        return Groups(**labels, origin=dict(file.metadata() or {}))
 
 
 def manifest_path(folder: Path) -> Path:

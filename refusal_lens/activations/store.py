@@ -24,17 +24,20 @@ from refusal_lens.activations.shards import (
     manifest_path,
     map_values,
     open_shard,
+    read_groups,
     read_manifest,
     read_record,
     record_path,
     shard_path,
     to_dtype,
+    write_groups,
     write_manifest,
     write_shard_file,
 )
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.files import WriteError, remove_partial
 from refusal_lens.models.hook_points import select_hook_points
+from refusal_lens.prompts.groups import Groups
 
 SHARD_PROMPTS = 4096
 """Prompts in one shard: large enough that reading is fast, small enough to lose little."""
@@ -141,13 +144,19 @@ class Store:
             n_bytes = sum(tensor.nbytes for tensor in tensors.values())
             raise RefusalLensError(self._disk_is_full(error, n_bytes // len(values))) from error
 
-    def finish(self, provenance: dict[str, Any]) -> None:
+    def finish(self, provenance: dict[str, Any], groups: Groups | None = None) -> None:
         """Write where the activations came from, and that they are complete.
 
         A store that was complete before, and had a shard mended, keeps what it said.
+
+        Args:
+            provenance: Which model, prompts and template, as plain values.
+            groups: Which prompts depend on each other; None for none.
         """
         manifest = read_manifest(self.folder)
         if not manifest["is_complete"]:
+            if groups is not None:
+                write_groups(self.folder, groups)
             write_manifest(self.folder, manifest | {"is_complete": True, "provenance": provenance})
 
     def _disk_is_full(self, error: WriteError, bytes_per_prompt: int) -> str:
@@ -246,7 +255,7 @@ def save_activations(folder: Path, activations: Activations, dtype: str = "float
     for index, rows in enumerate(store.rows):
         part = slice(rows.start, rows.stop)
         store.write_shard(index, activations.values[part], activations.is_harmful[part])
-    store.finish(activations.provenance)
+    store.finish(activations.provenance, activations.groups)
 
 
 def describe_difference(there: Any, here: Any, name: str = "") -> str:
@@ -301,7 +310,8 @@ def load_activations(folder: Path, hook_points: str | Sequence[str] | None = Non
                 values[rows.start : rows.stop, column] = part
     assert values is not None, "a store has a prompt and a hook point"
     positions = tuple(store.key["positions"])
-    return Activations(values, torch.cat(labels), tuple(wanted), positions, provenance)
+    groups = read_groups(folder, store.n_prompts)
+    return Activations(values, torch.cat(labels), tuple(wanted), positions, provenance, groups)
 
 
 def load_hook_point(

@@ -4,7 +4,7 @@ Knows how prompts are dealt to fitting, selection and test, and what an experime
 direction. Does not run the model.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -69,12 +69,7 @@ def take_activations(
     activations: Activations, parts: Int[Tensor, " n_prompts"], part: int
 ) -> Activations:
     """Return the activations of one part of the prompts."""
-    is_taken = parts == part
-    return replace(
-        activations,
-        values=activations.values[is_taken],
-        is_harmful=activations.is_harmful[is_taken],
-    )
+    return activations.take(parts == part)
 
 
 def fit_candidates(

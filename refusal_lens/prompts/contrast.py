@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 
 TEXT_FIELDS = ("text", "prompt", "instruction", "goal", "forbidden_prompt", "behavior")
 """Usual names of the field with the text; case does not count."""
 
-LABEL_FIELDS = ("id", "category")
+LABEL_FIELDS = ("id", "category", "pair", "group")
 
 COMPANION_FIELDS = (
     *("input", "context", "contextstring", "context_string", "passage", "document", "history"),
@@ -30,6 +30,10 @@ JOINED = "+"
 """In a text field's name: several fields, joined by a blank line."""
 
 MIN_PROMPTS_PER_SIDE = 30
+UNCATEGORISED = "uncategorised"
+Grouping = Literal["found", "given", "off"]
+"""Where pairs and groups come from: the files and else the texts, the files alone, or nowhere."""
+
 _N_SHOWN, _N_SHOWN_CHARS = 10, 60
 
 
@@ -40,7 +44,10 @@ class Prompt:
     Args:
         id: Name within its set; results and messages refer to it.
         text: The request, without any chat template.
-        category: Subject, for results by group.
+        category: Subject, for results by subject.
+        pair: What it shares with its twin of the other class; "" for none.
+        group: What it shares with prompts that it is not independent of (topic, template, source);
+            "" leaves that to `category`.
         source: Where it came from (`file:line`), for messages only: two prompts that differ in
             nothing else are equal.
     """
@@ -48,6 +55,8 @@ class Prompt:
     id: str
     text: str
     category: str
+    pair: str = ""
+    group: str = ""
     source: str = field(default="", compare=False, repr=False)
 
 
@@ -108,12 +117,13 @@ class PromptSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Fingerprint of ids, texts and categories in order; the name and places do not count."""
+        """Fingerprint of all that prompts hold, in order; the name and places do not count."""
         # That of one JSON list of them all, written row by row: prompts may be many. JSON keeps
         # field borders apart, so ("ab", "c") and ("a", "bc") differ.
         digest = hashlib.sha256(b"[")
         for number, prompt in enumerate(self.prompts):
-            row = json.dumps([prompt.id, prompt.text, prompt.category])
+            shared = [prompt.pair, prompt.group] if prompt.pair or prompt.group else []
+            row = json.dumps([prompt.id, prompt.text, prompt.category, *shared])
             digest.update(f"{', ' if number else ''}{row}".encode())
         digest.update(b"]")
         return digest.hexdigest()
@@ -128,6 +138,7 @@ class ContrastSet:
     Args:
         harmful: Prompts that the model refuses.
         harmless: Prompts that it answers, alike in length and form.
+        grouping: Where pairs and groups come from, see `groups.find_groups`.
 
     Raises:
         RefusalLensError: A side is empty, or a text stands in both.
@@ -135,6 +146,7 @@ class ContrastSet:
 
     harmful: PromptSet
     harmless: PromptSet
+    grouping: Grouping = "found"
 
     def __post_init__(self) -> None:
         _check_sizes(self.harmful, self.harmless)
@@ -344,14 +356,15 @@ def _make_prompts(
         place_of_id.setdefault(prompt_id, record.place)
         text = _text_of(record, text_fields, faults)
         if text is not None:
-            category = _label(record, "category", "uncategorised", faults)
-            prompt = Prompt(prompt_id, text, category, record.place)
+            category = _label(record, "category", UNCATEGORISED, faults)
+            pair, group = (_label(record, key, "", faults) for key in ("pair", "group"))
+            prompt = Prompt(prompt_id, text, category, pair, group, record.place)
             texts.append(Text(prompt, _companions(record.value, text_fields or [])))
     return texts
 
 
 def _label(record: Record, key: str, default: str, faults: list[str]) -> str:
-    """Read an optional id or category; numbers are fine, missing and blank give the default."""
+    """Read an optional label; numbers are fine, missing and blank give the default."""
     label = record.value.get(key) if isinstance(record.value, dict) else None
     if isinstance(label, (dict, list, tuple)):
         faults.append(f"{record.place}: the {key} needs to be a text or a number, no list.")

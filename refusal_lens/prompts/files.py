@@ -18,6 +18,7 @@ from refusal_lens.files import refuse_lfs_pointer
 from refusal_lens.prompts.contrast import (
     TEXT_FIELDS,
     ContrastSet,
+    Grouping,
     Origin,
     PromptSet,
     Record,
@@ -46,7 +47,8 @@ def read_prompts(path: str | Path, name: str, text_field: str | None = None) -> 
     `.json` holds a list of strings or objects, `.jsonl` one of them a line, `.csv`, `.tsv` and
     `.parquet` a table with named columns, `.txt` one prompt a line. Blank lines of `.txt` and
     `.jsonl` are skipped; texts of `.txt` are stripped, all others are taken as they are. Objects
-    and tables may carry an `id` and a `category`. Text files are UTF-8.
+    and tables may carry an `id`, a `category`, a `pair` (the same for twins of both classes) and a
+    `group` (the same for prompts of one topic, template or source). Text files are UTF-8.
 
     Args:
         path: The file: a path, or a shipped one such as `data/harmful_prompts.json`.
@@ -72,6 +74,7 @@ def read_contrast(
     *,
     harmful_text_field: str | None = None,
     harmless_text_field: str | None = None,
+    grouping: Grouping = "found",
 ) -> ContrastSet:
     """Read harmful and harmless prompts and check them against each other.
 
@@ -82,6 +85,7 @@ def read_contrast(
             name is read by the usual names, if the other has one.
         harmful_text_field: That of the harmful file alone, in place of `text_field`.
         harmless_text_field: That of the harmless file alone.
+        grouping: Where pairs and groups come from, see `groups.find_groups`.
 
     Returns:
         The contrast set.
@@ -110,7 +114,7 @@ def read_contrast(
             faults.append(str(error))
     if faults:
         raise RefusalLensError("\n".join(faults))
-    return ContrastSet(*sets)
+    return ContrastSet(sets[0], sets[1], grouping)
 
 
 def _has(file: PromptFile, text_field: str | None) -> bool:

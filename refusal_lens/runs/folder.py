@@ -32,6 +32,8 @@ from refusal_lens.validation.best_place import Choice, choose_best
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.separation import Separation
 
+PROMPT_FIELDS = ("id", "text", "category", "pair", "group")
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -119,7 +121,7 @@ class RunFolder:
     def write_prompts(self, prompts: ContrastSet) -> None:
         """Write the prompts, so that the run can be read without their files."""
         content = {
-            side.name: [{"id": p.id, "text": p.text, "category": p.category} for p in side]
+            side.name: [{name: getattr(prompt, name) for name in PROMPT_FIELDS} for prompt in side]
             for side in (prompts.harmful, prompts.harmless)
         }
         self._write_json(self.path / "prompts.json", content)
@@ -156,7 +158,7 @@ class RunFolder:
         with warnings.catch_warnings():
             # Few prompts were warned of when they were read from the user's files.
             warnings.simplefilter("ignore", RefusalLensWarning)
-            return ContrastSet(*sides)
+            return ContrastSet(sides[0], sides[1])
 
     def write_token_counts(self, counts: pd.DataFrame) -> None:
         """Write how long each prompt is, so that length can be looked at without a tokenizer."""

@@ -16,6 +16,7 @@ from refusal_lens.activations.provenance import describe_machine
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import Directions, fit_directions
 from refusal_lens.models.hook_points import site_of
+from refusal_lens.prompts.groups import find_groups
 from refusal_lens.runs.diagnosis import (
     Finding,
     checklist,
@@ -35,7 +36,10 @@ from refusal_lens.validation.stability import measure_stability
 
 def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[Path]:
     """Fit and validate the directions, choose the best, and say what it is worth."""
-    activations = run_folder.read_activations(config.directions.hook_points)
+    prompts = replace(run_folder.read_prompts(), grouping=config.prompts.groups)
+    activations = replace(
+        run_folder.read_activations(config.directions.hook_points), groups=find_groups(prompts)
+    )
     clip_quantile = config.directions.clip_quantile
     method = config.directions.method
     directions = fit_directions(activations, clip_quantile=clip_quantile, method=method)
@@ -68,7 +72,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     run_folder.write_table("nulls", nulls.to_frame())
     shown = _show_scores(console, separation, p_values, best)
     _doubt(config, run_folder, activations, best, console)
-    prompts, refusal = run_folder.read_prompts(), run_folder.read_refusal()
+    refusal = run_folder.read_refusal()
     least = min(p_values["p_value_corrected"].dropna().tolist(), default=None)
     findings = diagnose(prompts, separation, refusal, least)
     fitted = Fitted(

@@ -20,6 +20,7 @@ from refusal_lens.models.loading import Model, load_model, load_tokenizer, token
 from refusal_lens.plots.picture_files import export
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.files import read_contrast
+from refusal_lens.prompts.groups import find_groups
 from refusal_lens.prompts.positions import check_positions, normalise_positions, positions_read
 from refusal_lens.prompts.tokens import Tokens, tokenise
 from refusal_lens.report import build_report
@@ -75,6 +76,7 @@ def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
         text_field=config.prompts.text_field,
         harmful_text_field=config.prompts.harmful_text_field,
         harmless_text_field=config.prompts.harmless_text_field,
+        grouping=config.prompts.groups,
     )
     run_folder.check_prompts(prompts)
     return prompts
@@ -99,6 +101,7 @@ def _begin(
     for side in tokens.values():
         check_positions(side, positions, n_ctx)
     terminal.show_prompts(console, prompts, tokens)
+    terminal.show_groups(console, find_groups(prompts))
     read = positions_read(tokenizer, tokens["harmful"], positions)
     terminal.show_positions(console, read)
     run_folder.write_config(config)

@@ -4,7 +4,6 @@ Knows texts and token counts. Does not know activations: the direction it is com
 projections.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler as Standardise
 from torch import Tensor
 
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
+from refusal_lens.prompts.groups import words_of
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.scores import auroc, auroc_interval
 
@@ -33,9 +34,6 @@ NEAR_DUPLICATE = 0.9
 """From this likeness on, two prompts say the same but for a letter or a short word."""
 
 N_PAIRS = 20
-
-_UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
-_WORD = re.compile(rf"{_UNSPACED}|(?:(?!{_UNSPACED})\w)+(?:['’-](?:(?!{_UNSPACED})\w)+)*")
 
 
 # --- how well the texts alone tell the classes apart ------------------------------------------
@@ -148,16 +146,6 @@ def first_word(text: str) -> str:
     return words[0] if words else ""
 
 
-def words_of(text: str) -> list[str]:
-    """Split a text into lower-case words; Chinese and Japanese, without spaces, into characters.
-
-    Example:
-        >>> words_of("How do I wash a car?"), words_of("如何 wash?")
-        (['how', 'do', 'i', 'wash', 'a', 'car'], ['如', '何', 'wash'])
-    """
-    return _WORD.findall(text.casefold())
-
-
 def _one_hot(read: Callable[[str], str]) -> Pipeline:
     column = FunctionTransformer(lambda texts: np.array([[read(text)] for text in texts]))
     return make_pipeline(column, OneHotEncoder(handle_unknown="ignore"))
@@ -243,7 +231,8 @@ def compare_texts(prompts: ContrastSet, *, seed: int = 0) -> Likeness:
     )
     texts = [[prompt.text for prompt in side] for side in (harmful, harmless)]
     grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit([*texts[0], *texts[1]])
-    likeness = np.asarray((grams.transform(texts[0]) @ grams.transform(texts[1]).T).todense())
+    left, right = (csr_matrix(grams.transform(side)) for side in texts)
+    likeness = csr_matrix(left @ right.transpose()).toarray()
     order = np.argsort(-likeness, axis=None, kind="stable")[:N_PAIRS]
     rows = [
         {

@@ -453,7 +453,7 @@ def test_activations_on_disk_are_those_in_memory(
 ):
     whole = collect_all(model, prompts, token_budget=token_budget)
     stored = collect_to(tmp_path, model, prompts, token_budget=token_budget, resume=False)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    assert len(list(tmp_path.glob("shard-*.safetensors"))) == 4
     torch.testing.assert_close(stored.values, whole.values, rtol=1e-5, atol=1e-5)
     assert torch.equal(stored.is_harmful, whole.is_harmful)
     assert (stored.hook_points, stored.positions) == (whole.hook_points, whole.positions)
@@ -685,9 +685,9 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
     outcomes = json.loads(script.stdout)
     assert outcomes.pop("uninterrupted") == 0
     expected = store.load_activations(tmp_path / "uninterrupted")
-    # Three shards with their records, and the manifest when it begins and when it ends.
+    # Three shards with their records, the groups, and the manifest at both ends.
     for kind in ("in the middle of a", "before a", "after a"):
-        assert sum(name.startswith(kind) for name in outcomes) == 8
+        assert sum(name.startswith(kind) for name in outcomes) == 9
     assert sum(name.startswith("between batches") for name in outcomes) >= 4
     for name, statuses in outcomes.items():
         assert statuses == [-signal.SIGKILL, 0], (name, script.stderr)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from refusal_lens.activations import shards
+from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.store import (
     Store,
     load_activations,
@@ -26,6 +27,7 @@ from refusal_lens.activations.store import (
 )
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.files import WriteError, write_whole
+from refusal_lens.prompts.groups import Groups
 
 HOOK_POINTS = [f"blocks.{layer}.hook_resid_post" for layer in range(12)]
 KEY = {
@@ -449,3 +451,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         fail_half_way(path)
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_groups_come_back_with_the_activations(tmp_path):
+    alone = torch.arange(N_PROMPTS)
+    pairs = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3])
+    groups = Groups(pairs, alone, alone, {"pair": "given", "topic": "none", "frame": "none"})
+    places = tuple(HOOK_POINTS), ("last", "-2")
+    save_activations(tmp_path, Activations(VALUES, LABELS, *places, groups=groups))
+    read = load_activations(tmp_path)
+    assert read.groups.describe() == groups.describe()
+    assert torch.equal(read.take([0, 5]).groups.pair, torch.tensor([0, 0]))
+
+
+def test_activations_of_which_nothing_is_said_are_independent():
+    activations = Activations(VALUES, LABELS, tuple(HOOK_POINTS), ("last", "-2"))
+    assert activations.groups.component.tolist() == list(range(N_PROMPTS))

@@ -36,22 +36,24 @@ def test_set_from_texts_is_checked_like_a_file():
         assert len(PromptSet.from_texts("harmful", ["a", "A"])) == 1
 
 
-def test_fingerprint_depends_on_ids_texts_categories_and_order_alone():
+def test_fingerprint_depends_on_what_prompts_hold_and_on_their_order_alone():
     def sha(*prompts: Prompt, name: str = "x") -> str:
         return PromptSet(name, prompts).sha256
 
-    a, b = Prompt("1", "ab", "c", "here"), Prompt("2", "d", "e")
+    a, b = Prompt("1", "ab", "c", source="here"), Prompt("2", "d", "e")
     # Fixed: a change of this value makes every stored run look like another prompt set.
     assert sha(a, b) == "27ede37832c35da7646cde1233dea972b76505da58e40e35dd792226677b7bb6"
-    assert sha(a, b) == sha(Prompt("1", "ab", "c", "there"), b, name="y")
+    assert sha(a, b) == sha(Prompt("1", "ab", "c", source="there"), b, name="y")
     others = [
         sha(b, a),
         sha(a),
         sha(Prompt("1", "a", "bc"), b),
         sha(Prompt("3", "ab", "c"), b),
         sha(Prompt("1", "ab", "d"), b),
+        sha(Prompt("1", "ab", "c", "p"), b),
+        sha(Prompt("1", "ab", "c", "", "p"), b),
     ]
-    assert len({sha(a, b), *others}) == 6
+    assert len({sha(a, b), *others}) == 8
 
 
 def test_contrast_set_keeps_harmful_first():

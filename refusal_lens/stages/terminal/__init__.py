@@ -15,7 +15,12 @@ from refusal_lens.stages.terminal.experiments import (
     show_causal_choice,
     show_interventions,
 )
-from refusal_lens.stages.terminal.prompts import show_positions, show_prompts, show_refusal
+from refusal_lens.stages.terminal.prompts import (
+    show_groups,
+    show_positions,
+    show_prompts,
+    show_refusal,
+)
 from refusal_lens.stages.terminal.runs import show_comparison, show_paths, show_report
 from refusal_lens.stages.terminal.scores import (
     show_best,
@@ -38,6 +43,7 @@ __all__ = [
     "show_comparison",
     "show_confounds",
     "show_directions",
+    "show_groups",
     "show_imported",
     "show_interventions",
     "show_methods",

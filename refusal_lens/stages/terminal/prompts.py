@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+from jaxtyping import Int
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.groups import FACTORS, Groups, n_groups
 from refusal_lens.prompts.positions import PositionRead
 from refusal_lens.prompts.tokens import Tokens
 
@@ -23,6 +26,37 @@ def show_prompts(console: Console, prompts: ContrastSet, tokens: dict[str, Token
         table.add_row(name, str(len(side)), *(str(quantiles[column]) for column in columns[2:]))
     table.caption = "Lengths in tokens, chat template included."
     console.print(table)
+
+
+ORIGINS = {
+    "given": "given by the prompt files",
+    "category": "the prompts' categories",
+    "found": "found in the texts",
+}
+
+
+def show_groups(console: Console, groups: Groups) -> None:
+    """Print which prompts depend on each other and where that was read."""
+    n_prompts = len(groups.pair)
+    counts = [
+        f"{_n_shared(getattr(groups, name))} {name}s of several prompts ({ORIGINS[how]})"
+        for name in FACTORS
+        if (how := groups.origin[name]) in ORIGINS
+    ]
+    if not counts:
+        line = "Prompts are taken as independent of each other: no pairs, topics or frames."
+    else:
+        line = (
+            f"Prompts that depend on each other: {', '.join(counts)}. Pairs and topics join "
+            f"{n_prompts} prompts to {n_groups(groups.component)} independent components; whatever "
+            "is dealt or shuffled keeps to them (prompts.groups: off takes prompts as independent)."
+        )
+    console.print(line, markup=False, highlight=False)
+
+
+def _n_shared(labels: Int[Tensor, " n_prompts"]) -> int:
+    """Count the groups of more than one prompt."""
+    return int((labels.unique(return_counts=True)[1] > 1).sum())
 
 
 def show_positions(console: Console, read: Sequence[PositionRead]) -> None:
