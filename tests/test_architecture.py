@@ -24,7 +24,7 @@ ROOMS = {
     "plots": "style text tables histogram_data histogram_traces histogram profile shapes curves "
     "choices breakdown comparison causal attribution picture_files",
     "runs": "folder tables diagnosis figures compare compare_page",
-    "report": "evidence captions tables drawings answer page",
+    "report": "evidence tables drawings answer page",
     "explorer": "runs view overview_figures moves place_figures scene drawing layout callbacks "
     "server",
     "stages": "terminal fit study attribute experiment export",

@@ -15,7 +15,6 @@ import plotly.io as pio
 from markupsafe import Markup
 
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.report.captions import caption_of, title_of
 from refusal_lens.runs import figures
 from refusal_lens.runs.folder import RunFolder
 
@@ -46,11 +45,11 @@ class ShownFigure:
 
 def draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
     """Yield every figure that can be drawn, and of each other one its title and what it lacks."""
-    for name in figures.FIGURES:
+    for name, figure in figures.FIGURES.items():
         try:
             light, dark = (figures.draw(run_folder, name, base) for base in (LIGHT, DARK))
         except RefusalLensError as error:
-            yield title_of(name), str(error)
+            yield figure.title, str(error)
         else:
             yield _show(name, light, dark)
 
@@ -76,7 +75,8 @@ def _show(name: str, light: go.Figure, dark: go.Figure) -> ShownFigure:
     content["themed"] = list(_differences(content, other))
     text = embed(json.dumps(content, separators=(",", ":"), ensure_ascii=False))
     height = content["layout"]["height"]
-    return ShownFigure(name, title_of(name), _caption(name, title), height, text)
+    figure = figures.FIGURES[name]
+    return ShownFigure(name, figure.title, _caption(figure.sentence, title), height, text)
 
 
 def _plain(figure: go.Figure) -> Json:
@@ -99,11 +99,11 @@ def _take_title(content: Json) -> str:
     return title
 
 
-def _caption(name: str, title: str) -> str:
+def _caption(sentence: str, title: str) -> str:
     """Return the figure's sentence, then the place or choice that its own title ends with."""
     parts = html.unescape(re.sub(r"<(?!br)[^>]*>", "", title)).replace("<br>", " · ").split(" · ")
-    said = " · ".join(part for part in parts[1:] if part)
-    return " ".join(filter(None, (caption_of(name), said and f"Here: {said}.")))
+    place = " · ".join(part for part in parts[1:] if part)
+    return f"{sentence} Here: {place}." if place else sentence
 
 
 def _differences(one: Any, other: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Any]]:

@@ -1,9 +1,11 @@
-"""From a run folder to its figures, by name.
+"""From a run folder to its figures, by name: one record a figure.
 
-Knows which of a run's files each figure needs. Draws nothing and computes nothing itself.
+Knows which of a run's files each figure needs and what a reader is told about it. Does not know how
+a figure looks, and computes nothing itself.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,6 +24,27 @@ from refusal_lens.validation.frames import rows_where
 from refusal_lens.validation.separation import Separation
 
 Draw = Callable[[RunFolder, str], go.Figure]
+"""Takes a run and the name of a plotly template."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a run."""
+
+    draw: Draw
+    """Reads the run and draws; called where every file in `needs` is there."""
+
+    needs: tuple[str, ...]
+    """Files of the run folder that it reads."""
+
+    stage: str
+    """The command that writes the last of them."""
+
+    title: str
+    """Its heading."""
+
+    sentence: str
+    """What a reader sees in it, in one sentence."""
 
 
 def draw(run_folder: RunFolder, name: str, template: str = "plotly_white") -> go.Figure:
@@ -41,9 +64,9 @@ def draw(run_folder: RunFolder, name: str, template: str = "plotly_white") -> go
     if missing:
         raise RefusalLensError(
             f"Figure {name} needs {', '.join(missing)}, which {run_folder.path} does not have. "
-            f"Run first: refusal-lens {_STAGES.get(missing[0], 'fit')} {run_folder.path}"
+            f"Run first: refusal-lens {FIGURES[name].stage} {run_folder.path}"
         )
-    return FIGURES[name](run_folder, template)
+    return FIGURES[name].draw(run_folder, template)
 
 
 def available(run_folder: RunFolder) -> list[str]:
@@ -52,7 +75,7 @@ def available(run_folder: RunFolder) -> list[str]:
 
 
 def _missing(run_folder: RunFolder, name: str) -> list[str]:
-    return [file for file in NEEDS[name] if not (run_folder.path / file).is_file()]
+    return [file for file in FIGURES[name].needs if not (run_folder.path / file).is_file()]
 
 
 def _table(run_folder: RunFolder, name: str) -> pd.DataFrame:
@@ -237,67 +260,168 @@ def _learning_curve(run_folder: RunFolder, template: str) -> go.Figure:
     return plots.learning_curve(_table(run_folder, "learning_curve"), place, template=template)
 
 
-FIGURES: dict[str, Draw] = {
-    "projection_histogram": _projection_histogram,
-    "ridgeline": _ridgeline,
-    "layer_profile": _layer_profile,
-    "place_heatmap": _place_heatmap,
-    "cosine_heatmap": _cosine_heatmap,
-    "activation_plane": _activation_plane,
-    "category_breakdown": _table_at_best("categories", plots.category_breakdown),
-    "transfer_matrix": _transfer_matrix,
-    "misread_prompts": _table_at_best("misread", plots.misread_prompts),
-    "stability": _whole_table("stability", plots.stability),
-    "learning_curve": _learning_curve,
-    "nested_choice": _whole_table("nested_choice", plots.nested_choice),
-    "confounds": _whole_table("confounds", plots.confounds),
-    "method_comparison": _table_at_best_column("methods", plots.method_comparison),
-    "direction_components": _direction_components,
-    "coordinate_shares": _table_at_best_column("coordinates", plots.coordinate_shares),
-    "clip_sweep": _whole_table("clip_sweep", plots.clip_sweep),
-    "causal_scores": _causal_scores,
-    "dose_response": _whole_table("dose_response", plots.dose_response),
-    "head_attribution": _table_at_best("attribution", plots.head_attribution),
-    "unembedding": _table_at_best("unembedding", plots.unembedding),
-    "prompt_tokens": _whole_table("prompt_tokens", plots.prompt_tokens),
-}
-"""Every figure of a run, in the order a reader wants them."""
-
 _FIT = ("separation.csv", "provenance.json")
 
-NEEDS: dict[str, tuple[str, ...]] = {
-    "projection_histogram": ("projections.safetensors", "prompts.json", *_FIT),
-    "ridgeline": ("projections.safetensors", *_FIT),
-    "layer_profile": _FIT,
-    "place_heatmap": _FIT,
-    "cosine_heatmap": ("tables/cosines.csv", "directions.safetensors"),
-    "activation_plane": (
-        "directions.safetensors", "activations/manifest.json", "prompts.json", *_FIT,
+FIGURES: dict[str, Figure] = {
+    "projection_histogram": Figure(
+        _projection_histogram,
+        ("projections.safetensors", "prompts.json", *_FIT),
+        "fit",
+        "Projection histogram",
+        "Every prompt along the direction of one place, projected on a direction that it did "
+        "not help to fit; crosses are misread prompts.",
     ),
-    "category_breakdown": ("tables/categories.csv", *_FIT),
-    "transfer_matrix": ("tables/transfer.csv",),
-    "misread_prompts": ("tables/misread.csv", *_FIT),
-    "stability": ("tables/stability.csv",),
-    "learning_curve": ("tables/learning_curve.csv", *_FIT),
-    "nested_choice": ("tables/nested_choice.csv",),
-    "confounds": ("tables/confounds.csv",),
-    "method_comparison": ("tables/methods.csv", *_FIT),
-    "direction_components": ("directions.safetensors", *_FIT),
-    "coordinate_shares": ("tables/coordinates.csv", *_FIT),
-    "clip_sweep": ("tables/clip_sweep.csv",),
-    "causal_scores": ("tables/causal_scores.csv", "provenance.json"),
-    "dose_response": ("tables/dose_response.csv",),
-    "head_attribution": ("tables/attribution.csv", *_FIT),
-    "unembedding": ("tables/unembedding.csv", *_FIT),
-    "prompt_tokens": ("tables/prompt_tokens.csv",),
-}  # fmt: skip
-"""The files of the run folder that each figure reads."""
-
-_STAGES = {
-    "tables/causal_scores.csv": "select",
-    "tables/dose_response.csv": "ablate",
-    "tables/attribution.csv": "attribute",
-    "tables/unembedding.csv": "attribute",
-    "tables/prompt_tokens.csv": "attribute",
+    "ridgeline": Figure(
+        _ridgeline,
+        ("projections.safetensors", *_FIT),
+        "fit",
+        "All layers at once",
+        "Both classes along the direction of each layer: where they part, the direction begins.",
+    ),
+    "layer_profile": Figure(
+        _layer_profile,
+        _FIT,
+        "fit",
+        "Layer profile",
+        "Scores over the layers: solid lines are held out, dotted ones in sample, and the room "
+        "between them is optimism.",
+    ),
+    "place_heatmap": Figure(
+        _place_heatmap,
+        _FIT,
+        "fit",
+        "All places",
+        "Separation of every hook point and position, on prompts that its direction was not "
+        "fitted to.",
+    ),
+    "cosine_heatmap": Figure(
+        _cosine_heatmap,
+        ("tables/cosines.csv", "directions.safetensors"),
+        "fit",
+        "Cosines between layers",
+        "How alike the directions of the layers are, beside the most that noise would leave of "
+        "two directions that are the same.",
+    ),
+    "activation_plane": Figure(
+        _activation_plane,
+        ("directions.safetensors", "activations/manifest.json", "prompts.json", *_FIT),
+        "fit",
+        "Activations in a plane",
+        "The best direction across, the first principal component of all the rest upwards; both "
+        "are fitted to the prompts shown.",
+    ),
+    "category_breakdown": Figure(
+        _table_at_best("categories", plots.category_breakdown),
+        ("tables/categories.csv", *_FIT),
+        "fit",
+        "Categories",
+        "How each category lies along the best direction, and how much of it is called harmful.",
+    ),
+    "transfer_matrix": Figure(
+        _transfer_matrix,
+        ("tables/transfer.csv",),
+        "fit",
+        "Transfer between categories",
+        "AUROC of each category along the direction of another; never on prompts that it was "
+        "fitted to.",
+    ),
+    "misread_prompts": Figure(
+        _table_at_best("misread", plots.misread_prompts),
+        ("tables/misread.csv", *_FIT),
+        "fit",
+        "Misread prompts",
+        "The prompts on the wrong side of the threshold, and how far they are beyond it.",
+    ),
+    "stability": Figure(
+        _whole_table("stability", plots.stability),
+        ("tables/stability.csv",),
+        "fit",
+        "Stability",
+        "How alike the directions of other draws of prompts are: near 1 they hardly turn.",
+    ),
+    "learning_curve": Figure(
+        _learning_curve,
+        ("tables/learning_curve.csv", *_FIT),
+        "fit",
+        "Learning curve",
+        "By how many degrees the direction turns when it is fitted to so many prompts.",
+    ),
+    "nested_choice": Figure(
+        _whole_table("nested_choice", plots.nested_choice),
+        ("tables/nested_choice.csv",),
+        "fit",
+        "Nested choice",
+        "Which place was chosen on a part of the prompts, and how it did on the others.",
+    ),
+    "confounds": Figure(
+        _whole_table("confounds", plots.confounds),
+        ("tables/confounds.csv",),
+        "fit",
+        "Confounds",
+        "How well length, punctuation and words alone tell the classes apart.",
+    ),
+    "method_comparison": Figure(
+        _table_at_best_column("methods", plots.method_comparison),
+        ("tables/methods.csv", *_FIT),
+        "fit",
+        "Ways to fit",
+        "Other ways to fit a direction, over the layers, on the same held-out prompts.",
+    ),
+    "direction_components": Figure(
+        _direction_components,
+        ("directions.safetensors", *_FIT),
+        "fit",
+        "Components of the direction",
+        "Its largest coordinates: where a single one holds most of the length, clip lower.",
+    ),
+    "coordinate_shares": Figure(
+        _table_at_best_column("coordinates", plots.coordinate_shares),
+        ("tables/coordinates.csv", *_FIT),
+        "fit",
+        "Shares of the coordinates",
+        "How much of each direction's squared length its largest coordinates hold.",
+    ),
+    "clip_sweep": Figure(
+        _whole_table("clip_sweep", plots.clip_sweep),
+        ("tables/clip_sweep.csv",),
+        "fit",
+        "Clipping",
+        "What clipping the direction's largest components does to it.",
+    ),
+    "causal_scores": Figure(
+        _causal_scores,
+        ("tables/causal_scores.csv", "provenance.json"),
+        "select",
+        "Causal scores",
+        "What ablating and adding each direction does to refusal, with the paper's thresholds.",
+    ),
+    "dose_response": Figure(
+        _whole_table("dose_response", plots.dose_response),
+        ("tables/dose_response.csv",),
+        "ablate",
+        "Dose and response",
+        "Refusal over the strength of the intervention, beside random and permuted directions.",
+    ),
+    "head_attribution": Figure(
+        _table_at_best("attribution", plots.head_attribution),
+        ("tables/attribution.csv", *_FIT),
+        "attribute",
+        "What writes the direction",
+        "How much each head and MLP adds to the class difference along the direction.",
+    ),
+    "unembedding": Figure(
+        _table_at_best("unembedding", plots.unembedding),
+        ("tables/unembedding.csv", *_FIT),
+        "attribute",
+        "Through the unembedding",
+        "The tokens that the direction speaks for and against.",
+    ),
+    "prompt_tokens": Figure(
+        _whole_table("prompt_tokens", plots.prompt_tokens),
+        ("tables/prompt_tokens.csv",),
+        "attribute",
+        "Tokens of a prompt",
+        "Each token coloured by its projection: where in the prompt the direction appears.",
+    ),
 }
-"""The stage that writes a file, where it is not `fit`."""
+"""Every figure of a run, in the order a reader wants them: to add one is to add a row."""

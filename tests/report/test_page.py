@@ -24,13 +24,13 @@ from planted_run import (
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.report import build_report
 from refusal_lens.report.answer import answer, reasons
-from refusal_lens.report.captions import CAPTIONS
 from refusal_lens.report.drawings import draw_all
 from refusal_lens.report.evidence import gather
 from refusal_lens.report.page import render
 from refusal_lens.report.tables import MAX_ROWS, readable, shown_tables
 from refusal_lens.runs import figures
 from refusal_lens.runs.folder import RunFolder
+from refusal_lens.stages.study import plot_stage
 
 
 def told(run_folder: RunFolder) -> list[tuple[str, str]]:
@@ -394,24 +394,39 @@ def test_a_figure_that_lacks_its_stage_is_named_and_not_drawn(run_folder, monkey
 
 
 def test_what_figures_choose_by_theme_is_carried_for_both(run_folder, monkeypatch):
-    def draw(_, __, template):
+    def draw(_, template):
         middle = "#000000" if template == "plotly_dark" else "#ffffff"
         figure = go.Figure(
             go.Heatmap(z=[[1, 2]], colorscale=[[0, "red"], [0.5, middle], [1, "blue"]])
         )
         return figure.update_layout(template=template, title="What <b>it</b> is<br>then &amp; now")
 
-    monkeypatch.setattr(figures, "FIGURES", {"one_of_a_kind": None})
-    monkeypatch.setattr(figures, "draw", draw)
+    record = figures.Figure(draw, (), "fit", "One of a kind", "What there is.")
+    monkeypatch.setattr(figures, "FIGURES", {"one_of_a_kind": record})
     (shown,) = draw_all(run_folder)
     content = json.loads(shown.content)
     assert content["themed"] == [[["data", 0, "colorscale", 1, 1], "#ffffff", "#000000"]]
-    assert (shown.title, shown.caption) == ("One of a kind", "Here: then & now.")
+    assert (shown.title, shown.caption) == ("One of a kind", "What there is. Here: then & now.")
     assert "title" not in content["layout"]
 
 
-def test_every_figure_has_its_sentence():
-    assert set(figures.FIGURES) <= set(CAPTIONS)
+def test_a_figure_more_is_a_row_more(run_folder, monkeypatch, tmp_path):
+    record = figures.Figure(
+        lambda run, template: go.Figure(go.Bar(y=[len(run.read_prompts().prompts)])),
+        ("prompts.json",),
+        "collect",
+        "How many prompts",
+        "Counted by hand.",
+    )
+    monkeypatch.setitem(figures.FIGURES, "n_prompts", record)
+    assert figures.available(run_folder)[-1] == "n_prompts"
+    (path,) = plot_stage(run_folder, ["n_prompts"], ending="json", folder=tmp_path)
+    n_prompts = len(run_folder.read_prompts().prompts)
+    assert json.loads(path.read_text())["data"][0]["y"] == [n_prompts]
+    page = render(run_folder)
+    assert all(text in page for text in ("How many prompts", "Counted by hand.", "data-n_prompts"))
+    with pytest.raises(RefusalLensError, match=r"needs prompts\.json.*refusal-lens collect"):
+        figures.draw(RunFolder(tmp_path), "n_prompts")
 
 
 def test_page_says_how_to_make_the_run_again(tmp_path):
