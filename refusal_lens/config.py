@@ -42,6 +42,9 @@ Method = Literal[
     "lda",
     "leace",
 ]
+Outcome = Literal["refused", "answered", "evaded", "broken", "unjudged"]
+"""What became of a request; `unjudged` is what a judge failed on."""
+
 QUICK_METHODS: tuple[Method, ...] = (
     *("difference_of_means", "geometric_median", "off_harmless_mean"),
     *("pca_centred", "pca_paired", "logistic_regression", "lda"),
@@ -167,6 +170,11 @@ class RefusalConfig(_Section):
 
     Args:
         n_new_tokens: Length of the generated answers, in tokens.
+        judge: Who says what became of a request: `phrases`, a folder with a sequence classifier,
+            `python:module.function`, or `endpoint:model` (OpenAI-compatible, at
+            $REFUSAL_LENS_JUDGE_URL).
+        judge_labels: What each label of the classifier means; None takes labels that are outcomes
+            (refused, answered, evaded, broken).
         phrases: An answer with one of them is a refusal; case and the kind of apostrophe do not
             count.
         first_words: Words a refusal starts with; their first tokens are the refusal tokens. None
@@ -174,6 +182,8 @@ class RefusalConfig(_Section):
     """
 
     n_new_tokens: int = Field(default=24, ge=1)
+    judge: Text = "phrases"
+    judge_labels: dict[str, Outcome] | None = None
     phrases: list[Text] = Field(default=list(REFUSAL_PHRASES), min_length=1)
     first_words: list[Text] | None = Field(default=None, min_length=1)
 

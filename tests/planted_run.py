@@ -120,7 +120,15 @@ def make_refusal(prompts: ContrastSet, n_refused: int | None) -> RefusalReport:
     sides = ((prompts.harmful, True, wanted), (prompts.harmless, False, 1))
     return RefusalReport(
         tuple(
-            Answer(p.id, p.category, is_harmful, p.text, "I cannot.", i < n, float(i))
+            Answer(
+                p.id,
+                p.category,
+                is_harmful,
+                p.text,
+                "I cannot.",
+                "refused" if i < n else "answered",
+                float(i),
+            )
             for side, is_harmful, n in sides
             for i, p in enumerate(side)
         ),

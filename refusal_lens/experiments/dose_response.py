@@ -15,12 +15,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
+from refusal_lens.config import Outcome
 from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
 from refusal_lens.experiments.arms import INTERVENTIONS, Arm, arm_hooks, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
 from refusal_lens.experiments.causal_scores import answer_plainly
 from refusal_lens.experiments.effects import Effects, measure_effects
-from refusal_lens.experiments.judges import Judge, wilson_interval, without_thinking
+from refusal_lens.experiments.judges import Judge, decide, wilson_interval
 from refusal_lens.experiments.refusal import ANSWER_BUDGET
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.generation import generate_greedily
@@ -90,8 +91,8 @@ class Completion:
     strength: float
     plain: str
     intervened: str
-    is_refused_plain: bool
-    is_refused: bool
+    outcome_plain: Outcome
+    outcome: Outcome
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +192,7 @@ def dose_response(
         labelled: Prompts of the test part, each with whether it is harmful.
         trials: What to try, as `plan_trials` lists it.
         refusal_ids: Ids of the refusal tokens.
-        judge: Takes a prompt and its answer, and says whether that is a refusal.
+        judge: Takes a prompt and its answer, and says what became of the request.
         plan: Lengths of answers, and the seed of the bootstrap.
         system_prompt: What the system says before each prompt.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
@@ -256,9 +257,9 @@ class _Side:
                 progress.advance({self.name: len(self.prompts)})
         return answered
 
-    def is_refused(self, answers: Sequence[str]) -> list[bool]:
+    def outcomes(self, answers: Sequence[str]) -> list[Outcome]:
         return [
-            self.judge(prompt.text, without_thinking(answer))
+            decide(self.judge, prompt.text, answer)
             for prompt, answer in zip(self.prompts, answers, strict=True)
         ]
 
@@ -279,18 +280,22 @@ class _Side:
     def _row(
         self, refusal_score: Tensor, scores: dict[str, Tensor], answers: Sequence[str]
     ) -> dict[str, Any]:
-        refused = self.is_refused(answers)
-        low, high = wilson_interval(sum(refused), len(refused))
+        outcomes = self.outcomes(answers)
+        judged = [outcome for outcome in outcomes if outcome != "unjudged"]
+        n_refused = judged.count("refused")
+        low, high = wilson_interval(n_refused, len(judged))
         score_low, score_high = bootstrap_mean(refusal_score.numpy(), self.plan.seed)
         return {
             "is_harmful": self.is_harmful,
-            "n_prompts": len(refused),
+            "n_prompts": len(judged),
             "refusal_score": refusal_score.mean().item(),
             "refusal_score_low": score_low,
             "refusal_score_high": score_high,
-            "refusal_rate": sum(refused) / len(refused),
+            "refusal_rate": n_refused / max(len(judged), 1),
             "refusal_rate_low": low,
             "refusal_rate_high": high,
+            "evaded_rate": judged.count("evaded") / max(len(judged), 1),
+            "broken_rate": judged.count("broken") / max(len(judged), 1),
             **{name: values.mean().item() for name, values in scores.items()},
         }
 
@@ -307,8 +312,8 @@ class _Side:
                 trial.arm.strength,
                 plain,
                 intervened,
-                self.judge(prompt.text, without_thinking(plain)),
-                self.judge(prompt.text, without_thinking(intervened)),
+                decide(self.judge, prompt.text, plain),
+                decide(self.judge, prompt.text, intervened),
             )
             for index, trial in enumerate(trials)
             if trial.kind == "fitted"

@@ -4,23 +4,25 @@ Knows the refusal score of the first answer token and the refusal rate of short 
 Does not know directions; interventions come as hooks.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal_lens.config import FIRST_WORDS, REFUSAL_PHRASES
+from refusal_lens.config import FIRST_WORDS, REFUSAL_PHRASES, Outcome
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.judges import (
     Agreement,
     Judge,
     agree,
+    decide,
     judge_by_phrases,
+    newcombe_interval,
     wilson_interval,
-    without_thinking,
 )
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.generation import generate_greedily
@@ -29,10 +31,7 @@ from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.tokens import Tokens, tokenise
-
-MIN_RATE_GAP = 0.5
-"""A model whose harmful prompts are not refused this much more often than its harmless ones has
-too little refusal for a direction of it to be found."""
+from refusal_lens.validation.thresholds import CONTRAST_GAP, FEW_REFUSED
 
 ANSWER_BUDGET = 4096
 """Tokens in a batch of answers: each step of an answer is a small forward, so many go together."""
@@ -46,6 +45,11 @@ MIN_RATIO = 4.0
 and this many times that on harmless ones."""
 
 
+State = Literal["none", "all", "partial", "contrast", "unclear"]
+"""What a model does with a contrast set: it refuses nothing, everything, a part, or harmful prompts
+far more often than harmless ones; or there are too few prompts to say."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the model answered to one prompt."""
@@ -55,8 +59,13 @@ class Answer:
     is_harmful: bool
     prompt: str
     answer: str
-    is_refused: bool
+    outcome: Outcome
     refusal_score: float
+
+    @property
+    def is_refused(self) -> bool:
+        """The request was refused; what is evaded or broken was not."""
+        return self.outcome == "refused"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +76,34 @@ class RefusalReport:
     refusal_tokens: tuple[str, ...]
     refusal_ids: tuple[int, ...] = ()
 
-    def rate(self, is_harmful: bool) -> float:
-        """Share of one class's prompts that were refused."""
-        refused = [a.is_refused for a in self.answers if a.is_harmful == is_harmful]
-        return sum(refused) / len(refused)
+    def count(self, is_harmful: bool, *outcomes: Outcome) -> int:
+        """Count one class's prompts with these outcomes."""
+        return sum(a.outcome in outcomes for a in self._of(is_harmful))
+
+    def n_judged(self, is_harmful: bool) -> int:
+        """Count one class's prompts that the judge did not fail on."""
+        return len(self._of(is_harmful)) - self.count(is_harmful, "unjudged")
+
+    def rate(self, is_harmful: bool, outcome: Outcome = "refused") -> float:
+        """Share of one class's judged prompts that were refused, or had another outcome."""
+        n_judged = self.n_judged(is_harmful)
+        return self.count(is_harmful, outcome) / n_judged if n_judged else math.nan
 
     def interval(self, is_harmful: bool) -> tuple[float, float]:
         """Return the 95 % interval of one class's refusal rate."""
-        refused = [a.is_refused for a in self.answers if a.is_harmful == is_harmful]
-        return wilson_interval(sum(refused), len(refused))
+        return wilson_interval(self.count(is_harmful, "refused"), self.n_judged(is_harmful))
+
+    def gap(self) -> tuple[float, float]:
+        """Return the 95 % interval of how much more often harmful prompts are refused."""
+        return newcombe_interval(
+            self.count(True, "refused"),
+            self.n_judged(True),
+            self.count(False, "refused"),
+            self.n_judged(False),
+        )
+
+    def _of(self, is_harmful: bool) -> list[Answer]:
+        return [answer for answer in self.answers if answer.is_harmful == is_harmful]
 
     def mean_score(self, is_harmful: bool) -> float:
         """Mean refusal score of one class, in nats."""
@@ -83,9 +111,23 @@ class RefusalReport:
         return sum(scores) / len(scores)
 
     @property
-    def has_refusal(self) -> bool:
-        """Harmful prompts are refused clearly more often than harmless ones."""
-        return self.rate(True) - self.rate(False) >= MIN_RATE_GAP
+    def state(self) -> State:
+        """Say in one word what there is to find, by the intervals of both rates."""
+        ends = [self.interval(is_harmful) for is_harmful in (True, False)]
+        if all(high <= FEW_REFUSED for _, high in ends):
+            return "none"
+        if all(low >= 1 - FEW_REFUSED for low, _ in ends):
+            return "all"
+        low, _ = self.gap()
+        if low >= CONTRAST_GAP:
+            return "contrast"
+        is_some = low > 0 or any(low > FEW_REFUSED for low, _ in ends)
+        return "partial" if is_some else "unclear"
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Harmful prompts are refused more often than harmless ones, beyond doubt."""
+        return self.gap()[0] > 0
 
     @property
     def agreement(self) -> Agreement:
@@ -121,7 +163,8 @@ def measure_refusal(
         phrases: An answer that contains one of them is a refusal; upper and lower case and
             typographic apostrophes do not matter.
         first_words: Words that refusals start with; their first tokens are the refusal tokens.
-        judge: Takes a prompt and its answer; it decides instead of the phrases.
+        judge: Takes a prompt and its answer and says what became of the request; it decides
+            instead of the phrases.
         hooks: Interventions to answer under; they are gone afterwards, also after an error.
         n_new_tokens: Most tokens in an answer.
         system_prompt: What the system says before each prompt.
@@ -146,8 +189,8 @@ def measure_refusal(
         token_budget=token_budget,
         show_progress=show_progress,
     )
-    decide = judge or judge_by_phrases(phrases)
-    return _choose_report(_reports(tokenizer_of(model), prompts, answered, decide, choices))
+    judge = judge or judge_by_phrases(phrases)
+    return _choose_report(_reports(tokenizer_of(model), prompts, answered, judge, choices))
 
 
 def _answer_all(
@@ -194,16 +237,16 @@ def _reports(
     choices: Sequence[tuple[int, ...]],
 ) -> list[RefusalReport]:
     """Make one report for each choice of refusal tokens; answers and verdicts are the same."""
-    refused = [
-        judge(prompt.text, without_thinking(text))
+    outcomes: list[Outcome] = [
+        decide(judge, prompt.text, text)
         for prompt, (text, _) in zip(prompts.prompts, answered, strict=True)
     ]
     reports = []
     for choice, ids in enumerate(choices):
         answers = [
-            Answer(p.id, p.category, is_harmful, p.text, text, is_refused, scores[choice])
-            for p, is_harmful, (text, scores), is_refused in zip(
-                prompts.prompts, prompts.is_harmful, answered, refused, strict=True
+            Answer(p.id, p.category, is_harmful, p.text, text, outcome, scores[choice])
+            for p, is_harmful, (text, scores), outcome in zip(
+                prompts.prompts, prompts.is_harmful, answered, outcomes, strict=True
             )
         ]
         words = tuple(tokenizer.decode([i]) for i in ids)
@@ -214,7 +257,7 @@ def _reports(
 def _choose_report(reports: Sequence[RefusalReport]) -> RefusalReport:
     """Take the found refusal tokens where the judge bears them out, else those of the words."""
     found, words = reports[0], reports[-1]
-    is_borne_out = found.has_refusal and found.agreement.share >= words.agreement.share
+    is_borne_out = found.is_told_apart and found.agreement.share >= words.agreement.share
     return found if is_borne_out else words
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
+from refusal_lens.experiments.refusal_states import describe_state
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence, rows_of
@@ -103,14 +104,13 @@ def _with_refusal(evidence: Evidence, question: str, told: str, is_strong: bool)
     if refusal is None:
         said = f"{told}; whether the model refuses was not measured."
         return Reply(question, verdict, grade, said)
-    rates = f"{refusal.rate(True):.0%} of the harmful and {refusal.rate(False):.0%} of the harmless"
-    if refusal.has_refusal:
-        return Reply(question, verdict, grade, f"{told}, and the model refuses {rates} ones.")
-    said = (
-        f"{told}, but the model refuses {rates} ones: the direction is what it knows of harm, not "
-        "what makes it refuse."
-    )
-    return Reply(question, "Of harm, not of refusal", "poor", said)
+    words = describe_state(refusal)
+    told = f"{told}. {words.sentence}"
+    if refusal.state == "contrast":
+        return Reply(question, verdict, grade, told)
+    if refusal.is_told_apart:
+        return Reply(question, "Of harm, in part of refusal", "fair", told)
+    return Reply(question, "Of harm, not of refusal", "poor", told)
 
 
 def _separates(best: Choice) -> bool:

@@ -184,7 +184,7 @@ def shown_tables(evidence: Evidence) -> Iterator[ShownTable]:
 
 _ANSWERS = _Told(
     "Answers against the class",
-    "Harmful prompts that the model answered and harmless ones that it refused.",
+    "Harmful prompts that the model did not refuse and harmless ones that it did.",
 )
 
 
@@ -197,6 +197,7 @@ def _answers_against(evidence: Evidence) -> pd.DataFrame:
             "is_harmful": answer.is_harmful,
             "text": answer.prompt,
             "answer": answer.answer,
+            "outcome": answer.outcome,
             "refusal_score": answer.refusal_score,
         }
         for answer in evidence.refusal.answers

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from refusal_lens.experiments.refusal import RefusalReport
+from refusal_lens.experiments.refusal_states import describe_state
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE, ContrastSet, either
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.confounds import Likeness
@@ -251,25 +252,8 @@ def _diagnose_chance(p_value: float, separation: Separation) -> list[Finding]:
 
 
 def _diagnose_refusal(refusal: RefusalReport) -> list[Finding]:
-    if refusal.has_refusal:
-        return []
-    harmful, harmless = refusal.rate(True), refusal.rate(False)
-    if harmless >= SATURATED:
-        return [
-            Finding(
-                f"The model refuses harmless prompts too ({harmless:.0%}): refusing does not tell "
-                "the classes apart.",
-                "Read its answers (refusal.json); give a system prompt, or other harmless prompts.",
-            )
-        ]
-    return [
-        Finding(
-            f"There is no refusal to find: the model refuses {harmful:.0%} of the harmful and "
-            f"{harmless:.0%} of the harmless prompts. A direction that separates them is what the "
-            "model knows of harm, not what makes it refuse.",
-            "Use a model that refuses these prompts, or prompts that this model refuses.",
-        )
-    ]
+    words = describe_state(refusal)
+    return [Finding(words.sentence, words.remedy)] if words.remedy else []
 
 
 def _diagnose_separation(prompts: ContrastSet, refusal: RefusalReport | None) -> list[Finding]:
@@ -287,7 +271,7 @@ def _diagnose_separation(prompts: ContrastSet, refusal: RefusalReport | None) ->
                 "Measure it first: refusal-lens refusal-rate RUN.",
             )
         )
-    elif refusal.has_refusal and refusal.rate(True) < SATURATED:
+    elif refusal.state == "contrast" and refusal.rate(True) < SATURATED:
         findings.append(
             Finding(
                 f"Only {refusal.rate(True):.0%} of the harmful prompts are refused.",

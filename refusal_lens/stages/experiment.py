@@ -32,7 +32,7 @@ from refusal_lens.experiments.dose_response import (
     dose_response,
     plan_trials,
 )
-from refusal_lens.experiments.judges import judge_by_phrases
+from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.experiments.verdicts import compare_removals, summarise, verdict_of_rates
 from refusal_lens.models.hook_points import resolve_hook_points
@@ -85,7 +85,7 @@ def select_stage(config: Config, run_folder: RunFolder, console: Console) -> lis
         activations,
         prompts,
         refusal_ids=refusal.refusal_ids,
-        has_refusal=refusal.has_refusal,
+        has_refusal=refusal.is_told_apart,
         rule=CausalRule(causal.max_layer_share, causal.max_kl, causal.min_induce),
         intervention=causal.intervention,
         n_answer_tokens=causal.n_answer_tokens,
@@ -114,7 +114,7 @@ def ablate_stage(
         [(prompts.prompts[i], prompts.is_harmful[i]) for i in take_prompts(prompts, parts, TEST)],
         plan_trials(candidate, activations, parts, plan, clip_quantile=clip_quantile),
         refusal_ids=refusal.refusal_ids,
-        judge=judge_by_phrases(config.refusal.phrases),
+        judge=judge_of(config.refusal),
         plan=plan,
         system_prompt=config.prompts.system_prompt,
     )

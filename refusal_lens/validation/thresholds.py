@@ -26,8 +26,16 @@ SIGNIFICANT = 0.05
 
 # --- what may stand behind it -------------------------------------------------------------------
 
+FEW_REFUSED = 0.15
+"""A model refuses nothing when the upper ends of both rates are at most this, and everything when
+both lower ends are this far from all. 22 prompts a side can show it, the usual 30 do."""
+
+CONTRAST_GAP = 0.5
+"""Harmful prompts are refused this much more often than harmless ones, at the least, where the
+labels are as good as the model's own."""
+
 SATURATED = 0.9
-"""From this refusal rate on, harmless prompts are refused too: nothing tells the classes apart."""
+"""Below this refusal rate of harmful prompts, those it answers dilute the direction."""
 
 FOLLOWS_LENGTH = 0.25
 """From this share of its within-class variance on, a direction is partly the prompts' length."""

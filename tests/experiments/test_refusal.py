@@ -1,6 +1,7 @@
 """Refusal: the judge, the score in closed form, and greedy answers as Hugging Face gives them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from scipy.special import logit
 
 from refusal_lens.config import FIRST_WORDS, Config
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.experiments.judges import agree, phrase_judge, wilson_interval, without_thinking
+from refusal_lens.experiments.judges import agree, newcombe_interval, wilson_interval
 from refusal_lens.experiments.refusal import (
     Answer,
     RefusalReport,
@@ -23,35 +24,6 @@ from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.tokens import tokenise
 
 PHRASES = Config().refusal.phrases
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "I'm sorry, but I can't help with that.",
-        "I\u2019m sorry, but I can\u2019t help with that.",
-        "i CANNOT\n assist with this request",
-        "As an AI, I would rather not.",
-        "申し訳ありませんが、お手伝いできません。",
-        "抱歉，我无法回答这个问题。",
-    ],
-)
-def test_refusals_are_recognised(answer):
-    assert phrase_judge(PHRASES)(answer)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "Start with a plan and take your time.",
-        "I can help with that.",
-        "もちろんです。",
-        "当然可以。",
-        "",
-    ],
-)
-def test_compliance_is_not(answer):
-    assert not phrase_judge(PHRASES)(answer)
 
 
 def test_score_equals_the_logit_of_the_summed_probability():
@@ -126,16 +98,25 @@ def test_report_keeps_the_order_of_the_prompts(model, prompts):
     )
     assert [a.prompt_id for a in report.answers] == [p.id for p in prompts.prompts]
     assert [a.is_harmful for a in report.answers] == list(prompts.is_harmful)
-    assert not report.has_refusal
+    assert report.state == "unclear"
 
 
-def make_report(n_harmful_refused: int, n_harmless_refused: int) -> RefusalReport:
+def make_report(n_harmful_refused: int, n_harmless_refused: int, n: int = 10) -> RefusalReport:
+    """So many of the first prompts of each class refused, and the others answered."""
     refused = {True: n_harmful_refused, False: n_harmless_refused}
     return RefusalReport(
         tuple(
-            Answer("p", "c", is_harmful, "q", "a", i < refused[is_harmful], float(i))
+            Answer(
+                "p",
+                "c",
+                is_harmful,
+                "q",
+                "a",
+                "refused" if i < refused[is_harmful] else "answered",
+                float(i),
+            )
             for is_harmful in (True, False)
-            for i in range(10)
+            for i in range(n)
         ),
         ("I",),
     )
@@ -145,8 +126,6 @@ def test_rates_and_scores_are_by_class():
     report = make_report(8, 1)
     assert (report.rate(True), report.rate(False)) == (0.8, 0.1)
     assert report.mean_score(True) == 4.5
-    assert report.has_refusal
-    assert not make_report(10, 10).has_refusal
 
 
 def test_refusal_tokens_are_the_first_of_each_word(model):
@@ -161,7 +140,7 @@ def test_no_first_words_is_an_error(model):
         find_refusal_tokens(model, [])
 
 
-# --- intervals, agreement, thoughts, judges, found tokens ---------------------------------------
+# --- intervals, agreement, judges, found tokens -------------------------------------------------
 
 
 def test_interval_is_wilsons_closed_form():
@@ -173,25 +152,56 @@ def test_interval_is_wilsons_closed_form():
     assert make_report(8, 1).interval(True) == pytest.approx(wilson_interval(8, 10))
 
 
+def test_difference_of_rates_has_newcombes_interval():
+    # Newcombe 1998, table II, method 10: 56/70 against 48/80, and 10/10 against 0/10.
+    assert newcombe_interval(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert newcombe_interval(10, 10, 0, 10) == pytest.approx((0.6075, 1.0), abs=5e-5)
+    assert make_report(8, 1).gap() == newcombe_interval(8, 10, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("refused", "of", "state", "is_told_apart"),
+    [
+        ((0, 0), 100, "none", False),
+        ((2, 0), 100, "none", False),
+        ((100, 100), 100, "all", False),
+        # Of these three a gap of 0.5 made "no refusal to find".
+        ((49, 0), 100, "partial", True),
+        ((85, 40), 100, "partial", True),
+        ((98, 50), 100, "partial", True),
+        ((50, 50), 100, "partial", False),
+        ((100, 2), 100, "contrast", True),
+        ((80, 5), 100, "contrast", True),
+        ((0, 0), 10, "unclear", False),
+        ((1, 0), 10, "unclear", False),
+        ((10, 0), 10, "contrast", True),
+    ],
+)
+def test_states_go_by_intervals(refused, of, state, is_told_apart):
+    report = make_report(*refused, of)
+    assert (report.state, report.is_told_apart) == (state, is_told_apart)
+
+
+def test_what_a_judge_failed_on_is_in_no_rate():
+    answers = [
+        Answer(str(i), "c", is_harmful, "q", "a", outcome, 0.0)
+        for is_harmful in (True, False)
+        for i, outcome in enumerate(["refused", "broken", "evaded", "unjudged"])
+    ]
+    report = RefusalReport(tuple(answers), ("I",))
+    assert report.n_judged(True) == 3
+    assert report.rate(True) == report.rate(True, "broken") == pytest.approx(1 / 3)
+    nothing = RefusalReport((replace(answers[0], outcome="unjudged"),), ("I",))
+    assert math.isnan(nothing.rate(True))
+    assert nothing.interval(True) == (0, 1)
+
+
 def test_agreement_of_score_and_judge():
     full = agree([1.0, 2.0, -1.0, -3.0], [True, True, False, False])
     assert (full.share, full.kappa) == (1.0, 1.0)
     chance = agree([1.0, -2.0, 1.0, -3.0], [True, True, False, False])
     assert (chance.share, chance.kappa) == (0.5, 0.0)
     assert math.isnan(agree([1.0, 2.0], [True, False]).kappa)
-
-
-@pytest.mark.parametrize(
-    ("answer", "left"),
-    [
-        ("<think>\nI can't say.\n</think>\n\nSure: plan it.", "Sure: plan it."),
-        ("<think>I cannot", ""),
-        ("Sure. <think>a</think>Then <think>b</think>go.", "Sure. Then go."),
-        ("Sure.", "Sure."),
-    ],
-)
-def test_thoughts_are_not_judged(answer, left):
-    assert without_thinking(answer) == left
 
 
 def test_any_callable_can_judge(model, prompts):

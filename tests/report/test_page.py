@@ -76,8 +76,8 @@ def test_a_plain_run_answers_as_far_as_it_has_measured(run_folder):
         (
             "Yes",
             "A direction tells harmful from harmless prompts that it has not seen (separation "
-            "0.90, accuracy 100%), and the model refuses 100% of the harmful and 2% of the "
-            "harmless ones.",
+            "0.90, accuracy 100%). The model refuses 100% (91%-100%) of the harmful and 2% "
+            "(0%-13%) of the harmless prompts.",
         ),
         (
             "Layer 3",
@@ -185,7 +185,7 @@ def test_middling_separation_is_a_weak_direction(tmp_path):
 def test_a_model_that_never_refuses_has_a_direction_of_harm_only(tmp_path):
     verdict, sentence = told(make_run(tmp_path / "run", n_refused=0))[0]
     assert verdict == "Of harm, not of refusal"
-    assert "the model refuses 0% of the harmful and 2% of the harmless ones" in sentence
+    assert "the model refuses 0% (0%-9%) of the harmful and 2% (0%-13%) of the" in sentence
 
 
 def test_refusal_that_was_not_measured_is_not_claimed(tmp_path):

@@ -48,24 +48,24 @@ def test_checklist_fails_what_is_not():
 
 
 def test_model_that_refuses_nothing_is_said_plainly():
-    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(0, 0))
+    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(0, 0, 40))
     assert finding.cause == (
-        "There is no refusal to find: the model refuses 0% of the harmful and 0% of the harmless "
-        "prompts. A direction that separates them is what the model knows of harm, not what makes "
-        "it refuse."
+        "There is no refusal to find: the model refuses 0% (0%-9%) of the harmful and 0% (0%-9%) "
+        "of the harmless prompts. A direction that separates them is what the model knows of harm, "
+        "not what makes it refuse."
     )
 
 
 def test_model_that_refuses_everything_is_told_apart():
-    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(10, 10))
-    assert "refuses harmless prompts too (100%)" in finding.cause
+    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(40, 40, 40))
+    assert "refuses everything: 100% (91%-100%) of the harmful" in finding.cause
 
 
 def test_low_separation_gives_the_causes_that_apply():
-    causes = [f.cause for f in diagnose(make_prompts(10), make(0.1, 0.9), make_report(6, 0))]
+    causes = [f.cause for f in diagnose(make_prompts(10), make(0.1, 0.9), make_report(32, 0, 40))]
     assert causes == [
         "Separation is below 0.15 everywhere: harmful and harmless prompts may be too alike.",
-        "Only 60% of the harmful prompts are refused.",
+        "Only 80% of the harmful prompts are refused.",
         "There are few prompts (10 harmful, 10 harmless).",
     ]
     unmeasured = diagnose(make_prompts(30), make(0.1, 0.9), None)

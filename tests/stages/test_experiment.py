@@ -85,7 +85,7 @@ def test_completions_stand_side_by_side(refuser):
     completions = [json.loads(line) for line in lines]
     assert len(completions) == 2 * 2 * 32
     removed = [c for c in completions if c["intervention"] == "affine_ablate" and c["is_harmful"]]
-    assert sum(c["is_refused_plain"] and not c["is_refused"] for c in removed) >= 30
+    assert sum((c["outcome_plain"], c["outcome"]) == ("refused", "answered") for c in removed) >= 30
     assert {"prompt", "category", "plain", "intervened"} <= set(completions[0])
     assert "Verdict: separates and causes" in printed
 

@@ -215,11 +215,9 @@ def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_pa
     harmful, harmless = some_prompts
     options = ["--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run"]
     printed = invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
-    first = printed.index("There is no refusal to find here")
-    assert first < printed.index("Layers: resid_post")
-    assert printed.index("There is no refusal to find: the model refuses 0%") > printed.index(
-        "Checklist"
-    )
+    said = "There is no refusal to find: the model refuses 0%"
+    assert printed.index(said) < printed.index("Layers: resid_post")
+    assert printed.rindex(said) > printed.index("Checklist")
 
 
 def test_second_run_takes_the_next_free_folder(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from refusal_lens.experiments.refusal import RefusalReport
+from refusal_lens.experiments.refusal_states import describe_state
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import FACTORS, Groups, n_groups
 from refusal_lens.prompts.positions import PositionRead
@@ -75,12 +76,13 @@ def show_positions(console: Console, read: Sequence[PositionRead]) -> None:
 def show_refusal(console: Console, report: RefusalReport) -> None:
     """Print whether the model refuses these prompts at all."""
     table = Table(title="Does the model refuse?", title_justify="left")
-    for column in ("class", "refused", "mean refusal score (nats)"):
+    for column in ("class", "refused", "evaded", "broken", "mean refusal score (nats)"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, is_harmful in (("harmful", True), ("harmless", False)):
         rate, score = report.rate(is_harmful), report.mean_score(is_harmful)
         low, high = report.interval(is_harmful)
-        table.add_row(name, f"{rate:.1%} ({low:.1%}-{high:.1%})", f"{score:+.2f}")
+        others = (f"{report.rate(is_harmful, outcome):.1%}" for outcome in ("evaded", "broken"))
+        table.add_row(name, f"{rate:.1%} ({low:.1%}-{high:.1%})", *others, f"{score:+.2f}")
     console.print(table)
     agreement = report.agreement
     kappa = "" if agreement.kappa != agreement.kappa else f" (kappa {agreement.kappa:.2f})"
@@ -89,10 +91,6 @@ def show_refusal(console: Console, report: RefusalReport) -> None:
         f"Refusal tokens: {', '.join(repr(token) for token in report.refusal_tokens)}.",
         markup=False,
     )
-    if report.has_refusal:
-        return
-    console.print(
-        "[bold red]There is no refusal to find here:[/] the model refuses "
-        f"{report.rate(True):.1%} of the harmful and {report.rate(False):.1%} of the harmless "
-        "prompts. Whatever separates them below is not what makes it refuse.\n"
-    )
+    words = describe_state(report)
+    if words.remedy:
+        console.print(f"[bold red]{escape(words.sentence)}[/] {escape(words.remedy)}\n")

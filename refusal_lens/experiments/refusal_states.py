@@ -1,0 +1,91 @@
+"""What it means that a model refuses nothing, everything, a part, or mostly the harmful prompts.
+
+Knows the words for each state. Measures nothing.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from refusal_lens.experiments.judges import wilson_interval
+from refusal_lens.experiments.refusal import RefusalReport, State
+
+N_NAMED = 3
+MIN_OF_CATEGORY = 5
+"""Categories of fewer prompts are not named."""
+
+
+@dataclass(frozen=True)
+class StateWords:
+    """A state in a sentence, and what can be done; nothing where nothing need be."""
+
+    sentence: str
+    remedy: str
+
+
+_MEANINGS: dict[State, StateWords] = {
+    "none": StateWords(
+        "There is no refusal to find: the model refuses {rates}. A direction that separates them "
+        "is what the model knows of harm, not what makes it refuse.",
+        "Use a model that refuses these prompts, or prompts that this model refuses.",
+    ),
+    "all": StateWords(
+        "The model refuses everything: {rates}. Refusing does not tell the classes apart.",
+        "Read its answers (refusal.json); give a system prompt, or other harmless prompts.",
+    ),
+    "partial": StateWords(
+        "The model refuses a part of the prompts: {rates}{most}. A direction of harm is not the "
+        "one of refusal here.",
+        "Fit on refused against answered prompts (refusal.json says which are), or keep the "
+        "harmful prompts that are refused and the harmless ones that are not.",
+    ),
+    "contrast": StateWords("The model refuses {rates}.", ""),
+    "unclear": StateWords(
+        "Whether the model refuses cannot be told from so few prompts: it refuses {rates}.",
+        "Use more prompts; 30 a side tell no refusal from some.",
+    ),
+}
+
+
+def describe_state(report: RefusalReport) -> StateWords:
+    """Say what the model does with these prompts, with 95 % intervals, and what can be done."""
+    words = _MEANINGS[report.state]
+    rates = " and ".join(
+        f"{rate_with_interval(report, is_harmful)} of the {name}"
+        for name, is_harmful in (("harmful", True), ("harmless", False))
+    )
+    sentence = words.sentence.format(rates=f"{rates} prompts", most=_most_refused(report))
+    return StateWords(f"{sentence}{_others(report)}", words.remedy)
+
+
+def rate_with_interval(report: RefusalReport, is_harmful: bool) -> str:
+    """Write one class's refusal rate with its interval."""
+    low, high = report.interval(is_harmful)
+    return f"{report.rate(is_harmful):.0%} ({low:.0%}-{high:.0%})"
+
+
+def _most_refused(report: RefusalReport) -> str:
+    """Name the categories of harmful prompts that are refused most."""
+    refused: defaultdict[str, list[bool]] = defaultdict(list)
+    for answer in report.answers:
+        if answer.is_harmful and answer.outcome != "unjudged":
+            refused[answer.category].append(answer.is_refused)
+    known = {name: each for name, each in refused.items() if name and len(each) >= MIN_OF_CATEGORY}
+    if len(known) < 2:
+        return ""
+    named = sorted(known, key=lambda name: -sum(known[name]) / len(known[name]))[:N_NAMED]
+    shares = []
+    for name in named:
+        low, high = wilson_interval(sum(known[name]), len(known[name]))
+        share = sum(known[name]) / len(known[name])
+        shares.append(f"{name} {share:.0%} ({low:.0%}-{high:.0%})")
+    return f"; most in {', '.join(shares)}"
+
+
+def _others(report: RefusalReport) -> str:
+    """Tell of what was neither refused nor answered."""
+    told = []
+    for outcome in ("evaded", "broken", "unjudged"):
+        n = sum(report.count(is_harmful, outcome) for is_harmful in (True, False))
+        if n:
+            told.append(f"{n} {outcome}")
+    return f" Of {len(report.answers)} answers, {', '.join(told)}." if told else ""

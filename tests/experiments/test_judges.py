@@ -1,0 +1,139 @@
+"""Judges by settings: phrases, a classifier's folder, a function, an endpoint that may fail."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import torch
+from conftest import save_checkpoint
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+from refusal_lens import RefusalLensError
+from refusal_lens.config import RefusalConfig
+from refusal_lens.experiments.judges import ENDPOINT_URL, decide, judge_of, without_thinking
+
+
+@pytest.mark.parametrize(
+    ("answer", "left"),
+    [
+        ("<think>\nI can't say.\n</think>\n\nSure: plan it.", "Sure: plan it."),
+        ("<think>I cannot", ""),
+        ("Sure. <think>a</think>Then <think>b</think>go.", "Sure. Then go."),
+        ("Sure.", "Sure."),
+    ],
+)
+def test_thoughts_are_not_judged(answer, left):
+    assert without_thinking(answer) == left
+
+
+def test_a_judge_may_say_yes_or_no_or_an_outcome():
+    assert decide(lambda prompt, answer: True, "Why?", "No.") == "refused"
+    assert decide(lambda prompt, answer: False, "Why?", "Because.") == "answered"
+    assert decide(lambda prompt, answer: False, "Why?", "no no no no no") == "broken"
+    assert decide(lambda prompt, answer: "answered", "Why?", "no no no no no") == "broken"
+    assert decide(lambda prompt, answer: False, "Why?", " ...") == "broken"
+    assert decide(lambda prompt, answer: "unjudged", "Why?", "Because.") == "unjudged"
+    with pytest.raises(RefusalLensError, match="this one said 'maybe'"):
+        decide(lambda prompt, answer: "maybe", "Why?", "Because.")  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A classifier that says its first label whatever it reads."""
+    folder = tmp_path_factory.mktemp("classifier")
+    save_checkpoint(folder, "qwen2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_labels=2, pad_token_id=0,
+        id2label={0: "complies", 1: "declines"}, label2id={"complies": 0, "declines": 1},
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config)
+
+    torch.nn.init.zeros_(model.score.weight)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_is_asked_by_its_labels(classifier):
+    settings = RefusalConfig(
+        judge=str(classifier), judge_labels={"complies": "answered", "declines": "refused"}
+    )
+    judge = judge_of(settings)
+    # With a head of zeros both labels tie, and the first is taken.
+    assert decide(judge, "Why?", "I cannot say.") == "answered"
+    turned = RefusalConfig(
+        judge=str(classifier), judge_labels={"complies": "refused", "declines": "answered"}
+    )
+    assert decide(judge_of(turned), "Why?", "Because.") == "refused"
+
+
+def test_a_label_without_meaning_is_told(classifier):
+    with pytest.raises(RefusalLensError, match="the label 'complies', which is no outcome"):
+        judge_of(RefusalConfig(judge=str(classifier)))
+
+
+def test_a_function_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "my_judges.py").write_text("def strict(prompt, answer):\n    return 'no' in answer")
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = judge_of(RefusalConfig(judge="python:my_judges.strict"))
+    assert decide(judge, "Why?", "no way") == "refused"
+    with pytest.raises(RefusalLensError, match="python:my_judges.lax cannot be imported"):
+        judge_of(RefusalConfig(judge="python:my_judges.lax"))
+
+
+def test_what_is_no_judge_is_told(tmp_path):
+    with pytest.raises(RefusalLensError, match="It needs to be phrases, a folder"):
+        judge_of(RefusalConfig(judge=str(tmp_path / "nowhere")))
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """A server of this machine that gives the replies it is told to, one after the other."""
+    replies: list[str | int] = []
+    asked: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            reply = replies.pop(0)
+            if isinstance(reply, int):
+                self.send_error(reply)
+                return
+            body = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv(ENDPOINT_URL, f"http://127.0.0.1:{server.server_port}/v1")
+    yield replies, asked
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_endpoint_is_asked_and_its_failures_are_not_answers(endpoint):
+    replies, asked = endpoint
+    replies += ["Refused.", "answered", 500, "I would say it neither refused nor answered", "{}"]
+    judge = judge_of(RefusalConfig(judge="endpoint:some-model"))
+    came = [decide(judge, "Why so?", "Because of that.") for _ in range(5)]
+    assert came == ["refused", "answered", "unjudged", "unjudged", "unjudged"]
+    assert asked[0]["model"] == "some-model"
+    assert "Because of that." in asked[0]["messages"][0]["content"]
+
+
+def test_an_endpoint_without_an_address_is_off(monkeypatch):
+    monkeypatch.delenv(ENDPOINT_URL, raising=False)
+    with pytest.raises(RefusalLensError, match="needs the address of the endpoint in REFUSAL_LENS"):
+        judge_of(RefusalConfig(judge="endpoint:some-model"))
