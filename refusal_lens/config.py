@@ -1,11 +1,15 @@
 """The settings of a run: the keys of `configs/*.yaml`, what each means and may be.
 
-Knows nothing of files, models or prompts beyond their names.
+Knows nothing of files, models or prompts beyond their names; what loads a model is imported when
+one is asked for.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import refusal_lens.models.loading
 
 # Specific enough to stay out of plain compliance: "I can" or "sorry" alone would not.
 REFUSAL_PHRASES = (
@@ -83,6 +87,23 @@ class ModelConfig(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     processing: Literal["none", "folded"] = "none"
     n_devices: int = Field(default=1, ge=1)
+
+    def load(self) -> "refusal_lens.models.loading.Model":
+        """Load the model as these settings say, see `load_model`.
+
+        Example:
+            >>> ModelConfig(device="cpu").load().cfg.n_layers
+            8
+        """
+        from refusal_lens.models.loading import load_model
+
+        return load_model(self.name, **self.model_dump(exclude={"name"}))
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer alone, the one that the loaded model carries."""
+        from refusal_lens.models.loading import load_tokenizer
+
+        return load_tokenizer(self.name, revision=self.revision)
 
 
 class PromptsConfig(_Section):

@@ -13,7 +13,7 @@ from refusal_lens.activations.moments import Moments
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.loading import Model, load_model
+from refusal_lens.models.loading import Model
 from refusal_lens.prompts.contrast import ContrastSet
 
 Engine = EngineConfig | Literal["local", "ray"]
@@ -137,5 +137,5 @@ def _asked(engine: Engine) -> EngineConfig:
 
 def _loaded(model: Model | ModelConfig) -> Model:
     if isinstance(model, ModelConfig):
-        return load_model(model.name, **model.model_dump(exclude={"name"}))
+        return model.load()
     return model

@@ -34,7 +34,7 @@ from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.config_files import find_resource
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.batching import BatchRecord
-from refusal_lens.models.loading import LoadRecord, Model, load_tokenizer
+from refusal_lens.models.loading import LoadRecord, Model
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import find_groups
@@ -166,7 +166,7 @@ def _prepare(
     config = model if isinstance(model, ModelConfig) else _settings_of(model)
     weights = None if isinstance(model, ModelConfig) else sample_weights(model)
     wanted = normalise_positions(positions)
-    tokenizer = load_tokenizer(config.name, revision=config.revision)
+    tokenizer = config.tokenizer()
     check = partial(check_positions, positions=wanted, n_ctx=None)
     surveyed = survey(tokenizer, prompts, system_prompt, check)
     found = find_resource(config.name)

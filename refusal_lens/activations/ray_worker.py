@@ -25,7 +25,7 @@ from refusal_lens.activations.shard_reader import (
 from refusal_lens.activations.store import Store, describe_difference
 from refusal_lens.config import ModelConfig
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.loading import LoadRecord, Model, load_model, tokenizer_of
+from refusal_lens.models.loading import LoadRecord, Model, tokenizer_of
 from refusal_lens.prompts.tokens import Tokens
 
 
@@ -98,7 +98,7 @@ def _load(settings: Settings, n_threads: int) -> tuple[Model, Reader]:
     # OMP_NUM_THREADS, which comes too late where torch was imported before the worker got its work.
     torch.set_num_threads(n_threads)
     config = settings.model
-    model = load_model(settings.checkpoint, **config.model_dump(exclude={"name"}))
+    model = config.model_copy(update={"name": settings.checkpoint}).load()
     if isinstance(model.load_record, LoadRecord):
         model.load_record = replace(model.load_record, name=config.name)  # type: ignore[assignment]
     return model, make_reader(model, settings.frame, settings.hook_points, settings.positions)

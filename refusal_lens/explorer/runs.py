@@ -3,14 +3,12 @@
 Knows how to read them from a run folder and keeps them in memory. Never writes, and knows no page.
 """
 
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -26,8 +24,7 @@ from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.crossfit import Projections
-from refusal_lens.validation.separation import validate
-from refusal_lens.validation.thresholds import BEST_ACCURACY
+from refusal_lens.validation.separation import Separation, validate
 
 METHODS = (DIFFERENCE_OF_MEANS, "off_harmless_mean", "pca_centred", "pca_paired", "lda")
 """Ways to fit that take no more than seconds at all places of a run."""
@@ -129,14 +126,13 @@ class ExploredRun:
 
     @cached_property
     def best(self) -> tuple[str, str]:
-        """Hook point and position to start at: the highest separation of those accurate enough."""
+        """Hook point and position to start at: the run's best place, or the first without one."""
+        n_folds = self.folder.read_config().validation.n_folds
         scores = self.projected(self.own_method).scores
-        separation = np.nan_to_num(scores["separation"].to_numpy(dtype=float), nan=-math.inf)
-        is_accurate = scores["accuracy"].to_numpy(dtype=float) >= BEST_ACCURACY
-        if is_accurate.any():
-            separation = np.where(is_accurate, separation, -math.inf)
-        best = int(separation.argmax())
-        return str(scores["hook_point"].iloc[best]), str(scores["position"].iloc[best])
+        best = self.folder.best(Separation.from_frame(scores, n_folds))
+        return (
+            (best.hook_point, best.position) if best else (self.hook_points[0], self.positions[0])
+        )
 
     def projected(self, method: str) -> Projected:
         """Return a method's projections: from memory, from the run folder, or fitted now."""
@@ -148,8 +144,6 @@ class ExploredRun:
 
     def _read(self) -> Projected:
         scores = self.folder.read_separation()
-        # A position such as -1 is read as a number.
-        scores["position"] = scores["position"].astype(str)
         projections = self.folder.read_projections()
         if not torch.equal(projections.is_harmful, self.is_harmful):
             raise RefusalLensError(

@@ -39,7 +39,7 @@ def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> 
             harmful; rows of a category are left out.
         template: Name of a plotly template.
     """
-    own = where(table, table["category"].isna() | (table["category"] == ""))
+    own = where(table, table["category"] == "")
     figure = make_subplots(
         cols=2,
         column_widths=[0.66, 0.34],
@@ -235,7 +235,7 @@ def _tokens_by_layers(own: pd.DataFrame) -> dict[str, list[Any]]:
     grid = own.pivot_table(
         index="hook_point", columns="index", values="cosine", sort=False, dropna=False
     )
-    tokens = dict(zip(own["index"], own["token"].fillna("").astype(str), strict=True))
+    tokens = dict(zip(own["index"], own["token"], strict=True))
     columns = sorted(grid.columns)
     whole = [[escape(repr(tokens[index])), int(index)] for index in columns]
     return {
@@ -254,7 +254,7 @@ def _token_grid(own: pd.DataFrame) -> dict[str, list[list[Any]]]:
         padded = cells + [filler] * (-len(cells) % N_COLUMNS)
         return [padded[at : at + N_COLUMNS] for at in range(0, len(padded), N_COLUMNS)]
 
-    tokens = [str(token) for token in own["token"].fillna("")]
+    tokens = own["token"].tolist()
     whole = [
         [escape(repr(token)), int(index)] for token, index in zip(tokens, own["index"], strict=True)
     ]

@@ -122,4 +122,4 @@ def _misread_bars(rows: pd.DataFrame, style: ClassStyle) -> go.Bar:
 
 
 def _place(table: pd.DataFrame) -> str:
-    return place_name(str(table["hook_point"].iloc[0]), str(table["position"].iloc[0]))
+    return place_name(table["hook_point"].iloc[0], table["position"].iloc[0])

@@ -86,7 +86,7 @@ def widest_null(nulls: pd.DataFrame | None, position: str) -> dict[str, float]:
         nulls,
         (nulls["kind"] == "permutation")
         & (nulls["score"] == "separation")
-        & (nulls["position"].astype(str) == position),
+        & (nulls["position"] == position),
     )
     rows = zip(own["hook_point"], own["low"], own["high"], strict=True)
     return {hook_point: max(abs(low), abs(high)) for hook_point, low, high in rows}

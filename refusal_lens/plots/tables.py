@@ -15,9 +15,9 @@ def where(table: pd.DataFrame, is_wanted: Any) -> pd.DataFrame:
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows inside the blocks, first layer first; positions are names."""
+    """Return the rows inside the blocks, first layer first."""
     rows = where(table, table["layer"].notna()).sort_values("layer", kind="stable")
-    return rows.assign(layer=rows["layer"].astype(int), position=rows["position"].astype(str))
+    return rows.assign(layer=rows["layer"].astype(int))
 
 
 def last_layer(rows: pd.DataFrame) -> int:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import pandas as pd
-
 from refusal_lens.experiments.refusal_states import describe_state
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
@@ -305,10 +303,10 @@ def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
         if has_choice
         else evidence.at_best("causal_scores")
     )
-    if rows is None or pd.isna(rows.iloc[0]["verdict"]):
+    if rows is None or not rows.iloc[0]["verdict"]:
         return None, ""
     row, best = rows.iloc[0], evidence.best
-    place = (row["hook_point"], str(row["position"]))
+    place = (row["hook_point"], row["position"])
     is_here = best is not None and place == (best.hook_point, best.position)
     return row["verdict"], "" if is_here else f" at {short_name(place[0])}, position {place[1]},"
 

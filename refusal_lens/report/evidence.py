@@ -12,7 +12,7 @@ import pandas as pd
 from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.runs.folder import RunFolder
-from refusal_lens.validation.best_place import Choice, choose_best
+from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.separation import Separation
 
 
@@ -42,9 +42,8 @@ class Evidence:
 
 def is_at(table: pd.DataFrame, place: Choice) -> pd.Series:
     """Say which rows are of one place."""
-    # A column of positions such as -2 is read as numbers.
-    positions = table["position"].astype(str)
-    return pd.Series((table["hook_point"] == place.hook_point) & (positions == place.position))
+    is_here = (table["hook_point"] == place.hook_point) & (table["position"] == place.position)
+    return pd.Series(is_here)
 
 
 def rows_of(table: pd.DataFrame, is_kept: Any) -> pd.DataFrame:
@@ -59,14 +58,12 @@ def gather(run_folder: RunFolder) -> Evidence:
         RefusalLensError: The run has no scores yet.
     """
     scores = run_folder.read_separation()
-    separation = Separation.from_frame(scores, run_folder.read_config().validation.n_folds)
-    n_layers = run_folder.read_provenance()["model"]["n_layers"]
     return Evidence(
         prompts=run_folder.read_prompts(),
-        separation=separation,
+        separation=run_folder.separation(),
         scores=scores,
-        best=choose_best(separation, n_layers),
-        n_layers=n_layers,
+        best=run_folder.best(),
+        n_layers=run_folder.read_provenance()["model"]["n_layers"],
         refusal=run_folder.read_refusal(),
         tables=_read_tables(run_folder),
     )
@@ -75,7 +72,5 @@ def gather(run_folder: RunFolder) -> Evidence:
 def _read_tables(run_folder: RunFolder) -> dict[str, pd.DataFrame]:
     names = sorted(path.stem for path in (run_folder.path / "tables").glob("*.csv"))
     read = {name: run_folder.read_table(name) for name in names}
-    interventions = run_folder.path / "interventions.csv"
-    if interventions.is_file():
-        read["interventions"] = pd.read_csv(interventions)
+    read["interventions"] = run_folder.read_interventions()
     return {name: table for name, table in read.items() if table is not None}

@@ -84,7 +84,7 @@ def _misread(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
 def _largest_parts(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the best place and all prompts together, largest contribution first."""
     if "category" in table:
-        is_all = table["category"].isna() | (table["category"] == "")
+        is_all = table["category"] == ""
         table = rows_of(table, is_all).drop(columns="category")
     own = table if evidence.best is None else rows_of(table, is_at(table, evidence.best))
     # The layer here is the component's.
@@ -236,7 +236,7 @@ def _columns(table: pd.DataFrame) -> list[str]:
     bounds = {f"{name}{end}" for name in table for end in ("_low", "_high")}
     twice = {"site", "layer"} if "hook_point" in table else set()
     kept = [name for name in table if name not in bounds | twice]
-    return [name for name in kept if pd.Series(table[name]).notna().any()]
+    return [name for name in kept if any(table[name].notna() & (table[name] != ""))]
 
 
 # --- cells --------------------------------------------------------------------------------------

@@ -73,11 +73,11 @@ class Run:
         """Size of its residual stream."""
         return self.directions.vectors.shape[-1]
 
-    @property
+    @cached_property
     def best(self) -> Place | None:
         """Its best place, if it has a direction at all."""
-        best = self.directions.provenance.get("best")
-        return (best["hook_point"], best["position"]) if best else None
+        best = self.folder.best()
+        return (best.hook_point, best.position) if best else None
 
     def has(self, place: Place) -> bool:
         """Say whether it has a direction there."""

@@ -16,12 +16,10 @@ from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.models.hook_points import site_of
 from refusal_lens.plots.tables import where
 from refusal_lens.plots.text import place_name
-from refusal_lens.runs.folder import RunFolder
+from refusal_lens.runs.folder import RunFolder, best_or_refuse
 from refusal_lens.validation import densities
-from refusal_lens.validation.best_place import Choice, choose_best
 from refusal_lens.validation.cosines import square_cosines
 from refusal_lens.validation.frames import rows_where
-from refusal_lens.validation.separation import Separation
 
 Draw = Callable[[RunFolder, str], go.Figure]
 """Takes a run and the name of a plotly template."""
@@ -81,33 +79,16 @@ def _missing(run_folder: RunFolder, name: str) -> list[str]:
 def _table(run_folder: RunFolder, name: str) -> pd.DataFrame:
     table = run_folder.read_table(name)
     assert table is not None, "draw has seen that the file is there"
-    if "position" in table:
-        # A column of positions -1, -2 alone would be read as numbers.
-        table["position"] = table["position"].astype(str)
     return table
-
-
-def _separation(run_folder: RunFolder) -> Separation:
-    n_folds = run_folder.read_config().validation.n_folds
-    return Separation.from_frame(run_folder.read_separation(), n_folds)
 
 
 def _n_layers(run_folder: RunFolder) -> int:
     return run_folder.read_provenance()["model"]["n_layers"]
 
 
-def _best(run_folder: RunFolder) -> Choice | None:
-    return choose_best(_separation(run_folder), _n_layers(run_folder))
-
-
 def _best_place(run_folder: RunFolder) -> tuple[str, str]:
     """Return the best place, or refuse where there is no direction anywhere."""
-    best = _best(run_folder)
-    if best is None:
-        raise RefusalLensError(
-            f"{run_folder.path} has no direction anywhere, so there is nothing to draw. Read its "
-            "diagnosis: refusal-lens fit says what is wrong with the prompts or the places."
-        )
+    best = best_or_refuse(run_folder)
     return best.hook_point, best.position
 
 
@@ -132,10 +113,10 @@ def _at_best_column(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _projection_histogram(run_folder: RunFolder, template: str) -> go.Figure:
-    best = _best(run_folder)
+    best = run_folder.best()
     return plots.projection_histogram(
         run_folder.read_projections(),
-        _separation(run_folder),
+        run_folder.separation(),
         run_folder.read_prompts().prompts,
         nulls=run_folder.read_table("nulls"),
         initial=(best.hook_point, best.position) if best else None,
@@ -147,7 +128,7 @@ def _ridgeline(run_folder: RunFolder, template: str) -> go.Figure:
     projections = run_folder.read_projections()
     hook_point, position = _best_place(run_folder)
     columns = sorted(
-        _separation(run_folder).columns,
+        run_folder.separation().columns,
         key=lambda column: column != (site_of(hook_point), position),
     )
     return plots.ridgeline(
@@ -167,7 +148,7 @@ def _layer_profile(run_folder: RunFolder, template: str) -> go.Figure:
     return plots.layer_profile(
         run_folder.read_separation(),
         nulls=run_folder.read_table("nulls"),
-        best=_best(run_folder),
+        best=run_folder.best(),
         template=template,
     )
 
@@ -245,9 +226,9 @@ def _place_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
 def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
     """Draw the layers at the best place's site and position."""
     cosines = _table(run_folder, "cosines")
-    best = run_folder.read_directions().provenance.get("best") or {}
-    site = site_of(best.get("hook_point") or str(cosines["a"].iloc[0]))
-    position = best.get("position") or str(cosines["position"].iloc[0])
+    best = run_folder.best()
+    site = site_of(best.hook_point if best else cosines["a"].iloc[0])
+    position = best.position if best else cosines["position"].iloc[0]
     layers = rows_where(cosines, kind="layers", position=position)
     table = rows_where(layers.assign(site=[site_of(name) for name in layers["a"]]), site=site)
     title = f"Cosines between layers: {site}, position {position}"
@@ -255,7 +236,7 @@ def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
 
 
 def _learning_curve(run_folder: RunFolder, template: str) -> go.Figure:
-    best = _best(run_folder)
+    best = run_folder.best()
     place = (best.hook_point, best.position) if best else None
     return plots.learning_curve(_table(run_folder, "learning_curve"), place, template=template)
 
@@ -296,7 +277,7 @@ FIGURES: dict[str, Figure] = {
     ),
     "cosine_heatmap": Figure(
         _cosine_heatmap,
-        ("tables/cosines.csv", "directions.safetensors"),
+        ("tables/cosines.csv", *_FIT),
         "fit",
         "Cosines between layers",
         "How alike the directions of the layers are, beside the most that noise would leave of "

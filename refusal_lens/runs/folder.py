@@ -26,10 +26,11 @@ from refusal_lens.experiments.dose_response import Completion
 from refusal_lens.experiments.refusal import Answer, RefusalReport
 from refusal_lens.files import write_whole
 from refusal_lens.models.hook_points import layer_of, select_hook_points, site_of
-from refusal_lens.models.loading import Model, describe_model, load_model
+from refusal_lens.models.loading import Model, describe_model
 from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
 from refusal_lens.validation.best_place import Choice, choose_best
 from refusal_lens.validation.crossfit import Projections
+from refusal_lens.validation.frames import read_frame
 from refusal_lens.validation.separation import Separation
 
 PROMPT_FIELDS = ("id", "text", "category", "pair", "group")
@@ -214,8 +215,43 @@ class RunFolder:
             _with_p_values(separation, p_values).to_csv(file, index=False)
 
     def read_separation(self) -> pd.DataFrame:
-        """Read the scores of every place."""
-        return pd.read_csv(self._existing(self.separation_path.name))
+        """Read the scores of every place, with the columns that later stages added."""
+        return read_frame(self._existing(self.separation_path.name))
+
+    def separation(self) -> Separation:
+        """Read the scores of every place as `validate` returned them."""
+        n_folds = self.read_config().validation.n_folds
+        return Separation.from_frame(self.read_separation(), n_folds)
+
+    def best(self, separation: Separation | None = None) -> Choice | None:
+        """Choose the best place of the run: the one way for figures, report and experiments.
+
+        Args:
+            separation: Scores to choose by; None takes those that the fit wrote.
+
+        Returns:
+            The choice; None when there is no direction anywhere.
+        """
+        scores = self.separation() if separation is None else separation
+        return choose_best(scores, self.read_provenance()["model"]["n_layers"])
+
+    def model(self) -> Model:
+        """Load the model that the run was collected from.
+
+        Raises:
+            RefusalLensError: Its checkpoint has changed since.
+        """
+        settings = self.read_config().model
+        model = settings.load()
+        recorded, loaded = self.read_provenance()["model"], describe_model(model)
+        for key in ("weights_sha256", "revision"):
+            if recorded.get(key) != loaded.get(key):
+                raise RefusalLensError(
+                    f"{settings.name} has changed since the run was collected ({key} "
+                    f"{recorded.get(key)} there, {loaded.get(key)} here). Put the checkpoint back, "
+                    "or collect again."
+                )
+        return model
 
     def write_projections(self, projections: Projections) -> None:
         """Write every prompt's projection at every place, for figures to be drawn without a fit."""
@@ -254,9 +290,7 @@ class RunFolder:
     def read_table(self, name: str) -> pd.DataFrame | None:
         """Read one table of results; None when that stage has not run."""
         path = self.path / "tables" / f"{name}.csv"
-        # A token may be "null" or "NA": only an empty cell is nothing.
-        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
-        return pd.read_csv(path, **options) if path.is_file() else None
+        return read_frame(path) if path.is_file() else None
 
     def write_interventions(self, summary: pd.DataFrame) -> Path:
         """Write what interventions did, summed up, and return the path."""
@@ -264,6 +298,11 @@ class RunFolder:
         with write_whole(path) as file:
             summary.to_csv(file, index=False)
         return path
+
+    def read_interventions(self) -> pd.DataFrame | None:
+        """Read what interventions did, summed up; None when none were tried."""
+        path = self.path / "interventions.csv"
+        return read_frame(path) if path.is_file() else None
 
     def write_completions(self, completions: Sequence[Completion]) -> Path:
         """Write answers with and without intervention, one JSON object a line."""
@@ -282,12 +321,6 @@ class RunFolder:
         """Write the directions of one site and position in the article's layout."""
         with write_whole(self.direction_path) as file:
             torch.save(article_layout(directions, separation, best, p_values), file)
-
-    def write_figure(self, name: str, html: str) -> Path:
-        """Write a figure as one self-contained page and return its path."""
-        path = self.path / f"{name}.html"
-        self._write_text(path, html)
-        return path
 
     def write_report(self, html: str) -> Path:
         """Write the report of the run and return its path."""
@@ -372,7 +405,7 @@ def find_place(
         RefusalLensError: Nothing was asked for, and no place is the best; or more than one was.
     """
     if hook_point is None or position is None:
-        best = best_place(run_folder)
+        best = best_or_refuse(run_folder)
         hook_point, position = hook_point or best.hook_point, position or best.position
     stored = run_folder.read_directions().hook_points
     names = select_hook_points(stored, hook_point, str(run_folder.path))
@@ -384,36 +417,16 @@ def find_place(
     return names[0], position
 
 
-def best_place(run_folder: RunFolder) -> Choice:
-    """Return the best place of a run.
+def best_or_refuse(run_folder: RunFolder) -> Choice:
+    """Return the best place of a run that has one.
 
     Raises:
         RefusalLensError: There is no direction anywhere.
     """
-    n_folds = run_folder.read_config().validation.n_folds
-    separation = Separation.from_frame(run_folder.read_separation(), n_folds)
-    best = choose_best(separation, run_folder.read_provenance()["model"]["n_layers"])
+    best = run_folder.best()
     if best is None:
         raise RefusalLensError(
-            "No place of this run is the best: there is no direction anywhere. Name one by "
-            "--hook-point and --position."
+            f"{run_folder.path} has no direction anywhere, so no place of it is the best. Read "
+            "what refusal-lens fit says is wrong with the prompts or the places, and use others."
         )
     return best
-
-
-def load_run_model(config: Config, run_folder: RunFolder) -> Model:
-    """Load the model that a run was collected from.
-
-    Raises:
-        RefusalLensError: Its checkpoint has changed since.
-    """
-    model = load_model(**config.model.model_dump(exclude={"name"}), name_or_path=config.model.name)
-    there, here = run_folder.read_provenance()["model"], describe_model(model)
-    for key in ("weights_sha256", "revision"):
-        if there.get(key) != here.get(key):
-            raise RefusalLensError(
-                f"{config.model.name} has changed since the run was collected ({key} "
-                f"{there.get(key)} there, {here.get(key)} here). Put the checkpoint back, or "
-                "collect again."
-            )
-    return model

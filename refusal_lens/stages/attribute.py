@@ -15,7 +15,7 @@ from refusal_lens.experiments.attribution import attribute
 from refusal_lens.experiments.token_readout import project_tokens, read_unembedding
 from refusal_lens.models.hook_points import site_of
 from refusal_lens.prompts.contrast import Prompt
-from refusal_lens.runs.folder import RunFolder, find_place, load_run_model
+from refusal_lens.runs.folder import RunFolder, find_place
 from refusal_lens.stages import terminal
 
 N_PROMPTS_READ = 3
@@ -43,7 +43,7 @@ def attribute_stage(
     directions = run_folder.read_directions()
     direction = directions[find_place(run_folder, hook_point, position)]
     with console.status(f"Loading {config.model.name}"):
-        model = load_run_model(config, run_folder)
+        model = run_folder.model()
     prompts, system_prompt = run_folder.read_prompts(), config.prompts.system_prompt
     found = attribute(model, prompts, direction, system_prompt=system_prompt)
     terminal.show_attribution(console, found)

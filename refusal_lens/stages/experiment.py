@@ -40,11 +40,9 @@ from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
 from refusal_lens.prompts.positions import normalise_position
 from refusal_lens.prompts.tokens import tokenise
-from refusal_lens.runs.folder import RunFolder, load_run_model
+from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages import terminal
 from refusal_lens.stages.study import measure_and_store
-from refusal_lens.validation.best_place import choose_best
-from refusal_lens.validation.separation import Separation
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _open(
     prompts = run_folder.read_prompts()
     activations = run_folder.read_activations(config.directions.hook_points)
     with console.status(f"Loading {config.model.name}"):
-        model = load_run_model(config, run_folder)
+        model = run_folder.model()
     return prompts, activations, model
 
 
@@ -200,9 +198,8 @@ def _place(
     table: Any = run_folder.read_table("causal_scores")
     if table is not None and table["is_chosen"].any():
         row = table[table["is_chosen"]].iloc[0]
-        return row["hook_point"], str(row["position"])
-    separation = Separation.from_frame(run_folder.read_separation(), 0)
-    best = choose_best(separation, model.cfg.n_layers)
+        return row["hook_point"], row["position"]
+    best = run_folder.best()
     if best is None:
         raise RefusalLensError(
             "The classes have the same mean everywhere, so that there is no direction to try. "

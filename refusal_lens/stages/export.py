@@ -9,7 +9,7 @@ from typing import Any
 
 from refusal_lens.directions import formats
 from refusal_lens.models.hook_points import select_hook_points, site_of
-from refusal_lens.runs.folder import RunFolder, best_place
+from refusal_lens.runs.folder import RunFolder, best_or_refuse
 
 
 def export_stage(
@@ -35,7 +35,7 @@ def export_stage(
         context["scores"] = run_folder.read_separation()
         if format_name == "llm-abliteration":
             context["activations"] = run_folder.read_activations(directions.hook_points)
-        best = None if hook_points and positions else best_place(run_folder)
+        best = None if hook_points and positions else best_or_refuse(run_folder)
     else:
         directions, best = formats.read_directions(source), None
     names = tuple(

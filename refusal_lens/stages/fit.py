@@ -27,7 +27,7 @@ from refusal_lens.runs.diagnosis import (
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.runs.tables import Fitted, check_texts, compute_tables
 from refusal_lens.stages import terminal
-from refusal_lens.validation.best_place import Choice, choose_best, suggest_kernel
+from refusal_lens.validation.best_place import Choice, suggest_kernel
 from refusal_lens.validation.nested_choice import choose_nested
 from refusal_lens.validation.nulls import draw_nulls
 from refusal_lens.validation.separation import Separation, validate
@@ -57,7 +57,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
         activations, clip_quantile=clip_quantile, n_permutations=options.n_permutations, **folds
     )
     p_values = nulls.p_values()
-    best = choose_best(separation, activations.provenance["model"]["n_layers"])
+    best = run_folder.best(separation)
     directions = with_record(
         directions,
         separation.to_frame().merge(p_values, on=["hook_point", "position"]),

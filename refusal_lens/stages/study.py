@@ -17,7 +17,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
 from refusal_lens.models.hook_points import resolve_hook_points
-from refusal_lens.models.loading import Model, load_model, load_tokenizer, tokenizer_of
+from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.plots.picture_files import export
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.files import read_contrast
@@ -53,9 +53,7 @@ def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[Co
     """Read prompts, load the model, and check both against the settings before long work starts."""
     prompts = _read_prompts(config, run_folder)
     with console.status(f"Loading {config.model.name}"):
-        model = load_model(
-            **config.model.model_dump(exclude={"name"}), name_or_path=config.model.name
-        )
+        model = config.model.load()
     resolve_hook_points(model, config.collect.hook_points)
     n_ctx = getattr(model.cfg, "n_ctx", None)
     _begin(config, run_folder, prompts, console, tokenizer=tokenizer_of(model), n_ctx=n_ctx)
@@ -65,7 +63,7 @@ def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[Co
 def prepare_without_model(config: Config, run_folder: RunFolder, console: Console) -> ContrastSet:
     """Read prompts and check them as far as the tokenizer can: workers will load the model."""
     prompts = _read_prompts(config, run_folder)
-    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
+    tokenizer = config.model.tokenizer()
     _begin(config, run_folder, prompts, console, tokenizer=tokenizer, n_ctx=None)
     return prompts
 

@@ -1,12 +1,40 @@
-"""Tables of one row a place.
+"""Tables of results: how they are read back, one row a place, some of their rows.
 
-Knows the columns that name a place, and how to pick rows. Does not know what else stands in them.
+Knows which columns are text. Does not know what a table is about.
 """
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from refusal_lens.models.hook_points import layer_of, site_of
+
+PLACE = ("hook_point", "position")
+TEXT_COLUMNS = (
+    *(*PLACE, "site", "run", "kind", "score", "method", "intervention", "verdict"),
+    *("prompt_id", "category", "text", "token", "a", "b", "fit_on", "test_on"),
+    *("feature", "component", "reasons", "direction", "end"),
+    *("harmful_id", "harmless_id", "harmful_text", "harmless_text"),
+)
+"""Columns that are text whatever stands in them: a position may be "-2", a category "2024", a token
+"null". A reader that guesses would give numbers in one run and text in the next."""
+
+
+def read_frame(path: str | Path) -> pd.DataFrame:
+    """Read a table that was written as CSV, with the types of its columns fixed.
+
+    An empty cell is "" in a column of text, and NaN in any other.
+    """
+    names = pd.read_csv(path, nrows=0).columns
+    options: dict[str, Any] = {
+        "dtype": dict.fromkeys(TEXT_COLUMNS, str),
+        # A token may be "null" or "NA": only an empty cell among numbers is nothing.
+        "na_values": {name: [""] for name in names if name not in TEXT_COLUMNS},
+        "keep_default_na": False,
+    }
+    return pd.read_csv(path, **options)
 
 
 def place_frame(hook_points: tuple[str, ...], positions: tuple[str, ...]) -> pd.DataFrame:
@@ -33,4 +61,9 @@ def rows_where(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
     is_wanted = np.ones(len(table), dtype=bool)
     for name, value in wanted.items():
         is_wanted &= np.asarray(table[name] == value)
-    return table.take(np.flatnonzero(is_wanted))
+    return rows_that(table, is_wanted)
+
+
+def rows_that(table: pd.DataFrame, is_wanted: Any) -> pd.DataFrame:
+    """Return the rows for which a column of truth values says so."""
+    return table.take(np.flatnonzero(np.asarray(is_wanted, dtype=bool)))

@@ -142,7 +142,7 @@ class Separation:
     def from_frame(cls, frame: pd.DataFrame, n_folds: int) -> "Separation":
         """Read the table back that `to_frame` gave."""
         hook_points = tuple(dict.fromkeys(frame["hook_point"]))
-        positions = tuple(dict.fromkeys(frame["position"].astype(str)))
+        positions = tuple(dict.fromkeys(frame["position"]))
 
         def grid(name: str) -> Tensor:
             numbers = frame[name].to_numpy(dtype="float64", copy=True)

@@ -1,6 +1,7 @@
 """Runs beside each other: from folders to tables and one page that needs no network."""
 
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -14,6 +15,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.runs.compare import compare_runs, open_runs
 from refusal_lens.runs.compare_page import draw_comparison
 from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation.frames import read_frame
 from refusal_lens.validation.separation import validate
 
 runner = CliRunner(env={"COLUMNS": "160"})
@@ -170,3 +172,18 @@ def test_directions_of_a_run_stay_readable(runs):
     directions = RunFolder(runs[0]).read_directions()
     assert directions.provenance["tokens_read"]["last"]["prompt_id"] == "harmful-001"
     assert torch.isfinite(directions.vectors).all()
+
+
+def test_runs_at_numbered_positions_alone_can_be_compared(tmp_path):
+    """A column of -2 alone was read back as numbers, and no row of the best place was found."""
+    few = ("--set", "validation.n_permutations=19", "--set", "validation.n_resamples=20")
+    one = ("--set", "directions.compare_methods=[]")
+    invoke(
+        "collect", "--output", tmp_path / "a", "--hook-point", "resid_post:4", "--position", "-2"
+    )
+    invoke("fit", tmp_path / "a", *few, *one)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    invoke("compare", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "both")
+    summary = read_frame(tmp_path / "both" / "summary.csv")
+    assert summary["position"].tolist() == ["-2", "-2"]
+    assert summary["auroc"].notna().all()

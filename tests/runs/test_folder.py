@@ -5,11 +5,17 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
+from conftest import make_separation
+from explored_run import make_run as make_explored
+from planted_run import make_run
 
 from refusal_lens.config_files import load_config
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.runs.folder import RunFolder, article_layout
+from refusal_lens.explorer.runs import ExploredRun
+from refusal_lens.report.evidence import gather
+from refusal_lens.runs.compare import open_runs
+from refusal_lens.runs.folder import RunFolder, article_layout, best_or_refuse, find_place
 from refusal_lens.validation.best_place import choose_best
 from refusal_lens.validation.nulls import draw_nulls
 from refusal_lens.validation.separation import Separation, validate
@@ -119,3 +125,44 @@ def test_scores_and_projections_are_read_back_as_they_were(tmp_path, activations
     for field in dataclasses.fields(projections):
         was, came = getattr(projections, field.name), getattr(run.read_projections(), field.name)
         assert torch.equal(was, came) if isinstance(was, torch.Tensor) else was == came
+
+
+def make_close(highest: float) -> Separation:
+    """Make four layers, the two in the middle within a near-tie of the last, which is highest."""
+    names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4))
+    separation = torch.tensor([[0.2], [highest - 0.01], [0.1], [highest]]).double()
+    accuracy = torch.full((4, 1), 0.9).double()
+    return make_separation(separation, accuracy, separation, accuracy, names, ("-2",), 5)
+
+
+def test_the_best_place_is_the_one_that_the_rule_chooses_of_the_written_scores(tmp_path):
+    run_folder, separation = make_run(tmp_path), make_close(0.5)
+    run_folder.write_separation(separation)
+    best = run_folder.best()
+    assert best == choose_best(separation, 4) == run_folder.best(separation)
+    assert best is not None
+    assert (best.hook_point, best.position) == ("blocks.1.hook_resid_post", "-2")
+
+
+def test_every_reader_of_a_run_goes_to_the_same_best_place(tmp_path):
+    folder = make_explored(tmp_path / "run", positions=("-2",))
+    folder.write_separation(make_close(0.5))
+    place = ("blocks.1.hook_resid_post", "-2")
+    evidence = gather(folder).best
+    assert evidence is not None
+    assert (evidence.hook_point, evidence.position) == place
+    assert ExploredRun(folder.path, "run").best == place
+    assert open_runs([folder.path])[0].best == place
+    assert find_place(folder, None, None) == place
+
+
+def test_a_run_without_a_direction_anywhere_has_no_best_place(tmp_path):
+    run_folder = make_run(tmp_path)
+    nothing = torch.full((4, 1), torch.nan).double()
+    names = make_close(0.5).hook_points
+    run_folder.write_separation(
+        make_separation(nothing, nothing, nothing, nothing, names, ("last",), 5)
+    )
+    assert run_folder.best() is None
+    with pytest.raises(RefusalLensError, match="has no direction anywhere"):
+        best_or_refuse(run_folder)

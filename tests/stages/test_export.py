@@ -11,7 +11,6 @@ from refusal_lens.cli import app
 from refusal_lens.directions.formats import read_directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.runs.folder import RunFolder
-from refusal_lens.stages import attribute
 
 runner = CliRunner(env={"COLUMNS": "160"})
 
@@ -101,7 +100,7 @@ def test_checkpoint_that_changed_since_is_refused(fitted, monkeypatch):
     provenance["model"]["weights_sha256"] = "0" * 64
     monkeypatch.setattr(RunFolder, "read_provenance", lambda self: provenance)
     with pytest.raises(RefusalLensError, match=r"has changed since the run .*weights_sha256 0000"):
-        attribute.load_run_model(fitted.read_config(), fitted)
+        fitted.model()
 
 
 def test_token_called_null_is_kept_in_tables(tmp_path):

@@ -97,5 +97,5 @@ def _validation(directions: Sequence[Direction], context: WriteContext) -> dict[
     return {
         layer_of(row["hook_point"]): {key: value for key, value in row.items() if key not in PLACE}
         for row in context.scores.to_dict("records")
-        if (row["hook_point"], str(row["position"])) in places
+        if (row["hook_point"], row["position"]) in places
     }
