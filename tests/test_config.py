@@ -21,6 +21,9 @@ NAMES = [
     "gemma-2-2b",
     "llama-3.2-1b",
     "qwen2.5-0.5b",
+    "qwen2.5-coder-0.5b",
+    "qwen2.5-coder-1.5b",
+    "smollm2-135m",
 ]
 
 
