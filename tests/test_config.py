@@ -4,14 +4,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
 from refusal_lens import config_files
-from refusal_lens.config import Config
+from refusal_lens.config import Config, Method, ModelConfig
 from refusal_lens.config_files import dump_config, find_resource, load_config, resource_places
+from refusal_lens.directions.methods import METHODS
 from refusal_lens.errors import RefusalLensError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -324,3 +326,14 @@ def test_importing_settings_and_prompts_stays_light():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=CONFIGS.parent
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_settings_name_the_methods_that_there_are():
+    from_methods = ("difference_of_means", *METHODS)
+    assert sorted(set(get_args(Method))) == sorted(set(from_methods))
+
+
+def test_settings_load_the_model_and_tokenizer_that_they_name():
+    settings = ModelConfig(device="cpu")
+    assert settings.load().load_record.name == settings.name
+    assert settings.tokenizer().chat_template

@@ -13,23 +13,15 @@ from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence, rows_of
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.thresholds import (
+    AS_GOOD,
     GOOD_ACCURACY,
     GOOD_SEPARATION,
     MIN_ACCURACY,
     MIN_SEPARATION,
+    OPTIMISTIC,
+    SIGNIFICANT,
+    STABLE,
 )
-
-SIGNIFICANT = 0.05
-"""A p-value above this is chance's."""
-
-STABLE = 0.8
-"""Two halves of the prompts should give directions at least this alike (cosine)."""
-
-AS_GOOD = 0.02
-"""An AUROC this close to the direction's is as good."""
-
-OPTIMISTIC = 0.1
-"""In-sample accuracy this far above held-out accuracy was learned by heart."""
 
 CAUSES = "separates and causes"
 """The verdict of a direction that acts."""

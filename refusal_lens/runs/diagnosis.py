@@ -22,6 +22,7 @@ from refusal_lens.validation.thresholds import (
     MIN_ACCURACY,
     MIN_SEPARATION,
     ONE_COORDINATE,
+    OPTIMISTIC,
     SATURATED,
     SIGNIFICANT,
     VALID_SHARE,
@@ -116,7 +117,7 @@ def diagnose(
     if best_accuracy < MIN_ACCURACY:
         findings += _diagnose_accuracy(separation)
     optimism = _highest(separation.accuracy_in_sample) - best_accuracy
-    if optimism > 0.1:
+    if optimism > OPTIMISTIC:
         findings.append(
             Finding(
                 f"Accuracy is {optimism:.0%} higher on the prompts that the direction was fitted "

@@ -188,25 +188,6 @@ def first_projections(
     )
 
 
-def in_sample_projections(
-    activations: Activations, clip_quantile: float | None, method: str = DIFFERENCE_OF_MEANS
-) -> Projections:
-    """Project each prompt on the direction fitted to all prompts, itself included."""
-    everything = torch.ones(1, len(activations.is_harmful), dtype=torch.bool)
-    splits = project_splits(activations, everything, clip_quantile, method)
-    values, threshold = splits.values[0], splits.thresholds[0]
-    return Projections(
-        values=values,
-        cosines=values / splits.norms,
-        is_called_harmful=values > threshold,
-        thresholds=threshold,
-        is_harmful=activations.is_harmful,
-        hook_points=activations.hook_points,
-        positions=activations.positions,
-        is_held_out=False,
-    )
-
-
 Means = Float[Tensor, "n_splits n_positions d_model"]
 
 

@@ -24,6 +24,12 @@ VALID_SHARE = 0.50
 SIGNIFICANT = 0.05
 """Above this corrected p-value of the best place there is nothing to find."""
 
+STABLE = 0.8
+"""Two halves of the prompts should give directions at least this alike (cosine)."""
+
+OPTIMISTIC = 0.1
+"""In-sample accuracy this far above held-out accuracy was learned by heart."""
+
 # --- what may stand behind it -------------------------------------------------------------------
 
 FEW_REFUSED = 0.15
@@ -39,6 +45,9 @@ SATURATED = 0.9
 
 FOLLOWS_LENGTH = 0.25
 """From this share of its within-class variance on, a direction is partly the prompts' length."""
+
+AS_GOOD = 0.02
+"""A confound's AUROC this close to the direction's is as good."""
 
 ONE_COORDINATE = 0.5
 """From this share of the squared length on, a direction is mostly one coordinate."""

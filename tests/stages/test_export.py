@@ -40,12 +40,12 @@ def attributed(fitted) -> str:
 def test_attribution_of_a_run_sums_to_its_class_difference(fitted, attributed):
     table = fitted.read_table("attribution")
     direction = fitted.read_directions()["blocks.5.hook_resid_post", "last"]
-    whole = table[table.category.isna()]
+    whole = table[table.category == ""]
     # The run's own activations, and not those that attribution read.
     expected = (direction.vector @ direction.unit.double()).item()
     assert whole.contribution.sum() == pytest.approx(expected, rel=1e-4)
     assert whole.share.sum() == pytest.approx(1.0, rel=1e-4)
-    assert set(table.category.dropna()) == {
+    assert set(table.category) - {""} == {
         prompt.category for prompt in fitted.read_prompts().harmful
     }
     shown = whole.iloc[whole.contribution.abs().argmax()]
