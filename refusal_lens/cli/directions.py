@@ -38,7 +38,7 @@ def compare(
         with console.status("Starting (importing torch and TransformerLens)"):
             from refusal_lens.files import write_whole
             from refusal_lens.runs.compare import compare_runs, open_runs
-            from refusal_lens.runs.compare_page import draw_comparison, write_page
+            from refusal_lens.runs.compare_page import draw_comparison, render_page
             from refusal_lens.stages import terminal
 
         runs = open_runs(run_paths)
@@ -49,7 +49,7 @@ def compare(
                 table.to_csv(file, index=False)
         figures = draw_comparison(runs, tables)
         with write_whole(output / "comparison.html") as file:
-            file.write_text(write_page(runs, figures), encoding="utf-8")
+            file.write_text(render_page(runs, figures), encoding="utf-8")
         terminal.show_paths(console, sorted(output.glob("*.*")))
 
 

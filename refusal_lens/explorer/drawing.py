@@ -26,14 +26,10 @@ from refusal_lens.explorer.place_figures import (
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import SCALES
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.text import AXIS_TITLES
 
 N_LISTED = 100
 """Prompts in the list; the export has all of them."""
-
-TITLES = {
-    "raw": "projection on the unit direction (activation units)",
-    "cosine": "cosine with the direction",
-}
 
 Drawn = tuple[go.Figure | Patch, list[str]]
 """What is sent, and a key of what it leaves standing in the page."""
@@ -47,7 +43,7 @@ def draw_histogram(scene: Scene, template: str, drawn: list[str] | None) -> Draw
     key = [scene.view.run, template]
     given = (scene.numbers, scene.threshold, scene.marks)
     changes = histogram_changes(*given)
-    changes["layout"] |= _axes(scene, "xaxis", TITLES[scene.view.scale])
+    changes["layout"] |= _axes(scene, "xaxis", AXIS_TITLES[scene.view.is_cosine])
     if key == drawn:
         return _patch(changes), key
     figure = place_histogram(*given, scene.run.prompts, template=template)
@@ -79,14 +75,7 @@ def draw_ridgeline(scene: Scene, template: str, drawn: list[str] | None) -> Draw
     shapes = ridge_highlight(scene.site_hook_points.index(view.hook_point))
     if key == drawn:
         return _patch({"data": [], "layout": {"shapes": shapes}}), key
-    figure = ridgeline(
-        scene.site_numbers,
-        scene.run.is_harmful,
-        scene.site_hook_points,
-        axis_title=TITLES[view.scale],
-        template=template,
-    )
-    return figure.update_layout(shapes=shapes), key
+    return ridgeline(scene.ridges, template).update_layout(shapes=shapes), key
 
 
 def draw_heatmap(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
@@ -97,7 +86,7 @@ def draw_heatmap(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
     shapes = heatmap_highlight(scores, view.hook_point, view.position)
     if key == drawn:
         return _patch({"data": [], "layout": {"shapes": shapes}}), key
-    return place_heatmap(scores, view.score, template=template).update_layout(shapes=shapes), key
+    return place_heatmap(scores, view.score, template).update_layout(shapes=shapes), key
 
 
 def _axes(scene: Scene, axis: str, title: str) -> dict[str, Any]:

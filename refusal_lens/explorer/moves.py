@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from refusal_lens.explorer.overview_figures import cell_labels
 from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.explorer.view import View, settle
 from refusal_lens.models.hook_points import layer_of, site_of
+from refusal_lens.plots.comparison import cell_names
 
 FIELDS = {
     "run": "run",
@@ -75,11 +75,11 @@ def _go_to_site(view: View, site: str | None, run: ExploredRun) -> View:
 
 def _go_to_cell(view: View, click: Mapping[str, Any] | None, run: ExploredRun) -> View:
     """Go to a cell of the heatmap, known by its labels: Dash drops what else a cell carries."""
+    scores = run.projected(run.own_method).scores
     for point in (click or {}).get("points", ()):
-        for hook_point in run.hook_points:
-            for position in run.positions:
-                if cell_labels(hook_point, position) == (str(point["x"]), str(point["y"])):
-                    return replace(view, hook_point=hook_point, position=position)
+        for (hook_point, position), cell in cell_names(scores).items():
+            if cell == (str(point["x"]), str(point["y"])):
+                return replace(view, hook_point=hook_point, position=position)
     return view
 
 

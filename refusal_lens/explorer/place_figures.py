@@ -14,11 +14,12 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal_lens.plots.histogram_data import decimals_of
-from refusal_lens.plots.style import HARMFUL_COLOUR, HARMLESS_COLOUR, NEUTRAL_COLOUR
-from refusal_lens.plots.text import hover_prompt, signed
+from refusal_lens.explorer.overview_figures import SEE_THROUGH
+from refusal_lens.plots.histogram_data import bar_data, decimals_of, mean_data
+from refusal_lens.plots.histogram_traces import class_bars, level_line, prompt_marks
+from refusal_lens.plots.style import CLASSES, NEUTRAL_COLOUR, ClassStyle
 from refusal_lens.prompts.contrast import Prompt
-from refusal_lens.validation.densities import Histogram, shared_histogram
+from refusal_lens.validation.densities import shared_histogram
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _OPAQUE, _DIMMED = 0.8, 0.12
@@ -39,21 +40,6 @@ class Marks:
     def rows(self, is_harmful: bool) -> list[int]:
         """Return the rows of one class, in order."""
         return (self.is_harmful == is_harmful).nonzero().flatten().tolist()
-
-
-@dataclass(frozen=True)
-class _Look:
-    name: str
-    is_harmful: bool
-    colour: str
-    symbol: str
-    pattern: str
-
-
-_LOOKS = (
-    _Look("harmless", False, HARMLESS_COLOUR, "circle", ""),
-    _Look("harmful", True, HARMFUL_COLOUR, "diamond", "/"),
-)
 
 
 # --- one place ---------------------------------------------------------------------------------
@@ -80,12 +66,13 @@ def place_histogram(
         Bars, a mark a prompt below them (`customdata` is its row), a cross over each that is on
         the wrong side, means, and the threshold as `layout.shapes[0]`.
     """
-    traces = [_bars(look) for look in _LOOKS]
-    traces += [_marks(look, marks.rows(look.is_harmful), prompts) for look in _LOOKS]
-    for trace, look in zip(traces[2:], _LOOKS, strict=True):
-        heights = _jitter(len(marks.rows(look.is_harmful)), int(look.is_harmful))
+    traces = [class_bars(style, showlegend=True) for style in CLASSES]
+    traces += [_marks(style, marks.rows(style.is_harmful), prompts) for style in CLASSES]
+    for trace, style in zip(traces[2:], CLASSES, strict=True):
+        heights = _jitter(len(marks.rows(style.is_harmful)), int(style.is_harmful))
         trace.update(yaxis="y2", y=heights, showlegend=False)
-    traces += [_crosses(), *(_mean_line(look) for look in _LOOKS)]
+    traces += [_crosses()]
+    traces += [level_line(f"{style.name} mean", style.colour, "dash") for style in CLASSES]
     figure = go.Figure(traces, {"template": template, **_histogram_layout()})
     _apply(figure, histogram_changes(numbers, threshold, marks))
     return figure
@@ -105,29 +92,20 @@ def histogram_changes(
     histogram = shared_histogram(numbers, marks.is_harmful)
     digits = _decimals(numbers)
     top = int(max(histogram.n_harmful.max(), histogram.n_harmless.max()))
+    means = [numbers[marks.is_harmful == style.is_harmful].mean().item() for style in CLASSES]
     data = [
-        *_bar_data(histogram, digits),
-        *(_mark_data(look, marks, digits, numbers) for look in _LOOKS),
+        *(bar_data(style, histogram, digits) for style in CLASSES),
+        *(_mark_data(style, marks, digits, numbers) for style in CLASSES),
         _cross_data(numbers, threshold, marks, digits),
-        *_mean_data(numbers, marks, 1.08 * top, digits),
+        *mean_data(means, 1.08 * top, digits).values(),
     ]
     shapes = [_threshold_shape(threshold, digits)]
     return {"data": data, "layout": {"shapes": shapes, "annotations": []}}
 
 
-def _bar_data(histogram: Histogram, digits: int) -> list[dict[str, Any]]:
-    edges = histogram.edges
-    centres = [round(x, digits + 1) for x in ((edges[1:] + edges[:-1]) / 2).tolist()]
-    width = float(edges[1] - edges[0])
-    return [
-        {"x": centres, "y": counts.tolist(), "width": width}
-        for counts in (histogram.n_harmless, histogram.n_harmful)
-    ]
-
-
-def _mark_data(look: _Look, marks: Marks, digits: int, x: Tensor) -> dict[str, Any]:
+def _mark_data(style: ClassStyle, marks: Marks, digits: int, x: Tensor) -> dict[str, Any]:
     """Return the marks of one class."""
-    rows = marks.rows(look.is_harmful)
+    rows = marks.rows(style.is_harmful)
     is_on = marks.is_listed[rows].tolist()
     return {
         "x": [round(number, digits) for number in x[rows].tolist()],
@@ -141,9 +119,9 @@ def _cross_data(numbers: Tensor, threshold: float, marks: Marks, digits: int) ->
     """Return the crosses over the marks on the wrong side of the threshold."""
     is_wrong = (numbers > threshold) != marks.is_harmful
     along, across = [], []
-    for look in _LOOKS:
-        rows = marks.rows(look.is_harmful)
-        heights = _jitter(len(rows), int(look.is_harmful))
+    for style in CLASSES:
+        rows = marks.rows(style.is_harmful)
+        heights = _jitter(len(rows), int(style.is_harmful))
         wrong = [point for point, row in enumerate(rows) if is_wrong[row]]
         along += [round(numbers[rows[point]].item(), digits) for point in wrong]
         across += [heights[point] for point in wrong]
@@ -156,21 +134,6 @@ def _selected_points(rows: list[int], selected: tuple[int, ...]) -> list[int] | 
         return None
     wanted = set(selected)
     return [point for point, row in enumerate(rows) if row in wanted]
-
-
-def _mean_data(numbers: Tensor, marks: Marks, height: float, digits: int) -> list[dict[str, Any]]:
-    """Return the lines of the class means, each labelled on its outer side."""
-    means = [numbers[marks.is_harmful == look.is_harmful].mean().item() for look in _LOOKS]
-    sides = ["top left", "top right"] if means[0] <= means[1] else ["top right", "top left"]
-    return [
-        {
-            "x": [round(mean, digits)] * 2,
-            "y": [0, height],
-            "text": [" ", f"<b>mean {signed(mean, max(0, digits - 2))}</b>"],
-            "textposition": side,
-        }
-        for mean, side in zip(means, sides, strict=True)
-    ]
 
 
 def _threshold_shape(threshold: float, digits: int) -> dict[str, Any]:
@@ -204,33 +167,14 @@ def _nothing_here() -> dict[str, Any]:
     }
 
 
-def _bars(look: _Look) -> go.Bar:
-    return go.Bar(
-        name=look.name,
-        legendgroup=look.name,
-        opacity=0.65,
-        marker={
-            "color": look.colour,
-            "line": {"color": look.colour, "width": 1},
-            "pattern": {"shape": look.pattern, "fillmode": "replace", "size": 6, "solidity": 0.45},
-        },
-        hovertemplate=f"%{{y}} {look.name} prompts<br>around %{{x}}<extra></extra>",
-    )
-
-
-def _marks(look: _Look, rows: list[int], prompts: Sequence[Prompt]) -> go.Scatter:
-    """Return one mark a prompt; texts are data of the trace, never part of the template."""
-    return go.Scatter(
-        name=look.name,
-        legendgroup=look.name,
-        mode="markers",
+def _marks(style: ClassStyle, rows: list[int], prompts: Sequence[Prompt]) -> go.Scatter:
+    """Return one mark a prompt that can be picked out; `customdata` is its row."""
+    return prompt_marks(style, [prompts[row] for row in rows]).update(
         customdata=rows,
-        marker={"color": look.colour, "size": 7, "symbol": look.symbol},
+        marker={"size": 7, "symbol": style.symbol},
         selected={"marker": {"opacity": 1, "size": 11}},
         unselected={"marker": {"opacity": _DIMMED}},
-        hovertext=[_hover(prompts[row]) for row in rows],
-        hovertemplate=f"%{{hovertext}}<br>{look.name} · %{{x}}<extra></extra>",
-        hoverlabel={"align": "left"},
+        hovertemplate=f"%{{hovertext}}<br>{style.name} · %{{x}}<extra></extra>",
     )
 
 
@@ -244,21 +188,8 @@ def _crosses() -> go.Scatter:
     )
 
 
-def _mean_line(look: _Look) -> go.Scatter:
-    return go.Scatter(
-        name=f"{look.name} mean",
-        legendgroup=look.name,
-        showlegend=False,
-        mode="lines+text",
-        line={"color": look.colour, "width": 2, "dash": "dash"},
-        textfont={"color": look.colour, "size": 12},
-        cliponaxis=False,
-        hoverinfo="skip",
-    )
-
-
 def _histogram_layout() -> dict[str, Any]:
-    rows = {"tickvals": [0, 1], "ticktext": [look.name for look in _LOOKS], "range": [-0.6, 1.6]}
+    rows = {"tickvals": [0, 1], "ticktext": [style.name for style in CLASSES], "range": [-0.6, 1.6]}
     return {
         "margin": {"l": 70, "r": 20, "t": 56, "b": 50},
         "barmode": "overlay",
@@ -266,7 +197,7 @@ def _histogram_layout() -> dict[str, Any]:
         "hovermode": "closest",
         "dragmode": "select",
         "selectdirection": "any",
-        **_see_through(),
+        **SEE_THROUGH,
         "legend": {"orientation": "h", "x": 0, "y": 1.1, "yanchor": "bottom"},
         "xaxis": {"anchor": "y2", "zeroline": False},
         "yaxis": {"title": {"text": "prompts per bin"}, "domain": [0.34, 1], "rangemode": "tozero",
@@ -296,14 +227,14 @@ def projection_scatter(
         prompts: In that order, for the hover.
         template: Name of a plotly template.
     """
-    traces = [_marks(look, marks.rows(look.is_harmful), prompts) for look in _LOOKS]
+    traces = [_marks(style, marks.rows(style.is_harmful), prompts) for style in CLASSES]
     for trace in traces:
         trace.hovertemplate = f"%{{hovertext}}<br>{trace.name} · %{{x}}, %{{y}}<extra></extra>"
     layout = {
         "margin": {"l": 70, "r": 20, "t": 40, "b": 50},
         "hovermode": "closest",
         "dragmode": "lasso",
-        **_see_through(),
+        **SEE_THROUGH,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": {"zeroline": False},
         "yaxis": {"zeroline": False},
@@ -318,14 +249,14 @@ def scatter_changes(
 ) -> dict[str, Any]:
     """Return what other places, filters or selections change in `projection_scatter`."""
     along = _decimals(x)
-    data = [_mark_data(look, marks, along, x) for look in _LOOKS]
+    data = [_mark_data(style, marks, along, x) for style in CLASSES]
     digits = _decimals(y)
-    for look, changes in zip(_LOOKS, data, strict=True):
-        across = y[marks.rows(look.is_harmful)].tolist()
+    for style, changes in zip(CLASSES, data, strict=True):
+        across = y[marks.rows(style.is_harmful)].tolist()
         changes["y"] = [round(number, digits) for number in across]
     has_none = bool(x.isnan().any() or y.isnan().any())
     if has_none:
-        data = [{"x": [], "y": []} for _ in _LOOKS]
+        data = [{"x": [], "y": []} for _ in CLASSES]
     return {"data": data, "layout": {"annotations": [_nothing_here()] if has_none else []}}
 
 
@@ -340,16 +271,6 @@ def _apply(figure: Any, changes: dict[str, Any]) -> None:
             trace[key] = np.array(value) if is_numbers else value
     for key, value in changes["layout"].items():
         figure.layout[key] = value
-
-
-def _see_through() -> dict[str, Any]:
-    """Let the page's own background show, whether it is light or dark."""
-    clear = "rgba(0,0,0,0)"
-    return {"paper_bgcolor": clear, "plot_bgcolor": clear, "modebar_bgcolor": clear}
-
-
-def _hover(prompt: Prompt) -> str:
-    return hover_prompt(prompt.id, prompt.category, prompt.text)
 
 
 def _jitter(n: int, row: int) -> list[float]:

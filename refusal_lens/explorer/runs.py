@@ -22,7 +22,7 @@ from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.prompts.contrast import Prompt
-from refusal_lens.runs.folder import RunFolder
+from refusal_lens.runs.compare import Run, open_runs
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.separation import Separation, validate
 
@@ -43,14 +43,6 @@ class Projected:
         """Return every prompt's projection, or cosine, at one place."""
         row, column = self.projections.place(hook_point, position)
         return self._grid(is_cosine)[:, row, column].double()
-
-    def site_numbers(
-        self, hook_points: Sequence[str], position: str, *, is_cosine: bool
-    ) -> Float[Tensor, "n_prompts n_hook_points"]:
-        """Return every prompt's projection, or cosine, at some hook points of one position."""
-        rows = [self.projections.hook_points.index(name) for name in hook_points]
-        column = self.projections.positions.index(position)
-        return self._grid(is_cosine)[:, rows, column].double()
 
     def threshold(self, hook_point: str, position: str, *, is_cosine: bool) -> float:
         """Return where a place's threshold starts.
@@ -81,23 +73,21 @@ class ExploredRun:
     Safe to share between the threads of a server.
 
     Args:
-        path: The run folder.
-        name: What it is called on the page and in addresses.
+        run: The run, under the name that it has on the page and in addresses.
 
     Raises:
-        RefusalLensError: It holds no run, or neither projections nor activations.
+        RefusalLensError: It holds neither projections nor activations.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.name = name
-        self.folder = RunFolder.open(path)
-        contrast = self.folder.read_prompts()
-        self.prompts: tuple[Prompt, ...] = contrast.prompts
-        self.is_harmful = torch.tensor(contrast.is_harmful)
+    def __init__(self, run: Run) -> None:
+        self.name, self.folder = run.name, run.folder
+        self.prompts: tuple[Prompt, ...] = run.prompts.prompts
+        self.is_harmful = torch.tensor(run.prompts.is_harmful)
         self._projected: dict[str, Projected] = {}
         self._lock = threading.Lock()
         self._is_fitted = all(
-            (path / name).is_file() for name in ("projections.safetensors", "separation.csv")
+            (self.folder.path / name).is_file()
+            for name in ("projections.safetensors", "separation.csv")
         )
         self.own_method = self.folder.read_directions().method if self._is_fitted else METHODS[0]
         first = self.projected(self.own_method).projections
@@ -205,25 +195,6 @@ def _join(parts: Sequence[Projections]) -> Projections:
     )
 
 
-def name_runs(paths: Sequence[Path]) -> list[str]:
-    """Name runs by their last two folders, or by all where that leaves two the same.
-
-    Example:
-        >>> name_runs([Path("outputs/gemma/default"), Path("outputs/qwen/default")])
-        ['gemma/default', 'qwen/default']
-        >>> name_runs([Path("/a/gemma/default"), Path("/b/gemma/default")])
-        ['/a/gemma/default', '/b/gemma/default']
-    """
-    whole = [path.resolve() for path in paths]
-    short = ["/".join(path.parts[-2:]).lstrip("/") for path in whole]
-    return [
-        name if short.count(name) == 1 else str(path)
-        for name, path in zip(short, whole, strict=True)
-    ]
-
-
-def open_runs(paths: Sequence[Path]) -> dict[str, ExploredRun]:
-    """Open runs by name, each once; the same folder given twice is one run."""
-    distinct = list(dict.fromkeys(path.resolve() for path in paths))
-    names = name_runs(distinct)
-    return {name: ExploredRun(path, name) for name, path in zip(names, distinct, strict=True)}
+def explore_runs(paths: Sequence[Path]) -> dict[str, ExploredRun]:
+    """Open runs by name, for the explorer."""
+    return {run.name: ExploredRun(run) for run in open_runs(paths)}

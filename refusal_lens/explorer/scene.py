@@ -16,6 +16,7 @@ from refusal_lens.explorer.place_figures import Marks
 from refusal_lens.explorer.runs import ExploredRun, Projected
 from refusal_lens.explorer.view import View
 from refusal_lens.models.hook_points import site_of
+from refusal_lens.validation.densities import Ridges, ridges
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +46,13 @@ class Scene:
         )
 
     @cached_property
-    def site_numbers(self) -> Float[Tensor, "n_prompts n_hook_points"]:
-        """Every prompt at every layer of the place's site."""
-        return self.projected.site_numbers(
-            self.site_hook_points, self.view.position, is_cosine=self.view.is_cosine
+    def ridges(self) -> Ridges:
+        """Both classes at every layer of the place's site."""
+        return ridges(
+            self.projected.projections,
+            self.site_hook_points,
+            self.view.position,
+            is_cosine=self.view.is_cosine,
         )
 
     @cached_property

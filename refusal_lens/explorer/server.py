@@ -20,7 +20,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.explorer.callbacks import register
 from refusal_lens.explorer.layout import page
-from refusal_lens.explorer.runs import open_runs
+from refusal_lens.explorer.runs import explore_runs
 
 Application = Callable[..., Iterable[bytes]]
 """Of WSGI: takes a request's environment and a function that starts the answer."""
@@ -45,7 +45,7 @@ def build_app(paths: Sequence[Path]) -> Dash:
     Raises:
         RefusalLensError: One holds no run, or nothing to look at.
     """
-    runs = open_runs(paths)
+    runs = explore_runs(paths)
     app = Dash(
         __name__,
         title="refusal_lens",

@@ -3,7 +3,7 @@
 Knows scales and labels. Scores and cosines come from `comparison` and `categories`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
+from scipy.stats import norm
 from torch import Tensor
 
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
-from refusal_lens.plots.style import NEUTRAL_COLOUR, heading
+from refusal_lens.plots.style import NEUTRAL_COLOUR, empty, heading
+from refusal_lens.validation.thresholds import GOOD_ACCURACY, GOOD_SEPARATION
 
 SEQUENTIAL = "Cividis"
 """Made for colour-blind readers; its lightness rises evenly, so it also prints in grey."""
@@ -25,11 +27,19 @@ DIVERGING = ["#2D5A8C", "#8FB3D4", "#F7F7F7", "#E8A76B", "#A65200"]
 SCORE_NAMES = {
     "separation": "separation",
     "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
     "cohens_d": "d'",
 }
-CHANCE = {"accuracy": 0.5, "auroc": 0.5}
-"""The lower end of a score's scale; of other scores it is 0."""
+CHANCE = {"accuracy": 0.5, "balanced_accuracy": 0.5, "auroc": 0.5}
+"""The lower end of a score's scale, whose upper end is 1; of other scores it is 0."""
+
+GOOD = {"separation": GOOD_SEPARATION, "cohens_d": 2 * float(norm.ppf(GOOD_ACCURACY))}
+"""What the scale of a score without an end reaches at least, so that noise stays dark: its good
+band. A d' is good where two normal classes that far apart are told apart with good accuracy."""
+
+ALL_ONE = 0.995
+"""Scores that all read 1.00 need no matrix."""
 
 MOST_TEXTS = 30
 """Columns up to which cells have room for their number."""
@@ -39,29 +49,31 @@ MOST_TEXTS_IN_SQUARE = 18
 
 
 def place_heatmap(
-    frame: pd.DataFrame, score: str = "auroc", *, title: str = "", template: str = "plotly_white"
+    frame: pd.DataFrame,
+    score: str = "auroc",
+    *,
+    best: Mapping[str, tuple[str, str]] | None = None,
+    title: str = "",
+    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw one score over layers: a row for each site, position and method, a panel for each run.
 
-    Only what differs between rows is written beside them. The best cell of each panel is framed.
+    Only what differs between rows is written beside them. Colours run from chance to the end of the
+    score's scale, or at least to its good band: noise stays dark.
 
     Args:
         frame: `hook_point`, `site`, `layer`, `position` and the score; `method`, `is_clipped` and
             `run` where there are several.
-        score: Column to draw: separation, accuracy, auroc or cohens_d.
+        score: Column to draw: a key of `SCORE_NAMES`.
+        best: Hook point and position to frame, by run; "" is the only one of a frame without runs.
+            The highest cell is not framed by itself: among ties it would be any.
         title: Written above; "" where the page says it.
         template: Name of a plotly template.
 
     Returns:
         The figure, as wide as its container.
     """
-    table = frame.assign(row=_row_labels(frame), column=_column_labels(frame))
-    for name in ("method", "position", "site"):
-        if name in table:
-            order = {value: place for place, value in enumerate(dict.fromkeys(table[name]))}
-            table = table.sort_values(
-                name, key=lambda column, o=order: column.map(o), kind="stable"
-            )
+    table = _labelled(frame)
     runs = list(dict.fromkeys(table["run"])) if "run" in table else [""]
     panels = [table if run == "" else table[table["run"] == run] for run in runs]
     grids = [
@@ -77,15 +89,42 @@ def place_heatmap(
         row_heights=heights,
         subplot_titles=[str(run) for run in runs] if len(runs) > 1 else None,
     )
-    for number, grid in enumerate(grids, start=1):
+    for number, (run, grid) in enumerate(zip(runs, grids, strict=True), start=1):
         grid = grid.reindex(columns=columns)
         figure.add_trace(_score_cells(grid, score), row=number, col=1)
-        _frame_best(figure, grid, number)
+        if run in (best or {}):
+            _frame_place(figure, grid, table, (best or {})[run], number)
         figure.update_yaxes(row=number, col=1, autorange="reversed", type="category")
     figure.update_xaxes(type="category")
-    figure.update_xaxes(title_text="layer (framed: the highest)", row=len(grids), col=1)
+    framed = " (framed: the best place)" if best else ""
+    figure.update_xaxes(title_text=f"layer{framed}", row=len(grids), col=1)
     figure.update_layout(template=template, **_place_layout(grids, score))
     return _titled(figure, title)
+
+
+def cell_names(frame: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return the column and row of `place_heatmap` that each place of one run stands at."""
+    places = zip(frame["hook_point"], frame["position"], strict=True)
+    cells = zip(_column_labels(frame), _row_labels(frame), strict=True)
+    return dict(zip(places, cells, strict=True))
+
+
+def cell_order(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return the columns and rows of `place_heatmap` of one run, as they are drawn."""
+    table = _labelled(frame)
+    return _in_order(table), list(dict.fromkeys(table["row"]))
+
+
+def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame in the order that it is drawn in, each place with its row and column."""
+    table = frame.assign(row=_row_labels(frame), column=_column_labels(frame))
+    for name in ("method", "position", "site"):
+        if name in table:
+            order = {value: place for place, value in enumerate(dict.fromkeys(table[name]))}
+            table = table.sort_values(
+                name, key=lambda column, o=order: column.map(o), kind="stable"
+            )
+    return table
 
 
 def _row_labels(frame: pd.DataFrame) -> list[str]:
@@ -129,12 +168,14 @@ def _score_cells(grid: pd.DataFrame, score: str) -> go.Heatmap:
     )
 
 
-def _frame_best(figure: go.Figure, grid: pd.DataFrame, panel: int) -> None:
-    numbers = grid.to_numpy()
-    if np.isnan(numbers).all():
-        return
-    row, column = np.unravel_index(np.nanargmax(numbers), numbers.shape)
-    _frame(figure, int(row), int(column), panel, 1)
+def _frame_place(
+    figure: go.Figure, grid: pd.DataFrame, table: pd.DataFrame, place: tuple[str, str], panel: int
+) -> None:
+    found = table[(table["hook_point"] == place[0]) & (table["position"] == place[1])]
+    rows, columns = list(grid.index), list(grid.columns)
+    for row, column in dict.fromkeys(zip(found["row"], found["column"], strict=True)):
+        if row in rows:
+            _frame(figure, rows.index(row), columns.index(column), panel, 1)
 
 
 def _frame(figure: go.Figure, row: int, column: int, panel_row: int, panel_column: int) -> None:
@@ -154,7 +195,7 @@ def _frame(figure: go.Figure, row: int, column: int, panel_row: int, panel_colum
 def _place_layout(grids: Sequence[pd.DataFrame], score: str) -> dict[str, Any]:
     low = CHANCE.get(score, 0.0)
     highest = max(float(np.nanmax(grid.to_numpy(), initial=low)) for grid in grids)
-    high = 1.0 if score in CHANCE else max(highest, low + 1e-9)
+    high = 1.0 if score in CHANCE else max(highest, GOOD[score])
     n_rows = sum(len(grid) for grid in grids)
     return {
         "height": 150 + 30 * n_rows + 45 * (len(grids) - 1),
@@ -269,10 +310,14 @@ def transfer_matrix(
 
     Returns:
         The figure, as wide as its container; cells fitted and tested on the same set are framed.
+        Without data where every cell would read 1.00.
     """
     names = list(dict.fromkeys(frame["fit_on"]))
     grid = frame.pivot_table(index="fit_on", columns="test_on", values=score, dropna=False)
     grid = grid.reindex(index=names, columns=names)
+    if score in CHANCE and grid.min(axis=None) >= ALL_ONE:
+        n_pairs = len(names) ** 2
+        return empty(template, title, f"all {n_pairs} pairs have an {SCORE_NAMES[score]} of 1.00")
     low = CHANCE.get(score, 0.0)
     figure = go.Figure(
         go.Heatmap(

@@ -4,7 +4,6 @@ Knows its layout and its controls. Bins, densities and scores come from `validat
 `distributions`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,13 +23,12 @@ from refusal_lens.plots.histogram_data import (
 )
 from refusal_lens.plots.histogram_traces import BAR_OPACITY, key_traces, view_traces
 from refusal_lens.plots.style import CLASSES
+from refusal_lens.plots.text import AXIS_TITLES
 from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.validation.best_place import choose_best
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.densities import activation_norms
 from refusal_lens.validation.separation import Separation
-
-AXIS_TITLES = ("projection on the unit direction (activation units)",
-               "cosine between activation and direction")  # fmt: skip
 
 Step = int | str
 
@@ -57,7 +55,7 @@ def projection_histogram(
         prompts: In the order of the projections' rows.
         nulls: Scores under shuffled labels (`tables/nulls.csv`): the range in which the class
             means then lie is shaded.
-        initial: Hook point and position shown first; None takes the highest separation.
+        initial: Hook point and position shown first; None takes the best place.
         template: Name of a plotly template.
 
     Returns:
@@ -139,9 +137,11 @@ def _said(hook_points: tuple[str, ...], positions: tuple[str, ...]) -> str:
 def _initial_place(separation: Separation, initial: tuple[str, str] | None) -> tuple[str, str]:
     """Return the place to start at."""
     if initial is None:
-        flat = int(separation.separation.nan_to_num(nan=-math.inf).argmax())
-        row, column = divmod(flat, len(separation.positions))
-        return separation.hook_points[row], separation.positions[column]
+        # Scores know no layer above the last collected: that is what the middle is taken of.
+        layers = [layer_of(name) for name in separation.hook_points]
+        best = choose_best(separation, 1 + max((n for n in layers if n is not None), default=0))
+        first = separation.hook_points[0], separation.positions[0]
+        return (best.hook_point, best.position) if best else first
     hook_point, position = initial
     if hook_point not in separation.hook_points or position not in separation.positions:
         raise RefusalLensError(

@@ -110,7 +110,7 @@ def place_data(view: View, step: int | str) -> Data:
     decimals = decimals_of(numbers)
     means = [numbers[view.projections.is_harmful == style.is_harmful].mean().item()
              for style in CLASSES]  # fmt: skip
-    data |= _mean_data(means, 1.1 * top, decimals)
+    data |= mean_data(means, 1.1 * top, decimals)
     data["null"] = _null_data(view, hook_point, sum(means) / 2, 1.25 * top, decimals)
     data["headline"] = _headline_data(headline)
     # Norms differ from prompt to prompt, so that one threshold is many cosines: none is drawn.
@@ -142,7 +142,7 @@ def _class_data(view: View, numbers: Float[Tensor, " n_prompts"], row: int, colu
     decimals, data = decimals_of(numbers), {}
     for style in CLASSES:
         own = labels == style.is_harmful
-        data[f"{style.name} bars"] = _bar_data(style, histogram, decimals)
+        data[f"{style.name} bars"] = bar_data(style, histogram, decimals)
         data[f"{style.name} density"] = _density_data(style, densities, histogram, int(own.sum()))
         ordered = [round(x, decimals) for x in numbers[own].sort().values.tolist()]
         data[f"{style.name} share"] = {"x": [ordered[0], *ordered]}
@@ -150,7 +150,8 @@ def _class_data(view: View, numbers: Float[Tensor, " n_prompts"], row: int, colu
     return data
 
 
-def _bar_data(style: ClassStyle, histogram: Histogram, decimals: int) -> dict[str, Any]:
+def bar_data(style: ClassStyle, histogram: Histogram, decimals: int) -> dict[str, Any]:
+    """Return one class's bars."""
     edges = histogram.edges
     counts = histogram.n_harmful if style.is_harmful else histogram.n_harmless
     return {
@@ -184,7 +185,7 @@ def _mark_data(
     }
 
 
-def _mean_data(means: list[float], height: float, decimals: int) -> Data:
+def mean_data(means: list[float], height: float, decimals: int) -> Data:
     """Return the lines of the class means, each labelled on its outer side."""
     sides = ["middle left", "middle right"]
     if means[0] > means[1]:

@@ -25,17 +25,17 @@ def view_traces(of_class: Sequence[Sequence[Prompt]], data: Data) -> list[go.Bar
     """
     found: dict[str, go.Bar | go.Scatter] = {
         "null": _null_band(),
-        "threshold": _line("threshold", NEUTRAL_COLOUR, "solid"),
-        "marks threshold": _line("threshold", NEUTRAL_COLOUR, "solid", yaxis="y2"),
+        "threshold": level_line("threshold", NEUTRAL_COLOUR, "solid"),
+        "marks threshold": level_line("threshold", NEUTRAL_COLOUR, "solid", yaxis="y2"),
         "headline": _headline_trace(),
     }
     for style, prompts in zip(CLASSES, of_class, strict=True):
         found |= {
-            f"{style.name} bars": _bars(style),
+            f"{style.name} bars": class_bars(style),
             f"{style.name} density": _curve(style, f"{style.name} density", hoverinfo="skip"),
             f"{style.name} share": _share(style, len(prompts)),
             f"{style.name} marks": _marks(style, prompts),
-            f"{style.name} mean": _line(f"{style.name} mean", style.colour, "dash"),
+            f"{style.name} mean": level_line(f"{style.name} mean", style.colour, "dash"),
         }
     traces = [found[name] for name in TRACES]
     for name, trace in zip(TRACES, traces, strict=True):
@@ -49,7 +49,7 @@ def key_traces(
 ) -> list[go.Bar | go.Scatter]:
     """Return the legend's entries: the traces themselves may be hidden or faint."""
     keys: list[go.Bar | go.Scatter] = [
-        _bars(style, showlegend=True, opacity=BAR_OPACITY).update(
+        class_bars(style, showlegend=True, opacity=BAR_OPACITY).update(
             name=f"{style.name} ({len(prompts)})", x=[None], y=[None]
         )
         for style, prompts in zip(CLASSES, of_class, strict=True)
@@ -63,7 +63,7 @@ def key_traces(
     if has_null:
         keys.append(
             go.Scatter(
-                name="shuffled labels, 95 %",
+                name="class means of shuffled labels, 95 %",
                 mode="markers",
                 marker={"symbol": "square", "size": 12, "color": faded(NEUTRAL_COLOUR, 0.3)},
                 **looks,
@@ -72,7 +72,8 @@ def key_traces(
     return keys
 
 
-def _bars(style: ClassStyle, **more: Any) -> go.Bar:
+def class_bars(style: ClassStyle, **more: Any) -> go.Bar:
+    """Return one class's bars, without their counts."""
     looks = {"showlegend": False, "opacity": BAR_OPACITY} | more
     return go.Bar(
         name=style.name,
@@ -110,27 +111,34 @@ def _share(style: ClassStyle, n_prompts: int) -> go.Scatter:
 
 
 def _marks(style: ClassStyle, prompts: Sequence[Prompt]) -> go.Scatter:
+    """Return one mark a prompt, all in the class's row, whatever the place."""
+    return prompt_marks(style, prompts).update(
+        showlegend=False,
+        yaxis="y2",
+        # A step of the slider need not say where. plotly.js reads a step of zero as one.
+        y0=style.row,
+        dy=1e-9,
+        marker={"size": 8, "line": {"color": style.colour, "width": 1.5}},
+        hovertemplate=(
+            f"%{{hovertext}}<br>{style.name}%{{customdata}}<br>projection %{{x}}<extra></extra>"
+        ),
+    )
+
+
+def prompt_marks(style: ClassStyle, prompts: Sequence[Prompt]) -> go.Scatter:
     """Return one mark a prompt; texts are data of the trace, never part of the template."""
     return go.Scatter(
         name=style.name,
         legendgroup=style.name,
-        showlegend=False,
-        yaxis="y2",
-        # All in the class's row, whatever the place: a step of the slider need not say so.
-        # plotly.js reads a step of zero as one.
-        y0=style.row,
-        dy=1e-9,
         mode="markers",
-        marker={"color": style.colour, "size": 8, "line": {"color": style.colour, "width": 1.5}},
+        marker={"color": style.colour},
         hovertext=[hover_prompt(prompt.id, prompt.category, prompt.text) for prompt in prompts],
-        hovertemplate=(
-            f"%{{hovertext}}<br>{style.name}%{{customdata}}<br>projection %{{x}}<extra></extra>"
-        ),
         hoverlabel={"align": "left"},
     )
 
 
-def _line(name: str, colour: str, dash: str, yaxis: str = "y") -> go.Scatter:
+def level_line(name: str, colour: str, dash: str, yaxis: str = "y") -> go.Scatter:
+    """Return an upright line with a label, such as a class mean's, without where it stands."""
     # Labels have the page's own colour: a class's is too dark for letters on a dark page.
     return go.Scatter(
         name=name,

@@ -23,7 +23,7 @@ from refusal_lens.plots.style import (
     line_looks,
     menu,
 )
-from refusal_lens.plots.text import escape, hover_prompt
+from refusal_lens.plots.text import AXIS_TITLES, SCALES, escape, hover_prompt
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.densities import Coordinates, Densities, Plane, Ridges
 
@@ -51,7 +51,7 @@ def ridgeline(ridges: Sequence[Ridges], *, template: str = "plotly_white") -> go
             "updatemenus": [menu(_ridge_buttons(ridges), x=1, xanchor="right")],
             "margin_t": 96,
         }
-    figure.update_xaxes(title_text="cosine between activation and direction", zeroline=False)
+    figure.update_xaxes(title_text=AXIS_TITLES[ridges[0].is_cosine], zeroline=False)
     title = "Both classes at every layer"
     return dress(figure, template, title, **_ridge_axis(ridges[0]), **layout)
 
@@ -92,7 +92,8 @@ def _ridge_trace(one: Ridges, style: ClassStyle) -> go.Scatter:
             "dash": "solid" if style.is_harmful else "4px,2px",
         },
         text=places,
-        hovertemplate=f"%{{text}}, {style.name}<br>cosine %{{x:.3f}}<extra></extra>",
+        hovertemplate=f"%{{text}}, {style.name}<br>"
+        f"{SCALES[one.is_cosine]} %{{x:.4~g}}<extra></extra>",
     )
 
 

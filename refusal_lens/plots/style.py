@@ -183,16 +183,20 @@ def layer_axis(last: int) -> dict[str, Any]:
     return {"dtick": dtick, "tick0": 0, "range": [-0.4 - last / 60, last + 0.4 + last / 60]}
 
 
-def roomy(numbers: Iterable[float]) -> list[float]:
+def roomy(numbers: Iterable[float], most: float = math.inf) -> list[float]:
     """Return the ends of an axis over these numbers: equal ones still get a little room.
 
+    Args:
+        numbers: What is drawn; NaN is passed over.
+        most: Where the scale ends: nobody should read a tick beyond it.
+
     Example:
-        >>> roomy([1.0, 1.0])
-        [0.99, 1.01]
+        >>> roomy([1.0, 1.0]), roomy([1.0, 1.0], most=1.0)
+        ([0.99, 1.01], [0.99, 1.0])
     """
     known = [number for number in numbers if not math.isnan(number)] or [0.0]
     room = max(0.06 * (max(known) - min(known)), 0.01)
-    return [min(known) - room, max(known) + room]
+    return [min(known) - room, min(max(known) + room, most)]
 
 
 def heading(title: str, subtitle: str = "") -> dict[str, Any]:

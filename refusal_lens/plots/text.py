@@ -9,6 +9,15 @@ import textwrap
 
 from refusal_lens.models.hook_points import short_name
 
+AXIS_TITLES = (
+    "projection on the unit direction (activation units)",
+    "cosine between activation and direction",
+)
+"""What an axis of projections says; indexed by whether they are cosines."""
+
+SCALES = ("projection", "cosine")
+"""What one of them is called; indexed likewise."""
+
 HOVER_LENGTH = 300
 """Characters of a prompt shown on hover: whole, but for the very long."""
 

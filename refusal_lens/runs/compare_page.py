@@ -3,11 +3,14 @@
 Knows which figures there are and their titles. Computes nothing.
 """
 
-import html
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from refusal_lens import plots
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
@@ -16,6 +19,8 @@ from refusal_lens.runs.compare import Place, Run
 from refusal_lens.validation.cosines import square_cosines
 from refusal_lens.validation.densities import shared_densities
 from refusal_lens.validation.frames import rows_where
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 PANELS = 4
 """Runs beside each other in one figure."""
@@ -28,8 +33,11 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
     """
     scores, cosines, transfer = tables["scores"], tables["cosines"], tables["transfer"]
     own = pd.concat([_own(scores, run) for run in runs], ignore_index=True)
+    best = {run.name: run.best for run in runs if run.best is not None}
     figures = {
-        f"{_capital(plots.SCORE_NAMES[score])} of every place": plots.place_heatmap(own, score)
+        f"{_capital(plots.SCORE_NAMES[score])} of every place": plots.place_heatmap(
+            own, score, best=best
+        )
         for score in ("auroc", "separation", "cohens_d")
     }
     placed = [(run, run.best) for run in runs if run.best is not None]
@@ -139,35 +147,18 @@ def _said(place: Place) -> str:
     return f"{short_name(place[0])}, {place[1]}"
 
 
-def write_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:
-    """Write all figures as one page that opens from disk, without a network."""
-    sections = []
-    for number, (title, figure) in enumerate(figures.items()):
-        # plotly.js goes in once, with the first figure.
-        drawn = figure.to_html(full_html=False, include_plotlyjs=number == 0, config=PRIVATE)
-        sections.append(f"<section><h2>{html.escape(title)}</h2>{drawn}</section>")
-    names = html.escape(", ".join(run.name for run in runs))
-    return _PAGE.format(title=f"Comparison of {names}", sections="\n".join(sections))
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
-  color: #1d2430; background: #fff; }}
-h1 {{ font-size: 1.5rem; }}
-h2 {{ font-size: 1.1rem; margin: 2.5rem 0 0.25rem; }}
-</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{sections}
-</main>
-</body>
-</html>
-"""
+def render_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:
+    """Return all figures as one page that opens from disk, without a network."""
+    # plotly.js stands in the page's head, once for all.
+    drawn = {
+        title: Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=PRIVATE))
+        for title, figure in figures.items()
+    }
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("comparison.html.j2").render(
+        title=f"Comparison of {', '.join(run.name for run in runs)}",
+        figures=drawn,
+        plotly=Markup(get_plotlyjs()),
+    )

@@ -44,6 +44,9 @@ class Figure:
     sentence: str
     """What a reader sees in it, in one sentence."""
 
+    folded: str = ""
+    """The heading under which the report folds it; the few that are open have none."""
+
 
 def draw(run_folder: RunFolder, name: str, template: str = "plotly_white") -> go.Figure:
     """Draw one figure of a run.
@@ -217,10 +220,10 @@ def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
 
 
 def _place_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
-    _best_place(run_folder)  # refuses where there is nothing anywhere
+    best = {"": _best_place(run_folder)}
     title = "Separation of every place"
     table = run_folder.read_separation()
-    return plots.place_heatmap(table, "separation", title=title, template=template)
+    return plots.place_heatmap(table, "separation", best=best, title=title, template=template)
 
 
 def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
@@ -235,11 +238,22 @@ def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
     return plots.cosine_heatmap(*square_cosines(table), title=title, template=template)
 
 
+def _misread_prompts(run_folder: RunFolder, template: str) -> go.Figure:
+    """Draw those of the best place: where it has none, another place's would mislead."""
+    hook_point, position = _best_place(run_folder)
+    table = rows_where(_table(run_folder, "misread"), hook_point=hook_point, position=position)
+    return plots.misread_prompts(table, template=template)
+
+
 def _learning_curve(run_folder: RunFolder, template: str) -> go.Figure:
     best = run_folder.best()
     place = (best.hook_point, best.position) if best else None
     return plots.learning_curve(_table(run_folder, "learning_curve"), place, template=template)
 
+
+_LAYERS, _PROMPTS = "Layers and activations", "Prompts"
+_TRUST, _VECTOR = "How far to trust the direction", "The vector itself"
+_WRITERS = "What writes and reads the direction"
 
 _FIT = ("separation.csv", "provenance.json")
 
@@ -282,6 +296,7 @@ FIGURES: dict[str, Figure] = {
         "Cosines between layers",
         "How alike the directions of the layers are, beside the most that noise would leave of "
         "two directions that are the same.",
+        folded=_LAYERS,
     ),
     "activation_plane": Figure(
         _activation_plane,
@@ -290,6 +305,7 @@ FIGURES: dict[str, Figure] = {
         "Activations in a plane",
         "The best direction across, the first principal component of all the rest upwards; both "
         "are fitted to the prompts shown.",
+        folded=_LAYERS,
     ),
     "category_breakdown": Figure(
         _table_at_best("categories", plots.category_breakdown),
@@ -305,13 +321,15 @@ FIGURES: dict[str, Figure] = {
         "Transfer between categories",
         "AUROC of each category along the direction of another; never on prompts that it was "
         "fitted to.",
+        folded=_PROMPTS,
     ),
     "misread_prompts": Figure(
-        _table_at_best("misread", plots.misread_prompts),
+        _misread_prompts,
         ("tables/misread.csv", *_FIT),
         "fit",
         "Misread prompts",
         "The prompts on the wrong side of the threshold, and how far they are beyond it.",
+        folded=_PROMPTS,
     ),
     "stability": Figure(
         _whole_table("stability", plots.stability),
@@ -319,6 +337,7 @@ FIGURES: dict[str, Figure] = {
         "fit",
         "Stability",
         "How alike the directions of other draws of prompts are: near 1 they hardly turn.",
+        folded=_TRUST,
     ),
     "learning_curve": Figure(
         _learning_curve,
@@ -326,6 +345,7 @@ FIGURES: dict[str, Figure] = {
         "fit",
         "Learning curve",
         "By how many degrees the direction turns when it is fitted to so many prompts.",
+        folded=_TRUST,
     ),
     "nested_choice": Figure(
         _whole_table("nested_choice", plots.nested_choice),
@@ -333,6 +353,7 @@ FIGURES: dict[str, Figure] = {
         "fit",
         "Nested choice",
         "Which place was chosen on a part of the prompts, and how it did on the others.",
+        folded=_TRUST,
     ),
     "confounds": Figure(
         _whole_table("confounds", plots.confounds),
@@ -346,7 +367,9 @@ FIGURES: dict[str, Figure] = {
         ("tables/methods.csv", *_FIT),
         "fit",
         "Ways to fit",
-        "Other ways to fit a direction, over the layers, on the same held-out prompts.",
+        "Other ways to fit a direction, on the same held-out prompts, at the places where "
+        "they were compared.",
+        folded=_VECTOR,
     ),
     "direction_components": Figure(
         _direction_components,
@@ -354,6 +377,7 @@ FIGURES: dict[str, Figure] = {
         "fit",
         "Components of the direction",
         "Its largest coordinates: where a single one holds most of the length, clip lower.",
+        folded=_VECTOR,
     ),
     "coordinate_shares": Figure(
         _table_at_best_column("coordinates", plots.coordinate_shares),
@@ -361,6 +385,7 @@ FIGURES: dict[str, Figure] = {
         "fit",
         "Shares of the coordinates",
         "How much of each direction's squared length its largest coordinates hold.",
+        folded=_VECTOR,
     ),
     "clip_sweep": Figure(
         _whole_table("clip_sweep", plots.clip_sweep),
@@ -368,6 +393,7 @@ FIGURES: dict[str, Figure] = {
         "fit",
         "Clipping",
         "What clipping the direction's largest components does to it.",
+        folded=_VECTOR,
     ),
     "causal_scores": Figure(
         _causal_scores,
@@ -389,6 +415,7 @@ FIGURES: dict[str, Figure] = {
         "attribute",
         "What writes the direction",
         "How much each head and MLP adds to the class difference along the direction.",
+        folded=_WRITERS,
     ),
     "unembedding": Figure(
         _table_at_best("unembedding", plots.unembedding),
@@ -396,6 +423,7 @@ FIGURES: dict[str, Figure] = {
         "attribute",
         "Through the unembedding",
         "The tokens that the direction speaks for and against.",
+        folded=_WRITERS,
     ),
     "prompt_tokens": Figure(
         _whole_table("prompt_tokens", plots.prompt_tokens),
@@ -403,6 +431,7 @@ FIGURES: dict[str, Figure] = {
         "attribute",
         "Tokens of a prompt",
         "Each token coloured by its projection: where in the prompt the direction appears.",
+        folded=_WRITERS,
     ),
 }
 """Every figure of a run, in the order a reader wants them: to add one is to add a row."""

@@ -60,7 +60,7 @@ def choose_best(separation: Separation, n_layers: int) -> Choice | None:
 
     def away(hook_point: str) -> float:
         layer = layer_of(hook_point)
-        return n_layers if layer is None else abs(layer - middle)
+        return float(n_layers) if layer is None else abs(layer - middle)
 
     best = min(tied, key=lambda score: (away(score[2]), -score[0]))
     return Choice(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import gaussian_kde, norm
 from torch import Tensor
 
 from refusal_lens.directions.direction import Direction, clip
@@ -48,11 +49,12 @@ def shared_densities(
     spread = max(float(numbers.max() - numbers.min()), 1e-9 * float(numbers.abs().max()), 1e-12)
     widths = [_bandwidth(own, spread) for own in (harmful, harmless)]
     margin = 3 * max(widths)
-    grid = torch.linspace(
-        float(numbers.min()) - margin, float(numbers.max()) + margin, n_grid, dtype=torch.float64
-    )
-    return Densities(grid, *(_smooth(own, width, grid) for own, width
-                             in zip((harmful, harmless), widths, strict=True)))  # fmt: skip
+    grid = np.linspace(float(numbers.min()) - margin, float(numbers.max()) + margin, n_grid)
+    smoothed = [
+        torch.from_numpy(_smooth(own.numpy(), width, grid))
+        for own, width in zip((harmful, harmless), widths, strict=True)
+    ]
+    return Densities(torch.from_numpy(grid), *smoothed)
 
 
 def _bandwidth(own: Float[Tensor, " n_own"], spread: float) -> float:
@@ -61,12 +63,12 @@ def _bandwidth(own: Float[Tensor, " n_own"], spread: float) -> float:
     return max(deviation * len(own) ** -0.2, 0.01 * spread)
 
 
-def _smooth(
-    own: Float[Tensor, " n_own"], width: float, grid: Float[Tensor, " n_grid"]
-) -> Float[Tensor, " n_grid"]:
-    scaled = (grid[:, None] - own[None, :]) / width
-    kernels = torch.exp(-(scaled**2) / 2) / (width * (2 * torch.pi) ** 0.5)
-    return kernels.mean(dim=1)
+def _smooth(own: np.ndarray, width: float, grid: np.ndarray) -> np.ndarray:
+    """Return the mean of the kernels; scipy has none for numbers that are all the same."""
+    deviation = own.std(ddof=1) if len(own) > 1 else 0.0
+    if deviation == 0:
+        return norm.pdf(grid, own[0], width)
+    return gaussian_kde(own, width / deviation)(grid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,31 +83,41 @@ class Ridges:
     harmless: Float[Tensor, "n_hook_points n_grid"]
     hook_points: tuple[str, ...]
     position: str
+    is_cosine: bool
 
 
-def ridges(projections: Projections, hook_points: tuple[str, ...], position: str) -> Ridges:
-    """Smooth the cosine projections at some hook points: cosines compare across layers.
+def ridges(
+    projections: Projections,
+    hook_points: tuple[str, ...],
+    position: str,
+    *,
+    is_cosine: bool = True,
+) -> Ridges:
+    """Smooth the projections at some hook points.
 
     Args:
         projections: Every prompt at every place.
         hook_points: Which ones, in the order to keep.
         position: At which position.
+        is_cosine: Take cosines: they compare across layers, as lengths do not.
     """
     column = projections.positions.index(position)
+    values = projections.cosines if is_cosine else projections.values
     nothing = torch.full((N_GRID,), torch.nan, dtype=torch.float64)
     rows = []
     for hook_point in hook_points:
-        cosines = projections.cosines[:, projections.hook_points.index(hook_point), column]
-        if bool(cosines.isnan().any()):
+        numbers = values[:, projections.hook_points.index(hook_point), column]
+        if bool(numbers.isnan().any()):
             rows.append(Densities(nothing, nothing, nothing))
         else:
-            rows.append(shared_densities(cosines, projections.is_harmful))
+            rows.append(shared_densities(numbers, projections.is_harmful))
     return Ridges(
         torch.stack([row.grid for row in rows]),
         torch.stack([row.harmful for row in rows]),
         torch.stack([row.harmless for row in rows]),
         hook_points,
         position,
+        is_cosine,
     )
 
 

@@ -11,7 +11,7 @@ from browser import serious_violations, sideways_overflow
 from explored_run import HOSTILE, make_run
 
 from refusal_lens.explorer import build_app, open_server
-from refusal_lens.explorer.runs import open_runs
+from refusal_lens.explorer.runs import explore_runs
 from refusal_lens.explorer.view import View
 
 pytestmark = pytest.mark.browser
@@ -120,7 +120,7 @@ def query(page) -> dict[str, str]:
 
 
 def numbers_of(folder, hook_point: str):
-    (run,) = open_runs([folder]).values()
+    (run,) = explore_runs([folder]).values()
     return run, run.projected(run.own_method).numbers(hook_point, "last", is_cosine=False)
 
 
@@ -131,7 +131,7 @@ def widest_gap(ordered) -> float:
 
 
 def folder_prompts(folder):
-    (run,) = open_runs([folder]).values()
+    (run,) = explore_runs([folder]).values()
     return run.prompts
 
 
@@ -157,8 +157,8 @@ def test_arrow_keys_slider_and_cells_go_from_place_to_place(explore, folder):
             const graph = document.querySelector('#heatmap .js-plotly-plot');
             graph.scrollIntoView({block: 'center'});
             const {xaxis, yaxis} = graph._fullLayout, box = graph.getBoundingClientRect();
-            return [box.left + xaxis._offset + xaxis.d2p('mlp_out<br>mean'),
-                    box.top + yaxis._offset + yaxis.d2p('1')];
+            return [box.left + xaxis._offset + xaxis.d2p('1'),
+                    box.top + yaxis._offset + yaxis.d2p('mlp_out, mean')];
         }"""
     )
     hover_and_click(page, cell)

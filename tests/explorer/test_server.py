@@ -17,13 +17,15 @@ import torch
 from explored_run import HOSTILE, make_activations, make_run
 from scipy.stats import gaussian_kde
 
+from refusal_lens import plots
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.explorer import build_app, open_server, overview_figures, place_figures
 from refusal_lens.explorer.moves import move
 from refusal_lens.explorer.place_figures import Marks
-from refusal_lens.explorer.runs import N_RESAMPLES, ExploredRun, name_runs, open_runs
+from refusal_lens.explorer.runs import N_RESAMPLES, ExploredRun, explore_runs
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import View, settle
+from refusal_lens.runs.compare import open_runs
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.separation import validate
 
@@ -45,7 +47,7 @@ def folder(tmp_path_factory) -> RunFolder:
 @pytest.fixture(scope="module")
 def runs(folder, tmp_path_factory) -> dict[str, ExploredRun]:
     other = make_run(tmp_path_factory.mktemp("runs") / "two", n=6, n_layers=2, positions=("-2",))
-    return open_runs([folder.path, other.path])
+    return explore_runs([folder.path, other.path])
 
 
 @pytest.fixture
@@ -63,9 +65,7 @@ def scene(runs, view) -> Scene:
 
 def test_a_run_that_is_only_collected_is_fitted_to_what_validate_gives(tmp_path):
     make_run(tmp_path / "run", is_fitted=False)
-    projected = open_runs([tmp_path / "run"])["/".join(tmp_path.parts[-1:]) + "/run"].projected(
-        "difference_of_means"
-    )
+    projected = explore_runs([tmp_path / "run"])["run"].projected("difference_of_means")
     whole = make_activations(40, ("resid_post",), 4, ("last", "mean"), 16)
     separation, projections = validate(
         whole, clip_quantile=0.995, n_repeats=1, n_resamples=N_RESAMPLES
@@ -77,7 +77,7 @@ def test_a_run_that_is_only_collected_is_fitted_to_what_validate_gives(tmp_path)
 
 def test_a_fitted_run_is_read_and_not_fitted_again(folder, monkeypatch):
     monkeypatch.setattr("refusal_lens.explorer.runs.validate", None)
-    run = ExploredRun(folder.path, "one")
+    (run,) = explore_runs([folder.path]).values()
     assert run.projected(run.own_method).projections.is_held_out
     assert run.sites == ("resid_post", "mlp_out")
     assert run.best[0] in ("blocks.3.hook_resid_post", "blocks.3.hook_mlp_out")
@@ -98,7 +98,7 @@ def test_projections_of_other_prompts_are_refused(tmp_path):
     other = make_run(tmp_path / "other", n=5)
     (run_folder.path / "prompts.json").write_bytes((other.path / "prompts.json").read_bytes())
     with pytest.raises(RefusalLensError, match=r"projections of other prompts .* \(80 and 10, or"):
-        ExploredRun(run_folder.path, "run")
+        explore_runs([run_folder.path])
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -106,13 +106,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         build_app([tmp_path])
 
 
-def test_the_same_folder_twice_is_one_run(folder):
-    assert len(open_runs([folder.path, folder.path / "."])) == 1
-    assert name_runs([Path("/a/b/c"), Path("/x/b/c"), Path("/x/d/c")]) == [
-        "/a/b/c",
-        "/x/b/c",
-        "d/c",
-    ]
+def test_runs_have_the_names_that_they_are_compared_under(folder, tmp_path):
+    twins = [make_run(tmp_path / name / "one", n=4, n_layers=2).path for name in ("a", "b")]
+    opened = explore_runs([folder.path, *twins])
+    assert list(opened) == [run.name for run in open_runs([folder.path, *twins])]
+    assert list(opened)[1:] == ["a/one", "b/one"]
+    with pytest.raises(RefusalLensError, match="A run was given twice"):
+        explore_runs([folder.path, folder.path / "."])
 
 
 # --- views and addresses -----------------------------------------------------------------------
@@ -161,10 +161,10 @@ def test_slider_and_site_go_where_they_say(view, runs):
 
 
 def test_a_cell_is_gone_to(view, runs):
-    click = {"points": [{"x": "mlp_out<br>mean", "y": "2"}]}
+    click = {"points": [{"x": "2", "y": "mlp_out, mean"}]}
     there = moved(view, runs, "heatmap.clickData", click)
     assert (there.hook_point, there.position) == ("blocks.2.hook_mlp_out", "mean")
-    assert moved(view, runs, "heatmap.clickData", {"points": [{"x": "?", "y": "2"}]}) == view
+    assert moved(view, runs, "heatmap.clickData", {"points": [{"x": "2", "y": "?"}]}) == view
 
 
 @pytest.mark.parametrize(
@@ -332,35 +332,32 @@ def test_hostile_prompts_are_text_on_hover(scene):
     assert "$" not in shown
 
 
-def test_ridges_are_densities():
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn(400, 1, generator=generator).double()
-    numbers[:200] += 4
-    is_harmful = torch.arange(400) < 200
-    figure = overview_figures.ridgeline(
-        numbers, is_harmful, ["blocks.0.hook_resid_post"], axis_title="x"
-    )
-    harmful = next(trace for trace in figure.data if trace.name == "harmful")
-    along, ridge = harmful.x[1:-2].astype(float), harmful.y[1:-2] / overview_figures._HEIGHT
-    sample = numbers[is_harmful, 0].numpy()
-    quartiles = np.percentile(sample, [25, 75])
-    width = 0.9 * min(sample.std(), (quartiles[1] - quartiles[0]) / 1.34) * 200**-0.2
-    exact = gaussian_kde(sample, width / sample.std(ddof=1))(along)
-    np.testing.assert_allclose(ridge / ridge.max(), exact / exact.max(), atol=0.02)
+@pytest.mark.parametrize("scale", ["raw", "cosine"])
+def test_ridges_are_those_of_plots_on_the_view_s_scale(runs, view, scale):
+    scene = Scene(runs[view.run], replace(view, scale=scale, position="mean"))
+    figure = overview_figures.ridgeline(scene.ridges, "plotly_white")
+    expected = plots.ridgeline([scene.ridges])
+    for trace, other in zip(figure.data, expected.data, strict=True):
+        assert trace == other
+    name = scene.site_hook_points[3]
+    numbers = scene.projected.numbers(name, "mean", is_cosine=scale == "cosine")
+    grid = scene.ridges.grids[3].numpy()
+    exact = gaussian_kde(numbers[scene.run.is_harmful].numpy())(grid)
+    np.testing.assert_allclose(scene.ridges.harmful[3], exact, rtol=1e-9)
+    assert ("cosine" in figure.layout.xaxis.title.text) == (scale == "cosine")
 
 
 def test_cells_know_their_places(runs, view):
     scores = Scene(runs[view.run], view).projected.scores
-    cells = overview_figures.place_heatmap(scores, "accuracy").data[0]
+    cells = overview_figures.place_heatmap(scores, "accuracy", "plotly_white").data[0]
     for _, row in scores.iterrows():
-        place = [row["hook_point"], row["position"]]
-        found = [
-            z
-            for values, names in zip(cells.z, cells.customdata, strict=True)
-            for z, name in zip(values, names, strict=True)
-            if list(name) == place
-        ]
-        assert found == [pytest.approx(row["accuracy"], abs=1e-4)]
+        place = row["hook_point"], row["position"]
+        shape = overview_figures.heatmap_highlight(scores, *place)[0]
+        x, y = int(shape["x0"] + 0.5), int(shape["y0"] + 0.5)
+        assert cells.z[y][x] == row["accuracy"]
+        click = {"points": [{"x": cells.x[x], "y": cells.y[y]}]}
+        there = moved(view, runs, "heatmap.clickData", click)
+        assert (there.hook_point, there.position) == place
 
 
 # --- the server --------------------------------------------------------------------------------

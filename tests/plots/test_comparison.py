@@ -3,11 +3,13 @@
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import norm
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.plots import cosine_heatmap, place_heatmap, transfer_matrix
 from refusal_lens.runs import figures
 from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation.thresholds import GOOD_ACCURACY, GOOD_SEPARATION
 
 
 def make_frame(methods=("lda",), positions=("last",), runs=None) -> pd.DataFrame:
@@ -43,10 +45,14 @@ def test_rows_are_named_by_what_differs_and_sorted_by_place_then_method():
     assert cells.z[1] == pytest.approx([0.604, 0.704, 0.804])
 
 
-def test_each_run_has_a_panel_and_its_highest_cell_a_frame():
+def test_each_run_has_a_panel_and_its_best_place_a_frame():
     frame = make_frame(runs=("a", "b"))
     frame.loc[(frame["run"] == "b") & (frame["layer"] == 0), "auroc"] = 0.99
-    figure = place_heatmap(frame, "auroc")
+    layers = {"a": 2, "b": 0}
+    position = frame["position"].iloc[0]
+    best = {run: (f"blocks.{layer}.hook_resid_post", position) for run, layer in layers.items()}
+    assert not place_heatmap(frame, "auroc").layout.shapes
+    figure = place_heatmap(frame, "auroc", best=best)
     assert len(figure.data) == 2
     frames = [(shape.x0, shape.x1, shape.yref) for shape in figure.layout.shapes]
     assert frames == [(1.5, 2.5, "y"), (-0.5, 0.5, "y2")]
@@ -93,3 +99,26 @@ def test_figure_whose_table_is_missing_names_the_stage(tmp_path):
         RefusalLensError, match=r"needs tables/transfer.csv, .* Run first: refusal-lens fit"
     ):
         figures.draw(RunFolder(tmp_path), "transfer_matrix")
+
+
+def test_noise_stays_dark_and_good_places_end_the_scale():
+    frame = make_frame()
+    frame["separation"] = 0.02 * frame["auroc"]
+    frame["cohens_d"] = 0.1 * frame["auroc"]
+    assert place_heatmap(frame, "separation").layout.coloraxis.cmax == GOOD_SEPARATION
+    # Where d' ends, two normal classes are told apart with the accuracy that is called good.
+    end = place_heatmap(frame, "cohens_d").layout.coloraxis.cmax
+    assert norm.cdf(end / 2) == pytest.approx(GOOD_ACCURACY)
+    frame["separation"] = 2 * frame["auroc"]
+    assert place_heatmap(frame, "separation").layout.coloraxis.cmax == frame["separation"].max()
+
+
+def test_a_matrix_of_ones_is_said_and_not_drawn():
+    names = ["a", "b"]
+    frame = pd.DataFrame(
+        [{"fit_on": one, "test_on": other, "auroc": 0.996} for one in names for other in names]
+    )
+    figure = transfer_matrix(frame)
+    assert not figure.data
+    assert figure.layout.annotations[0].text == "all 4 pairs have an AUROC of 1.00"
+    assert transfer_matrix(frame.assign(auroc=[1, 1, 1, 0.9])).data

@@ -414,7 +414,7 @@ def test_methods_are_views_named_by_themselves():
         "lda, position last", "lda, position last · cosine",
     ]  # fmt: skip
     assert (
-        group(figure, 2)[HEADLINE].text[0].startswith("<b>resid_post 3 · position last · lda</b>")
+        group(figure, 2)[HEADLINE].text[0].startswith("<b>resid_post 2 · position last · lda</b>")
     )
     assert group(figure, 2)[HEADLINE].text[0].endswith("in sample")
 
@@ -489,12 +489,12 @@ def test_null_band_is_as_wide_as_shuffled_labels_put_the_means_apart():
         own = projections.is_harmful
         middle = (values[own, 2, 1].mean() + values[~own, 2, 1].mean()) / 2
         assert (max(band.x) + min(band.x)) / 2 == pytest.approx(middle.item(), rel=1e-2)
-    assert figure.data[-1].name == "shuffled labels, 95 %"
+    assert figure.data[-1].name == "class means of shuffled labels, 95 %"
 
 
 def test_without_a_null_there_is_neither_band_nor_entry():
     figure = projection_histogram(*planted())
-    assert "shuffled labels, 95 %" not in [trace.name for trace in figure.data]
+    assert "class means of shuffled labels, 95 %" not in [trace.name for trace in figure.data]
     assert all(len(group(figure, view)[NULL].x) == 0 for view in range(4))
 
 
@@ -668,7 +668,7 @@ def test_profile_of_a_table_adds_auroc_intervals_and_null():
     intervals = profile_lines(figure, "resid_post, last, interval")
     edges = [*own["accuracy_low"], *own["accuracy_high"][::-1]]
     np.testing.assert_allclose(intervals[1].y, 100 * np.array(edges))
-    null = profile_lines(figure, "shuffled labels, 95 %")
+    null = profile_lines(figure, "scores of shuffled labels, 95 %")
     assert [set(np.round(band.y, 6)) for band in null] == [{-0.08, 0.08}, {42, 58}, {0.41, 0.59}]
     assert [band.showlegend for band in null] == [True, False, False]
     low, high = figure.layout.yaxis2.range

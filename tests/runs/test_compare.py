@@ -3,9 +3,11 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 from refusal_lens.cli import app
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.runs.compare import compare_runs, open_runs
-from refusal_lens.runs.compare_page import draw_comparison
+from refusal_lens.runs.compare_page import draw_comparison, render_page
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.frames import read_frame
 from refusal_lens.validation.separation import validate
@@ -126,6 +128,15 @@ def test_page_holds_every_figure_and_needs_no_network(compared, runs):
         assert title in figures
         assert f"<h2>{title}</h2>" in page
     assert any(title.startswith("topics: transfer between categories") for title in figures)
+
+
+def test_names_of_runs_and_figures_are_text_on_the_page(runs):
+    (run,) = open_runs(runs[:1])
+    hostile = replace(run, name="<script>alert(1)</script>")
+    page = render_page([hostile], {"A <b>bold</b> one": go.Figure()})
+    assert "<script>alert(1)" not in page
+    assert "<h2>A &lt;b&gt;bold&lt;/b&gt; one</h2>" in page
+    assert page.count("plotly.js v") == 1
 
 
 def test_best_places_stand_side_by_side_held_out(runs):

@@ -68,6 +68,7 @@ def test_every_figure_says_what_it_needs_and_what_it_shows():
         assert figure.needs, name
         assert figure.title, name
         assert figure.sentence.endswith("."), name
+    assert sum(not figure.folded for figure in figures.FIGURES.values()) <= 8
 
 
 def test_a_run_has_the_figures_whose_files_it_has(bare, full):
@@ -121,7 +122,17 @@ def test_positions_that_look_like_numbers_stay_names(full):
     table = planted.learning_curve().assign(position="-1")
     full.write_table("learning_curve", table)
     figure = figures.draw(full, "learning_curve")
-    assert figure.data[-1].name == "resid_post 5, -1, extrapolated"
+    assert figure.data[-1].name == "resid_post 5, -1, foretold"
+
+
+def test_a_best_place_without_misread_prompts_shows_no_other_place_s(full):
+    misread = full.read_table("misread")
+    full.write_table("misread", misread.assign(position="mean"))
+    figure = figures.draw(full, "misread_prompts")
+    full.write_table("misread", misread)
+    assert not figure.data
+    (note,) = figure.layout.annotations
+    assert note.text == "every prompt is on its own side of the threshold"
 
 
 def test_ridgeline_starts_at_the_best_site_and_position(full):
@@ -146,7 +157,7 @@ def test_data_and_pages_are_written_whole(bare, tmp_path: Path):
     read = json.loads((tmp_path / "new" / "a.json").read_text(encoding="utf-8"))
     assert read["data"][0]["y"] == list(figure.data[0].y)
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
-    assert '<body style="background: rgb(17,17,17)">' in page
+    assert "margin: 0; height: 100%; background: rgb(17,17,17)" in page
     assert "cdn.plot.ly" not in page.split("plotly.js v")[0]
     assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [
         "a.html", "a.json",
