@@ -30,7 +30,7 @@ def category_breakdown(table: pd.DataFrame, *, template: str = "plotly_white") -
         rows = where(own, own["is_harmful"].astype(bool) == style.is_harmful)
         figure.add_traces(_category_traces(rows, style), rows=1, cols=[1, 2])
     figure.update_xaxes(title_text="mean cosine", nticks=5, row=1, col=1)
-    figure.update_xaxes(title_text="called harmful (%)", range=[0, 101], dtick=25, row=1, col=2)
+    figure.update_xaxes(title_text="called harmful (%)", range=[0, 100], dtick=25, row=1, col=2)
     name_rows(figure, dtick=1, range=[-0.6, len(own) - 0.4])
     height = 170 + 24 * len(own)
     return dress(

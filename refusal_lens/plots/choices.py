@@ -3,6 +3,7 @@
 Knows how alternatives are set side by side. Their numbers come as tables.
 """
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -32,6 +33,9 @@ METHOD_SCORES = {
     "cosine_to_difference_of_means": "cosine to<br>difference of means",
 }
 
+MOST = {"auroc": 1.0, "cosine_to_difference_of_means": 1.0}
+"""Where a score's scale ends."""
+
 
 def method_comparison(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw methods of fitting side by side: over the layers, or as dots where there is one place.
@@ -43,7 +47,7 @@ def method_comparison(table: pd.DataFrame, *, template: str = "plotly_white") ->
     frame = by_layer(table)
     layers = frame["layer"].unique()
     if len(frame) == 0:
-        return empty(template, "Methods of fitting", "nothing was compared inside the blocks")
+        return empty(template, "Ways to fit", "nothing was compared inside the blocks")
     place = f"{table['site'].iloc[0]}, {table['position'].iloc[0]}"
     if len(layers) == 1:
         return _methods_at_one_place(frame, f"{place} · layer {layers[0]}", template)
@@ -66,7 +70,7 @@ def _methods_over_layers(frame: pd.DataFrame, place: str, template: str) -> go.F
     figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
     for row, said in enumerate(METHOD_SCORES.values(), start=1):
         figure.update_yaxes(title_text=said, row=row, col=1)
-    return dress(figure, template, f"Methods of fitting · {place}", height=720, margin_l=90)
+    return dress(figure, template, f"Ways to fit · {place}", height=720, margin_l=90)
 
 
 def _methods_at_one_place(frame: pd.DataFrame, place: str, template: str) -> go.Figure:
@@ -88,14 +92,20 @@ def _methods_at_one_place(frame: pd.DataFrame, place: str, template: str) -> go.
             )
             figure.add_trace(trace, row=1, col=column)
     for column, (score, said) in enumerate(METHOD_SCORES.items(), start=1):
-        figure.update_xaxes(title_text=said, range=roomy(frame[score]), nticks=5, row=1, col=column)
+        figure.update_xaxes(
+            title_text=said,
+            range=roomy(frame[score], MOST.get(score, math.inf)),
+            nticks=5,
+            row=1,
+            col=column,
+        )
     figure.update_yaxes(
         tickvals=[-row for row in range(len(names))],
         ticktext=[str(name).replace("_", " ") for name in names],
         range=[-len(names) + 0.5, 0.5],
     )
     height = 170 + 34 * len(names)
-    title = f"Methods of fitting · {place}"
+    title = f"Ways to fit · {place}"
     return dress(figure, template, title, height=height, margin={"l": 140, "b": 100})
 
 

@@ -63,8 +63,8 @@ def learning_curve(
         figure,
         template,
         "Would more prompts turn the direction?",
-        subtitle="dotted: foretold from what was measured",
         height=460,
+        showlegend=True,
     )
 
 
@@ -102,20 +102,14 @@ def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go
     is_beyond = own["is_extrapolated"].astype(bool)
     measured, beyond = where(own, ~is_beyond), where(own, is_beyond)
     hover = f"{name}<br>%{{x}} prompts a class: %{{y:.1f}}°"
-    yield line(name, measured["n_per_class"], measured["degrees"], look, hover)
+    counts, degrees = measured["n_per_class"], measured["degrees"]
+    yield line(f"{name}, measured", counts, degrees, look, hover, legendgroup=name)
     if len(beyond):
-        # From the last measured point on, so that the line does not break.
-        beyond = pd.concat([measured.tail(1), beyond])
-        guessed = replace(look, dash="dot", is_hollow=True)
-        yield line(
-            f"{name}, extrapolated",
-            beyond["n_per_class"],
-            beyond["degrees"],
-            guessed,
-            f"{hover}, extrapolated",
-            legendgroup=name,
-            showlegend=False,
-        )
+        # Not joined with what was measured: a formula foretells it, from all prompts at once.
+        foretold = replace(look, dash="dot", is_hollow=True)
+        counts, degrees = beyond["n_per_class"], beyond["degrees"]
+        hover = f"{hover}, foretold"
+        yield line(f"{name}, foretold", counts, degrees, foretold, hover, legendgroup=name)
 
 
 def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:

@@ -52,11 +52,48 @@ def _format_of(path: Path) -> str:
 
 
 def page(figure: go.Figure) -> str:
-    """Return a figure as one self-contained page, as dark around it as the figure is."""
+    """Return a figure as one self-contained page, as dark around it as the figure is.
+
+    The figure is as high as the window, or two thirds of its own height where that is more.
+    """
     layout: Any = figure.layout
+    shown = go.Figure(figure).update_layout(height=None, autosize=True)
+    least = 2 * (layout.height or 450) // 3
+    whole = shown.to_html(
+        include_plotlyjs=True,
+        config=PRIVATE | {"responsive": True},
+        default_height="100%",
+        post_script=WRAP_TITLE,
+    )
     background = layout.template.layout.paper_bgcolor or "white"
-    whole = figure.to_html(include_plotlyjs=True, config=PRIVATE)
-    return whole.replace("<body>", f'<body style="background: {background}">', 1)
+    style = (
+        f"<style>html, body {{ margin: 0; height: 100%; background: {background} }} "
+        f"body > div {{ height: 100%; min-height: {least}px }}</style>"
+    )
+    return whole.replace("</head>", f"{_VIEWPORT}{style}</head>", 1)
+
+
+_VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+
+WRAP_TITLE = """
+const graph = document.getElementById("{plot_id}");
+const title = graph.layout.title?.text ?? "", top = graph.layout.margin?.t ?? 100;
+const wrap = () => {
+  const most = Math.max(20, Math.floor((innerWidth - 30) / 8)), lines = [""];
+  for (const word of title.split(" ")) {
+    const last = lines.at(-1);
+    if (last && (last + word).length >= most) lines.push(word);
+    else lines[lines.length - 1] = last ? `${last} ${word}` : word;
+  }
+  const text = lines.join("<br>");
+  if (title && !title.includes("<") && graph.layout.title.text !== text) {
+    Plotly.relayout(graph, {"title.text": text, "margin.t": top + 20 * (lines.length - 1)});
+  }
+};
+addEventListener("resize", wrap);
+wrap();
+"""
+"""Plotly cuts a title that is wider than the window; a letter of 15 pixels is about 8 wide."""
 
 
 def _take_pictures(figures: Mapping[Path, go.Figure], width: int, scale: float) -> None:

@@ -114,7 +114,7 @@ def _null_band(
         edges.index.tolist(),
         (edges["low"] * scale).tolist(),
         (edges["high"] * scale).tolist(),
-        name="shuffled labels, 95 %",
+        name="scores of shuffled labels, 95 %",
         legendgroup="null",
         showlegend=row == 1,
         fillcolor=faded(NEUTRAL_COLOUR, 0.3),

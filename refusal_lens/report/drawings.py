@@ -41,17 +41,24 @@ class ShownFigure:
     caption: str
     height: int
     content: Markup
+    folded: str
 
 
 def draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
-    """Yield every figure that can be drawn, and of each other one its title and what it lacks."""
+    """Yield every figure that can be drawn, and of each other one its title and why not."""
     for name, figure in figures.FIGURES.items():
         try:
             light, dark = (figures.draw(run_folder, name, base) for base in (LIGHT, DARK))
         except RefusalLensError as error:
             yield figure.title, str(error)
         else:
-            yield _show(name, light, dark)
+            yield _show(name, light, dark) if light.data else (figure.title, _note(light))
+
+
+def _note(figure: go.Figure) -> str:
+    """Return what a figure without data says instead."""
+    layout: Any = figure.layout
+    return " ".join(f"{note.text.capitalize()}." for note in layout.annotations)
 
 
 def themes() -> dict[str, Json]:
@@ -76,7 +83,9 @@ def _show(name: str, light: go.Figure, dark: go.Figure) -> ShownFigure:
     text = embed(json.dumps(content, separators=(",", ":"), ensure_ascii=False))
     height = content["layout"]["height"]
     figure = figures.FIGURES[name]
-    return ShownFigure(name, figure.title, _caption(figure.sentence, title), height, text)
+    return ShownFigure(
+        name, figure.title, _caption(figure.sentence, title), height, text, figure.folded
+    )
 
 
 def _plain(figure: go.Figure) -> Json:

@@ -40,11 +40,18 @@ def render(run_folder: RunFolder) -> str:
     """Return the report of a run as one HTML page."""
     evidence = gather(run_folder)
     drawn = list(draw_all(run_folder))
+    shown = [figure for figure in drawn if isinstance(figure, ShownFigure)]
+    headings = dict.fromkeys(figure.folded for figure in shown if figure.folded)
     template = _environment().get_template("report.html.j2")
     return template.render(
         **_identity(run_folder, evidence),
         **_findings(evidence),
-        figures=[figure for figure in drawn if isinstance(figure, ShownFigure)],
+        figures=shown,
+        open_figures=[figure for figure in shown if not figure.folded],
+        folded_figures={
+            heading: [figure for figure in shown if figure.folded == heading]
+            for heading in headings
+        },
         not_drawn=[missing for missing in drawn if isinstance(missing, tuple)],
         tables=list(shown_tables(evidence)),
         kernel=_kernel(evidence),

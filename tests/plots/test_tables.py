@@ -29,15 +29,19 @@ def named(figure: go.Figure, name: str) -> list:
 def test_learning_curve_breaks_into_measured_and_extrapolated():
     table = planted.learning_curve()
     figure = plots.learning_curve(table.sample(frac=1, random_state=0))
-    interval, measured = named(figure, "resid_post 5, last")
-    beyond = named(figure, "resid_post 5, last, extrapolated")[0]
+    (interval,) = named(figure, "resid_post 5, last")
+    (measured,) = named(figure, "resid_post 5, last, measured")
+    (beyond,) = named(figure, "resid_post 5, last, foretold")
     inside = table[~table["is_extrapolated"]]
     assert list(measured.x) == inside["n_per_class"].tolist()
     np.testing.assert_allclose(measured.y, inside["degrees"])
     edges = [*inside["degrees_low"], *inside["degrees_high"][::-1]]
     np.testing.assert_allclose(interval.y, edges)
-    # The line goes on from the last measured point.
-    assert list(beyond.x) == [192, 384, 768]
+    # A formula foretells it: no line leads there from what was measured.
+    assert list(beyond.x) == [384, 768]
+    # Which is which stands in the legend.
+    assert figure.layout.showlegend
+    assert (measured.showlegend, beyond.showlegend) == (None, None)
     assert beyond.line.dash == "dot"
     assert beyond.marker.symbol == "circle-open"
 
@@ -53,7 +57,7 @@ def test_learning_curves_of_many_places_leave_one_standing_out():
     assert len(others) == 2 * 7  # measured and extrapolated
     assert [trace.showlegend for trace in others] == [True] + [False] * 13
     assert {"resid_post 0, last" in trace.hovertemplate for trace in others[:2]} == {True}
-    _, measured = named(figure, "resid_post 3, last")
+    (measured,) = named(figure, "resid_post 3, last, measured")
     np.testing.assert_allclose(measured.y, one[~one["is_extrapolated"]]["degrees"] + 3)
     assert measured.line.color not in {trace.line.color for trace in others}
 

@@ -82,9 +82,24 @@ def test_figures_are_drawn_when_they_come_near(open_report):
     assert page.locator("[data-is-drawn]").count() < page.locator(".plot").count() or (
         page.locator(".plot").count() <= 2
     )
+    folded = page.locator("details.folded")
+    assert folded.locator("[data-is-drawn]").count() == 0
+    folded.evaluate_all("all => all.forEach(details => { details.open = true; })")
     for plot in page.locator(".plot").all():
         drawn(page, plot.get_attribute("data-name"))
         assert plot.locator("svg.main-svg").first.bounding_box()["height"] > 100
+
+
+def test_the_first_figure_begins_above_the_fold(open_report):
+    page = open_report(width=1400)
+    assert page.locator(".plot").first.bounding_box()["y"] < page.viewport_size["height"]
+    assert page.locator("#answer .plot").count() == 1
+
+
+def test_a_link_unfolds_the_figure_that_it_leads_to(open_report):
+    page = open_report()
+    page.locator(".index a[href='#figure-stability']").click()
+    page.wait_for_selector(".plot[data-name=stability][data-is-drawn=yes]")
 
 
 def test_slider_shows_another_layer_and_menu_another_position(open_report, run_folder):
@@ -221,6 +236,9 @@ def test_hostile_prompts_are_text(open_report):
 @pytest.mark.parametrize("width", [360, 768, 1400])
 def test_page_is_never_wider_than_its_window(open_report, width):
     page = open_report(width=width, height=740)
+    folded = page.locator("details.folded")
+    assert folded.locator("[data-is-drawn]").count() == 0
+    folded.evaluate_all("all => all.forEach(details => { details.open = true; })")
     for plot in page.locator(".plot").all():
         drawn(page, plot.get_attribute("data-name"))
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
@@ -231,6 +249,9 @@ def test_page_is_never_wider_than_its_window(open_report, width):
 @pytest.mark.parametrize("width", [360, 1400])
 def test_nothing_serious_stands_in_the_way_of_access(open_report, scheme, width):
     page = open_report(width=width, color_scheme=scheme)
+    folded = page.locator("details.folded")
+    assert folded.locator("[data-is-drawn]").count() == 0
+    folded.evaluate_all("all => all.forEach(details => { details.open = true; })")
     for plot in page.locator(".plot").all():
         drawn(page, plot.get_attribute("data-name"))
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")

@@ -223,6 +223,17 @@
   );
   links.forEach((_, id) => reading.observe(document.getElementById(id)));
 
+  // A link to a folded figure unfolds it.
+  function unfold() {
+    const details = document.getElementById(location.hash.slice(1))?.closest("details.folded");
+    if (details && !details.open) {
+      details.open = true;
+      document.getElementById(location.hash.slice(1)).scrollIntoView();
+    }
+  }
+  addEventListener("hashchange", unfold);
+  unfold();
+
   function redress() {
     drawn.forEach((_, plot) => after(plot, () => dress(plot, plot.data, plot.layout)));
   }
@@ -232,7 +243,7 @@
   let closed = [];
   addEventListener("beforeprint", () => {
     isPrinting = true;
-    closed = [...document.querySelectorAll("details.table:not([open])")];
+    closed = [...document.querySelectorAll("details.table:not([open]), details.folded:not([open])")];
     closed.forEach((details) => { details.open = true; });
     // Printing does not wait: what is drawn already is changed at once.
     drawn.forEach((_, plot) => plot.layout && dress(plot, plot.data, plot.layout));
