@@ -27,6 +27,8 @@ def _require_visible(text: str) -> str:
     """Refuse blank text: a blank phrase would match every answer."""
     if not text.strip():
         raise ValueError("needs to be a text that is not blank")
+    if "\0" in text:
+        raise ValueError("needs to be a text without the character NUL")
     return text
 
 
@@ -62,7 +64,9 @@ Position = Annotated[Text, BeforeValidator(_position_as_text)]
 class _Section(BaseModel):
     """What all sections share: unknown keys are faults, values keep their type, nothing changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(_Section):
@@ -176,14 +180,14 @@ class ValidationConfig(_Section):
         n_resamples: Resamples behind every interval and stability.
         n_permutations: Shuffled labellings behind the p-values, and draws of the other nulls; with
             fewer than 19 no p-value could reach 0.05.
-        seed: Seed of the folds, the nulls and the resamples.
+        seed: Seed of the folds, the nulls and the resamples; 32 bits, as NumPy's are.
     """
 
     n_folds: int = Field(default=5, ge=2)
-    n_repeats: int = Field(default=3, ge=1)
-    n_resamples: int = Field(default=1000, ge=20)
-    n_permutations: int = Field(default=1000, ge=19)
-    seed: int = Field(default=0, ge=0)
+    n_repeats: int = Field(default=3, ge=1, le=1000)
+    n_resamples: int = Field(default=1000, ge=20, le=1_000_000)
+    n_permutations: int = Field(default=1000, ge=19, le=1_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class RefusalConfig(_Section):

@@ -4,6 +4,7 @@ Knows YAML and where files lie. What the keys mean stands in `config`.
 """
 
 import difflib
+import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from refusal_lens.config import Config
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.files import refuse_lfs_pointer
 
 
 def load_config(path_or_name: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -41,7 +43,10 @@ def load_config(path_or_name: str | Path | None = None, overrides: Sequence[str]
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
-        faults += [_describe(detail, str(path), origins) for detail in error.errors()]
+        found = error.errors()
+        faults += [_describe(detail, str(path), origins) for detail in found[:N_FAULTS_SHOWN]]
+        n_more = len(found) - N_FAULTS_SHOWN
+        faults += [f"... and {n_more} more"] if n_more > 0 else []
     if faults or config is None:
         raise RefusalLensError("\n".join(faults))
     return config
@@ -56,7 +61,9 @@ def dump_config(config: Config) -> str:
     Returns:
         YAML with every key, in the order of the classes.
     """
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=100)
+    # Through JSON: a list that stands in two places is written twice, and not as an alias.
+    plain = json.loads(config.model_dump_json())
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
 def find_resource(path: str | Path) -> Path | None:
@@ -120,34 +127,86 @@ def _find_config(path_or_name: str | Path | None) -> Path:
     )
 
 
+MAX_BYTES, MAX_DEPTH = 2**16, 20
+"""Of a config: the longest that ships has 7,000 bytes, and is 3 deep."""
+
+N_FAULTS_SHOWN, MAX_SHOWN = 20, 200
+"""Lines of a message, and characters of what it repeats from a file."""
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which PyYAML silently takes the last."""
+    """YAML as configs need it: no key twice, no merged or repeated parts, not deep.
+
+    PyYAML silently takes the last of two keys; a few merge keys of merge keys (`<<: [*a, *a]`)
+    keep it busy for hours; and it fails at deep nesting in its own way.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Make one part of the document unless it stands too deep, or is another one again."""
+        event = self.peek_event()
+        if self.check_event(yaml.AliasEvent) or self.depth > MAX_DEPTH:
+            what = "*aliases are not read" if self.depth <= MAX_DEPTH else "nested too deep"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Make a value; PyYAML's own makers fail at 2026-02-30 and !!bool maybe in their way."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise yaml.constructor.ConstructorError(
+                problem=f"a value cannot be read ({error!r:.100})", problem_mark=node.start_mark
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Make the mapping unless a key repeats."""
-        keys = [key.value for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                mark = node.value[index][0].start_mark
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key} stands twice", problem_mark=mark
+                    problem=f"the key {key.value} stands twice", problem_mark=key.start_mark
                 )
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)
+
+
+def _load_yaml(text: str) -> Any:
+    """Read YAML; whatever is wrong with it is a YAMLError."""
+    if len(text) > MAX_BYTES:
+        raise yaml.MarkedYAMLError(problem=f"more than {MAX_BYTES:,} characters")
+    return yaml.load(text, _StrictLoader)
+
+
+def _cut(text: str) -> str:
+    """Keep a message short that repeats what stood in a file."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a file that must hold a mapping."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)
+        if path.stat().st_size > MAX_BYTES:
+            raise RefusalLensError(
+                f"{path} has {path.stat().st_size:,} bytes; a config has a few thousand, and "
+                f"{MAX_BYTES:,} at most. Give another file."
+            )
+        refuse_lfs_pointer(path)
+        content = _load_yaml(path.read_text(encoding="utf-8-sig"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise RefusalLensError(f"{place}: not valid YAML: {error.problem}.") from error
+        problem = f"{error.problem}".removesuffix(".")
+        raise RefusalLensError(f"{place}: not valid YAML: {_cut(problem)}.") from error
     except OSError as error:
         raise RefusalLensError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RefusalLensError(
-            f"{path}: not a text file in UTF-8: {error}. Save it as UTF-8."
+            f"{path}: not a text file in UTF-8: {_cut(str(error))}. Save it as UTF-8."
         ) from error
     if content is not None and not isinstance(content, dict):
         raise RefusalLensError(
@@ -161,7 +220,7 @@ def _apply_override(
     override: str, content: dict[str, Any], origins: dict[str, str], faults: list[str]
 ) -> None:
     """Set one key of `content`, or add what is wrong with the override to `faults`."""
-    blamed = f"override {override!r}"
+    blamed = f"override {_cut(repr(override))}"
     key, equals, value = override.partition("=")
     key = key.strip()
     if not equals:
@@ -176,9 +235,11 @@ def _apply_override(
     if not isinstance(content, dict):
         return  # the section itself is wrong in the file, which the check will tell
     try:
-        content[last] = yaml.load(value, _StrictLoader)
+        content[last] = _load_yaml(value)
     except yaml.YAMLError:
-        faults.append(f"{blamed}: the value {value!r} is not valid YAML. Put it in quotes.")
+        faults.append(
+            f"{blamed}: the value {_cut(repr(value))} is not valid YAML. Put it in quotes."
+        )
     origins[key] = blamed
 
 
@@ -200,7 +261,8 @@ def _unknown_key(key: str) -> str:
         pairs = ((key.rpartition(".")[2], known.rpartition(".")[2]), (key, known))
         return [difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs]
 
-    return f"{key} is not a known key; the closest is {max(_known_keys(), key=likeness)}."
+    known = max(_known_keys(), key=likeness) if len(key) <= MAX_SHOWN else _known_keys()[0]
+    return f"{_cut(key)} is not a known key; the closest is {known}."
 
 
 def _describe(detail: ErrorDetails, path: str, origins: dict[str, str]) -> str:
@@ -215,7 +277,7 @@ def _describe(detail: ErrorDetails, path: str, origins: dict[str, str]) -> str:
         return f"{place}: {key} is missing. Add it."
     if detail["type"] == "invalid_key":
         return f"{place}: the key {_show(detail['input'])} needs to be a text. Remove it."
-    return f"{place}: {key}{where} {_need(detail)}, but {_show(detail['input'])} came."
+    return f"{place}: {_cut(key + where)} {_need(detail)}, but {_show(detail['input'])} came."
 
 
 def _need(detail: ErrorDetails) -> str:
@@ -233,6 +295,17 @@ def _need(detail: ErrorDetails) -> str:
 
 def _show(value: object) -> str:
     """Show a value that came as YAML, cut when long."""
-    shown = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=1000)
+    shown = yaml.safe_dump(_trim(value), allow_unicode=True, default_flow_style=True, width=1000)
     shown = shown.removesuffix("...\n").strip()
     return f"{shown[:57]}..." if len(shown) > 60 else shown
+
+
+def _trim(value: object) -> object:
+    """Take the beginning of a value: what is written out in full takes seconds, and is cut."""
+    if isinstance(value, str):
+        return value[:MAX_SHOWN]
+    if isinstance(value, list):
+        return [_trim(each) for each in value[:MAX_SHOWN]]
+    if isinstance(value, dict):
+        return {key: _trim(each) for key, each in list(value.items())[:MAX_SHOWN]}
+    return value

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -182,7 +183,9 @@ refusal: {phrases: [a, ' ', 3]}
         ("collect.dtype=int8", "needs to be 'float32', 'bfloat16' or 'float16'"),
         ("directions.clip_quantile=0", "needs to be greater than 0"),
         ("directions.hook_points=[]", "needs at least 1 item"),
-        ("directions.clip_quantile=.nan", "needs to be less than or equal to 1"),
+        ("directions.clip_quantile=.nan", "needs to be a finite number"),
+        ("dose.strengths=.inf", "needs to be a list such as [a, b]"),
+        ("validation.seed=4294967296", "needs to be less than 4294967296"),
         ("validation.n_folds=1", "needs to be greater than or equal to 2"),
         ("validation.n_folds=2.5", "needs to be a whole number"),
         ("validation.seed=-1", "needs to be greater than or equal to 0"),
@@ -212,6 +215,46 @@ def test_values_out_of_range_blame_the_override(setting, need):
 def test_files_that_are_no_config(tmp_path, text, message):
     path = write(tmp_path, text)
     assert fault(path) == f"{path}{message}"
+
+
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 14)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("output: 2026-02-30", ":1:9: not valid YAML: a value cannot be read (ValueError('day is"),
+        ("output: !!bool maybe", ":1:9: not valid YAML: a value cannot be read (KeyError('maybe'"),
+        ("output: !!int x", ":1:9: not valid YAML: a value cannot be read (ValueError("),
+        ("output: " + "[" * 3000, "not valid YAML: nested too deep."),
+        ("a: " + "{b: " * 3000, "not valid YAML: nested too deep."),
+        (MERGES, ":2:15: not valid YAML: *aliases are not read."),
+        ("".join(f"k{n}: 1\n" for n in range(20_000)), " has 188,890 bytes; a config has a few"),
+        ("".join(f"k{n}: 1\n" for n in range(5_000)), "... and 4980 more"),
+        (f"output: [{'x' * 50_000}]", ": output needs to be a string, but [xxx"),
+        (f"{'x' * 900}: 1", "xxx... is not a known key"),
+        (f"output: 'a\n{'x' * 50_000}", ":2:50001: not valid YAML: found unexpected end"),
+        ('output: "a\\0b"', "needs to be a text without the character NUL"),
+        ("!!python/object/apply:os.system ['touch ran']", ":1:1: not valid YAML: could not deter"),
+    ],
+)
+def test_hostile_files_are_told_shortly_and_at_once(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    path, begun = write(tmp_path, text), time.monotonic()
+    told = fault(path)
+    assert message in told
+    assert len(told) < 10_000
+    assert time.monotonic() - begun < 5
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_hostile_override_is_told_shortly():
+    for value in ("[" * 3000, "2026-02-30", "x" * 100_000 + "[", "!!bool maybe"):
+        told = fault(None, f"output={value}")
+        assert told.startswith("override 'output=")
+        assert len(told) < 1000
 
 
 def test_file_that_is_not_utf8(tmp_path):
