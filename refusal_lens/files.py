@@ -1,13 +1,18 @@
-"""Files that are written whole or not at all, and pointers that stand where a file should.
+"""Files that are written whole or not at all, and found to be what was written.
 
-Knows nothing of what is in them.
+Knows checksums, and the pointers that git-lfs leaves in a file's place. Does not know what files
+mean.
 """
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from refusal_lens.errors import RefusalLensError
 
@@ -80,3 +85,53 @@ def refuse_lfs_pointer(path: Path) -> None:
             f"{path} is a git-LFS pointer and not the file: the repository was cloned without "
             "git-lfs. Fetch it there: git lfs pull."
         )
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's content; a file that has not changed since is not read again."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: Path, *_: int) -> str:
+    """Hash a file; what follows its path tells one state of it from the next."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+SEAL = "sha256_of_the_rest"
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write plain values as JSON that carries its own checksum."""
+    # As it is read back: with lists for tuples, and texts for the keys that are numbers.
+    plain = json.loads(json.dumps(content))
+    sealed = {**plain, SEAL: _sha256_of_json(plain)}
+    with write_whole(path) as file:
+        file.write_text(json.dumps(sealed, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        RefusalLensError: It is anything else.
+
+    Example:
+        >>> write_sealed(tmp_path / "a.json", {"count": 3})
+        >>> read_sealed(tmp_path / "a.json")
+        {'count': 3}
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        seal = content.pop(SEAL)
+        if seal != _sha256_of_json(content):
+            raise ValueError("its checksum differs")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RefusalLensError(f"{path} is not what was written ({error!r:.200}).") from error
+    return content
+
+
+def _sha256_of_json(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

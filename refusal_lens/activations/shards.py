@@ -9,16 +9,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.files import write_whole
+from refusal_lens.files import file_sha256, read_sealed, write_sealed, write_whole
 from refusal_lens.prompts.groups import FACTORS, Groups
 
 FORMAT = "refusal-lens activations 2"
@@ -30,6 +30,10 @@ NAMES_IN_FILE = {
     torch.float16: "F16",
     torch.bool: "BOOL",
 }
+
+
+HEADER = "header"
+"""Among the names of tensors in a record: what stands before them in the file."""
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -54,16 +58,16 @@ def write_shard_file(
     """
     with write_whole(path) as temporary:
         record = write_safetensors(temporary, tensors)
-    with write_whole(record_path(path)) as temporary:
-        temporary.write_text(json.dumps({**record, "batches": batches}), encoding="utf-8")
+    write_sealed(record_path(path), {**record, "batches": batches})
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write a safetensors file, and return its size and checksum.
+    """Write a safetensors file, and return its size and the checksums of its parts.
 
     The safetensors library sorts tensors by name (layer 10 before layer 2) and gives no checksum.
     Here they keep their order, so that hook points of one shard can be mapped into memory as one
-    tensor, and the checksum is taken of what goes out, not of what came to lie on the disk.
+    tensor, and checksums are taken of what goes out, not of what came to lie on the disk. Each
+    tensor has its own, so that one hook point is checked without reading the rest.
 
     Source:
         https://github.com/huggingface/safetensors#format
@@ -76,33 +80,33 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, An
         start += tensor.nbytes
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    checksum = hashlib.sha256()
+    head = len(encoded).to_bytes(8, "little") + encoded
+    checksums = {HEADER: hashlib.sha256(head).hexdigest()}
     with path.open("wb") as file:
-        for part in (len(encoded).to_bytes(8, "little"), encoded):
-            file.write(part)
-            checksum.update(part)
-        for tensor in tensors.values():
+        file.write(head)
+        for name, tensor in tensors.items():
             data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
             file.write(data)
-            checksum.update(data)
-    return {"n_bytes": 8 + len(encoded) + start, "sha256": checksum.hexdigest()}
+            checksums[name] = hashlib.sha256(data).hexdigest()
+    return {"n_bytes": len(head) + start, "sha256": checksums}
 
 
 def read_record(shard: Path) -> dict[str, Any] | None:
     """Read a shard's record; None where there is none that can be read."""
     try:
-        record = json.loads(record_path(shard).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_sealed(record_path(shard))
+    except (OSError, RefusalLensError):
         return None
     return record if isinstance(record, dict) and {"n_bytes", "sha256"} <= set(record) else None
 
 
-def find_fault(shard: Path, *, with_checksum: bool = True) -> str | None:
+def find_fault(shard: Path, tensors: Sequence[str] | None = None) -> str | None:
     """Say what is wrong with a shard; None if it is what was written.
 
     Args:
         shard: The shard.
-        with_checksum: Read all of it; without, only its size is compared.
+        tensors: Those whose checksums are compared; None compares all, an empty list only the
+            file's size.
     """
     record = read_record(shard)
     if not shard.is_file():
@@ -112,15 +116,38 @@ def find_fault(shard: Path, *, with_checksum: bool = True) -> str | None:
     n_bytes = shard.stat().st_size
     if n_bytes != record["n_bytes"]:
         return f"has {n_bytes} bytes instead of {record['n_bytes']}"
-    if with_checksum and file_sha256(shard) != record["sha256"]:
+    if tensors != [] and not _is_as_recorded(shard, record["sha256"], tensors):
         return "is not what was written (its checksum differs)"
     return None
 
 
-def file_sha256(path: Path) -> str:
-    """Hash a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _is_as_recorded(
+    shard: Path, checksums: Mapping[str, str], tensors: Sequence[str] | None
+) -> bool:
+    """Compare the header's checksum, then those of some tensors or of all."""
+    with shard.open("rb") as file:
+        # The header of a file whose size is right is no longer than the file.
+        length = file.read(8)
+        head = length + file.read(min(int.from_bytes(length, "little"), shard.stat().st_size))
+        if hashlib.sha256(head).hexdigest() != checksums[HEADER]:
+            return False
+        places = json.loads(head[8:])
+        for name in places if tensors is None else tensors:
+            start, stop = places[name]["data_offsets"]
+            file.seek(len(head) + start)
+            if _hash_next(file, stop - start) != checksums[name]:
+                return False
+    return True
+
+
+def _hash_next(file: BinaryIO, n_bytes: int) -> str:
+    """Hash the next bytes of a file, a few at a time."""
+    checksum = hashlib.sha256()
+    while n_bytes > 0:
+        part = file.read(min(n_bytes, 2**20))
+        checksum.update(part)
+        n_bytes -= len(part) or n_bytes
+    return checksum.hexdigest()
 
 
 @contextmanager
@@ -177,13 +204,24 @@ def write_groups(folder: Path, groups: Groups) -> None:
     """Write which prompts depend on each other."""
     labels = {name: getattr(groups, name).clone() for name in FACTORS}
     with write_whole(groups_path(folder)) as temporary:
-        save_file(labels, temporary, metadata=groups.origin)
+        temporary.write_bytes(save(labels, metadata=groups.origin))
+        write_sealed(record_path(groups_path(folder)), {"sha256": file_sha256(temporary)})
 
 
 def read_groups(folder: Path, n_prompts: int) -> Groups:
-    """Read which prompts depend on each other; none do where nothing is kept."""
+    """Read which prompts depend on each other; none do where nothing is kept.
+
+    Raises:
+        RefusalLensError: They are not what was written.
+    """
     if not groups_path(folder).is_file():
         return Groups.independent(n_prompts)
+    record = read_sealed(record_path(groups_path(folder)))
+    if record["sha256"] != file_sha256(groups_path(folder)):
+        raise RefusalLensError(
+            f"{groups_path(folder)} is not what was written (its checksum differs). Remove "
+            f"{folder} and collect again."
+        )
     with open_shard(groups_path(folder)) as file:
         labels = {name: file.get_tensor(name) for name in FACTORS}
         return Groups(**labels, origin=dict(file.metadata() or {}))
@@ -207,11 +245,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "Collect them first: refusal-lens collect."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RefusalLensError(
-            f"{path} is not what was written: {error}. Remove {folder} and collect again."
-        ) from error
+        manifest = read_sealed(path)
+    except RefusalLensError as error:
+        raise RefusalLensError(f"{error} Remove {folder} and collect again.") from error
     if manifest.get("format") != FORMAT:
         raise RefusalLensError(
             f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT!r}. "
@@ -222,6 +258,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write what a store says of itself."""
-    manifest = {"format": FORMAT, **manifest}
-    with write_whole(manifest_path(folder)) as file:
-        file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_sealed(manifest_path(folder), {"format": FORMAT, **manifest})

@@ -85,7 +85,7 @@ class Store:
     def finished(self) -> list[int]:
         """The shards that are there, by their sizes alone."""
         paths = [shard_path(self.folder, index) for index in range(len(self.rows))]
-        return [i for i, path in enumerate(paths) if find_fault(path, with_checksum=False) is None]
+        return [i for i, path in enumerate(paths) if find_fault(path, []) is None]
 
     def missing(self) -> list[int]:
         """Find the shards that have yet to be collected.
@@ -297,7 +297,7 @@ def load_activations(folder: Path, hook_points: str | Sequence[str] | None = Non
     paths = [shard_path(folder, index) for index in range(len(store.rows))]
     labels, values = [], None
     for path, rows in zip(paths, store.rows, strict=True):
-        _check(path, with_checksum=True)
+        _check(path)
         with open_shard(path) as shard:
             labels.append(shard.get_tensor("is_harmful"))
             if len(paths) == 1 and wanted == stored and store.key["dtype"] == "float32":
@@ -319,12 +319,9 @@ def load_hook_point(
 ) -> Float[Tensor, "n_prompts n_positions d_model"]:
     """Read the activations at one hook point, as float32, and nothing else.
 
-    Checksums are those of whole shards, so that only the shards' sizes are checked here;
-    `load_activations` checks all of them.
-
     Raises:
         RefusalLensError: They are not finished, there is no such hook point among them, or a shard
-            is missing or truncated.
+            is missing or is not what was written.
     """
     store, _ = _open_finished(folder)
     if hook_point not in store.key["hook_points"]:
@@ -335,7 +332,7 @@ def load_hook_point(
     parts = []
     for index in range(len(store.rows)):
         path = shard_path(folder, index)
-        _check(path, with_checksum=False)
+        _check(path, [hook_point])
         with open_shard(path) as shard:
             parts.append(shard.get_tensor(hook_point).float())
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -349,8 +346,8 @@ def _select(folder: Path, stored: Sequence[str], selectors: str | Sequence[str])
         raise RefusalLensError(f"{folder} holds only what was collected. {error}") from error
 
 
-def _check(path: Path, *, with_checksum: bool) -> None:
-    fault = find_fault(path, with_checksum=with_checksum)
+def _check(path: Path, tensors: Sequence[str] | None = None) -> None:
+    fault = find_fault(path, tensors)
     if fault is not None:
         raise RefusalLensError(
             f"{path} {fault}. Collect it again: refusal-lens collect --resume --output RUN."

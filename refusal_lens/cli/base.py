@@ -37,11 +37,10 @@ def existing_run(path: Path, overrides: list[str] | None) -> Iterator[tuple["Con
     """Open a run and read its settings, with overrides laid over them."""
     with plain_errors():
         with console.status("Starting (importing torch and TransformerLens)"):
-            from refusal_lens.config_files import load_config
             from refusal_lens.runs.folder import RunFolder
 
         run_folder = RunFolder.open(path)
-        settings = load_config(run_folder.config_path, overrides or [])
+        settings = run_folder.read_config(overrides or [])
         with told_where(path):
             yield settings, run_folder
 

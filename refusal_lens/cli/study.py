@@ -218,10 +218,13 @@ def _new_run(
     """Read the settings and choose the folder of a run; end it in plain words."""
     with plain_errors():
         from refusal_lens.config_files import load_config
+        from refusal_lens.runs.checksums import check
 
         begun = output / "config.yaml" if output is not None and resume else None
         # A run that goes on has its own settings: those that began it need not be given again.
         is_begun = config is None and begun is not None and begun.is_file()
+        if is_begun and output is not None:
+            check(output, "config.yaml")
         settings = load_config(begun if is_begun else config, overrides)
         with console.status("Starting (importing torch and TransformerLens)"):
             from refusal_lens.stages import study

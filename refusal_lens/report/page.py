@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from refusal_lens.config_files import dump_config
 from refusal_lens.models.hook_points import site_of
 from refusal_lens.report.answer import answer, reasons
 from refusal_lens.report.drawings import ShownFigure, draw_all, embed, themes
@@ -140,6 +141,6 @@ def _reproduction(run_folder: RunFolder) -> dict[str, Any]:
         "install_command": shlex.join(["pip", "install", *pins]) if pins else "",
         "run_command": f"refusal-lens run {config_path} --output reproduced",
         "versions": versions,
-        "config": run_folder.config_path.read_text(encoding="utf-8"),
+        "config": dump_config(run_folder.read_config()),
         "provenance": json.dumps(provenance, indent=2, ensure_ascii=False),
     }

@@ -3,17 +3,19 @@
 Knows file names and layouts. Does not compute or draw what it writes.
 """
 
+import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.store import describe_difference, load_activations
@@ -24,16 +26,22 @@ from refusal_lens.directions.files import load_directions, save_directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.experiments.dose_response import Completion
 from refusal_lens.experiments.refusal import Answer, RefusalReport
-from refusal_lens.files import write_whole
 from refusal_lens.models.hook_points import layer_of, select_hook_points, site_of
 from refusal_lens.models.loading import Model, describe_model
 from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
+from refusal_lens.runs.checksums import check, record, way_back, write_recorded
 from refusal_lens.validation.best_place import Choice, choose_best
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.frames import read_frame
 from refusal_lens.validation.separation import Separation
 
 PROMPT_FIELDS = ("id", "text", "category", "pair", "group")
+
+READ_ERRORS = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError),
+    *(SafetensorError, OSError, RuntimeError),
+)
+"""What JSON, pandas, safetensors and torch raise over a file that holds something else."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,10 @@ class RunFolder:
         """Write the resolved settings."""
         self._write_text(self.config_path, dump_config(config))
 
-    def read_config(self) -> Config:
-        """Read the settings the run was made with."""
-        return load_config(self.config_path)
+    def read_config(self, overrides: Sequence[str] = ()) -> Config:
+        """Read the settings the run was made with, and lay overrides over them."""
+        self._check(self.config_path.name)
+        return load_config(self.config_path, overrides)
 
     def check_config(self, config: Config) -> None:
         """Make sure that these are the settings the run was begun with.
@@ -117,7 +126,8 @@ class RunFolder:
 
     def read_provenance(self) -> dict[str, Any]:
         """Read where everything in the folder came from."""
-        return self._read_json(self.provenance_path.name)
+        with self._reading(self.provenance_path.name) as path:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
 
     def write_prompts(self, prompts: ContrastSet) -> None:
         """Write the prompts, so that the run can be read without their files."""
@@ -151,12 +161,12 @@ class RunFolder:
 
     def read_prompts(self) -> ContrastSet:
         """Read the prompts of the run."""
-        content = self._read_json("prompts.json")
-        sides = [
-            PromptSet(name, tuple(Prompt(**prompt) for prompt in content[name]))
-            for name in ("harmful", "harmless")
-        ]
-        with warnings.catch_warnings():
+        with self._reading("prompts.json") as path, warnings.catch_warnings():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            sides = [
+                PromptSet(name, tuple(Prompt(**prompt) for prompt in content[name]))
+                for name in ("harmful", "harmless")
+            ]
             # Few prompts were warned of when they were read from the user's files.
             warnings.simplefilter("ignore", RefusalLensWarning)
             return ContrastSet(sides[0], sides[1])
@@ -194,29 +204,34 @@ class RunFolder:
         """Read refusal rates and answers; None when they were not measured."""
         if not self.refusal_path.is_file():
             return None
-        content = self._read_json(self.refusal_path.name)
-        answers = tuple(Answer(**answer) for answer in content["answers"])
-        ids = tuple(content.get("refusal_ids", ()))
-        return RefusalReport(answers, tuple(content["refusal_tokens"]), ids)
+        with self._reading(self.refusal_path.name) as path:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            answers = tuple(Answer(**answer) for answer in content["answers"])
+            ids = tuple(content.get("refusal_ids", ()))
+            return RefusalReport(answers, tuple(content["refusal_tokens"]), ids)
 
     def write_directions(self, directions: Directions) -> None:
         """Write all directions, raw, with what they are in the file's header."""
-        save_directions(self.path / "directions.safetensors", directions)
+        with write_recorded(self.path, "directions.safetensors") as file:
+            save_directions(file, directions)
 
     def read_directions(self) -> Directions:
         """Read all directions."""
-        return load_directions(self._existing("directions.safetensors"))
+        with self._reading("directions.safetensors") as path:
+            return load_directions(path)
 
     def write_separation(
         self, separation: Separation, p_values: pd.DataFrame | None = None
     ) -> None:
         """Write the scores of every place as CSV, with their p-values where there are any."""
-        with write_whole(self.separation_path) as file:
-            _with_p_values(separation, p_values).to_csv(file, index=False)
+        self._write_csv(self.separation_path.name, _with_p_values(separation, p_values))
 
     def read_separation(self) -> pd.DataFrame:
         """Read the scores of every place, with the columns that later stages added."""
-        return read_frame(self._existing(self.separation_path.name))
+        with self._reading(self.separation_path.name) as path:
+            frame = read_frame(path)
+            frame[["hook_point", "position", "separation", "accuracy"]]  # KeyError without one
+            return frame
 
     def separation(self) -> Separation:
         """Read the scores of every place as `validate` returned them."""
@@ -265,44 +280,44 @@ class RunFolder:
             "positions": json.dumps(projections.positions),
             "is_held_out": json.dumps(projections.is_held_out),
         }
-        with write_whole(self.path / "projections.safetensors") as file:
-            save_file(tensors, file, metadata=header)
+        with write_recorded(self.path, "projections.safetensors") as file:
+            file.write_bytes(save(tensors, metadata=header))
 
     def read_projections(self) -> Projections:
         """Read every prompt's projection at every place."""
-        with safe_open(self._existing("projections.safetensors"), framework="pt") as file:
+        name = "projections.safetensors"
+        with self._reading(name) as path, safe_open(path, framework="pt") as file:
             header = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Projections(
-            **tensors,
-            hook_points=tuple(json.loads(header["hook_points"])),
-            positions=tuple(json.loads(header["positions"])),
-            is_held_out=json.loads(header["is_held_out"]),
-        )
+            return Projections(
+                **tensors,
+                hook_points=tuple(json.loads(header["hook_points"])),
+                positions=tuple(json.loads(header["positions"])),
+                is_held_out=json.loads(header["is_held_out"]),
+            )
 
     def write_table(self, name: str, table: pd.DataFrame) -> Path:
         """Write one table of results as `tables/<name>.csv` and return its path."""
-        path = self.path / "tables" / f"{name}.csv"
-        with write_whole(path) as file:
-            table.to_csv(file, index=False)
-        return path
+        return self._write_csv(f"tables/{name}.csv", table)
 
     def read_table(self, name: str) -> pd.DataFrame | None:
         """Read one table of results; None when that stage has not run."""
-        path = self.path / "tables" / f"{name}.csv"
-        return read_frame(path) if path.is_file() else None
+        name = f"tables/{name}.csv"
+        if not (self.path / name).is_file():
+            return None
+        with self._reading(name) as path:
+            return read_frame(path)
 
     def write_interventions(self, summary: pd.DataFrame) -> Path:
         """Write what interventions did, summed up, and return the path."""
-        path = self.path / "interventions.csv"
-        with write_whole(path) as file:
-            summary.to_csv(file, index=False)
-        return path
+        return self._write_csv("interventions.csv", summary)
 
     def read_interventions(self) -> pd.DataFrame | None:
-        """Read what interventions did, summed up; None when none were tried."""
-        path = self.path / "interventions.csv"
-        return read_frame(path) if path.is_file() else None
+        """Read what interventions did, summed up; None when none was tried."""
+        if not (self.path / "interventions.csv").is_file():
+            return None
+        with self._reading("interventions.csv") as path:
+            return read_frame(path)
 
     def write_completions(self, completions: Sequence[Completion]) -> Path:
         """Write answers with and without intervention, one JSON object a line."""
@@ -319,8 +334,17 @@ class RunFolder:
         p_values: pd.DataFrame | None = None,
     ) -> None:
         """Write the directions of one site and position in the article's layout."""
-        with write_whole(self.direction_path) as file:
-            torch.save(article_layout(directions, separation, best, p_values), file)
+        with write_recorded(self.path, self.direction_path.name) as file:
+            # Through memory: torch's own writer tells of a full disk without saying so.
+            content = io.BytesIO()
+            torch.save(article_layout(directions, separation, best, p_values), content)
+            file.write_bytes(content.getvalue())
+
+    def record_files(self, paths: Iterable[Path]) -> None:
+        """Record the checksums of files that others wrote, of those that lie in the run folder."""
+        for path in paths:
+            if path.is_relative_to(self.path):
+                record(self.path, path.relative_to(self.path).as_posix())
 
     def write_report(self, html: str) -> Path:
         """Write the report of the run and return its path."""
@@ -336,15 +360,37 @@ class RunFolder:
             )
         return path
 
-    def _read_json(self, name: str) -> Any:
-        return json.loads(self._existing(name).read_text(encoding="utf-8"))
+    def _check(self, name: str) -> None:
+        check(self.path, name)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        """Give the path of a file that is what the run wrote; whatever else it holds is one error.
+
+        Raises:
+            RefusalLensError: It is missing, or damaged; the message says what writes it again.
+        """
+        path = self._existing(name)
+        try:
+            self._check(name)
+            yield path
+        except RefusalLensError:
+            raise
+        except READ_ERRORS as error:
+            raise RefusalLensError(
+                f"{path} is not what a run writes ({error!r:.200}). {way_back(self.path, name)}"
+            ) from error
+
+    def _write_csv(self, name: str, table: pd.DataFrame) -> Path:
+        with write_recorded(self.path, name) as file:
+            table.to_csv(file, index=False)
+        return self.path / name
 
     def _write_json(self, path: Path, content: Any) -> None:
         self._write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    @staticmethod
-    def _write_text(path: Path, text: str) -> None:
-        with write_whole(path) as file:
+    def _write_text(self, path: Path, text: str) -> None:
+        with write_recorded(self.path, path.relative_to(self.path).as_posix()) as file:
             file.write_text(text, encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.provenance import describe_machine
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import Directions, fit_directions
+from refusal_lens.files import remove_partial
 from refusal_lens.models.hook_points import site_of
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.runs.diagnosis import (
@@ -36,6 +37,7 @@ from refusal_lens.validation.stability import measure_stability
 
 def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[Path]:
     """Fit and validate the directions, choose the best, and say what it is worth."""
+    remove_partial(run_folder.path)
     prompts = replace(run_folder.read_prompts(), grouping=config.prompts.groups)
     activations = replace(
         run_folder.read_activations(config.directions.hook_points), groups=find_groups(prompts)

@@ -16,6 +16,7 @@ from refusal_lens.config import Config
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
+from refusal_lens.files import remove_partial
 from refusal_lens.models.hook_points import resolve_hook_points
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.plots.picture_files import export
@@ -103,6 +104,7 @@ def _begin(
     terminal.show_groups(console, find_groups(prompts))
     read = positions_read(tokenizer, tokens["harmful"], positions)
     terminal.show_positions(console, read)
+    remove_partial(run_folder.path)
     run_folder.write_config(config)
     run_folder.write_prompts(prompts)
     run_folder.write_token_counts(_count_tokens(tokens))
@@ -212,6 +214,7 @@ def plot_stage(
         for name in wanted
     }
     export(drawn, width=width, scale=scale)
+    run_folder.record_files(drawn)
     return list(drawn)
 
 

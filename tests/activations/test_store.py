@@ -255,6 +255,22 @@ def test_truncated_shard_is_found_when_one_hook_point_is_read(tmp_path):
         load_hook_point(tmp_path, HOOK_POINTS[0])
 
 
+def test_a_byte_changed_is_found_when_its_hook_point_is_read(tmp_path):
+    make(tmp_path)
+    path = tmp_path / "shard-00002.safetensors"
+    content = bytearray(path.read_bytes())
+    # The last tensor but the labels is that of the last hook point.
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RefusalLensError, match="is not what was written .its checksum differs"):
+        load_hook_point(tmp_path, HOOK_POINTS[-1])
+    load_hook_point(tmp_path, HOOK_POINTS[0])
+    content[8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RefusalLensError, match="is not what was written .its checksum differs"):
+        load_hook_point(tmp_path, HOOK_POINTS[0])
+
+
 def test_unfinished_store_is_not_read(tmp_path):
     with pytest.raises(RefusalLensError, match=r"holds no activations \(no manifest.json\)"):
         load_activations(tmp_path)
@@ -270,7 +286,10 @@ def test_unfinished_store_is_not_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not what was written: Expecting"), ('{"format": "x"}', "has format 'x'; this")],
+    [
+        ("{", r"is not what was written \(JSON"),
+        ('{"format": "x"}', r"is not what was w.*sha256_of"),
+    ],
 )
 def test_manifest_that_cannot_be_read_is_named(tmp_path, content, message):
     make(tmp_path)

@@ -97,6 +97,7 @@ def test_projections_of_other_prompts_are_refused(tmp_path):
     run_folder = make_run(tmp_path / "run")
     other = make_run(tmp_path / "other", n=5)
     (run_folder.path / "prompts.json").write_bytes((other.path / "prompts.json").read_bytes())
+    run_folder.record_files([run_folder.path / "prompts.json"])
     with pytest.raises(RefusalLensError, match=r"projections of other prompts .* \(80 and 10, or"):
         explore_runs([run_folder.path])
 

@@ -209,6 +209,7 @@ def test_hook_points_sort_by_depth_and_missing_numbers_stay_below(open_page, tmp
     frame = frame.sort_values("layer", kind="stable")
     frame.loc[frame["layer"] == 5, ["accuracy", "accuracy_low", "accuracy_high"]] = float("nan")
     frame.to_csv(run_folder.separation_path, index=False)
+    run_folder.record_files([run_folder.separation_path])
     page = open_page(is_offline=True).open(build_report(run_folder))
     for n_clicks in (1, 2):
         page.locator("#table-separation th").nth(4).get_by_role("button").click()

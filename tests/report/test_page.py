@@ -198,6 +198,7 @@ def test_a_place_without_any_direction_is_nowhere(run_folder):
     frame = run_folder.read_separation()
     frame[["separation", "accuracy", "separation_in_sample", "accuracy_in_sample"]] = float("nan")
     frame.to_csv(run_folder.separation_path, index=False)
+    run_folder.record_files([run_folder.separation_path])
     assert [verdict for verdict, _ in told(run_folder)] == ["No", "Nowhere", "No"]
     assert "there is no direction" in render(run_folder)
 
@@ -207,6 +208,7 @@ def test_optimism_and_guessing_speak_against_it(run_folder):
     frame["accuracy"], frame["accuracy_in_sample"] = 0.7, 1.0
     frame["accuracy_low"], frame["accuracy_high"] = 0.45, 0.9
     frame.to_csv(run_folder.separation_path, index=False)
+    run_folder.record_files([run_folder.separation_path])
     assert said(run_folder, "against") == [
         "Its accuracy may be that of guessing (95 % interval 45% to 90%).",
         "Accuracy is 70% on held-out prompts (95 % interval 45% to 90%) and 100% on those it was "
@@ -229,6 +231,7 @@ def test_intervals_stand_in_the_cell_of_their_value(run_folder):
     frame["accuracy"] = 0.912
     frame["accuracy_low"], frame["accuracy_high"] = 0.85, 0.953
     frame.to_csv(run_folder.separation_path, index=False)
+    run_folder.record_files([run_folder.separation_path])
     table = tables_of(run_folder)["separation"]
     assert table.headings == (
         *("hook point", "position", "separation", "separation in sample"),

@@ -36,6 +36,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     run_folder.write_prompts(ContrastSet(*sides))
     scores = planted.separation(N_LAYERS)
     scores.to_csv(run_folder.separation_path, index=False)
+    run_folder.record_files([run_folder.separation_path])
     hook_points = tuple(dict.fromkeys(scores["hook_point"]))
     is_harmful = torch.arange(N_PROMPTS) < 20
     generator = torch.Generator().manual_seed(0)

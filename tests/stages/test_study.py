@@ -291,6 +291,21 @@ def test_resumed_run_keeps_what_is_there(default_run, tmp_path):
     assert "Best layer: " in printed
 
 
+def test_damaged_prompts_are_named_and_come_back_by_what_the_message_says(default_run, tmp_path):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
+    path = folder / "prompts.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("How", "Now", 1))
+    (folder / ".report.html.x1.partial").write_text("killed")
+    printed = invoke("collect", "--resume", "--output", folder, exit_code=2)
+    assert "prompts.json is not what the run wrote" in " ".join(printed.split())
+    path.unlink()
+    invoke("collect", "--resume", "--output", folder)
+    assert path.read_text() == whole
+    assert not list(folder.glob(".*"))
+
+
 def test_resume_with_other_settings_says_which(default_run):
     folder = default_run[0].path
     options = ("--position", "last", "--set", "collect.token_budget=99")
