@@ -14,7 +14,7 @@ from dash.exceptions import PreventUpdate
 
 from refusal_lens.explorer import drawing
 from refusal_lens.explorer.moves import move
-from refusal_lens.explorer.runs import ExploredRun
+from refusal_lens.explorer.runs import METHODS, ExploredRun
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import View
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
@@ -173,7 +173,9 @@ def _choice(name: str, value: str, offered: Any) -> dict[str, Any]:
 
 
 def _options(names: Any) -> list[dict[str, str]]:
-    return [{"value": name, "label": name.replace("_", " ")} for name in names]
+    """Write sites and positions as they are written elsewhere, methods and scores as words."""
+    words = {name: name.replace("_", " ") for name in (*METHODS, *SCORES)}
+    return [{"value": name, "label": words.get(name, name)} for name in names]
 
 
 def _layer_marks(names: tuple[str, ...]) -> dict[str, str]:

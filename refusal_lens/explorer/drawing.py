@@ -135,12 +135,14 @@ def readout(scene: Scene) -> str:
     """Say what the threshold does."""
     if bool(scene.numbers.isnan().any()):
         return "No direction here, so nothing to set apart."
-    fitted = f"{scene.accuracy(scene.fitted_threshold):.1%} at {signed(scene.fitted_threshold)}"
     if scene.view.threshold is None:
-        return f"Accuracy {fitted}, the fitted threshold."
+        # Each fold has a threshold of its own: the headline's accuracy goes by those, and another
+        # number for the same place would only ask which is right.
+        how = "midway between the means" if scene.view.is_cosine else "the mean of the folds'"
+        return f"{signed(scene.threshold)} is the fitted threshold, {how}."
     return (
-        f"Accuracy {scene.accuracy(scene.threshold):.1%} at {signed(scene.threshold)}; fitted "
-        f"{fitted}. {_count(int(scene.is_flipped.sum()), 'prompt')} flipped."
+        f"Accuracy {scene.accuracy(scene.threshold):.1%} with all prompts cut at "
+        f"{signed(scene.threshold)}. {_count(int(scene.is_flipped.sum()), 'prompt')} flipped."
     )
 
 

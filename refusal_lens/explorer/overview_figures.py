@@ -28,7 +28,8 @@ def place_heatmap(frame: pd.DataFrame, score: str, template: str) -> go.Figure:
         template: Name of a plotly template.
     """
     figure = _embedded(plots.place_heatmap(frame, score, template=template))
-    return figure.update_xaxes(title_text="layer", nticks=24)
+    # A panel has no room for the numbers: the pointer tells them.
+    return figure.update_traces(texttemplate=None).update_xaxes(title_text="layer", nticks=12)
 
 
 def ridgeline(ridges: Ridges, template: str) -> go.Figure:

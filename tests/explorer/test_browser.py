@@ -326,7 +326,7 @@ def test_every_control_can_be_reached_by_keyboard(explore):
     wanted = {"reset", "clear", "export", "text", "Prompts listed", "Threshold", "Layer 3"}
     assert wanted <= reached
     assert {"site", "position", "method", "category", "score"} <= reached
-    assert page.get_by_role("button", name="Site resid post").count() == 1
+    assert page.get_by_role("button", name="Site resid_post").count() == 1
     before = threshold(page)
     page.focus("#threshold [role=slider]")
     page.keyboard.press("PageUp")
