@@ -3,6 +3,9 @@
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
 
+import io
+import sys
+
 import typer
 
 from refusal_lens.cli import directions, experiments, explore, study
@@ -28,4 +31,9 @@ for command in (*EXPERIMENTS, explore.explore):
 
 def main() -> None:
     """Start the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # Windows gives a pipe cp1252, and C locales ASCII: what they lack is escaped, and a run
+        # does not end over a prompt in Chinese.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -40,13 +40,14 @@ def compare(
             from refusal_lens.runs.compare import compare_runs, open_runs
             from refusal_lens.runs.compare_page import draw_comparison, render_page
             from refusal_lens.stages import terminal
+            from refusal_lens.validation.frames import for_spreadsheets
 
         runs = open_runs(run_paths)
         tables = compare_runs(runs)
         terminal.show_comparison(console, tables)
         for name, table in tables.items():
             with write_whole(output / f"{name}.csv") as file:
-                table.to_csv(file, index=False)
+                for_spreadsheets(table).to_csv(file, index=False)
         figures = draw_comparison(runs, tables)
         with write_whole(output / "comparison.html") as file:
             file.write_text(render_page(runs, figures), encoding="utf-8")

@@ -18,6 +18,7 @@ from refusal_lens.explorer.runs import METHODS, ExploredRun
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import View
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
+from refusal_lens.validation.frames import for_spreadsheets
 from refusal_lens.validation.scores import SCORES
 
 Runs = Mapping[str, ExploredRun]
@@ -249,7 +250,7 @@ def _register_words(app: Dash, runs: Runs) -> None:
     def export(_: int, stored: dict | None) -> dict[str, Any]:
         scene = _scene(stored, runs)
         name = f"{scene.run.folder.path.name}-{scene.view.listed}.csv"
-        return dcc.send_string(scene.table().to_csv(index=False), name)
+        return dcc.send_string(for_spreadsheets(scene.table()).to_csv(index=False), name)
 
 
 def _scene(stored: dict | None, runs: Runs) -> Scene:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import flask
+import flask.typing
 from dash import Dash
+from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
@@ -27,6 +29,9 @@ Application = Callable[..., Iterable[bytes]]
 
 PORT = 8050
 N_PORTS_TRIED = 20
+
+MAX_REQUEST = 32 * 2**20
+"""Bytes of a request: a selection of a hundred thousand points has a tenth of that."""
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -56,18 +61,30 @@ def build_app(paths: Sequence[Path]) -> Dash:
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.layout = page(list(runs))
     register(app, runs)
+    app.server.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST
+    app.server.register_error_handler(Exception, _refuse)
     app.server.after_request(_add_policy)
     return app
+
+
+def _refuse(error: Exception) -> flask.typing.ResponseReturnValue:
+    """Answer a request that cannot be followed with one line, here and there, and no traceback."""
+    if isinstance(error, HTTPException):
+        return error
+    logging.getLogger(__name__).warning("A request could not be answered: %.300r", error)
+    if isinstance(error, RefusalLensError):
+        return flask.Response(f"{error}\n", 500)
+    return flask.Response("This request could not be answered.\n", 400)
 
 
 def is_loopback(host: str) -> bool:
     """Say whether a host is this machine only.
 
     Example:
-        >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+        >>> is_loopback("127.0.0.1"), is_loopback("LOCALHOST"), is_loopback("0.0.0.0")
         (True, True, False)
     """
-    if host == "localhost":
+    if host.lower() in ("localhost", "localhost."):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -96,6 +113,7 @@ def open_server(
         _check_remote(host, allow_remote)
     else:
         answer = _own_names_only(answer)
+    answer = _own_pages_only(answer)
     # One line a request says nothing to who looks at the page.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with _bind(host, port) as bound:
@@ -157,6 +175,19 @@ def _own_names_only(application: Application) -> Application:
         if is_loopback(name):
             return application(environ, start)
         refusal = "This explorer answers to names of its own machine only.\n"
+        return flask.Response(refusal, 403)(environ, start)
+
+    return answer
+
+
+def _own_pages_only(application: Application) -> Application:
+    """Refuse requests that a page of another site makes: the browser says whose page it is."""
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        origin, host = environ.get("HTTP_ORIGIN"), environ.get("HTTP_HOST", "")
+        if origin is None or origin.lower().partition("://")[2] == host.lower():
+            return application(environ, start)
+        refusal = "This explorer answers to its own page only.\n"
         return flask.Response(refusal, 403)(environ, start)
 
     return answer

@@ -22,6 +22,10 @@ LISTS = ("all", "selected", "flipped", "misread")
 those on the wrong side of it."""
 
 
+MAX_SELECTED = 100_000
+"""Rows that an address may select."""
+
+
 @dataclass(frozen=True)
 class View:
     """All that the page shows.
@@ -106,7 +110,7 @@ def settle(view: View, runs: Mapping[str, ExploredRun]) -> View:
         other_position=other[1],
         category=_one_of(view.category, run.categories, ""),
         listed=_one_of(view.listed, LISTS, LISTS[0]),
-        selected=tuple(row for row in view.selected if row < n_prompts),
+        selected=tuple(row for row in view.selected if 0 <= row < n_prompts),
     )
 
 
@@ -152,7 +156,7 @@ def write_rows(rows: Iterable[int]) -> str:
 
 
 def read_rows(text: str) -> tuple[int, ...]:
-    """Read ranges of rows; parts that are none are passed over.
+    """Read ranges of rows, `MAX_SELECTED` at most; parts that are none are passed over.
 
     Example:
         >>> read_rows("1-3,7,x")
@@ -162,7 +166,8 @@ def read_rows(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", part)
         if match is not None:
-            rows.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+            first, last = int(match[1]), int(match[2] or match[1])
+            rows.update(range(first, min(last + 1, first + MAX_SELECTED - len(rows))))
     return tuple(sorted(rows))
 
 

@@ -3,6 +3,7 @@
 Knows which columns are text. Does not know what a table is about.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,24 @@ def rows_where(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
 def rows_that(table: pd.DataFrame, is_wanted: Any) -> pd.DataFrame:
     """Return the rows for which a column of truth values says so."""
     return table.take(np.flatnonzero(np.asarray(is_wanted, dtype=bool)))
+
+
+def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
+    """Put an apostrophe before texts that a spreadsheet would take for formulas, and run.
+
+    For what people download and open; tables that are read back are written as they are. Numbers
+    stay numbers, also where they are texts, as position -1 is.
+
+    Source:
+        https://owasp.org/www-community/attacks/CSV_Injection
+
+    Example:
+        >>> for_spreadsheets(pd.DataFrame({"text": ["=1+1", "-1", "plain"]}))["text"].tolist()
+        ["'=1+1", '-1', 'plain']
+    """
+    return frame.map(
+        lambda cell: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+    )
+
+
+_FORMULA = re.compile(r"(?![+-]?[\d.]+(?:e[+-]?\d+)?\Z)[=+\-@\t\r]", re.IGNORECASE)

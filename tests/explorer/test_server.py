@@ -4,6 +4,7 @@ import hashlib
 import re
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -433,3 +434,57 @@ def test_the_command_says_which_extra_is_missing(monkeypatch, folder, missing):
     outcome = CliRunner().invoke(command_line, ["explore", str(folder.path)])
     assert outcome.exit_code == 2
     assert "pip install 'refusal-lens[explore]'" in outcome.output
+
+
+def test_an_address_that_selects_ten_million_rows_is_answered_at_once(runs):
+    begun = time.monotonic()
+    search = "?selected=" + ",".join(["0-9999999"] * 20)
+    assert len(View.from_search(search).selected) == 100_000
+    assert View.from_search("?selected=5-7,2").selected == (2, 5, 6, 7)
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"output": "a.b"}',
+        b'{"output": 3, "inputs": []}',
+        b'{"output": "heatmap.figure", "outputs": [], "inputs": [{"id": "view"}]}',
+        b"[" * 100_000,
+        b"\xff\xfe",
+    ],
+)
+def test_malformed_requests_are_refused_without_a_traceback(folder, body, capfd, caplog):
+    client = build_app([folder.path]).server.test_client()
+    answer = client.post(
+        "/_dash-update-component", data=body, headers={"Content-Type": "application/json"}
+    )
+    assert 400 <= answer.status_code < 500
+    printed = "".join(capfd.readouterr()) + caplog.text
+    assert "Traceback" not in printed + answer.get_data(as_text=True)
+    assert len(printed) < 1000
+
+
+def test_pages_of_other_sites_are_refused(app):
+    def status(origin: str | None) -> int:
+        headers = {} if origin is None else {"Origin": origin}
+        try:
+            request = urllib.request.Request(f"http://{host}/", headers=headers)
+            with urllib.request.urlopen(request) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+
+    with open_server(app, port=0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.port}"
+        assert [status(origin) for origin in (None, f"http://{host}")] == [200, 200]
+        foreign = ("http://evil.example", f"http://{host}.evil.example", "null", "")
+        assert [status(origin) for origin in foreign] == [403] * 4
+        server.shutdown()

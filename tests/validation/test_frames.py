@@ -3,7 +3,13 @@
 import pandas as pd
 import pytest
 
-from refusal_lens.validation.frames import TEXT_COLUMNS, read_frame, rows_that, rows_where
+from refusal_lens.validation.frames import (
+    TEXT_COLUMNS,
+    for_spreadsheets,
+    read_frame,
+    rows_that,
+    rows_where,
+)
 
 
 @pytest.mark.parametrize("texts", [("-2", "-3"), ("2024", "007"), ("null", "NA"), ("True", "")])
@@ -27,3 +33,11 @@ def test_rows_that_are_wanted_keep_their_order_and_number():
     kept = rows_that(table, table["n"] > 1)
     assert kept["n"].tolist() == [3, 2]
     assert kept.index.tolist() == [0, 2]
+
+
+def test_what_a_spreadsheet_would_run_is_quoted_and_numbers_are_not():
+    texts = ["=1+1", "@a", "-2+3", "\tb", "\rb", "+c", "-1", "+2.5e-3", "plain", "a=b", ""]
+    frame = pd.DataFrame({"text": texts, "value": [-float(n) for n in range(len(texts))]})
+    quoted = for_spreadsheets(frame)
+    assert quoted["text"].tolist() == [f"'{text}" for text in texts[:6]] + texts[6:]
+    assert quoted["value"].equals(frame["value"])

@@ -1,0 +1,37 @@
+"""The command line on consoles that are not the one it was written on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_what_the_console_cannot_hold_is_escaped_and_the_command_goes_on(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("\u600e\u4e48\n\u600e\u4e48\n", encoding="utf-8")
+    code = (
+        "import typer, refusal_lens.cli as cli; from refusal_lens.prompts.files import *; "
+        "from refusal_lens.cli.base import console, errors\n"
+        "@cli.app.command()\n"
+        "def show():\n"
+        "    console.print(read_prompts('a.txt', 'x').texts[0]); errors.print('\u5ddd')\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "show"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": encoding,
+            "PYTHONUTF8": "0",
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    assert rb"\u600e\u4e48" in done.stdout
+    assert rb"\u5ddd" in done.stderr
