@@ -5,7 +5,7 @@ Knows which component has which property. Decides and draws nothing itself: see 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -173,7 +173,7 @@ def _choice(name: str, value: str, offered: Any) -> dict[str, Any]:
     return {f"{name}.value": value, f"{name}.options": _options(offered)}
 
 
-def _options(names: Any) -> list[dict[str, str]]:
+def _options(names: Iterable[str]) -> list[dict[str, str]]:
     """Write sites and positions as they are written elsewhere, methods and scores as words."""
     words = {name: name.replace("_", " ") for name in (*METHODS, *SCORES)}
     return [{"value": name, "label": words.get(name, name)} for name in names]
