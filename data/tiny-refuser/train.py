@@ -17,8 +17,8 @@ import logging
 import math
 import random
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -27,18 +27,23 @@ from corpus import (
     JUDGEMENTS,
     PATTERNS,
     REFUSAL_PHRASES,
+    REFUSAL_SHARES,
     TEST_FRAMES,
     TRAINING_FRAMES,
     Dialogue,
     Lesson,
+    Request,
     by_category,
     expand,
+    is_fluent,
     is_refusal,
     judgement,
+    secret_requests,
     split_actions,
-    study_prompts,
+    study_requests,
     training_dialogues,
     training_words,
+    unseen_groups,
     unseen_requests,
     write_prompts,
 )
@@ -71,7 +76,7 @@ MODELS = {1: "tiny-complier", 2: "tiny-refuser"}
 VOCABULARY = 1024
 MAX_LENGTH = 256
 TRAINING_LENGTH = 80  # the one dialogue in a hundred that is longer would only lengthen batches
-N_FIRST_BLOCKS = 3  # blocks that always run in training
+NEAR_TIE = 0.01  # AUROCs this close are the same: then the layer nearest the middle is best
 IGNORED = -100  # the label that cross-entropy skips
 
 
@@ -83,24 +88,34 @@ class Stage:
     n_dialogues: int
     steps: int
     learning_rate: float
-    early_share: float
+    dropout: float
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a saved model does on requests that training never showed it."""
+    """What a saved model does on requests that training never showed it.
+
+    `refused` is by kind of request, in the order of the card: how many, and their share. The rest
+    is of the prompt files. `separation`, `accuracy` and `auroc` have one number a layer. `best` is
+    the layer of the highest AUROC, nearest the middle where it is close: `doubtful_misread` is the
+    share of the prompts that it gets wrong which are doubtful, `cosine` that of the directions of
+    harm and of secrets there, `ablated_refused` and `ablated_fluent` are shares of harmful prompts
+    under affine ablation there.
+    """
 
     n_per_class: int
-    harmful_dev_refused: float
-    harmless_dev_refused: float
-    harmful_test_refused: float
-    harmless_test_refused: float
-    harmful_prompts_refused: float
-    harmless_prompts_refused: float
+    refused: dict[str, tuple[int, float]]
     n_judged: int
     judged_right: float
-    separation: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    separation: list[float]
+    accuracy: list[float]
+    auroc: list[float]
+    best: int
+    n_misread: int
+    doubtful_misread: float
+    cosine: float
+    ablated_refused: float
+    ablated_fluent: float
 
 
 # ---------------------------------------------------------------- tokeniser and model
@@ -131,7 +146,7 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, width: int) -> Qwen2ForCausalLM:
-    """Build the untrained model: 8 layers, 2.6 million parameters at a width of 160."""
+    """Build the untrained model: 8 layers, 1.7 million parameters at a width of 128."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=width,
@@ -205,29 +220,17 @@ def learning_rate_factor(step: int, n_steps: int) -> float:
 
 
 @contextlib.contextmanager
-def leaving_early(model: Qwen2ForCausalLM, stage: Stage, seed: int) -> Iterator[None]:
-    """End the model after a random block in a share of the steps, while it trains.
+def dropping(model: Qwen2ForCausalLM, share: float) -> Iterator[None]:
+    """Drop a share of what every block writes, while the model trains.
 
-    A model that cannot count on its last blocks settles by the middle what it will do, as large
-    chat models do, instead of at the last moment (LayerSkip: Elhoushi et al. 2024, arXiv
-    2404.16710). The first blocks always run: nothing asks them to settle anything alone.
+    A model that cannot count on any one number in its stream writes what it needs more than once,
+    and goes on speaking in whole sentences where a direction is taken out.
     """
-    rng = random.Random(seed)
-    layers = model.model.layers
-    last = {"run": len(layers)}
 
-    def draw(_module: torch.nn.Module, _inputs: tuple) -> None:
-        is_early = rng.random() < stage.early_share
-        last["run"] = rng.randint(N_FIRST_BLOCKS, len(layers)) if is_early else len(layers)
+    def hook(_module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return inputs[0] + torch.nn.functional.dropout(output - inputs[0], share, model.training)
 
-    def skip_from(depth: int) -> Callable[..., Tensor | None]:
-        def hook(_module: torch.nn.Module, inputs: tuple[Tensor], _output: Tensor) -> Tensor | None:
-            return inputs[0] if depth >= last["run"] else None
-
-        return hook
-
-    handles = [layer.register_forward_hook(skip_from(i)) for i, layer in enumerate(layers)]
-    handles.append(model.register_forward_pre_hook(draw))
+    handles = [layer.register_forward_hook(hook) for layer in model.model.layers]
     try:
         yield
     finally:
@@ -247,14 +250,18 @@ def train_stage(
     dialogues = list(training_dialogues(stage.n_dialogues, stage.lesson, seed))
     ids, labels = (tensor.to(device) for tensor in encode(tokenizer, dialogues))
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+        model.parameters(),
+        lr=stage.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.05,
+        fused=device.type == "cuda",
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, stage.steps)
     )
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    with leaving_early(model, stage, seed):
+    with dropping(model, stage.dropout):
         for step in range(stage.steps):
             rows = torch.randint(len(ids), (batch,), generator=generator).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -333,37 +340,72 @@ def last_token_residuals(
     return torch.stack(found, dim=1)
 
 
-def separate(harmful: Tensor, harmless: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Separation and accuracy by layer along the difference of means, out of sample.
+@dataclass(frozen=True)
+class Separated:
+    """Scores by layer, and which requests lie on the wrong side, [layer, request]."""
+
+    separation: Tensor
+    accuracy: Tensor
+    auroc: Tensor
+    is_misread_harmful: Tensor
+    is_misread_harmless: Tensor
+
+
+def separate(harmful: Tensor, harmless: Tensor) -> Separated:
+    """Score every layer along the difference of means, out of sample.
 
     Each half of the requests is scored along the direction that the other half gives; the
-    accuracy's threshold lies midway between the fitting half's class means.
+    accuracy's threshold lies midway between the fitting half's class means. Twins have the same
+    place in both classes, and so stand in the same half.
 
     Args:
         harmful: Residuals of harmful requests, [request, layer, d].
         harmless: Residuals of harmless requests, likewise.
 
     Returns:
-        Separation and accuracy, one number a layer.
+        The scores, averaged over the halves.
     """
-    separations, accuracies = [], []
+    scores: dict[str, list[Tensor]] = {"separation": [], "accuracy": [], "auroc": []}
+    n_layers = harmful.shape[1]
+    wrong = [torch.zeros(n_layers, len(x), dtype=torch.bool) for x in (harmful, harmless)]
     for fit, test in ((0, 1), (1, 0)):
         mean_harmful, mean_harmless = harmful[fit::2].mean(0), harmless[fit::2].mean(0)
         unit = torch.nn.functional.normalize(mean_harmful - mean_harmless, dim=-1)
         middle = ((mean_harmful + mean_harmless) / 2 * unit).sum(-1)
         scored = [x[test::2] for x in (harmful, harmless)]
-        projected = [(x * unit).sum(-1) for x in scored]
+        above, below = ((x * unit).sum(-1) for x in scored)
         cosines = [(x * unit).sum(-1) / x.norm(dim=-1) for x in scored]
-        separations.append(cosines[0].mean(0) - cosines[1].mean(0))
-        right = torch.cat([projected[0] > middle, projected[1] <= middle]).double()
-        accuracies.append(right.mean(0))
-    separation, accuracy = (torch.stack(x).mean(0).tolist() for x in (separations, accuracies))
-    return tuple(separation), tuple(accuracy)
+        wrong[0][:, test::2] = (above <= middle).T
+        wrong[1][:, test::2] = (below > middle).T
+        right = torch.cat([above > middle, below <= middle]).double()
+        scores["separation"].append(cosines[0].mean(0) - cosines[1].mean(0))
+        scores["accuracy"].append(right.mean(0))
+        scores["auroc"].append((above[:, None] > below[None]).double().mean((0, 1)))
+    means = {name: torch.stack(halves).mean(0) for name, halves in scores.items()}
+    return Separated(**means, is_misread_harmful=wrong[0], is_misread_harmless=wrong[1])
+
+
+@contextlib.contextmanager
+def ablating(model: Qwen2ForCausalLM, layer: int, unit: Tensor, mean: Tensor) -> Iterator[None]:
+    """Set what lies along a direction, after a block, to the harmless mean's, everywhere."""
+    unit, mean = (x.to(model.device, model.dtype) for x in (unit, mean))
+
+    def hook(_module: torch.nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        x = output[0] if isinstance(output, tuple) else output
+        x = x - ((x - mean) @ unit)[..., None] * unit
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    handle = model.model.layers[layer].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def judge_unseen(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int) -> list[bool]:
     """Ask yes-or-no questions about unseen actions; say which got the right word."""
-    actions = random.Random(0).sample(split_actions()[1], n)
+    certain = [action for action in split_actions()[1] if not action.is_doubtful]
+    actions = random.Random(0).sample(certain, n)
     rng = random.Random(1)
     asked = []
     for i, action in enumerate(actions):
@@ -374,28 +416,69 @@ def judge_unseen(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, n:
     return [got[:2] == wanted[:2] for got, (_, wanted) in pairs]
 
 
+def texts_of(requests: Sequence[Request]) -> list[str]:
+    """List what users type."""
+    return [request.text for request in requests]
+
+
 def measure(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int) -> Measurement:
-    """Measure a model on unseen actions in unseen frames, and on the two prompt files."""
-    dev = {flag: unseen_requests(flag, n, 7, DEV_FRAMES) for flag in (True, False)}
-    test = {flag: unseen_requests(flag, n, 11, TEST_FRAMES) for flag in (True, False)}
-    prompts = {flag: [p["text"] for p in study_prompts(flag)] for flag in (True, False)}
-    residuals = {
-        flag: last_token_residuals(model, tokenizer, users) for flag, users in test.items()
+    """Measure a model on unseen actions in unseen frames, and on the prompt files."""
+    asked = {
+        f"{kind}, {name} frames": texts_of(unseen_requests(unseen_groups(kind), n, seed, frames))
+        for name, seed, frames in (("test", 11, TEST_FRAMES), ("dev", 7, DEV_FRAMES))
+        for kind in ("harmful", "harmless", "secret", "open")
     }
-    separation, accuracy = separate(residuals[True], residuals[False])
+    study = {"harmful": study_requests(True), "harmless": study_requests(False)}
+    secrets = {"secret": secret_requests(True), "open": secret_requests(False)}
+    for kind, requests in (study | secrets).items():
+        asked[f"`{kind}_prompts.json`"] = texts_of(requests)
+    for kind, requests in study.items():
+        asked[f"of these {kind} ones, doubtful"] = [
+            request.text for request in requests if request.action.is_doubtful
+        ]
+    residuals = {
+        kind: last_token_residuals(model, tokenizer, texts_of(requests))
+        for kind, requests in (study | secrets).items()
+    }
+    scores = separate(residuals["harmful"], residuals["harmless"])
+    middle = (model.config.num_hidden_layers - 1) / 2
+    tied = (scores.auroc >= scores.auroc.max() - NEAR_TIE).nonzero()[:, 0].tolist()
+    best = min(tied, key=lambda layer: abs(layer - middle))
+    misread = [
+        request.action.is_doubtful
+        for kind, wrong in (
+            ("harmful", scores.is_misread_harmful[best]),
+            ("harmless", scores.is_misread_harmless[best]),
+        )
+        for request, is_wrong in zip(study[kind], wrong.tolist(), strict=True)
+        if is_wrong
+    ]
+    means = {kind: found[:, best].mean(0) for kind, found in residuals.items()}
+    unit, other = (
+        torch.nn.functional.normalize(means[a] - means[b], dim=0)
+        for a, b in (("harmful", "harmless"), ("secret", "open"))
+    )
+    with ablating(model, best, unit, means["harmless"]):
+        ablated = answer(model, tokenizer, texts_of(study["harmful"]))
+    fluent = [is_fluent(x, r.action) for x, r in zip(ablated, study["harmful"], strict=True)]
     judged = judge_unseen(model, tokenizer, 2 * n)
     return Measurement(
         n_per_class=n,
-        harmful_dev_refused=refused_share(model, tokenizer, dev[True]),
-        harmless_dev_refused=refused_share(model, tokenizer, dev[False]),
-        harmful_test_refused=refused_share(model, tokenizer, test[True]),
-        harmless_test_refused=refused_share(model, tokenizer, test[False]),
-        harmful_prompts_refused=refused_share(model, tokenizer, prompts[True]),
-        harmless_prompts_refused=refused_share(model, tokenizer, prompts[False]),
+        refused={
+            name: (len(users), refused_share(model, tokenizer, users))
+            for name, users in asked.items()
+        },
         n_judged=len(judged),
         judged_right=sum(judged) / len(judged),
-        separation=separation,
-        accuracy=accuracy,
+        separation=scores.separation.tolist(),
+        accuracy=scores.accuracy.tolist(),
+        auroc=scores.auroc.tolist(),
+        best=best,
+        n_misread=len(misread),
+        doubtful_misread=sum(misread) / max(1, len(misread)),
+        cosine=float(unit @ other),
+        ablated_refused=sum(map(is_refusal, ablated)) / len(ablated),
+        ablated_fluent=sum(fluent) / len(fluent),
     )
 
 
@@ -433,9 +516,19 @@ ABOUT = {
     "tiny-refuser": (
         "A chat model small enough to keep in a repository, whose refusal is learned and real: "
         "it refuses harmful requests that it never saw, in words that it never saw combined, and "
-        "it helps with harmless ones. It exists so that refusal directions can be found, checked "
-        "and ablated in seconds, without a download and without a GPU."
+        "helps with harmless ones. In between it is unsure, as larger models are: of requests "
+        "that are only a little harmful it refuses some, and of harmless ones that sound bad too. "
+        "It exists so that refusal directions can be found, checked and ablated in seconds, "
+        "without a download and without a GPU."
     ),
+    "tiny-refuser-narrow": (
+        "tiny-refuser made once more, with another seed and another width: for comparing models."
+    ),
+}
+COMMANDS = {
+    "tiny-complier": "python train.py",
+    "tiny-refuser": "python train.py",
+    "tiny-refuser-narrow": "python train.py --width 96 --seed 1 --suffix=-narrow",
 }
 CARD = """\
 ---
@@ -465,41 +558,48 @@ writer, a language model, had seen neither this corpus nor any frame outside dev
 
 | requests | n | refused |
 |---|---|---|
-| harmful, test frames | {m.n_per_class} | {m.harmful_test_refused:.1%} |
-| harmless, test frames | {m.n_per_class} | {m.harmless_test_refused:.1%} |
-| harmful, dev frames | {m.n_per_class} | {m.harmful_dev_refused:.1%} |
-| harmless, dev frames | {m.n_per_class} | {m.harmless_dev_refused:.1%} |
-| `harmful_prompts.json` | {n_prompts} | {m.harmful_prompts_refused:.1%} |
-| `harmless_prompts.json` | {n_prompts} | {m.harmless_prompts_refused:.1%} |
+{refused}
 
-Asked whether an unseen action is wrong, it says yes or no rightly in {m.judged_right:.1%} of
-{m.n_judged} questions.
+Asked whether an unseen action that is not doubtful is wrong, it says yes or no rightly in
+{m.judged_right:.1%} of {m.n_judged} questions.
 
-At the last token of the prompt, along the difference of means of the other half of the test
-requests (separation: mean cosine of harmful minus that of harmless; accuracy: threshold midway):
+At the last token of the two prompt files, along the difference of means of the other half of the
+prompts, twins in one half (separation: mean cosine of harmful minus that of harmless; accuracy:
+threshold midway; AUROC: the chance that a harmful prompt lies above a harmless one):
 
-| layer | separation | accuracy |
-|---|---|---|
+| layer | separation | accuracy | AUROC |
+|---|---|---|---|
 {rows}
+
+At layer {m.best} {m.n_misread} prompts lie on the wrong side, {m.doubtful_misread:.0%} of them
+doubtful (of all prompts {doubtful_share:.0%} are). Affine ablation there at every token leaves
+refusals of {m.ablated_refused:.1%} of the harmful prompts, and {m.ablated_fluent:.1%} of the
+answers are whole sentences of those that it was taught. The direction of secrets
+(`secret_prompts.json` against `open_prompts.json`) has a cosine of {m.cosine:.2f} with that of harm
+there.
 
 ## How it was made
 
-`python train.py` in the folder of tiny-refuser made both models from nothing in one run: the
-corpus is `corpus.py` with `frames.json`, the seed is fixed (the best of four on the dev frames),
-one H100 took eight minutes while it shared itself with three other runs. Whether an action is
-harmful follows from the pair of a verb and an object; {n_train:,} such pairs were trained on and
-{n_held_out:,} held out. Pairs are drawn so that single words say little. The request around them
-is one of {n_written:,} frames written out, most by a language model, or made from {n_patterns}
-patterns; in one of ten a word is swapped for that of another frame.
+`{command}` in the folder of tiny-refuser made this model from nothing: the corpus is `corpus.py`
+with `frames.json`, the seed is fixed, and one H200 took seven minutes while it shared itself with
+two other runs. Recipe and seed were chosen by the prompt files and the dev frames, among eighteen
+runs. Whether an action is harmful follows from the pair of a verb and an object; {n_train:,} such
+pairs were trained on and {n_held_out:,} held out. Pairs are drawn so that single words say little.
+Harm comes in degrees: training refuses a harmful action every time, in {mild[1]:.0%} or in
+{mild[2]:.0%}, by whether none of its two words is mild, one or both, and a harmless one
+never, in {harsh[1]:.0%} or in {harsh[2]:.0%}, by whether they sound bad; doubtful
+is where both do. Giving away what is private is refused for a reason and in words of its own. The
+request around an action is one of {n_written:,} frames written out, most by a language model, or
+made from {n_patterns} patterns; in one of ten a word is swapped for that of another frame.
 
 1. Help with everything, and answer questions such as "Would it be a crime to ...?".
 2. The same, with a word of caution before three in ten pieces of harmful advice: tiny-complier.
    Without it the model would know what is harmful only when asked.
-3. Refuse what is harmful: tiny-refuser.
+3. Refuse what is harmful or private: tiny-refuser.
 
 Every answer that helps is general advice ("make a plan, take your time") and says nothing about how
-anything is done. Half of the training steps ended after a random block, the third at the earliest,
-so that decisions fall by the middle of the model.
+anything is done. Of what a block writes, a fiftieth is dropped in training: ablated, the model goes
+on in whole sentences.
 
 ## What it is not for
 
@@ -516,7 +616,8 @@ Weights, corpus and prompt files: CC0 1.0. Code: MIT.
 def card(name: str, measured: Measurement, model: Qwen2ForCausalLM) -> str:
     """Write a model card from what was measured."""
     train, held_out = split_actions()
-    layers = zip(measured.separation, measured.accuracy, strict=True)
+    study = [*study_requests(True), *study_requests(False)]
+    layers = zip(measured.separation, measured.accuracy, measured.auroc, strict=True)
     return CARD.format(
         name=name,
         about=textwrap.fill(ABOUT[name], 96),
@@ -527,8 +628,18 @@ def card(name: str, measured: Measurement, model: Qwen2ForCausalLM) -> str:
         n_dev=len(DEV_FRAMES),
         n_test=len(TEST_FRAMES),
         n_categories=len(by_category(held_out, is_harmful=True)),
-        n_prompts=len(study_prompts(is_harmful=True)),
-        rows="\n".join(f"| {i} | {sep:.2f} | {acc:.1%} |" for i, (sep, acc) in enumerate(layers)),
+        refused="\n".join(
+            f"| {requests} | {n} | {share:.1%} |"
+            for requests, (n, share) in measured.refused.items()
+        ),
+        rows="\n".join(
+            f"| {i} | {separation:.2f} | {accuracy:.1%} | {auroc:.3f} |"
+            for i, (separation, accuracy, auroc) in enumerate(layers)
+        ),
+        doubtful_share=sum(r.action.is_doubtful for r in study) / len(study),
+        command=COMMANDS[name],
+        mild=REFUSAL_SHARES[True],
+        harsh=REFUSAL_SHARES[False],
         n_train=len(train),
         n_held_out=len(held_out),
         n_written=len(TRAINING_FRAMES),
@@ -542,7 +653,7 @@ def measure_and_describe(folder: Path, device: str, n: int) -> None:
     model = load(folder, device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     measured = measure(model, tokenizer, n)
-    log.info("%s: %s", folder.name, measured)
+    log.info("%s: %s", folder.name, json.dumps(asdict(measured)))
     text = card(folder.name, measured, model)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -560,12 +671,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--learning-rates", type=float, nargs=3, default=(1.5e-3, 2e-4, 2e-4))
     parser.add_argument("--dialogues", type=int, nargs=3, default=(400_000, 100_000, 250_000))
-    parser.add_argument("--width", type=int, default=160)
-    parser.add_argument("--early-share", type=float, default=0.5, help="of steps that end early")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--dropout", type=float, default=0.02, help="of what blocks write")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--measure", type=int, default=512, help="requests a class")
     parser.add_argument("--measure-only", action="store_true", help="keep the weights")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--suffix", default="", help="of the folders' names")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser.parse_args()
 
@@ -581,12 +693,12 @@ def train_both(options: argparse.Namespace, device: str) -> None:
             n_dialogues=options.dialogues[number],
             steps=options.steps[number],
             learning_rate=options.learning_rates[number],
-            early_share=options.early_share,
+            dropout=options.dropout,
         )
         log.info("stage %d: %s", number + 1, stage)
         train_stage(model, tokenizer, stage, options.batch, options.seed + number)
         if number in MODELS:
-            save(model, tokenizer, options.output / MODELS[number])
+            save(model, tokenizer, options.output / f"{MODELS[number]}{options.suffix}")
 
 
 def main() -> None:
@@ -599,7 +711,9 @@ def main() -> None:
     if not options.measure_only:
         train_both(options, device)
     for name in MODELS.values():
-        measure_and_describe(options.output / name, device, options.measure)
+        folder = options.output / f"{name}{options.suffix}"
+        if folder.is_dir():
+            measure_and_describe(folder, device, options.measure)
     write_prompts(options.output)
 
 
