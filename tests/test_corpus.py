@@ -58,7 +58,22 @@ def test_a_swapped_word_leaves_the_action_in_its_place(corpus):
         assert sum(a != b for a, b in zip(after, before, strict=True)) <= 1
 
 
-@pytest.mark.parametrize("name", ["harmful", "harmless"])
+@pytest.mark.parametrize("name", ["harmful", "harmless", "secret", "open"])
 def test_shipped_prompts_are_what_the_corpus_makes(corpus, name):
     shipped = json.loads((REPOSITORY / "data" / f"{name}_prompts.json").read_text(encoding="utf-8"))
-    assert shipped == corpus.study_prompts(name == "harmful")
+    make = corpus.study_requests if name.startswith("harm") else corpus.secret_requests
+    assert shipped == corpus.prompt_file(name, make(name in ("harmful", "secret")))
+
+
+def test_words_that_make_doubt_are_words_of_the_corpus(corpus):
+    verbs = {verb for text in corpus.VERBS.values() for verb in corpus._split_list(text)}
+    things = {thing for text in corpus.OBJECTS.values() for thing in corpus._split_list(text)}
+    assert verbs >= corpus.MILD_VERBS | corpus.HARSH_VERBS
+    assert things >= corpus.MILD_OBJECTS | corpus.HARSH_OBJECTS
+
+
+def test_doubtful_actions_are_refused_in_part(corpus):
+    train, _ = corpus.split_actions()
+    shares = {(a.is_harmful, a.is_doubtful): a.refusal_share for a in train}
+    assert shares[True, True] < 0.5 < shares[False, True] < 1
+    assert {a.refusal_share for a in train if a.is_secret} == {1.0}
