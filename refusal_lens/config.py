@@ -73,7 +73,9 @@ class ModelConfig(_Section):
     """Which model, and how it is loaded.
 
     Args:
-        name: Hugging Face name, or a local folder such as the shipped `data/tiny-refuser`.
+        name: Hugging Face name, a local folder such as the shipped `data/tiny-refuser`, or a
+            `.gguf` file.
+        gguf_file: Which GGUF file of a repository on the Hub, or of a folder that holds several.
         revision: Branch, tag or commit on the Hub; None is its newest.
         backend: `hooked` (HookedTransformer) or `bridge` (TransformerBridge).
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
@@ -85,6 +87,7 @@ class ModelConfig(_Section):
     """
 
     name: Text = "data/tiny-refuser"
+    gguf_file: Text | None = None
     revision: Text | None = None
     backend: Literal["hooked", "bridge"] = "hooked"
     device: Text = "auto"
@@ -107,7 +110,7 @@ class ModelConfig(_Section):
         """Load the tokenizer alone, the one that the loaded model carries."""
         from refusal_lens.models.loading import load_tokenizer
 
-        return load_tokenizer(self.name, revision=self.revision)
+        return load_tokenizer(self.name, revision=self.revision, gguf_file=self.gguf_file)
 
 
 class PromptsConfig(_Section):

@@ -23,12 +23,14 @@ from refusal_lens.activations.shard_reader import no_moments, read_moments, read
 from refusal_lens.activations.store import Store, load_activations, open_store, shard_rows
 from refusal_lens.models.batching import BatchRecord
 from refusal_lens.models.loading import Model, tokenizer_of
+from refusal_lens.models.torch_defaults import plain_torch
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.prompts.positions import check_positions, normalise_positions
 
 
+@plain_torch()
 def collect(
     model: Model,
     prompts: ContrastSet,
@@ -93,6 +95,7 @@ def collect(
     return Activations(shard.values, labels, *places, provenance, find_groups(prompts))
 
 
+@plain_torch()
 def collect_moments(
     model: Model,
     prompts: ContrastSet,

@@ -192,6 +192,7 @@ def _settings_of(model: Model) -> ModelConfig:
     return ModelConfig(
         name=record.name,
         revision=record.revision,
+        gguf_file=None if record.gguf is None else record.gguf["asked"],
         backend=record.backend,  # pyright: ignore[reportArgumentType]
         device=record.device.split(":")[0],
         dtype=record.dtype,  # pyright: ignore[reportArgumentType]

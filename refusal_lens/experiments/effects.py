@@ -16,10 +16,10 @@ from transformer_lens import HookedTransformer
 from refusal_lens.experiments.arms import Arm, arm_hooks
 from refusal_lens.experiments.refusal import refusal_score
 from refusal_lens.models.batching import run_in_batches
-from refusal_lens.models.generation import unembed
 from refusal_lens.models.hook_points import Hook
 from refusal_lens.models.loading import Model
 from refusal_lens.models.matmul import fast_products
+from refusal_lens.models.unembedding import unembed
 from refusal_lens.prompts.tokens import Ragged, Tokens
 
 CPU_BUDGET = 2048

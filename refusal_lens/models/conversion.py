@@ -7,17 +7,27 @@ not know where the model came from.
 import json
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer, loading_from_pretrained
 from transformer_lens.components.rms_norm import RMSNorm
 from transformers import PreTrainedModel
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.hugging_face import first_line
+from refusal_lens.models.parity import (
+    check_parity,
+    far_boundary,
+    is_affordable,
+    is_length_dependent,
+    read_reference,
+    rope_settings,
+)
 
 GEMMA_TEMPLATES = {
     "GemmaForCausalLM": "google/gemma-2b",
@@ -26,8 +36,7 @@ GEMMA_TEMPLATES = {
 }
 """Official checkpoints whose TransformerLens config carries the architecture's fixed choices."""
 
-N_CHECK_TOKENS = 8
-"""Length of the sequence on which a conversion is compared with Hugging Face's own forward."""
+USE_BRIDGE = "Load it with backend: bridge."
 
 
 def convert(
@@ -37,9 +46,15 @@ def convert(
 
     Assigning the state dict, in place of copying it, keeps one copy of the weights in memory, and
     leaves them laid out so that TransformerLens's transposes at every forward are views.
+
+    Raises:
+        RefusalLensError: TransformerLens cannot convert it, or what it makes computes something
+            else than Hugging Face's own forward.
     """
-    expected = _check_logits(hf_model)
+    reference = read_reference(hf_model)
     cfg, state_dict = _convert_weights(hf_model)
+    _take_over_windows(cfg, hf_model.config.get_text_config())
+    _check_unseen(cfg, hf_model)
     cfg.n_devices = n_devices
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
@@ -49,11 +64,14 @@ def convert(
     except RuntimeError as error:
         raise RefusalLensError(
             f"HookedTransformer has other weight shapes than this {type(hf_model).__name__} "
-            f"({str(error).splitlines()[-1].strip()}). Load it with backend: bridge."
+            f"({str(error).splitlines()[-1].strip()}). {USE_BRIDGE}"
         ) from error
     # Biases that the architecture lacks are made on the CPU, wherever the weights are.
     model.move_model_modules_to_device()
-    _compare_logits(_check_logits(model), expected, hf_model)
+    advice = f"HookedTransformer does not convert something of this checkpoint. {USE_BRIDGE}"
+    # Centring moves the residual stream on purpose.
+    kept = reference if processing == "none" else replace(reference, streams=None)
+    check_parity(model, kept, hf_model, advice)
     cfg.device = device
     model.move_model_modules_to_device()
     return model
@@ -98,10 +116,12 @@ def _convert_weights(hf_model: PreTrainedModel) -> tuple[Any, dict[str, Tensor]]
             state_dict = loading_from_pretrained.get_pretrained_state_dict(
                 folder, cfg, hf_model, dtype=hf_model.dtype
             )
-        except (NotImplementedError, ValueError, AttributeError, KeyError) as error:
+        except Exception as error:  # whatever its code for an architecture stumbles over
+            if isinstance(error, MemoryError):
+                raise
             raise RefusalLensError(
                 f"HookedTransformer cannot convert {type(hf_model).__name__} "
-                f"({str(error)}). Load it with backend: bridge."
+                f"({first_line(error)}). {USE_BRIDGE}"
             ) from error
     cfg.model_name = Path(str(hf_model.config.name_or_path)).name or type(hf_model).__name__
     # The tokenizer is set by us; a name here would make TransformerLens load a second one.
@@ -133,6 +153,44 @@ def _convert_config(hf_model: PreTrainedModel, folder: str) -> Any:
         # TransformerLens caps some architectures at 2,048 tokens; its rotary tables grow as needed.
         cfg.n_ctx = hf_config.get("max_position_embeddings", cfg.n_ctx)
     return cfg
+
+
+def _take_over_windows(cfg: Any, config: Any) -> None:
+    """Give each layer the sliding window that Hugging Face's config gives it.
+
+    TransformerLens does so for some architectures only.
+    """
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if not window or kinds is None or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        return
+    cfg.attn_types = ["local" if kind == "sliding_attention" else "global" for kind in kinds]
+    cfg.use_local_attn, cfg.window_size = "local" in cfg.attn_types, window
+
+
+def _check_unseen(cfg: Any, hf_model: PreTrainedModel) -> None:
+    """Refuse what acts on far tokens only, where the check cannot reach them and it was not kept.
+
+    Raises:
+        RefusalLensError: Such a property was not taken over.
+    """
+    config = hf_model.config.get_text_config()
+    if rope_settings(config).get("rope_type") == "dynamic":
+        raise RefusalLensError(
+            f"{type(hf_model).__name__} scales its rotary angles by the length of the text "
+            f"(dynamic), which HookedTransformer does not. {USE_BRIDGE}"
+        )
+    boundary = far_boundary(config)
+    if boundary is None or is_affordable(hf_model, boundary + 1):
+        return
+    is_windowed = getattr(config, "sliding_window", None) == boundary
+    if is_windowed and cfg.use_local_attn and cfg.window_size == boundary:
+        return
+    what = "a rotary scaling" if is_length_dependent(config) else "an attention window"
+    raise RefusalLensError(
+        f"{type(hf_model).__name__} has {what} that acts from token {boundary:,} on, which "
+        f"HookedTransformer did not take over. {USE_BRIDGE}"
+    )
 
 
 def _resize_gemma(cfg: Any, hf_config: dict[str, Any]) -> None:
@@ -167,35 +225,3 @@ def _resize_gemma(cfg: Any, hf_config: dict[str, Any]) -> None:
     for name, value in sizes.items():
         setattr(cfg, name, value)
     cfg.__post_init__()
-
-
-# --- is the converted model the same model? ---------------------------------------------------
-
-
-@torch.no_grad()
-def _check_logits(model: Any) -> Float[Tensor, "pos d_vocab"]:
-    """Log-probabilities of one fixed token sequence: what folding and centring leave as it is."""
-    config = model.config if isinstance(model, PreTrainedModel) else model.cfg
-    d_vocab = config.vocab_size if isinstance(model, PreTrainedModel) else config.d_vocab
-    ids: Int[Tensor, "1 pos"] = (torch.arange(1, N_CHECK_TOKENS + 1) * 7919 % d_vocab)[None]
-    device = model.device if isinstance(model, PreTrainedModel) else model.cfg.device
-    output = model(ids.to(device))
-    logits = output if isinstance(output, Tensor) else output.logits
-    return logits[0].double().log_softmax(-1)
-
-
-def _compare_logits(
-    got: Float[Tensor, "pos d_vocab"],
-    expected: Float[Tensor, "pos d_vocab"],
-    hf_model: PreTrainedModel,
-) -> None:
-    # Half precision loses about three digits over a network's depth; a wrong conversion loses all.
-    tolerance = 1e-3 if hf_model.dtype == torch.float32 else 0.1
-    difference = ((got - expected).abs().max() / expected.abs().max()).item()
-    if not difference <= tolerance:
-        raise RefusalLensError(
-            f"TransformerLens reads {type(hf_model).__name__} differently from Hugging Face: "
-            f"log-probabilities differ by {difference:.1e} of their size (allowed "
-            f"{tolerance:.0e}). This checkpoint uses something that HookedTransformer does not "
-            "convert; load it with backend: bridge."
-        )

@@ -14,9 +14,12 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from refusal_lens.models.hook_points import Hook
 from refusal_lens.models.loading import Model, eos_token_ids
 from refusal_lens.models.matmul import fast_products
+from refusal_lens.models.torch_defaults import plain_torch
+from refusal_lens.models.unembedding import unembed
 from refusal_lens.prompts.tokens import Tokens
 
 
+@plain_torch()
 def generate_greedily(
     model: Model, tokens: Tokens, n_new_tokens: int, hooks: Sequence[Hook] = ()
 ) -> tuple[list[list[int]], Float[Tensor, "batch d_vocab"]]:
@@ -105,15 +108,3 @@ def _next_logits(model: Model) -> Callable[[Tensor, Tensor], Float[Tensor, "batc
         return logits[:, -1].float().cpu()
 
     return step_without_cache
-
-
-def unembed(
-    model: HookedTransformer, residual: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """Return the logits of some positions only.
-
-    With a vocabulary of 150,000 the logits of all positions would be the largest tensor of a run.
-    """
-    logits = model.unembed(model.ln_final(residual))
-    cap = model.cfg.output_logits_soft_cap or -1.0
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits

@@ -4,25 +4,30 @@ Knows where checkpoints come from, on which device they run and what has to be r
 Does not know prompts, chat templates or activations.
 """
 
-import difflib
 import hashlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.utils import logging as hub_logging
-from transformer_lens import HookedTransformer, loading_from_pretrained, supported_models
+from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as hf_logging
+from transformers import PreTrainedModel
 
-from refusal_lens.config_files import find_resource
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.checkpoint import Checkpoint, file_sha256, read_gguf
 from refusal_lens.models.conversion import convert
+from refusal_lens.models.hugging_face import (
+    check_vocabulary,
+    first_line,
+    open_checkpoint,
+    read_config,
+    read_tokenizer,
+    read_weights,
+)
+from refusal_lens.models.parity import check_parity, read_reference
+from refusal_lens.models.torch_defaults import plain_torch
 
 Model = HookedTransformer | TransformerBridge
 
@@ -31,8 +36,9 @@ Model = HookedTransformer | TransformerBridge
 class LoadRecord:
     """What was loaded, and how: kept on the model as `model.load_record`.
 
-    `weights_sha256` identifies a local folder, `revision` a commit of the hub; the one that does
-    not apply is None.
+    `weights_sha256` identifies a local folder or GGUF file, `revision` a commit of the hub; the one
+    that does not apply is None. `gguf` says what a GGUF file stores its tensors in, and that they
+    were dequantised; `adapter` names the folder of an adapter that was merged in, and its hash.
     """
 
     name: str
@@ -44,6 +50,8 @@ class LoadRecord:
     backend: str
     processing: str
     eos_token_ids: tuple[int, ...]
+    gguf: dict[str, Any] | None = None
+    adapter: dict[str, str] | None = None
 
 
 def load_model(
@@ -55,8 +63,9 @@ def load_model(
     backend: Literal["hooked", "bridge"] = "hooked",
     processing: Literal["none", "folded"] = "none",
     n_devices: int = 1,
+    gguf_file: str | None = None,
 ) -> Model:
-    """Load a chat model with hooks, by hub name or from a local folder.
+    """Load a chat model with hooks: by hub name, from a local folder, or from a GGUF file.
 
     Weights are left as they are unless `processing="folded"`: only then does
     `blocks.i.hook_resid_post` equal Hugging Face's `hidden_states[i + 1]`. The conversion is
@@ -67,7 +76,9 @@ def load_model(
     that the model may never have seen.
 
     Args:
-        name_or_path: Name on the hub (or TransformerLens's alias of it), or a checkpoint folder.
+        name_or_path: Name on the hub (or TransformerLens's alias of it), a checkpoint folder, the
+            folder of a PEFT adapter (merged into its base in memory), or a `.gguf` file (its
+            weights are dequantised).
         device: "auto" takes CUDA, then MPS, then the CPU.
         dtype: "float32", "bfloat16" or "float16"; "auto" is the checkpoint's own on CUDA and
             float32 elsewhere.
@@ -76,6 +87,7 @@ def load_model(
             architectures that `HookedTransformer` lacks.
         processing: "none", or "folded" for TransformerLens's folding and centring of weights.
         n_devices: CUDA devices to spread the layers over ("hooked" only).
+        gguf_file: Which GGUF file of a repository on the hub, or of a folder that holds several.
 
     Returns:
         The model in evaluation mode, with its tokenizer and `load_record`.
@@ -85,36 +97,46 @@ def load_model(
             the device or dtype does not exist here.
     """
     target = _pick_device(device)
-    source, is_local = _find_checkpoint(str(name_or_path))
-    hf_model = _load_hf_model(source, revision, _pick_dtype(dtype, target))
-    tokenizer = _load_tokenizer(source, revision)
-    record = LoadRecord(
-        name=str(name_or_path),
-        architecture=type(hf_model).__name__,
-        revision=getattr(hf_model.config, "_commit_hash", None) or revision,
-        weights_sha256=_hash_weights(Path(source)) if is_local else None,
-        dtype=str(hf_model.dtype).removeprefix("torch."),
-        device=target,
-        backend=backend,
-        processing=processing,
-        eos_token_ids=_eos_token_ids(hf_model, tokenizer),
-    )
-    if backend == "bridge":
-        model = _boot_bridge(hf_model, tokenizer, source, target, processing)
-    else:
-        model = convert(hf_model, target, processing, n_devices)
+    _check_processing(backend, processing)
+    with plain_torch():
+        checkpoint = open_checkpoint(str(name_or_path), gguf_file, revision)
+        described = _describe_origin(checkpoint, gguf_file)
+        config = read_config(checkpoint, revision)
+        tokenizer = read_tokenizer(checkpoint, revision)
+        hf_model = read_weights(checkpoint, revision, _pick_dtype(dtype, target))
+        check_vocabulary(tokenizer, hf_model, checkpoint.source)
+        record = LoadRecord(
+            name=str(name_or_path),
+            architecture=type(hf_model).__name__,
+            revision=getattr(config, "_commit_hash", None) or revision,
+            dtype=str(hf_model.dtype).removeprefix("torch."),
+            device=target,
+            backend=backend,
+            processing=processing,
+            eos_token_ids=_eos_token_ids(hf_model, tokenizer),
+            **described,
+        )
+        if backend == "bridge":
+            model = _boot_bridge(hf_model, tokenizer, checkpoint.source, target)
+        else:
+            model = convert(hf_model, target, processing, n_devices)
     _set_tokenizer(model, tokenizer)
     model.load_record = record  # type: ignore[assignment]
     return model.eval()
 
 
-def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> Any:
+def load_tokenizer(
+    name_or_path: str | Path, *, revision: str | None = None, gguf_file: str | None = None
+) -> Any:
     """Load the tokenizer alone, the one that `load_model` puts on the model.
 
     Raises:
         RefusalLensError: The name is unknown, or the checkpoint cannot be reached.
     """
-    return _load_tokenizer(_find_checkpoint(str(name_or_path))[0], revision)
+    with plain_torch():
+        checkpoint = open_checkpoint(str(name_or_path), gguf_file, revision)
+        read_config(checkpoint, revision)
+        return read_tokenizer(checkpoint, revision)
 
 
 def describe_model(model: Model) -> dict[str, Any]:
@@ -162,92 +184,24 @@ def tokenizer_of(model: Model) -> Any:
     return model.tokenizer
 
 
-# --- finding and reading a checkpoint ---------------------------------------------------------
-
-
-def _find_checkpoint(name: str) -> tuple[str, bool]:
-    """Return what Hugging Face is to open, and whether it is a folder on this machine."""
-    folder = find_resource(str(Path(name).expanduser()))
-    if folder is not None:
-        if not (folder / "config.json").is_file():
-            raise RefusalLensError(
-                f"A checkpoint folder holds config.json and safetensors weights, as Hugging Face "
-                f"saves them; {folder} has no config.json. Give the folder that holds it."
-            )
-        return str(folder), True
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise RefusalLensError(
-            f"The model folder {name} does not exist (looked below {Path.cwd()}). "
-            "Give an existing checkpoint folder, or a name on the Hugging Face hub."
-        )
-    aliases = loading_from_pretrained.make_model_alias_map()
-    return aliases.get(name.lower(), name), False
-
-
-def _load_hf_model(source: str, revision: str | None, dtype: torch.dtype | str) -> PreTrainedModel:
-    try:
-        with _quiet_hugging_face():
-            return AutoModelForCausalLM.from_pretrained(
-                source, revision=revision, dtype=dtype, attn_implementation="eager"
-            ).eval()
-    except (OSError, ValueError) as error:
-        raise RefusalLensError(_explain_load_failure(source, revision, error)) from error
-
-
-def _load_tokenizer(source: str, revision: str | None) -> Any:
-    try:
-        with _quiet_hugging_face():
-            return AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise RefusalLensError(
-            f"The tokenizer of {source} could not be read: {_first_line(error)}. "
-            "A chat model's folder holds tokenizer.json and tokenizer_config.json."
-        ) from error
-
-
-def _explain_load_failure(source: str, revision: str | None, error: Exception) -> str:
-    """Turn Hugging Face's error into what is needed, what came and where to fix it."""
-    reason = _first_line(error)
-    if Path(source).is_dir():
-        return f"The checkpoint folder {source} could not be loaded: {reason}"
-    if "gated" in str(error):
-        return (
-            f"{source} is gated: accept its licence on its page on the hub, then log in with "
-            "`hf auth login`, or give a local checkpoint folder."
-        )
-    if "is not a valid git identifier" in str(error):
-        return f"{source} has no revision {revision!r}. Set model.revision to one that it has."
-    closest = difflib.get_close_matches(source, supported_models.OFFICIAL_MODEL_NAMES, 5, 0.4)
-    names = f" Closest official names: {', '.join(closest)}." if closest else ""
-    if "couldn't connect" in str(error) or "offline" in str(error).lower():
-        known = source in supported_models.OFFICIAL_MODEL_NAMES
-        return (
-            f"{source} is not cached on this machine, and the Hugging Face hub cannot be reached. "
-            "Download it where there is a network (`hf download " + source + "`) and give the "
-            "folder: --model path/to/folder." + ("" if known else names)
-        )
-    return f"{source} is neither a folder on this machine nor a model on the hub.{names}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
-
-
-@contextmanager
-def _quiet_hugging_face() -> Iterator[None]:
-    """Keep Hugging Face's load bars and notices off the terminal; put its settings back after."""
-    verbosity, had_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hub_verbosity = hub_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if had_bars:
-            hf_logging.enable_progress_bar()
+def _describe_origin(checkpoint: Checkpoint, gguf_file: str | None) -> dict[str, Any]:
+    """Say which files a local model is made of, by hash; of a GGUF file, in what it stores."""
+    described: dict[str, Any] = {"weights_sha256": None}
+    if checkpoint.gguf is not None:
+        content = read_gguf(checkpoint.gguf)
+        described["weights_sha256"] = file_sha256(checkpoint.gguf)
+        described["gguf"] = {
+            "file": checkpoint.gguf.name,
+            "asked": gguf_file,
+            "quantisation": content.quantisation,
+            "weights": "dequantised",
+        }
+    elif checkpoint.folder is not None:
+        described["weights_sha256"] = _hash_weights(checkpoint.folder)
+    if checkpoint.adapter is not None:
+        hashed = _hash_weights(checkpoint.adapter)
+        described["adapter"] = {"folder": str(checkpoint.adapter), "sha256": hashed}
+    return described
 
 
 def _hash_weights(folder: Path) -> str:
@@ -304,20 +258,37 @@ def _pick_dtype(dtype: str, device: str) -> torch.dtype | str:
 # --- what the two backends share --------------------------------------------------------------
 
 
-def _boot_bridge(
-    hf_model: PreTrainedModel, tokenizer: Any, source: str, device: str, processing: str
-) -> TransformerBridge:
-    if processing != "none":
+def _check_processing(backend: str, processing: str) -> None:
+    if backend == "bridge" and processing != "none":
         raise RefusalLensError(
             f"processing: {processing} needs backend: hooked; the bridge runs Hugging Face's own "
             "weights. Set model.processing to none, or model.backend to hooked."
         )
+
+
+def _boot_bridge(
+    hf_model: PreTrainedModel, tokenizer: Any, source: str, device: str
+) -> TransformerBridge:
+    architecture, reference = type(hf_model).__name__, read_reference(hf_model)
     placed: Any = hf_model.to(device)  # pyright: ignore[reportArgumentType]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return TransformerBridge.boot_transformers(
-            source, hf_model=placed, tokenizer=tokenizer, device=device
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bridge = TransformerBridge.boot_transformers(
+                source,
+                hf_model=placed,
+                tokenizer=tokenizer,
+                device=device,
+                trust_remote_code=False,
+            )
+    except Exception as error:
+        raise RefusalLensError(
+            f"TransformerBridge does not take {architecture} ({first_line(error)}). Try backend: "
+            "hooked; if that refuses it too, TransformerLens cannot read this architecture."
+        ) from error
+    advice = "The bridge does not wrap something of this checkpoint rightly. Try backend: hooked."
+    check_parity(bridge, reference, hf_model, advice)
+    return bridge
 
 
 def _set_tokenizer(model: Model, tokenizer: Any) -> None:

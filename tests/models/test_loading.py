@@ -178,7 +178,7 @@ def test_folder_without_config_is_refused(tmp_path):
         load_model(tmp_path)
     assert str(caught.value) == (
         "A checkpoint folder holds config.json and safetensors weights, as Hugging Face saves "
-        f"them; {tmp_path} has no config.json. Give the folder that holds it."
+        f"them, or a .gguf file; {tmp_path} has no config.json. Give the folder that holds it."
     )
 
 

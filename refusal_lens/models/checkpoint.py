@@ -1,0 +1,376 @@
+"""Where a checkpoint is and what it is, found out before its weights are read.
+
+Knows folders, GGUF files, adapters and configs, and which of them no backend can take. Does not
+load weights.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformer_lens import loading_from_pretrained
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from refusal_lens.config_files import find_resource
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.files import refuse_lfs_pointer
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""In one file; in several, a file of this name and `.index.json` lists them."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+SPLIT_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+MOST_CONFIG_BYTES = 2**24
+"""A config.json is a few kilobytes; far beyond that it is none."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What Hugging Face is to open.
+
+    Attributes:
+        source: A folder, or a name on the hub.
+        is_local: Whether `source` is a folder on this machine.
+        gguf_file: Name of the GGUF file in it; None for a checkpoint of Hugging Face's kind.
+        adapter: Folder of a PEFT adapter to merge into these weights.
+    """
+
+    source: str
+    is_local: bool
+    gguf_file: str | None = None
+    adapter: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Return the folder on this machine; None on the hub."""
+        return Path(self.source) if self.is_local else None
+
+    @property
+    def gguf(self) -> Path | None:
+        """Return the GGUF file on this machine."""
+        return Path(self.source) / self.gguf_file if self.is_local and self.gguf_file else None
+
+
+def find_checkpoint(name: str, gguf_file: str | None = None) -> Checkpoint:
+    """Find what a model's name stands for.
+
+    Args:
+        name: A checkpoint folder, a GGUF file, the folder of a PEFT adapter, or a name on the hub
+            (or TransformerLens's alias of it).
+        gguf_file: Which GGUF file, where a folder or a repository holds several.
+
+    Raises:
+        RefusalLensError: There is nothing of this name, or it is not one checkpoint.
+    """
+    found = find_resource(str(Path(name).expanduser()))
+    if found is not None and found.is_file():
+        return _from_file(found)
+    if found is not None:
+        return _from_folder(found, gguf_file)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
+        kind = "file" if name.endswith(".gguf") else "folder"
+        raise RefusalLensError(
+            f"The model {kind} {name} does not exist (looked below {Path.cwd()}). "
+            "Give an existing checkpoint folder, or a name on the Hugging Face hub."
+        )
+    aliases = loading_from_pretrained.make_model_alias_map()
+    return Checkpoint(aliases.get(name.lower(), name), False, gguf_file)
+
+
+def _from_file(path: Path) -> Checkpoint:
+    if path.suffix.lower() != ".gguf":
+        raise RefusalLensError(
+            f"A model is a checkpoint folder, a .gguf file or a name on the hub; {path} is a file "
+            "of another kind. Give the folder that holds its config.json."
+        )
+    return Checkpoint(str(path.parent), True, path.name)
+
+
+def _from_folder(folder: Path, gguf_file: str | None) -> Checkpoint:
+    if gguf_file is not None:
+        if not (folder / gguf_file).is_file():
+            raise RefusalLensError(f"{folder} holds no {gguf_file} (model.gguf_file).")
+        return Checkpoint(str(folder), True, gguf_file)
+    adapter = folder if (folder / ADAPTER_CONFIG).is_file() else None
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if (folder / "config.json").is_file() and weight_files(folder):
+        return Checkpoint(str(folder), True, adapter=adapter)
+    if adapter is not None:
+        return _from_adapter(folder)
+    if (folder / "config.json").is_file() and not files:
+        return Checkpoint(str(folder), True)
+    if len(files) > 1 and not all(SPLIT_NAME.search(name) for name in files):
+        raise RefusalLensError(
+            f"{folder} holds {len(files)} GGUF files: {', '.join(files[:6])}. Name one: give its "
+            "path as the model, or set model.gguf_file."
+        )
+    if files:
+        return Checkpoint(str(folder), True, files[0])
+    raise RefusalLensError(
+        f"A checkpoint folder holds config.json and safetensors weights, as Hugging Face saves "
+        f"them, or a .gguf file; {folder} has no config.json. Give the folder that holds it."
+    )
+
+
+def _from_adapter(folder: Path) -> Checkpoint:
+    """Find the base of an adapter that lies alone in its folder."""
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise RefusalLensError(
+            f"{folder / ADAPTER_CONFIG} names no base (base_model_name_or_path). Write there which "
+            "model the adapter was trained on."
+        )
+    beside = folder / base
+    found = find_checkpoint(str(beside) if beside.is_dir() else base)
+    if found.adapter is not None:
+        raise RefusalLensError(f"The base of the adapter {folder} is an adapter itself: {base}.")
+    return Checkpoint(found.source, found.is_local, found.gguf_file, adapter=folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files that a model's weights are read from, as transformers does; some may lack."""
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            shards = read_json(index).get("weight_map")
+            names = set(shards.values()) if isinstance(shards, dict) else set()
+            return [folder / str(shard) for shard in sorted(names, key=str)]
+    return []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint.
+
+    Raises:
+        RefusalLensError: It is no JSON object of a sensible size and depth.
+    """
+    refuse_lfs_pointer(path)
+    try:
+        if path.stat().st_size > MOST_CONFIG_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RefusalLensError(
+            f"{path} cannot be read as JSON ({error or type(error).__name__}). Download or save "
+            "the checkpoint again."
+        ) from error
+    if not isinstance(content, dict):
+        raise RefusalLensError(f"{path} holds no JSON object. Save the checkpoint again.")
+    return content
+
+
+# --- what its files are -----------------------------------------------------------------------
+
+
+def check_folder(checkpoint: Checkpoint) -> None:
+    """Look at the files of a local checkpoint of Hugging Face's kind, before they are opened.
+
+    Raises:
+        RefusalLensError: One is a git-LFS pointer or was cut off; weights or tokenizer are missing.
+    """
+    folder = checkpoint.folder
+    if folder is None or checkpoint.gguf_file is not None:
+        return
+    read_json(folder / "config.json")
+    check_weight_files(folder)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise RefusalLensError(
+            f"{folder} has no tokenizer.json: trainers often leave the tokenizer out. Copy "
+            "tokenizer.json and tokenizer_config.json there from the model that was trained on."
+        )
+
+
+def check_weight_files(folder: Path) -> None:
+    """Make sure that weights are there, and whole.
+
+    Raises:
+        RefusalLensError: They are not; the file is named.
+    """
+    files = weight_files(folder)
+    missing = [path.name for path in files if not path.is_file()]
+    if missing or not files:
+        what = f"lacks {', '.join(missing[:3])}" if missing else "holds no weights"
+        raise RefusalLensError(f"{folder} {what}. Download the checkpoint again, whole.")
+    for path in files:
+        refuse_lfs_pointer(path)
+        if path.suffix == ".safetensors":
+            _check_safetensors(path)
+
+
+def check_adapter(folder: Path) -> None:
+    """Make sure that an adapter's weights are there, and whole.
+
+    Raises:
+        RefusalLensError: They are not.
+    """
+    safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    found = next((path for path in (safe, pickled) if path.is_file()), None)
+    if found is None:
+        raise RefusalLensError(
+            f"{folder} has an {ADAPTER_CONFIG} and no adapter_model.safetensors. Copy it there, or "
+            f"take {ADAPTER_CONFIG} away if the weights are merged already."
+        )
+    refuse_lfs_pointer(found)
+    if found == safe:
+        _check_safetensors(safe)
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare the size that a safetensors header promises with the file's."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
+        header = file.read(length) if 2 <= length <= size - 8 else b""
+    try:
+        entries = json.loads(header)
+        ends = [e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
+        expected = None
+    if expected != size:
+        asked = "" if expected is None else f", its header speaks of {expected:,}"
+        raise RefusalLensError(
+            f"{path} is no whole safetensors file ({size:,} bytes{asked}): the download broke off. "
+            "Download it again."
+        )
+
+
+# --- what its config says ---------------------------------------------------------------------
+
+QUANTISED = "Give an unquantised checkpoint (bfloat16 or float32), or a GGUF file of it"
+
+
+def check_config(config: Any, name: str) -> None:
+    """Refuse what no backend can take, by what it is.
+
+    Args:
+        config: Hugging Face's.
+        name: What the user calls the checkpoint.
+
+    Raises:
+        RefusalLensError: It is quantised, an encoder, a classifier or a multimodal model.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        described = quantised if isinstance(quantised, dict) else quantised.to_dict()
+        method = str(described.get("quant_method", "an unknown method"))
+        if method != "gguf":
+            raise RefusalLensError(
+                f"{name} is quantised ({method}): its weights are packed, and neither backend "
+                f"unpacks them. {QUANTISED}."
+            )
+    architectures = getattr(config, "architectures", None) or []
+    can_answer = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if architectures and not can_answer & set(architectures):
+        raise RefusalLensError(f"{name} is no chat model: {_kind(config, architectures[0])}")
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise RefusalLensError(
+            f"{name} is no chat model: transformers knows no language model of type "
+            f"{config.model_type!r}. Give a decoder such as Llama or Qwen."
+        )
+
+
+def _kind(config: Any, architecture: str) -> str:
+    if architecture in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+        return (
+            f"{architecture} is multimodal, with its language model inside. Give that alone (a "
+            "checkpoint whose architecture ends in ForCausalLM)."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        return (
+            f"{architecture} is an encoder with a decoder, and has no one residual stream. Give a "
+            "decoder such as Llama or Qwen."
+        )
+    return (
+        f"{architecture} writes no text (an encoder, a classifier, or a model without its head). "
+        "Give a checkpoint whose architecture ends in ForCausalLM."
+    )
+
+
+# --- GGUF -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GgufContent:
+    """What a GGUF file says of itself.
+
+    Attributes:
+        architecture: llama.cpp's name, such as `qwen2`.
+        quantisation: How many tensors are stored in which type.
+    """
+
+    architecture: str
+    quantisation: dict[str, int]
+
+
+def read_gguf(path: Path) -> GgufContent:
+    """Read a GGUF file's header, and refuse what cannot become a chat model.
+
+    Raises:
+        RefusalLensError: The file is a part of several, broken, or without its tokenizer; or the
+            package gguf is missing.
+    """
+    refuse_lfs_pointer(path)
+    _refuse_part(path)
+    _check_gguf_size(path)
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise RefusalLensError(
+            "Reading GGUF files needs the package gguf: pip install 'refusal-lens[gguf]'."
+        ) from error
+    try:
+        reader = GGUFReader(path)
+        types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+        architecture = str(reader.fields["general.architecture"].contents())
+        has_tokenizer = "tokenizer.ggml.tokens" in reader.fields
+    except Exception as error:
+        raise RefusalLensError(
+            f"{path} is no whole GGUF file ({type(error).__name__}: {error}). Download it again."
+        ) from error
+    if not has_tokenizer:
+        raise RefusalLensError(
+            f"{path} holds no tokenizer (tokenizer.ggml.tokens), and prompts need one. Give a GGUF "
+            "file converted with its tokenizer, or the original checkpoint folder."
+        )
+    return GgufContent(architecture, dict(sorted(types.items())))
+
+
+def _refuse_part(path: Path) -> None:
+    part = SPLIT_NAME.search(path.name)
+    if part and int(part[2]) > 1:
+        first = SPLIT_NAME.sub(rf"-00001-of-{part[2]}.gguf", path.name)
+        raise RefusalLensError(
+            f"{path.name} is one of {int(part[2])} parts of a split GGUF file. Join them with "
+            f"llama.cpp's tool, and give the whole: llama-gguf-split --merge {first} whole.gguf"
+        )
+
+
+def _check_gguf_size(path: Path) -> None:
+    """Refuse counts that the file's size cannot hold, before anything counts up to them."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(24)
+    n_tensors, n_fields = struct.unpack("<QQ", head[8:24]) if len(head) == 24 else (0, 0)
+    if head[:4] != b"GGUF" or 24 * n_tensors + 12 * n_fields > size or not n_tensors:
+        raise RefusalLensError(
+            f"{path} is no whole GGUF file with weights ({size:,} bytes). Download it again."
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
