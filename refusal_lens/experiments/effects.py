@@ -16,6 +16,7 @@ from transformer_lens import HookedTransformer
 from refusal_lens.experiments.arms import Arm, arm_hooks
 from refusal_lens.experiments.refusal import refusal_score
 from refusal_lens.models.batching import run_in_batches
+from refusal_lens.models.fast_forward import embed, run_blocks, why_not_fast
 from refusal_lens.models.hook_points import Hook
 from refusal_lens.models.loading import Model
 from refusal_lens.models.matmul import fast_products
@@ -158,7 +159,8 @@ class _Forked:
         self.ids = ids.to(model.cfg.device)
         self.residual: dict[int, Tensor] = {}
         if isinstance(model, HookedTransformer):
-            residual = model(self.ids, stop_at_layer=0)
+            self.is_fast = why_not_fast(model) is None
+            residual = embed(model, self.ids) if self.is_fast else model(self.ids, stop_at_layer=0)
             done = 0
             for start in starts:
                 residual = self._run(residual, done, start)
@@ -195,6 +197,8 @@ class _Forked:
     def _run(self, residual: Tensor, start: int, stop: int) -> Tensor:
         if start == stop:
             return residual
+        if isinstance(self.model, HookedTransformer) and self.is_fast:
+            return run_blocks(self.model, residual, start, stop)
         return self.model(residual, start_at_layer=start, stop_at_layer=stop)
 
 

@@ -35,6 +35,35 @@ class KeyValues:
     values: Keys
 
 
+@dataclass(eq=False)
+class Slots:
+    """Keys and values of one layer, kept in place: room for all that will come, filled from left.
+
+    Nothing is copied when a token is added, as it would be by joining tensors.
+    """
+
+    keys: Float[Tensor, "batch n_kv_heads n_slots d_head"]
+    values: Float[Tensor, "batch n_kv_heads n_slots d_head"]
+    n_filled: int = 0
+
+    def append(
+        self,
+        keys: Float[Tensor, "batch n_new n_kv_heads d_head"],
+        values: Float[Tensor, "batch n_new n_kv_heads d_head"],
+    ) -> tuple[
+        Float[Tensor, "batch n_kept n_kv_heads d_head"],
+        Float[Tensor, "batch n_kept n_kv_heads d_head"],
+    ]:
+        """Put new positions behind those kept, and return all of them."""
+        stop = self.n_filled + keys.shape[1]
+        kept = []
+        for place, new in ((self.keys, keys), (self.values, values)):
+            place[:, :, self.n_filled : stop] = new.transpose(1, 2)
+            kept.append(place[:, :, :stop].transpose(1, 2))
+        self.n_filled = stop
+        return kept[0], kept[1]
+
+
 @dataclass(frozen=True)
 class Stop:
     """Where the forward ends: after a site of one layer, or before any block.
@@ -88,21 +117,17 @@ def forward(
         Keys and values of every block that ran, for use as `past`.
     """
     offset = past[0].keys.shape[1] if past else 0
-    embedded = model.hook_embed(model.embed(ids))
-    residual: Any = model.get_residual(
-        embedded, offset, tokens=ids, return_shortformer_pos_embed=False
-    )
+    residual = embed(model, ids, offset)
     masks = {kind: _mask(model, kind, ids, offset) for kind in _attention_kinds(model)}
     kept = []
     for layer in range(stop.n_blocks):
-        block = model.blocks[layer]
+        block: Any = model.blocks[layer]
         is_last = layer == stop.n_blocks - 1
-        here = past[layer] if past else None
-        residual, key_values = _run_block(
+        residual, key_values = run_block(
             block,
             residual,
-            _BlockInput(
-                past=here,
+            BlockInput(
+                past=past[layer] if past else None,
                 mask=masks[block.attn.attn_type],
                 offset=offset,
                 read=read if is_last else None,
@@ -114,17 +139,60 @@ def forward(
     return kept
 
 
+def embed(
+    model: HookedTransformer, ids: Int[Tensor, "batch pos"], offset: int | Tensor = 0
+) -> Float[Tensor, "batch pos d_model"]:
+    """Embed tokens that stand `offset` places after the first.
+
+    Args:
+        model: The model.
+        ids: Token ids.
+        offset: Places before the first of `ids`; or the place of every one, `[batch, pos]`.
+    """
+    embedded = model.hook_embed(model.embed(ids))
+    if isinstance(offset, int):
+        residual: Any = model.get_residual(
+            embedded, offset, tokens=ids, return_shortformer_pos_embed=False
+        )
+        return residual
+    if model.cfg.positional_embedding_type != "standard":
+        return embedded
+    return embedded + model.hook_pos_embed(model.pos_embed.W_pos[offset])
+
+
+def run_blocks(
+    model: HookedTransformer, residual: Float[Tensor, "batch pos d_model"], start: int, stop: int
+) -> Float[Tensor, "batch pos d_model"]:
+    """Run the blocks from `start` up to, and without, `stop` over prompts padded on the right."""
+    masks = {kind: _mask(model, kind, residual, 0) for kind in _attention_kinds(model)}
+    for block in list(model.blocks)[start:stop]:
+        residual, _ = run_block(block, residual, BlockInput(mask=masks[block.attn.attn_type]))
+    return residual
+
+
 @dataclass(frozen=True, eq=False)
-class _BlockInput:
-    past: KeyValues | None
-    mask: Bool[Tensor, "pos key_pos"] | CausalBias | None
-    offset: int
-    read: Int[Tensor, "batch n_read"] | None
-    stop_site: str
+class BlockInput:
+    """What a block needs besides the residual stream.
+
+    Args:
+        mask: Which keys each query sees; None where plain causal attention says it all.
+        offset: Positions before the first of the residual's; or the position of every one.
+        past: Keys and values of a prefix that all rows share.
+        slots: Where keys and values are kept; instead of `past`.
+        read: The positions that get a query; None gives every one.
+        stop_site: The last hook point needed.
+    """
+
+    mask: Bool[Tensor, "*rows n_query n_keys"] | CausalBias | None
+    offset: int | Int[Tensor, "batch n_new"] = 0
+    past: KeyValues | None = None
+    slots: Slots | None = None
+    read: Int[Tensor, "batch n_read"] | None = None
+    stop_site: str = "resid_post"
 
 
-def _run_block(
-    block: Any, resid_pre: Float[Tensor, "batch pos d_model"], given: _BlockInput
+def run_block(
+    block: Any, resid_pre: Float[Tensor, "batch pos d_model"], given: BlockInput
 ) -> tuple[Tensor, KeyValues | None]:
     """Run one block as TransformerLens does, with one normalisation where it does three."""
     resid_pre = block.hook_resid_pre(resid_pre)
@@ -158,24 +226,38 @@ def _normalise(
 
 
 def _attend(
-    attn: Any, x: Float[Tensor, "batch pos d_model"], given: _BlockInput
+    attn: Any, x: Float[Tensor, "batch pos d_model"], given: BlockInput
 ) -> tuple[Float[Tensor, "batch n_query d_model"], KeyValues]:
     """Attend with torch's fused kernel; scores and patterns are never written out."""
     q, k, v = attn.calculate_qkv_matrices(x, x, x)
     if attn.cfg.positional_embedding_type == "rotary":
-        q = attn.hook_rot_q(attn.apply_rotary(q, given.offset))
-        k = attn.hook_rot_k(attn.apply_rotary(k, given.offset))
+        q = attn.hook_rot_q(_rotate(attn, q, given.offset))
+        k = attn.hook_rot_k(_rotate(attn, k, given.offset))
     key_values = KeyValues(k, v)
     mask = given.mask
+    if given.slots is not None:
+        k, v = given.slots.append(k, v)
     if given.past is not None:
         k, v = (_behind(past, new) for past, new in ((given.past.keys, k), (given.past.values, v)))
     if given.read is not None:
         q = _take(q, given.read)
+    if given.read is not None and not isinstance(given.offset, Tensor):
         # Every row reads its own positions, so that every row needs its own mask.
         mask = _visible(attn, given.read + given.offset, k.shape[1])[:, None]
     z = attn.hook_z(_fused(attn, q, k, v, mask))
     weight = attn.W_O.permute(2, 0, 1).flatten(1)
     return F.linear(z.flatten(2), weight, attn.b_O), key_values
+
+
+def _rotate(attn: Any, heads: Queries, offset: int | Tensor) -> Queries:
+    """Turn queries or keys by their positions, of which every row may have its own."""
+    if isinstance(offset, int):
+        return attn.apply_rotary(heads, offset)
+    n_turned = attn.cfg.rotary_dim
+    turned, rest = heads[..., :n_turned], heads[..., n_turned:]
+    cosines, sines = (table[offset][:, :, None] for table in (attn.rotary_cos, attn.rotary_sin))
+    turned = turned * cosines + attn.rotate_every_two(turned) * sines
+    return torch.cat([turned, rest], dim=-1)
 
 
 def _fused(

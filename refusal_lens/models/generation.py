@@ -1,6 +1,6 @@
 """Greedy answers: the likeliest next token again and again, with or without interventions.
 
-Knows padding, the KV cache and where a turn ends. Does not judge what was answered.
+Knows where a turn ends and which forward can answer. Does not judge what was answered.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
+from refusal_lens.models.decoding import Decoder, can_decode, pad_left
 from refusal_lens.models.hook_points import Hook
 from refusal_lens.models.loading import Model, eos_token_ids
 from refusal_lens.models.matmul import fast_products
@@ -37,14 +38,50 @@ def generate_greedily(
         The new ids of each prompt, up to but without the end-of-turn id; and the logits of the
         first new token.
     """
+    longest = max(tokens.lengths) + n_new_tokens
+    # Asked before the hooks are set: afterwards any hook would speak against it.
+    fast = model if isinstance(model, HookedTransformer) else None
+    if fast is not None and not can_decode(fast, longest, hooks):
+        fast = None
     with torch.no_grad(), fast_products(model.cfg), model.hooks(fwd_hooks=list(hooks)):
-        return _generate(model, tokens, n_new_tokens)
+        if fast is None:
+            return _generate(model, tokens, n_new_tokens)
+        decoder = Decoder(fast, tokens, n_new_tokens, shares_prefix=not hooks)
+        return _decode(fast, decoder, n_new_tokens, lets_go=not hooks)
+
+
+def _decode(
+    model: HookedTransformer, decoder: Decoder, n_new_tokens: int, *, lets_go: bool
+) -> tuple[list[list[int]], Float[Tensor, "batch d_vocab"]]:
+    """Answer a batch by the fast forward.
+
+    `lets_go` takes rows whose answers have ended out of the batch once half of its rows have.
+    Hooks may act by row, so that with hooks all rows stay.
+    """
+    ends = torch.tensor(eos_token_ids(model))
+    logits = first_logits = decoder.read_prompts()
+    answers: list[list[int]] = [[] for _ in range(len(logits))]
+    running = torch.arange(len(logits))
+    is_done = torch.zeros(len(logits), dtype=torch.bool)
+    for n_done in range(1, n_new_tokens + 1):
+        chosen = logits.argmax(dim=-1)
+        is_done |= torch.isin(chosen, ends)
+        for row, token in zip(running[~is_done].tolist(), chosen[~is_done].tolist(), strict=True):
+            answers[row].append(token)
+        if bool(is_done.all()) or n_done == n_new_tokens:
+            break
+        if lets_go and int(is_done.sum()) * 2 >= len(is_done):
+            left = (~is_done).nonzero()[:, 0]
+            decoder.keep(left)
+            running, chosen, is_done = running[left], chosen[left], is_done[left]
+        logits = decoder.read_token(chosen)
+    return answers, first_logits
 
 
 def _generate(
     model: Model, tokens: Tokens, n_new_tokens: int
 ) -> tuple[list[list[int]], Float[Tensor, "batch d_vocab"]]:
-    ids, mask = _pad_left(tokens)
+    ids, mask = pad_left(tokens)
     ends = torch.tensor(eos_token_ids(model))
     step = _next_logits(model)
     logits = first_logits = step(ids, mask)
@@ -58,17 +95,6 @@ def _generate(
         logits = step(chosen[-1][:, None], torch.ones_like(mask[:, :1]))
     rows = torch.stack(chosen, dim=1)
     return [_until_end(row, torch.isin(row, ends)) for row in rows], first_logits
-
-
-def _pad_left(tokens: Tokens) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Lay ragged ids out as one tensor, padded on the left, and the mask that hides padding."""
-    longest = max(tokens.lengths)
-    ids = torch.zeros(len(tokens), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(tokens.ids):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
 
 
 def _until_end(ids: Int[Tensor, " n"], is_end: Bool[Tensor, " n"]) -> list[int]:
