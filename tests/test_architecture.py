@@ -18,7 +18,7 @@ ROOMS = {
     "activations": "pooled moments shards store first_pass batch_reader shard_reader provenance "
     "collector ray_cluster ray_worker ray_driver engines",
     "directions": "methods direction kernel files subspaces formats",
-    "validation": "thresholds frames scores crossfit many_fits separation best_place nulls "
+    "validation": "thresholds frames units scores crossfit many_fits separation best_place nulls "
     "learning_curve stability nested_choice confounds coordinates categories cosines densities",
     "experiments": "interventions arms outcomes judges refusal refusal_states effects candidates "
     "causal_choice verdicts causal_scores dose_response attribution token_readout",

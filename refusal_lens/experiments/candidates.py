@@ -15,6 +15,7 @@ from refusal_lens.directions.direction import CLIP_QUANTILE, Directions, fit_dir
 from refusal_lens.experiments.arms import Arm
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.validation.crossfit import assign_folds
+from refusal_lens.validation.units import pair_units, topic_units
 
 FIT, SELECT, TEST = 0, 1, 2
 """Parts of the prompts: directions are fitted on the first, chosen on the second, and what the
@@ -50,6 +51,9 @@ class Candidate:
 def deal_parts(activations: Activations, seed: int = 0) -> Int[Tensor, " n_prompts"]:
     """Deal the prompts to fitting, selection and test: a third of each class to each.
 
+    Topics stay whole where each class has three or more, and twins always: what is measured on the
+    third part then holds for topics that neither fit nor choice has seen.
+
     Args:
         activations: Activations of both classes.
         seed: Of the shuffle; the same seed gives the same parts.
@@ -57,7 +61,11 @@ def deal_parts(activations: Activations, seed: int = 0) -> Int[Tensor, " n_promp
     Raises:
         RefusalLensError: A class has fewer than two prompts.
     """
-    return assign_folds(activations.is_harmful, 3, seed)
+    is_harmful, groups = activations.is_harmful, activations.groups
+    units = topic_units(is_harmful, groups)
+    if units is None or min(units.n_per_class) < 3:
+        units = pair_units(is_harmful, groups)
+    return assign_folds(is_harmful, 3, seed, units)
 
 
 def take_prompts(prompts: ContrastSet, parts: Int[Tensor, " n_prompts"], part: int) -> list[int]:

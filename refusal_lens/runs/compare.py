@@ -19,6 +19,7 @@ from refusal_lens.activations.store import load_hook_point
 from refusal_lens.directions.direction import Directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.groups import find_groups
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.cosines import (
     NamedDirections,
@@ -242,7 +243,9 @@ def _cosines_of(kind: str, runs: Sequence[Run]) -> list[pd.DataFrame]:
 def _reliability(run: Run, place: Place) -> Float[Tensor, ""]:
     sample = run.sample(place)
     values = sample.values[:, None, None]
-    return reliabilities(Activations(values, sample.is_harmful, (place[0],), (place[1],)))[0, 0]
+    groups = find_groups(run.prompts)
+    here = Activations(values, sample.is_harmful, (place[0],), (place[1],), {}, groups)
+    return reliabilities(here, clip_quantile=run.directions[place].clip_quantile)[0, 0]
 
 
 def _transfer_between(runs: Sequence[Run]) -> list[pd.DataFrame]:

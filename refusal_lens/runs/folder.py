@@ -135,7 +135,7 @@ class RunFolder:
             side.name: [{name: getattr(prompt, name) for name in PROMPT_FIELDS} for prompt in side]
             for side in (prompts.harmful, prompts.harmless)
         }
-        self._write_json(self.path / "prompts.json", content)
+        self._write_json(self.path / "prompts.json", {"grouping": prompts.grouping, **content})
 
     def check_prompts(self, prompts: ContrastSet) -> None:
         """Make sure that the prompts have not changed since the run was begun.
@@ -169,7 +169,7 @@ class RunFolder:
             ]
             # Few prompts were warned of when they were read from the user's files.
             warnings.simplefilter("ignore", RefusalLensWarning)
-            return ContrastSet(sides[0], sides[1])
+            return ContrastSet(sides[0], sides[1], content["grouping"])
 
     def write_token_counts(self, counts: pd.DataFrame) -> None:
         """Write how long each prompt is, so that length can be looked at without a tokenizer."""

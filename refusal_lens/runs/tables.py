@@ -30,6 +30,7 @@ from refusal_lens.validation.cosines import (
     reliabilities,
 )
 from refusal_lens.validation.crossfit import Projections, assign_folds
+from refusal_lens.validation.units import pair_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,9 @@ def compute_tables(fitted: Fitted) -> dict[str, pd.DataFrame]:
         "categories": category_table(fitted.projections, prompts),
         "misread": misread_table(fitted.projections, prompts),
     }
-    cosines = [place_cosines(fitted.directions, reliabilities(fitted.activations))]
+    quantile = fitted.config.directions.clip_quantile
+    reliability = reliabilities(fitted.activations, clip_quantile=quantile)
+    cosines = [place_cosines(fitted.directions, reliability)]
     if fitted.token_counts is not None:
         lengths = fitted.token_counts["n_tokens"].tolist()
         tables["length_correlations"] = length_correlations(fitted.projections, lengths)
@@ -71,13 +74,15 @@ def compute_tables(fitted: Fitted) -> dict[str, pd.DataFrame]:
 
 def _tables_at_best(fitted: Fitted, best: Choice) -> dict[str, pd.DataFrame]:
     settings, seed = fitted.config.directions, fitted.config.validation.seed
-    folds = assign_folds(fitted.activations.is_harmful, fitted.config.validation.n_folds, seed)
+    units = pair_units(fitted.activations.is_harmful, fitted.activations.groups)
+    n_folds = fitted.config.validation.n_folds
+    folds = assign_folds(fitted.activations.is_harmful, n_folds, seed, units)
     here = fitted.activations.only_at(best.hook_point, best.position)
     counts = fitted.token_counts
     lengths = None if counts is None else counts["n_tokens"].tolist()
     confounds = [
-        score_confounds(fitted.prompts, folds, lengths, seed=seed),
-        score_direction(fitted.projections, best.hook_point, best.position, seed=seed),
+        score_confounds(fitted.prompts, folds, lengths, units),
+        score_direction(fitted.projections, best.hook_point, best.position, units),
     ]
     options = {"clip_quantile": settings.clip_quantile}
     tables = {

@@ -23,6 +23,7 @@ from refusal_lens.prompts.contrast import ContrastSet, Prompt
 from refusal_lens.prompts.groups import words_of
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.scores import auroc, auroc_interval
+from refusal_lens.validation.units import Units
 
 TOKEN_COUNT, FINAL_PUNCTUATION = "token_count", "final_punctuation"
 FIRST_WORD, BAG_OF_WORDS, DIRECTION = "first_word", "bag_of_words", "direction"
@@ -43,26 +44,24 @@ def score_confounds(
     prompts: ContrastSet,
     folds: Int[Tensor, " n_prompts"],
     token_counts: Sequence[int] | None,
-    *,
-    seed: int = 0,
+    units: Units | None = None,
 ) -> pd.DataFrame:
     """Classify the prompts by trivial features, out of sample, with the direction's own folds.
 
     Each feature gets a logistic regression, classes weighted alike; the token count enters with
     its square, so that "of medium length" can be learned too.
 
-    Prompts matched across the classes (the same frame in both) give an AUROC below 0.5: a frame
-    whose harmful twin is held out is left with the harmless one in the fitting folds. Read it as
-    no better than chance.
+    Twins must lie in one fold, as `assign_folds` deals them: a frame whose harmful twin alone is
+    held out is left with the harmless one in the fitting folds, and the AUROC falls below 0.5.
 
     Args:
         prompts: The prompts.
         folds: Which fold holds each prompt, from `assign_folds`.
         token_counts: Tokens in each formatted prompt; None leaves that feature out.
-        seed: Of the bootstrap.
+        units: What the folds keep together, for the intervals; None for single prompts.
 
     Returns:
-        One row a feature: `feature`, `accuracy` (share), `auroc` with its 95 % bootstrap interval.
+        One row a feature: `feature`, `accuracy` (share), `auroc` with its 95 % interval.
     """
     texts = np.array([prompt.text for prompt in prompts.prompts], dtype=object)
     labels = np.array(prompts.is_harmful)
@@ -77,18 +76,18 @@ def score_confounds(
     for feature, (classifier, rows_in) in inputs.items():
         decided = _decide(classifier, rows_in, labels, folds.numpy())
         rows.append(_row(feature, torch.from_numpy(decided), torch.from_numpy(decided > 0),
-                         torch.from_numpy(labels), seed))  # fmt: skip
+                         torch.from_numpy(labels), units))  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def score_direction(
-    projections: Projections, hook_point: str, position: str, *, seed: int = 0
+    projections: Projections, hook_point: str, position: str, units: Units | None = None
 ) -> pd.DataFrame:
     """Return the row of the direction itself, to stand under `score_confounds`."""
     row, column = projections.place(hook_point, position)
     values = projections.values[:, row, column]
     called = projections.is_called_harmful[:, row, column]
-    return pd.DataFrame([_row(DIRECTION, values, called, projections.is_harmful, seed)])
+    return pd.DataFrame([_row(DIRECTION, values, called, projections.is_harmful, units)])
 
 
 def _row(
@@ -96,9 +95,9 @@ def _row(
     values: Float[Tensor, " n_prompts"],
     called: Bool[Tensor, " n_prompts"],
     labels: Bool[Tensor, " n_prompts"],
-    seed: int,
+    units: Units | None,
 ) -> dict[str, object]:
-    low, high = auroc_interval(values, labels, seed=seed)
+    low, high = auroc_interval(values, labels, units)
     return {
         "feature": feature,
         "accuracy": (called == labels).double().mean().item(),

@@ -7,20 +7,24 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refusal_lens.activations.moments import class_moments
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE, Directions, clip, normalise
 from refusal_lens.directions.methods import fit_grid
 from refusal_lens.directions.subspaces import fit_categories
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.validation.learning_curve import draw_disjoint
+from refusal_lens.validation.many_fits import Place, clip_rows
 from refusal_lens.validation.scores import auroc
 from refusal_lens.validation.separation import held_out_scores
+from refusal_lens.validation.stability import spearman_brown
+from refusal_lens.validation.units import Units, widest_units
 
 COSINE_COLUMNS = ("kind", "hook_point", "position", "a", "b", "cosine", "ceiling")
 
@@ -130,21 +134,47 @@ def cosine_table(
     return pd.DataFrame(rows, columns=list(COSINE_COLUMNS))
 
 
-def reliabilities(activations: Activations) -> Float[Tensor, "n_hook_points n_positions"]:
-    """Return how far each difference of means would agree with one from other prompts.
+def reliabilities(
+    activations: Activations, *, clip_quantile: float | None, seed: int = 0
+) -> Float[Tensor, "n_hook_points n_positions"]:
+    """Return how far each direction would agree with one from as many other prompts.
 
-    The squared length of a measured difference is that of the true one plus the noise,
-    `trace(S_1) / n_1 + trace(S_0) / n_0` with the covariances S of the classes. The share that is
-    not noise is the expected cosine between two such measurements (of unclipped directions).
+    Measured on directions clipped as the ones that are compared: `HALVES` times the prompts are
+    halved, by topics where there are some to leave out, else by pairs, and the mean cosine of the
+    halves' directions foretells that of all prompts.
 
     Returns:
-        Values in [0, 1]: 1 - noise / squared length, not below 0.
+        Values in [0, 1].
+
+    Source:
+        Spearman-Brown, see `stability.spearman_brown`.
     """
-    sides = [class_moments(activations.values[side])
-             for side in (activations.is_harmful, ~activations.is_harmful)]  # fmt: skip
-    noise = sum(side.m2.sum(dim=-1) / max(side.count - 1, 1) / side.count for side in sides)
-    length = (sides[0].mean - sides[1].mean).square().sum(dim=-1)
-    return (1 - noise / length).clamp(0, 1)
+    is_harmful = activations.is_harmful
+    units = widest_units(is_harmful, activations.groups)
+    if min(units.n_per_class) < 2:
+        return torch.zeros(activations.values.shape[1:3], dtype=torch.float64)
+    generator = np.random.default_rng(seed)
+    halves = draw_disjoint(is_harmful, units, None, HALVES, generator)
+    found = torch.zeros(activations.values.shape[1:3], dtype=torch.float64)
+    for row in range(found.shape[0]):
+        for column in range(found.shape[1]):
+            centred = Place.of(activations.values[:, row, column]).centred
+            found[row, column] = _mean_cosine(centred, halves, clip_quantile)
+    return spearman_brown(found)
+
+
+HALVES = 40
+"""Halvings behind a reliability."""
+
+
+def _mean_cosine(
+    centred: Float[Tensor, "n_prompts d_model"],
+    halves: tuple[Tensor, Tensor],
+    clip_quantile: float | None,
+) -> float:
+    """Return the mean cosine between the clipped directions of halves, given by their weights."""
+    first, second = (normalise(clip_rows(half @ centred, clip_quantile)) for half in halves)
+    return float((first * second).sum(dim=-1).mean())
 
 
 def place_cosines(
@@ -220,21 +250,25 @@ def category_cosines(
     Categories have few prompts, and share the harmless ones: their ceiling takes the noise of
     their own prompts alone, since that of the others is the same in all of them.
     """
-    values, labels = activations.values[:, 0, 0], activations.is_harmful
+    values, labels = activations.values[:, 0, 0].double(), activations.is_harmful
     fitted = fit_categories(values, labels, prompts)
     if len(fitted.categories) < 2:
         return empty_cosines()
     names = [prompt.category for prompt in prompts]
-    noise = []
+    harmless, generator = values[~labels].mean(dim=0), np.random.default_rng(0)
+    found = []
     for category in fitted.categories:
-        mine = torch.tensor([name == category for name in names]) & labels
-        side = class_moments(values[mine])
-        noise.append(side.m2.sum() / (side.count - 1) / side.count)
-    reliability = 1 - torch.stack(noise) / fitted.vectors.square().sum(dim=-1)
+        rows = (torch.tensor([name == category for name in names]) & labels).nonzero().flatten()
+        pairs = Units.of(labels[rows], activations.groups.pair[rows])
+        halves = draw_disjoint(labels[rows], pairs, None, HALVES, generator)
+        centred = (values[rows] - harmless).float()
+        is_halved = pairs.n_units > 1
+        found.append(_mean_cosine(centred, halves, clip_quantile) if is_halved else 0.0)
+    reliability = spearman_brown(torch.tensor(found, dtype=torch.float64))
     named = NamedDirections(
         fitted.categories,
         normalise(clip(fitted.vectors, clip_quantile)),
-        reliability.clamp(0, 1),
+        reliability,
     )
     place = {"hook_point": activations.hook_points[0], "position": activations.positions[0]}
     return cosine_table("categories", named, **place)

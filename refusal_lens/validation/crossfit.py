@@ -17,6 +17,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import clip, normalise
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS, difference, fit_grid
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.validation.units import HARMFUL_ONLY, HARMLESS_ONLY, MIXED, Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +57,13 @@ class Splits:
 
     `values` are in the activations' own units, NaN where a split has no direction; `thresholds`
     lie midway between the class means of the prompts fitted to; `norms` are the lengths of the
-    activations.
+    activations, and `lengths` those of the directions before they were made units.
     """
 
     values: Float[Tensor, " n_splits n_prompts *grid"]
     thresholds: Float[Tensor, " n_splits *grid"]
     norms: Float[Tensor, " n_prompts *grid"]
+    lengths: Float[Tensor, " n_splits *grid"]
 
     def held_out(
         self, folds: Int[Tensor, " n_prompts"], first: int = 0
@@ -77,34 +79,72 @@ class Splits:
 
 
 def assign_folds(
-    is_harmful: Bool[Tensor, " n_prompts"], n_folds: int, seed: int
+    is_harmful: Bool[Tensor, " n_prompts"], n_folds: int, seed: int, units: Units | None = None
 ) -> Int[Tensor, " n_prompts"]:
     """Deal prompts to folds so that each holds the same share of harmful ones.
 
+    Units stay whole. They are dealt by size and by what they hold (both classes, or which one);
+    those that hold both are never looked at more closely, so that exchanging the classes within
+    them deals the same folds.
+
     Args:
         is_harmful: Labels.
-        n_folds: Folds wanted; a class with fewer prompts lowers it.
+        n_folds: Folds wanted; a class with fewer units lowers it.
         seed: Of the shuffle.
+        units: What stays together; None deals single prompts.
 
     Raises:
-        RefusalLensError: A class has fewer than two prompts, so that nothing can be held out.
+        RefusalLensError: A class has fewer than two units, so that nothing can be held out.
     """
-    n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())
-    fewest = min(n_harmful, n_harmless)
+    units = units or Units.of(is_harmful)
+    fewest = min(units.n_per_class)
     if fewest < 2:
+        n_harmful, n_harmless = units.n_per_class
         raise RefusalLensError(
-            f"Scores out of sample need at least 2 prompts of each class; there are {n_harmful} "
-            f"harmful and {n_harmless} harmless ones. Add prompts (30 a side is a sound start)."
+            "Scores out of sample need at least 2 prompts of each class that do not depend on each "
+            f"other; there are {n_harmful} harmful and {n_harmless} harmless ones. Add prompts (30 "
+            "a side is a sound start)."
         )
-    splitter = StratifiedKFold(min(n_folds, fewest), shuffle=True, random_state=seed)
+    n_folds = min(n_folds, fewest)
+    if units.are_single:
+        return _deal_single(is_harmful, n_folds, seed)
+    return torch.from_numpy(_deal_units(units, n_folds, seed))[units.of_prompt]
+
+
+def _deal_single(
+    is_harmful: Bool[Tensor, " n_prompts"], n_folds: int, seed: int
+) -> Int[Tensor, " n_prompts"]:
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     folds = np.empty(len(is_harmful), dtype=np.int64)
     for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(folds)), is_harmful.numpy())):
         folds[held_out] = fold
     return torch.from_numpy(folds)
 
 
+def _deal_units(units: Units, n_folds: int, seed: int) -> Int[np.ndarray, " n_units"]:
+    """Deal units of each kind, the largest first, each to the fold that holds least of the kind."""
+    generator = np.random.default_rng(seed)
+    sizes = units.of_prompt.bincount(minlength=units.n_units).numpy()
+    folds = np.empty(units.n_units, dtype=np.int64)
+    held = np.zeros(n_folds)
+    for kind in (MIXED, HARMFUL_ONLY, HARMLESS_ONLY):
+        members = generator.permutation(np.flatnonzero(units.kind.numpy() == kind))
+        filled = np.zeros(n_folds)
+        for unit in members[np.argsort(-sizes[members], kind="stable")]:
+            # Equally filled folds are chosen among by what they hold in all, then by chance.
+            least = np.lexsort((generator.random(n_folds), held, filled))[0]
+            folds[unit] = least
+            filled[least] += sizes[unit]
+            held[least] += sizes[unit]
+    return folds
+
+
 def repeat_folds(
-    is_harmful: Bool[Tensor, " n_prompts"], n_folds: int, n_repeats: int, seed: int
+    is_harmful: Bool[Tensor, " n_prompts"],
+    n_folds: int,
+    n_repeats: int,
+    seed: int,
+    units: Units | None = None,
 ) -> Int[Tensor, "n_repeats n_prompts"]:
     """Deal prompts to folds several times over.
 
@@ -113,7 +153,7 @@ def repeat_folds(
     """
     derived = np.random.SeedSequence(seed).generate_state(n_repeats)
     seeds = [seed, *(int(number) for number in derived[1:])]
-    return torch.stack([assign_folds(is_harmful, n_folds, number) for number in seeds])
+    return torch.stack([assign_folds(is_harmful, n_folds, number, units) for number in seeds])
 
 
 def sort_by_fold(folds: Int[Tensor, " n_prompts"]) -> tuple[Int[Tensor, " n_prompts"], list[slice]]:
@@ -152,11 +192,11 @@ def project_splits(
         )
         for row in range(len(activations.hook_points))
     ]
-    values, thresholds, norms = (
+    values, thresholds, norms, lengths = (
         torch.stack([part[number] for part in parts], dim=axis)
-        for number, axis in ((0, 2), (1, 1), (2, 1))
+        for number, axis in ((0, 2), (1, 1), (2, 1), (3, 1))
     )
-    return Splits(values, thresholds, norms)
+    return Splits(values, thresholds, norms, lengths)
 
 
 def held_out_projections(
@@ -195,16 +235,17 @@ def _project_splits(
     values: Float[Tensor, "n_prompts n_positions d_model"],
     is_harmful: Bool[Tensor, " n_prompts"],
     is_fitting: Bool[Tensor, "n_splits n_prompts"],
-    fit: Callable[..., tuple[Means, Means]],
+    fit: Callable[..., tuple[Means, Means, Float[Tensor, "n_splits n_positions"]]],
 ) -> tuple[
     Float[Tensor, "n_splits n_prompts n_positions"],
     Float[Tensor, "n_splits n_positions"],
     Float[Tensor, "n_prompts n_positions"],
+    Float[Tensor, "n_splits n_positions"],
 ]:
-    """Return projections, thresholds and the activations' lengths at one hook point."""
-    unit, middle = fit(values, is_harmful, is_fitting)
+    """Return projections, thresholds, and lengths of activations and directions."""
+    unit, middle, lengths = fit(values, is_harmful, is_fitting)
     projected = torch.einsum("npd,spd->snp", values, unit)
-    return projected, (middle * unit).sum(dim=-1), values.norm(dim=-1)
+    return projected, (middle * unit).sum(dim=-1), values.norm(dim=-1), lengths
 
 
 def _fit_splits(
@@ -213,8 +254,8 @@ def _fit_splits(
     is_fitting: Bool[Tensor, "n_splits n_prompts"],
     clip_quantile: float | None,
     method: str,
-) -> tuple[Means, Means]:
-    """Return unit directions, NaN where there is none, and the middles of the class means."""
+) -> tuple[Means, Means, Float[Tensor, "n_splits n_positions"]]:
+    """Return unit directions, NaN where there is none, middles of class means, and lengths."""
     harmful = _class_means(values, is_fitting & is_harmful)
     harmless = _class_means(values, is_fitting & ~is_harmful)
     if method == DIFFERENCE_OF_MEANS:
@@ -222,9 +263,10 @@ def _fit_splits(
     else:
         fits = [fit_grid(values[rows], is_harmful[rows], method) for rows in is_fitting]
         vectors, is_kept = (torch.stack(parts) for parts in zip(*fits, strict=True))
-    unit = normalise(clip(vectors.nan_to_num(), clip_quantile))
+    clipped = clip(vectors.nan_to_num(), clip_quantile)
+    unit = normalise(clipped)
     unit[~is_kept] = torch.nan
-    return unit, (harmful + harmless) / 2
+    return unit, (harmful + harmless) / 2, clipped.norm(dim=-1)
 
 
 def _class_means(

@@ -3,6 +3,7 @@
 Knows differences of means, their signal and their noise at one place. Does not know clipping.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
+from scipy.stats import f as f_distribution
+from scipy.stats import t as student
 from torch import Tensor
 
 from refusal_lens.validation.many_fits import Place
-from refusal_lens.validation.scores import percentiles
+from refusal_lens.validation.scores import CONFIDENCE
+from refusal_lens.validation.units import HARMFUL_ONLY, HARMLESS_ONLY, MIXED, Units
 
 CURVE_DRAWS = 200
 """Pairs of disjoint subsamples behind each measured point of a learning curve."""
@@ -38,11 +42,18 @@ class Turning:
     `signal` is the squared length of the true difference, without bias (it may be below zero
     where there is none), `signal_error` its standard error; `noise` the variance across the true
     difference that one prompt of each class adds. All in squared units of the activations.
+
+    `turned` is the squared length of what lies across, estimated for these very prompts, over the
+    squared length of their difference; `spread` is how many equal dimensions that noise is worth,
+    and `freedom` how many units it was estimated from, less one a stratum.
     """
 
     signal: float
     signal_error: float
     noise: float
+    turned: float = math.nan
+    spread: float = math.inf
+    freedom: int = 10**9
 
     def degrees(self, n_per_class: int | float, shift: float = 0.0) -> float:
         """Return the expected angle to the true difference, from 0 to 90 degrees.
@@ -57,7 +68,7 @@ class Turning:
         |mu|^2 / (|mu|^2 + tr(S) (1/n1 + 1/n0)).
 
         Args:
-            n_per_class: Prompts a side.
+            n_per_class: Prompts a side, in as many more pairs or topics.
             shift: Standard errors to add to the signal, for the ends of an interval.
         """
         signal = self.signal + shift * self.signal_error
@@ -65,54 +76,136 @@ class Turning:
             return 90.0
         return math.degrees(math.atan(math.sqrt(self.noise / n_per_class / signal)))
 
-    def prompts_for(self, degrees: int | float) -> float:
+    def interval(self, n_per_class: int | float) -> tuple[float, float]:
+        """Return the ends of the 95 % interval of `degrees`, from the error of the signal."""
+        shift = self.quantile
+        return self.degrees(n_per_class, shift), self.degrees(n_per_class, -shift)
+
+    @property
+    def quantile(self) -> float:
+        """Standard errors on either side that hold 95 %."""
+        return float(student.ppf((1 + CONFIDENCE) / 2, max(1, self.freedom)))
+
+    def delivered(self) -> tuple[float, float, float]:
+        """Return the angle of the fitted difference itself to the true one, and its interval.
+
+        Its squared sine is |e_across|^2 / |v|^2, of which only the numerator is not known. It is a
+        sum of squares, spread over so many dimensions, as is the estimate of its mean: their ratio
+        follows an F distribution.
+
+        Source:
+            Box 1954, "Some theorems on quadratic forms", Annals of Mathematical Statistics 25.
+        """
+        ends = f_distribution.ppf(
+            [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2],
+            max(1.0, self.spread),
+            max(1.0, self.spread * self.freedom),
+        )
+        angles = [
+            math.degrees(math.asin(math.sqrt(min(1.0, max(0.0, self.turned * factor)))))
+            for factor in (1.0, *ends)
+        ]
+        return angles[0], angles[1], angles[2]
+
+    def prompts_for(self, degrees: int | float, shift: float = 0.0) -> float:
         """Return how many prompts a side bring the expected angle down to so many degrees."""
-        if self.signal <= 0:
+        signal = self.signal + shift * self.signal_error
+        if signal <= 0:
             return math.inf
-        return self.noise / (self.signal * math.tan(math.radians(degrees)) ** 2)
+        return self.noise / (signal * math.tan(math.radians(degrees)) ** 2)
 
 
 def measure_turning(
-    values: Float[Tensor, "n_prompts d_model"], is_harmful: Bool[Tensor, " n_prompts"]
+    values: Float[Tensor, "n_prompts d_model"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    units: Units | None = None,
 ) -> Turning:
     """Estimate signal and noise of a difference of means, each without bias.
 
     Args:
         values: Activations of one place.
         is_harmful: Labels.
+        units: What was drawn as one: the noise of a difference is that of its units; None takes
+            each prompt for one.
 
     Returns:
-        |mu|^2 as |v|^2 - tr(S1)/n1 - tr(S0)/n0 with sample covariances S, its standard error for
-        normal activations, and the noise across the fitted difference.
+        |mu|^2 as |v|^2 - tr(C) with the sample covariance C of the difference (S1/n1 + S0/n0 for
+        independent prompts), its standard error for normal activations, and the noise across the
+        fitted difference.
 
     Source:
         Chen & Qin 2010, "A two-sample test for high-dimensional data", Annals of Statistics 38,
-        sections 2 and 3; variance with the term 4 mu' S mu that their null lacks.
+        sections 2 and 3; variance with the term 4 mu' C mu that their null lacks.
+    """
+    units = units or Units.of(is_harmful)
+    difference, strata = difference_parts(values, is_harmful, units)
+    squared = difference.square().sum().item()
+    counts = [len(part) for part in strata]
+    freedom = [max(1, count - 1) for count in counts]
+    traces = [part.square().sum().item() / n for part, n in zip(strata, freedom, strict=True)]
+    along = [
+        (part @ difference).square().sum().item() / n / squared
+        for part, n in zip(strata, freedom, strict=True)
+    ]
+    across = [(trace - one) / n for trace, one, n in zip(traces, along, counts, strict=True)]
+    noise_now = sum(trace / n for trace, n in zip(traces, counts, strict=True))
+    squares = max(1e-300, _squared_covariance(strata, traces))
+    stretch = squared * sum(part / n for part, n in zip(along, counts, strict=True))
+    variance = max(0.0, 4 * stretch - 2 * squares)
+    return Turning(
+        squared - noise_now,
+        math.sqrt(variance),
+        _per_prompt(across, is_harmful, units),
+        sum(across) / squared,
+        noise_now**2 / squares,
+        sum(count - 1 for count in counts),
+    )
+
+
+def difference_parts(
+    values: Float[Tensor, "n_prompts d_model"], is_harmful: Bool[Tensor, " n_prompts"], units: Units
+) -> tuple[Float[Tensor, " d_model"], list[Float[Tensor, "_ d_model"]]]:
+    """Return the difference of means, and what each unit adds to it, kind by kind.
+
+    What a unit adds is centred and multiplied by the number of units of its kind: the mean over a
+    kind then has the covariance of these divided by that number. For single prompts it is their
+    deviation from the class mean.
     """
     exact = values.double()
-    sides = [exact[is_harmful], exact[~is_harmful]]
-    difference = sides[0].mean(dim=0) - sides[1].mean(dim=0)
-    deviations = [side - side.mean(dim=0) for side in sides]
-    counts = [len(side) for side in sides]
-    freedom = [max(1, count - 1) for count in counts]
-    squared = difference.square().sum().item()
-    traces = [one.square().sum().item() / n for one, n in zip(deviations, freedom, strict=True)]
-    along = [
-        (one @ difference).square().sum().item() / n / squared
-        for one, n in zip(deviations, freedom, strict=True)
-    ]
-    signal = squared - sum(trace / n for trace, n in zip(traces, counts, strict=True))
-    spread = _squared_covariance(deviations, traces)
-    stretch = squared * sum(part / n for part, n in zip(along, counts, strict=True))
-    variance = max(0.0, 4 * stretch - 2 * spread)
-    return Turning(signal, math.sqrt(variance), sum(traces) - sum(along))
+    n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())
+    means = [exact[side].mean(dim=0) for side in (is_harmful, ~is_harmful)]
+    deviations = exact - torch.where(is_harmful[:, None], means[0], means[1])
+    signs = torch.where(is_harmful, 1 / n_harmful, -1 / n_harmless).double()
+    added = units.sum(deviations * signs[:, None])
+    parts = [added[units.kind == kind] for kind in (MIXED, HARMFUL_ONLY, HARMLESS_ONLY)]
+    centred = [(part - part.mean(dim=0)) * len(part) for part in parts if len(part)]
+    return means[0] - means[1], centred
 
 
-def _squared_covariance(deviations: list[Float[Tensor, "_ d_model"]], traces: list[float]) -> float:
-    """Return tr(C^2) for the covariance C = S1/n1 + S0/n0 of the difference, without bias."""
-    total = 2 * (deviations[0] @ deviations[1].T).square().sum().item()
-    total /= math.prod(max(1, len(one) - 1) * len(one) for one in deviations)
-    for one, trace in zip(deviations, traces, strict=True):
+def difference_noise(
+    values: Float[Tensor, "n_prompts d_model"], is_harmful: Bool[Tensor, " n_prompts"], units: Units
+) -> float:
+    """Return the expected squared length of the noise in a difference of means."""
+    _, strata = difference_parts(values, is_harmful, units)
+    return sum(part.square().sum().item() / max(1, len(part) - 1) / len(part) for part in strata)
+
+
+def _per_prompt(across: list[float], is_harmful: Bool[Tensor, " n_prompts"], units: Units) -> float:
+    """Return the noise of one prompt of each class, from that of the kinds of units."""
+    n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())
+    sizes = {MIXED: 2 / (1 / n_harmful + 1 / n_harmless), HARMFUL_ONLY: n_harmful,
+             HARMLESS_ONLY: n_harmless}  # fmt: skip
+    kinds = [kind for kind in sizes if int((units.kind == kind).sum())]
+    return sum(part * sizes[kind] for part, kind in zip(across, kinds, strict=True))
+
+
+def _squared_covariance(strata: list[Float[Tensor, "_ d_model"]], traces: list[float]) -> float:
+    """Return tr(C^2) for the covariance C of the difference, the sum of S/n, without bias."""
+    total = 0.0
+    for first, second in itertools.combinations(strata, 2):
+        cross = 2 * (first @ second.T).square().sum().item()
+        total += cross / math.prod(max(1, len(one) - 1) * len(one) for one in (first, second))
+    for one, trace in zip(strata, traces, strict=True):
         n = len(one)
         if n > 2:
             raw = (one @ one.T).square().sum().item() / (n - 1) ** 2
@@ -121,28 +214,56 @@ def _squared_covariance(deviations: list[Float[Tensor, "_ d_model"]], traces: li
     return total
 
 
-def draw_pairs(is_harmful: Bool[Tensor, " n_prompts"], seed: int) -> Pairs:
-    """Draw disjoint sets of 4, 8, 16, ... prompts a side, up to half of the smaller class."""
+def draw_pairs(is_harmful: Bool[Tensor, " n_prompts"], units: Units, seed: int) -> Pairs:
+    """Draw disjoint sets of 4, 8, 16, ... units a side, up to half of the smaller class."""
     generator = np.random.default_rng(seed)
-    half = min(int(is_harmful.sum()), int((~is_harmful).sum())) // 2
+    fewest = min(units.n_per_class)
+    half = fewest // 2
     sizes = sorted({*(2**power for power in range(2, 20) if 2**power < half), half} - {0})
-    return {n: draw_disjoint(is_harmful, (n, n), CURVE_DRAWS, generator) for n in sizes}
+    n_prompts = min(int(is_harmful.sum()), int((~is_harmful).sum()))
+    return {
+        max(1, round(n * n_prompts / fewest)): draw_disjoint(
+            is_harmful, units, n, CURVE_DRAWS, generator
+        )
+        for n in sizes
+    }
 
 
 def draw_disjoint(
     is_harmful: Bool[Tensor, " n_prompts"],
-    sizes: tuple[int, int],
+    units: Units,
+    n_units: int | None,
     n_draws: int,
     generator: np.random.Generator,
 ) -> tuple[Float[Tensor, "n_draws n_prompts"], Float[Tensor, "n_draws n_prompts"]]:
-    """Draw two disjoint sets of so many prompts of each class, and return their weights."""
-    tables = torch.zeros(2, n_draws, len(is_harmful))
-    members = (is_harmful.nonzero().flatten(), (~is_harmful).nonzero().flatten())
-    for sign, side, size in zip((1, -1), members, sizes, strict=True):
-        order = generator.permuted(np.tile(side.numpy(), (n_draws, 1)), axis=1)
-        for table, chosen in zip(tables, (order[:, :size], order[:, size : 2 * size]), strict=True):
-            table.scatter_(1, torch.from_numpy(chosen), sign / max(1, size))
-    return tables[0], tables[1]
+    """Draw two disjoint sets of units, and return the weights of their prompts.
+
+    Args:
+        is_harmful: Labels.
+        units: What stays together.
+        n_units: Units of each class in either set; None halves all of them.
+        n_draws: Pairs of sets.
+        generator: Of the draws.
+    """
+    drawn = np.zeros((2, n_draws, units.n_units), dtype=bool)
+    n_mixed = int((units.kind == MIXED).sum())
+    for kind, n_class in ((MIXED, min(units.n_per_class)), *zip((HARMFUL_ONLY, HARMLESS_ONLY),
+                                                                units.n_per_class,
+                                                                strict=True)):  # fmt: skip
+        members = np.flatnonzero(units.kind.numpy() == kind)
+        if not len(members):
+            continue
+        share = n_mixed if kind == MIXED else len(members)
+        size = len(members) // 2 if n_units is None else max(1, round(n_units * share / n_class))
+        size = min(size, len(members) // 2)
+        order = generator.permuted(np.tile(members, (n_draws, 1)), axis=1)
+        for number, start in enumerate((0, size)):
+            np.put_along_axis(drawn[number], order[:, start : start + size], True, axis=1)
+    weights = torch.from_numpy(drawn)[:, :, units.of_prompt].float()
+    for side, sign in ((is_harmful, 1.0), (~is_harmful, -1.0)):
+        part = weights[:, :, side]
+        weights[:, :, side] = sign * part / part.sum(dim=-1, keepdim=True).clamp(min=1)
+    return weights[0], weights[1]
 
 
 def learning_curve(
@@ -152,8 +273,8 @@ def learning_curve(
 
     Two directions that each lie at an angle to the true one, with nothing in common but it, have
     the product of their two cosines as their own: its root is the cosine of either to the true
-    direction. So points are measured up to half of the prompts, from disjoint sets. Their
-    interval is that of single draws, that of the closed form comes from the signal's error.
+    direction. So points are measured up to half of the units, from disjoint sets. All intervals
+    come from the error of the signal, which measured points share with the closed form.
 
     Args:
         place: Activations.
@@ -164,12 +285,11 @@ def learning_curve(
     gram = place.centred.double() @ place.centred.double().T
     rows = []
     for n, both in pairs.items():
-        cosines = _raw_cosines(gram, *both)
-        # A higher cosine is a smaller angle: the ends of the interval change places.
-        low, high = percentiles(cosines, (0.975, 0.025))
-        rows.append((*name, n, *map(_half_angle, map(float, (cosines.mean(), low, high))), False))
+        middle = _half_angle(float(_raw_cosines(gram, *both).mean()))
+        low, high = turning.interval(n)
+        rows.append((*name, n, middle, min(low, middle), max(high, middle), False))
     for n in (n for n in EXTRAPOLATED if n > max(pairs, default=0)):
-        rows.append((*name, n, *(turning.degrees(n, shift) for shift in (0.0, 1.96, -1.96)), True))
+        rows.append((*name, n, turning.degrees(n), *turning.interval(n), True))
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
 
 

@@ -81,8 +81,7 @@ def score_refits(
 
     Args:
         place: Activations, in the order of the folds.
-        labels: 1 for harmful and 0 for harmless, one row a draw; each fold holds as many harmful
-            prompts in every draw.
+        labels: 1 for harmful and 0 for harmless, one row a draw.
         folds: Where each fold's prompts lie.
         clip_quantile: As in `fit_directions`.
     """
@@ -157,7 +156,7 @@ def score_mixtures(
 
 def score_resampled_fits(
     place: Place,
-    counts: Float[Tensor, "n_draws n_prompts"],
+    weights: Float[Tensor, "n_draws n_prompts"],
     labels: Float[Tensor, " n_prompts"],
     folds: Sequence[slice],
     clip_quantile: float | None,
@@ -166,19 +165,19 @@ def score_resampled_fits(
 
     Args:
         place: Activations, in the order of the folds.
-        counts: How often each prompt is fitted to, one row a draw; copies stay in their fold.
+        weights: How much each prompt counts in the fit, one row a draw.
         labels: 1 for harmful and 0 for harmless.
         folds: Where each fold's prompts lie.
         clip_quantile: As in `fit_directions`.
     """
     parts = []
-    for block in blocks_of(len(counts), place.centred.shape[1]):
-        weights = [counts[block] * labels, counts[block] * (1 - labels)]
-        sums = [[one[:, fold] @ place.centred[fold] for fold in folds] for one in weights]
+    for block in blocks_of(len(weights), place.centred.shape[1]):
+        sides = [weights[block] * labels, weights[block] * (1 - labels)]
+        sums = [[one[:, fold] @ place.centred[fold] for fold in folds] for one in sides]
         totals = [reduce(torch.add, side) for side in sums]
-        cosines, margins = torch.empty_like(weights[0]), torch.empty_like(weights[0])
+        cosines, margins = torch.empty_like(sides[0]), torch.empty_like(sides[0])
         for number, fold in enumerate(folds):
-            sizes = [one.sum(dim=1) - one[:, fold].sum(dim=1) for one in weights]
+            sizes = [one.sum(dim=1) - one[:, fold].sum(dim=1) for one in sides]
             harmful, harmless = (
                 (total - side[number]) / size[:, None]
                 for total, side, size in zip(totals, sums, sizes, strict=True)
@@ -197,7 +196,8 @@ def score_draws(
 ) -> DrawnScores:
     """Score one set of projections a draw, with labels of its own or shared (one row)."""
     n_prompts = labels.shape[1]
-    sizes = (float(labels[0].sum()), n_prompts - float(labels[0].sum()))
+    n_harmful = labels.sum(dim=1)
+    sizes = (n_harmful, n_prompts - n_harmful)
 
     def sides(values: Tensor) -> tuple[Tensor, Tensor]:
         harmful = (values * labels).sum(dim=1)
@@ -223,18 +223,28 @@ def auroc_rows(
     """Return the AUROC of every row, from ranks.
 
     The label rides in the last bit of each number, so that numbers alone are sorted, which is ten
-    times as quick as sorting places. Between equal numbers the label then decides, which only
-    prompts with the very same activation notice.
+    times as quick as sorting places. Between equal numbers the label then decides; rows that have
+    some are sorted again with the labels the other way round, so that ties count one half.
     """
-    bits = margins.contiguous().numpy().view(np.int32)
-    tagged = (bits & ~1) | (labels.numpy() > 0)
-    ordered = np.sort(tagged.view(np.float32), axis=1).view(np.int32) & 1
-    n_prompts = ordered.shape[1]
-    rank_sum = ordered.astype(np.float64) @ np.arange(1, n_prompts + 1)
-    n_harmful = (labels.numpy() > 0).sum(axis=1)
-    n_pairs = n_harmful * (n_prompts - n_harmful)
-    aurocs = torch.from_numpy((rank_sum - n_harmful * (n_harmful + 1) / 2) / n_pairs).float()
+    is_harmful = labels.numpy() > 0
+    bits = margins.contiguous().numpy().view(np.int32) & ~1
+    ordered = np.sort((bits | is_harmful).view(np.float32), axis=1).view(np.int32)
+    wins = _wins(ordered & 1, 1)
+    is_tied = ((ordered[:, 1:] ^ ordered[:, :-1]) == 1).any(axis=1)
+    if is_tied.any():
+        again = (bits[is_tied] | ~is_harmful[is_tied]).view(np.float32)
+        other = _wins(np.sort(again, axis=1).view(np.int32) & 1, 0)
+        wins[is_tied] = (wins[is_tied] + other) / 2
+    n_harmful = is_harmful.sum(axis=1)
+    aurocs = torch.from_numpy(wins / (n_harmful * (is_harmful.shape[1] - n_harmful))).float()
     return aurocs.masked_fill(margins.isnan().any(dim=1), torch.nan)
+
+
+def _wins(ordered: np.ndarray, harmful: int) -> np.ndarray:
+    """Count the pairs in which the harmful prompt lies above, from the labels in their order."""
+    is_harmful = (ordered == harmful).astype(np.float64)
+    n_harmful = is_harmful.sum(axis=1)
+    return is_harmful @ np.arange(1, ordered.shape[1] + 1) - n_harmful * (n_harmful + 1) / 2
 
 
 def _cross_fit(
@@ -248,16 +258,17 @@ def _cross_fit(
     harmful = reduce(torch.add, sums)
     everything = place.centred.sum(dim=0)
     cosines, margins = torch.empty_like(labels), torch.empty_like(labels)
+    n_all = labels.sum(dim=1, keepdim=True)
     for fold, held_out in zip(folds, sums, strict=True):
-        n_harmful = (labels[0].sum() - labels[0, fold].sum()).item()
+        n_harmful = n_all - labels[:, fold].sum(dim=1, keepdim=True)
         n_harmless = labels.shape[1] - (fold.stop - fold.start) - n_harmful
         both = everything - place.centred[fold].sum(dim=0)
         fitted = harmful - held_out
         # Harmful mean minus harmless mean, where the harmless sum is what is left of `both`.
-        vectors = torch.add(both / -n_harmless, fitted, alpha=1 / n_harmful + 1 / n_harmless)
+        vectors = torch.addcmul(fitted * (1 / n_harmful + 1 / n_harmless), both, -1 / n_harmless)
         clipped = clip_rows(vectors, clip_quantile)
-        middle = (clipped @ both / n_harmless)[:, None]
-        if n_harmful != n_harmless:
+        middle = (clipped @ both)[:, None] / n_harmless
+        if not torch.equal(n_harmful, n_harmless):
             uneven = (fitted * clipped).sum(dim=1, keepdim=True)
             middle = middle + (1 / n_harmful - 1 / n_harmless) * uneven
         cosines[:, fold], margins[:, fold] = _hold_out(place, fold, clipped, middle / 2)

@@ -14,11 +14,12 @@ from refusal_lens.validation.best_place import Choice, choose_best
 from refusal_lens.validation.crossfit import Splits, assign_folds, project_splits, repeat_folds
 from refusal_lens.validation.scores import Score, score
 from refusal_lens.validation.separation import Separation
+from refusal_lens.validation.units import Units, widest_units
 
 COLUMNS = ("repeat", "fold", "hook_point", "position", "separation", "accuracy", "auroc")
 
 FEWEST = 4
-"""Prompts of a class from which on folds can be dealt within the folds fitted to."""
+"""Units of a class from which on folds can be dealt within the folds fitted to."""
 
 
 def choose_nested(
@@ -44,19 +45,21 @@ def choose_nested(
         seed: Of all dealings; with the same one the outer folds are those of `validate`.
 
     Returns:
-        One row an outer fold: the place chosen without it, and that place's scores on it. Empty
-        with fewer than four prompts of a class, or where there is no direction.
+        One row an outer fold: the place chosen without it, and that place's scores on it. Folds
+        hold whole topics where there are topics to leave out, else whole pairs. Empty with fewer
+        than four such units of a class, or where there is no direction.
 
     Source:
         Varma & Simon 2006, "Bias in error estimation when using cross-validation for model
         selection", BMC Bioinformatics 7.
     """
     is_harmful = activations.is_harmful
-    if min(int(is_harmful.sum()), int((~is_harmful).sum())) < FEWEST:
+    units = widest_units(is_harmful, activations.groups)
+    if min(units.n_per_class) < FEWEST:
         return pd.DataFrame(columns=list(COLUMNS))
     rows = []
-    for repeat, outer in enumerate(repeat_folds(is_harmful, n_folds, n_repeats, seed)):
-        rounds = _inner_folds(is_harmful, outer, n_folds, seed)
+    for repeat, outer in enumerate(repeat_folds(is_harmful, n_folds, n_repeats, seed, units)):
+        rounds = _inner_folds(is_harmful, units, outer, n_folds, seed)
         splits = project_splits(activations, _splits_of(outer, rounds), clip_quantile)
         first = len(rounds)
         for fold, inner in enumerate(rounds):
@@ -70,6 +73,7 @@ def choose_nested(
 
 def _inner_folds(
     is_harmful: Bool[Tensor, " n_prompts"],
+    units: Units,
     outer: Int[Tensor, " n_prompts"],
     n_folds: int,
     seed: int,
@@ -79,7 +83,8 @@ def _inner_folds(
     for fold in range(int(outer.max()) + 1):
         is_inside = outer != fold
         inner = torch.full_like(outer, -1)
-        inner[is_inside] = assign_folds(is_harmful[is_inside], n_folds, seed)
+        inside = Units.of(is_harmful[is_inside], units.of_prompt[is_inside])
+        inner[is_inside] = assign_folds(is_harmful[is_inside], n_folds, seed, inside)
         rounds.append(inner)
     return rounds
 

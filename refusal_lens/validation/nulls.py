@@ -3,6 +3,7 @@
 Knows four kinds of nothing and the p-values against them. Does not judge.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,9 +28,19 @@ from refusal_lens.validation.many_fits import (
     score_refits,
 )
 from refusal_lens.validation.scores import percentiles
+from refusal_lens.validation.separation import TOPIC_FOLDS
+from refusal_lens.validation.units import (
+    Units,
+    log2_labellings,
+    pair_units,
+    shuffle_labels,
+    topic_units,
+)
 
-KINDS = ("permutation", "random", "covariance", "harmless_split")
-"""Labels permuted; random directions, uniform or with the activations' covariance; no class."""
+KINDS = ("permutation", "permutation_same_topics", "random", "covariance", "harmless_split")
+"""Labels of topics exchanged (of pairs or prompts, where topics cannot be left out); labels of
+pairs exchanged within the same topics; random directions, uniform or with the activations'
+covariance; no class."""
 
 NULL_SCORES = ("separation", "accuracy", "auroc")
 
@@ -43,14 +54,19 @@ Draws = Mapping[str, Float[Tensor, "n_draws n_hook_points n_positions"]]
 class Nulls:
     """Scores of every place where there is nothing to find, beside those that were observed.
 
-    `observed` are scores of the first dealing to folds, which is what each null repeats. `draws`
-    go by kind, then by score. NaN where there is no direction.
+    `observed` are scores of the first dealing to folds, which is what the permutation repeats, and
+    `observed_same_topics` those of the dealing behind `permutation_same_topics`. `draws` go by
+    kind, then by score. NaN where there is no direction. `shuffled` says what the permutation
+    exchanged, and `log2_labellings` how many labellings it could draw.
     """
 
     observed: Mapping[str, Float[Tensor, "n_hook_points n_positions"]]
     draws: Mapping[str, Draws]
     hook_points: tuple[str, ...]
     positions: tuple[str, ...]
+    observed_same_topics: Mapping[str, Float[Tensor, "n_hook_points n_positions"]]
+    shuffled: str
+    log2_labellings: float
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row a kind, score and place: a band, the number of draws and p-values.
@@ -68,11 +84,13 @@ class Nulls:
                 ):
                     table[column] = values.flatten().numpy()
                 table["n_draws"] = len(draws)
-                table["p_value"] = p_value(self.observed[name], draws).flatten().numpy()
+                is_same = kind == "permutation_same_topics"
+                observed = (self.observed_same_topics if is_same else self.observed)[name]
+                table["p_value"] = p_value(observed, draws).flatten().numpy()
                 corrected = (
-                    p_value_corrected(self.observed[name], draws)
-                    if kind == "permutation"
-                    else torch.full_like(self.observed[name], torch.nan)
+                    p_value_corrected(observed, draws)
+                    if kind.startswith("permutation")
+                    else torch.full_like(observed, torch.nan)
                 )
                 table["p_value_corrected"] = corrected.flatten().numpy()
                 tables.append(table)
@@ -82,13 +100,28 @@ class Nulls:
         """Return the permutation p-values of the AUROC, one row a place.
 
         Of the three scores it is the one whose null has the same spread at every layer, so that
-        the maximum over layers is not the business of one of them.
+        the maximum over layers is not the business of one of them. `p_value_same_topics` and its
+        correction ask whether these very topics differ at all; they are those of `p_value` where
+        topics were not left out.
         """
         table = place_frame(self.hook_points, self.positions).drop(columns=["site", "layer"])
         observed, draws = self.observed["auroc"], self.draws["permutation"]["auroc"]
         table["p_value"] = p_value(observed, draws).flatten().numpy()
         table["p_value_corrected"] = p_value_corrected(observed, draws).flatten().numpy()
+        if "permutation_same_topics" in self.draws:
+            observed = self.observed_same_topics["auroc"]
+            draws = self.draws["permutation_same_topics"]["auroc"]
+        corrected = p_value_corrected(observed, draws).flatten().numpy()
+        table["p_value_same_topics"] = p_value(observed, draws).flatten().numpy()
+        table["p_value_corrected_same_topics"] = corrected
         return table
+
+    def highest(self, share: float) -> float:
+        """Return the AUROC that the best of all places stays below in a share of the labellings."""
+        draws = self.draws.get("permutation", {}).get("auroc")
+        if draws is None:
+            return math.nan
+        return float(percentiles(_highest(draws), (share,))[0])
 
 
 def p_value(
@@ -123,9 +156,13 @@ def p_value_corrected(
     Source:
         Westfall & Young 1993, "Resampling-Based Multiple Testing", single-step max-T.
     """
-    highest = draws.nan_to_num(nan=-torch.inf).flatten(1).max(dim=1).values
+    highest = _highest(draws)
     spread = highest.reshape(-1, *[1] * observed.ndim).expand_as(draws)
     return p_value(observed, spread)
+
+
+def _highest(draws: Float[Tensor, " n_draws *grid"]) -> Float[Tensor, " n_draws"]:
+    return draws.nan_to_num(nan=-torch.inf).flatten(1).max(dim=1).values
 
 
 def draw_nulls(
@@ -139,9 +176,15 @@ def draw_nulls(
 ) -> Nulls:
     """Score what there would be with nothing to find, in four ways.
 
-    - `permutation`: labels permuted within the folds, direction, clip and threshold fitted anew to
-      the other folds. The folds are stratified, so that under the null every such labelling was as
-      likely as the true one, and the p-value is exact.
+    - `permutation`: labels exchanged, direction, clip and threshold fitted anew to the other folds.
+      What is exchanged goes by `activations.groups`. Where whole topics can be left out: the
+      classes of each component (a harmful and a harmless topic whose prompts are twins), or of
+      whole topics within a fold; the p-value is exact for "the topics of one class differ in
+      nothing from those of the other". Else the classes of twins within their pair, or of single
+      prompts within a fold: exact for "the prompts' classes differ in nothing". Folds do not
+      depend on what is exchanged, so that every such labelling was as likely as the true one.
+    - `permutation_same_topics`, where topics are left out: twins or prompts exchanged, for "these
+      very topics differ in nothing".
     - `random`: directions uniform on the sphere, which no activations have shaped.
     - `covariance`: random directions with the activations' covariance within the classes: what any
       direction along which activations vary would score. Both are clipped like the fitted
@@ -164,13 +207,13 @@ def draw_nulls(
         RefusalLensError: A class has fewer than two prompts.
     """
     d_model = activations.values.shape[-1]
-    plan = _plan(activations.is_harmful, d_model, n_folds, n_permutations, seed)
+    plan = _plan(activations, d_model, n_folds, n_permutations, seed)
     _, is_kept = fit_grid(activations.values, activations.is_harmful)
     results = {
         (row, column): _draw_place(activations.values[:, row, column], plan, clip_quantile)
         for row, column in track(is_kept.nonzero().tolist(), "Drawing nulls", show_progress)
     }
-    return _gather(results, is_kept, activations)
+    return _gather(results, is_kept, activations, plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,36 +223,64 @@ class _Deal:
     order: Int[Tensor, " n_prompts"]
     folds: Sequence[slice]
     labels: Float[Tensor, "n_draws n_prompts"]
+    log2_labellings: float
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
     """All random numbers of the nulls, the same at every place.
 
-    `harmless` are the prompts that `halves` deals out; None where they are too few. `sphere` are
-    directions, `mixing` weights of the prompts in the order of `whole`.
+    `whole` exchanges what `shuffled` says, `same_topics` what stays within topics (None where that
+    is the same). `harmless` are the prompts that `halves` deals out; None where they are too few.
+    `sphere` are directions, `mixing` weights of the prompts in the order of `whole`.
     """
 
     whole: _Deal
+    same_topics: _Deal | None
+    shuffled: str
     harmless: Int[Tensor, " n_harmless"]
     halves: _Deal | None
     sphere: Float[Tensor, "n_draws d_model"]
     mixing: Float[Tensor, "n_draws n_prompts"]
 
 
-def _plan(
-    is_harmful: Bool[Tensor, " n_prompts"], d_model: int, n_folds: int, n_draws: int, seed: int
-) -> _Plan:
+def _plan(activations: Activations, d_model: int, n_folds: int, n_draws: int, seed: int) -> _Plan:
+    is_harmful, groups = activations.is_harmful, activations.groups
     generator = np.random.default_rng(seed)
-    whole = _deal(is_harmful, n_folds, n_draws, seed, generator)
+    pairs, topics = pair_units(is_harmful, groups), topic_units(is_harmful, groups)
+    same_topics = _deal(is_harmful, pairs, n_folds, n_draws, seed, generator)
+    whole, shuffled = same_topics, "prompts" if pairs.are_single else "pairs"
+    if topics is not None:
+        n_topic_folds = max(n_folds, TOPIC_FOLDS)
+        whole = _deal(is_harmful, topics, n_topic_folds, n_draws, seed, generator)
+        shuffled = "topics"
     harmless = (~is_harmful).nonzero().flatten()
-    is_first = torch.arange(len(harmless)) % 2 == 0
-    halves = _deal(is_first, n_folds, n_draws, seed, generator) if len(harmless) >= FEWEST else None
+    halves = _halves(activations.take(harmless), n_folds, n_draws, seed, generator)
     sphere, mixing = (
         torch.from_numpy(generator.standard_normal((n_draws, width), np.float32))
         for width in (d_model, len(is_harmful))
     )
-    return _Plan(whole, harmless, halves, sphere, mixing)
+    beside = same_topics if topics is not None else None
+    return _Plan(whole, beside, shuffled, harmless, halves, sphere, mixing)
+
+
+def _halves(
+    harmless: Activations,
+    n_folds: int,
+    n_draws: int,
+    seed: int,
+    generator: np.random.Generator,
+) -> _Deal | None:
+    """Deal harmless prompts to two halves, topic by topic where there are enough; None for few."""
+    n_prompts, groups = len(harmless.is_harmful), harmless.groups
+    for labels in (groups.topic, groups.pair, torch.arange(n_prompts)):
+        of_prompt = labels.unique(return_inverse=True)[1]
+        n_units = int(of_prompt.max()) + 1 if n_prompts else 0
+        if n_units >= FEWEST:
+            is_first = (torch.arange(n_units) % 2 == 0)[of_prompt]
+            units = Units.of(is_first, of_prompt)
+            return _deal(is_first, units, n_folds, n_draws, seed, generator)
+    return None
 
 
 def _draw_place(
@@ -224,6 +295,12 @@ def _draw_place(
         "random": score_directions(place, sphere, labels),
         "covariance": score_mixtures(place, plan.mixing, labels, whole.folds, clip_quantile),
     }
+    if plan.same_topics is not None:
+        same = plan.same_topics
+        again = Place.of(values[same.order])
+        drawn["permutation_same_topics"] = score_refits(
+            again, same.labels, same.folds, clip_quantile
+        )
     if halves is not None:
         half = Place.of(values[plan.harmless[halves.order]])
         # The first row is the halves as they were dealt, not a random draw of its own.
@@ -233,23 +310,24 @@ def _draw_place(
 
 def _deal(
     is_harmful: Bool[Tensor, " n_prompts"],
+    units: Units,
     n_folds: int,
     n_draws: int,
     seed: int,
     generator: np.random.Generator,
 ) -> _Deal:
-    dealt = assign_folds(is_harmful, n_folds, seed)
+    dealt = assign_folds(is_harmful, n_folds, seed, units)
     order, folds = sort_by_fold(dealt)
-    labels = np.tile(is_harmful[order].numpy().astype(np.float32), (n_draws + 1, 1))
-    for fold in folds:
-        labels[1:, fold] = generator.permuted(labels[1:, fold], axis=1)
-    return _Deal(order, folds, torch.from_numpy(labels))
+    drawn = shuffle_labels(is_harmful, units, dealt, n_draws, generator)
+    labels = torch.cat([is_harmful[None], torch.from_numpy(drawn)])[:, order].float()
+    return _Deal(order, folds, labels, log2_labellings(units, dealt))
 
 
 def _gather(
     results: Mapping[tuple[int, int], Mapping[str, DrawnScores]],
     is_kept: Bool[Tensor, "n_hook_points n_positions"],
     activations: Activations,
+    plan: _Plan,
 ) -> Nulls:
     """Lay the draws of every place into grids, NaN where there is no direction."""
     kinds = next(iter(results.values()), {})
@@ -261,8 +339,18 @@ def _gather(
             for name in NULL_SCORES:
                 draws[kind][name][:, row, column] = drawn[kind][name]
     # Row 0 are the labels as they are, scored like every permutation: ties are exact so.
-    permuted = draws.get("permutation", {})
-    observed = {name: values[0] for name, values in permuted.items()}
-    if permuted:
-        draws["permutation"] = {name: values[1:] for name, values in permuted.items()}
-    return Nulls(observed, draws, activations.hook_points, activations.positions)
+    observed = {}
+    for kind in KINDS[:2]:
+        if kind in draws:
+            observed[kind] = {name: values[0] for name, values in draws[kind].items()}
+            draws[kind] = {name: values[1:] for name, values in draws[kind].items()}
+    whole = observed.get(KINDS[0], {})
+    return Nulls(
+        whole,
+        draws,
+        activations.hook_points,
+        activations.positions,
+        observed.get(KINDS[1], whole),
+        plan.shuffled,
+        plan.whole.log2_labellings,
+    )

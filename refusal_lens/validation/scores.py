@@ -1,25 +1,30 @@
-"""How well projections tell two classes apart: five scores, and their bootstrap.
+"""How well projections tell two classes apart: five scores, what moves them, their intervals.
 
-Knows the formulas, weighted so that one pass scores many resamples. Does not know how the
-projections came about.
+Knows the formulas. Does not know how the projections came about.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.special import expit, logit
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 from torch import Tensor
+
+from refusal_lens.validation.units import FEWEST_UNITS, Units, unit_variance
 
 SCORES = ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d")
 """Every score, in the order of the tables."""
 
-CONFIDENCE = 0.95
-"""Share of resamples that an interval holds."""
+SHARES = ("accuracy", "balanced_accuracy", "auroc")
+"""Scores between 0 and 1, whose intervals are taken on the logit scale."""
 
-PAIRS_AT_ONCE = 2**24
-"""Most pairs of a harmful and a harmless prompt compared at once: 64 MiB."""
+CONFIDENCE = 0.95
+"""Share of samples whose interval holds the true value."""
 
 Scores = dict[str, Tensor]
 
@@ -28,8 +33,9 @@ Scores = dict[str, Tensor]
 class Score:
     """One score at every place: out of sample, its interval, and in sample beside it.
 
-    `low` and `high` are the ends of the 95 % bootstrap interval around `value`; NaN where they
-    were not computed. `in_sample` comes from the prompts that the direction was fitted to.
+    `low` and `high` are the ends of the 95 % interval around `value`; NaN where there are too few
+    prompts for one, or none was computed. `in_sample` comes from the prompts that the direction was
+    fitted to.
     """
 
     value: Float[Tensor, "n_hook_points n_positions"]
@@ -77,9 +83,24 @@ def score(
         AUROC as the Mann-Whitney statistic: Hanley & McNeil 1982, Radiology 143. Cohen's d:
         Cohen 1988, "Statistical Power Analysis", eq. 2.5.1, with n1 + n0 - 2 degrees of freedom.
     """
-    once = torch.ones(1, len(is_harmful), dtype=torch.float64)
-    scores = resample(cosines, margins, is_harmful, once, names)
-    return {name: values[0] for name, values in scores.items()}
+    sides = _Sides.of(cosines, margins, is_harmful)
+    return {name: FORMULAS[name](sides)[0] for name in names}
+
+
+def score_with_influence(
+    cosines: Float[Tensor, " n_prompts *grid"],
+    margins: Float[Tensor, " n_prompts *grid"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+) -> tuple[Scores, Scores]:
+    """Score projections, and say how far each prompt moves each score: `[n_prompts, *grid]`.
+
+    The influence of a class's prompts adds up to nothing; squared and summed it is the variance of
+    the score over samples of prompts (for the AUROC DeLong's).
+    """
+    sides = _Sides.of(cosines, margins, is_harmful)
+    results = {name: FORMULAS[name](sides) for name in SCORES}
+    values = {name: result[0] for name, result in results.items()}
+    return values, {name: result[1]() for name, result in results.items()}
 
 
 def auroc(
@@ -97,80 +118,76 @@ def auroc(
 def auroc_interval(
     values: Float[Tensor, " n_prompts"],
     is_harmful: Bool[Tensor, " n_prompts"],
-    *,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    units: Units | None = None,
 ) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of an AUROC: prompts redrawn within their class."""
-    counts = draw_counts(is_harmful, n_resamples, seed)
+    """Return the 95 % interval of an AUROC of numbers that are not fitted to the prompts."""
+    units = units or Units.of(is_harmful)
     exact = values.double()
-    low, high = interval(resample(exact, exact, is_harmful, counts, ("auroc",))["auroc"])
+    scores, influence = score_with_influence(exact, exact, is_harmful)
+    variance, freedom = unit_variance(influence["auroc"], units)
+    low, high = interval("auroc", scores["auroc"], variance, freedom, min(units.n_per_class))
     return low.item(), high.item()
 
 
-def resample(
-    cosines: Float[Tensor, " n_prompts *grid"],
-    margins: Float[Tensor, " n_prompts *grid"],
-    is_harmful: Bool[Tensor, " n_prompts"],
-    counts: Float[Tensor, "n_resamples n_prompts"],
-    names: tuple[str, ...] = SCORES,
-) -> Scores:
-    """Compute the scores of many resamples at once.
+def interval(
+    name: str,
+    value: Float[Tensor, "*grid"],
+    variance: Float[Tensor, "*grid"],
+    freedom: Float[Tensor, "*grid"],
+    n_units: int,
+    stretch: Float[Tensor, "*grid"] | None = None,
+) -> tuple[Float[Tensor, "*grid"], Float[Tensor, "*grid"]]:
+    """Return the ends of the 95 % interval of a score.
+
+    Shares (accuracies, AUROC) are taken on the logit scale, as they are and after adding one unit
+    whose share is one half, and the wider ends count: with nothing wrong in n units the lower end
+    then is that of Clopper and Pearson to within 0.002 (n from 20 on), where an interval from the
+    spread alone would have no width.
+
+    The interval is that of the direction fitted to all prompts. Along a difference of means the
+    classes are as far apart, in expectation, however many prompts it was fitted to, while its
+    length, and with it the spread along it, shrinks with their number. So scores in units of that
+    spread grow by the ratio of the lengths, and shares by it on the probit scale.
 
     Args:
-        cosines: As in `score`.
-        margins: As in `score`.
-        is_harmful: Labels.
-        counts: How often each prompt is in each resample; each class keeps its size.
-        names: Scores wanted.
+        name: Of the score.
+        value: The score, cross-fitted.
+        variance: Of the score.
+        freedom: Degrees of freedom of the variance.
+        n_units: Units of the smaller class; below `FEWEST_UNITS` there is no interval.
+        stretch: Length of the directions behind the score over that of the direction fitted to all
+            prompts; None for 1.
 
     Returns:
-        Each score, `[n_resamples, *grid]`.
+        Both ends, NaN where there is no interval; the value as it is lies between them.
+
+    Source:
+        Logit scale: Pepe 2003, "The Statistical Evaluation of Medical Tests", sec. 5.2.6.
     """
-    grid = margins.shape[1:]
-    flat = margins.reshape(len(margins), -1)
-    sides = _Sides(cosines.reshape(flat.shape), flat, counts, is_harmful)
-    # A comparison with NaN is False: without this a place without a direction would have scores.
-    is_missing = flat.isnan().any(dim=0)
-    results = {name: FORMULAS[name](sides).masked_fill(is_missing, torch.nan) for name in names}
-    return {name: values.reshape(len(counts), *grid) for name, values in results.items()}
+    if n_units < FEWEST_UNITS:
+        missing = torch.full_like(value, torch.nan)
+        return missing, missing
+    found, spread = value.double().numpy(), variance.double().numpy()
+    ratio = 1.0 if stretch is None else stretch.double().numpy()
+    quantile = student.ppf((1 + CONFIDENCE) / 2, np.maximum(freedom.double().numpy(), 1))
+    if name not in SHARES:
+        centre, half = found * ratio, quantile * np.sqrt(spread) * ratio
+        low, high = centre - half, centre + half
+    else:
+        centre = norm.cdf(norm.ppf(found) * ratio)
+        low, high = _logit_ends(centre, spread, quantile)
+        extra = ((0.5 - centre) / (n_units + 1)) ** 2
+        shrunk = (n_units * centre + 0.5) / (n_units + 1)
+        ends = _logit_ends(shrunk, spread + extra, quantile)
+        low, high = np.minimum(low, ends[0]), np.maximum(high, ends[1])
+    return torch.as_tensor(np.minimum(low, found)), torch.as_tensor(np.maximum(high, found))
 
 
-class _Sides:
-    """Cosines, margins and counts of the two classes, harmful first."""
-
-    def __init__(
-        self, cosines: Tensor, margins: Tensor, counts: Tensor, is_harmful: Tensor
-    ) -> None:
-        members = (is_harmful, ~is_harmful)
-        self.sizes = tuple(int(is_member.sum()) for is_member in members)
-        self.cosines = tuple(cosines[is_member] for is_member in members)
-        self.margins = tuple(margins[is_member] for is_member in members)
-        self.counts = tuple(counts[:, is_member] for is_member in members)
-
-    def n_right(self) -> tuple[Tensor, Tensor]:
-        """Count the prompts of each class on their side of the threshold."""
-        caught = self.counts[0] @ (self.margins[0] > 0).double()
-        return caught, self.counts[1] @ (self.margins[1] <= 0).double()
-
-
-def draw_counts(
-    is_harmful: Bool[Tensor, " n_prompts"], n_resamples: int, seed: int | list[int]
-) -> Float[Tensor, "n_resamples n_prompts"]:
-    """Draw each class as often as it has prompts, with replacement; return how often each came.
-
-    Args:
-        is_harmful: Labels.
-        n_resamples: Resamples wanted.
-        seed: Of the draws.
-    """
-    generator = np.random.default_rng(seed)
-    counts = np.empty((n_resamples, len(is_harmful)))
-    for is_member in (is_harmful.numpy(), ~is_harmful.numpy()):
-        n_members = int(is_member.sum())
-        shares = np.full(n_members, 1 / n_members)
-        counts[:, is_member] = generator.multinomial(n_members, shares, size=n_resamples)
-    return torch.from_numpy(counts)
+def _logit_ends(centre: Any, variance: Any, quantile: Any) -> tuple[Any, Any]:
+    """Return the ends of an interval on the logit scale; a centre of 0 or 1 is its own ends."""
+    room = centre * (1 - centre)
+    half = quantile * np.sqrt(variance) / np.maximum(room, 1e-12) * (room > 0)
+    return expit(logit(centre) - half), expit(logit(centre) + half)
 
 
 def percentiles(
@@ -180,64 +197,98 @@ def percentiles(
     return tuple(torch.from_numpy(np.quantile(draws.double().numpy(), shares, axis=0)))
 
 
-def interval(
-    draws: Float[Tensor, " n_draws *grid"],
-) -> tuple[Float[Tensor, "*grid"], Float[Tensor, "*grid"]]:
-    """Return the ends of the 95 % percentile interval of many draws."""
-    low, high = percentiles(draws, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    return low, high
-
-
 def mean_scores(many: list[Scores]) -> Scores:
     """Average each score over repeats."""
-    return {name: torch.stack([scores[name] for scores in many]).mean(dim=0) for name in SCORES}
+    return {name: torch.stack([scores[name] for scores in many]).mean(dim=0) for name in many[0]}
 
 
-def _separation(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
-    harmful, harmless = (
-        counts @ cosines / size
-        for counts, cosines, size in zip(sides.counts, sides.cosines, sides.sizes, strict=True)
-    )
-    return harmful - harmless
+# --- the formulas: each gives a score, and a function that gives its influence ----------------
 
 
-def _accuracy(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
-    caught, passed = sides.n_right()
-    return (caught + passed) / sum(sides.sizes)
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """Cosines and margins, `[n_prompts, *grid]`, and the labels shaped to go with them."""
+
+    cosines: Tensor
+    margins: Tensor
+    is_harmful: Tensor
+    sign: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, cosines: Tensor, margins: Tensor, is_harmful: Tensor) -> "_Sides":
+        shape = (-1, *[1] * (margins.ndim - 1))
+        n_harmful = int(is_harmful.sum())
+        sizes = torch.where(is_harmful, n_harmful, len(is_harmful) - n_harmful).double()
+        sign = torch.where(is_harmful, 1.0, -1.0).double().reshape(shape)
+        return cls(cosines, margins, is_harmful, sign, sizes.reshape(shape))
+
+    def means(self, values: Tensor) -> Tensor:
+        """Return the mean of each prompt's class, prompt by prompt."""
+        harmful, harmless = (values[side].mean(dim=0) for side in (self.is_harmful,
+                                                                   ~self.is_harmful))  # fmt: skip
+        return torch.where(self.sign > 0, harmful, harmless)
+
+    def is_right(self) -> Tensor:
+        """Return 1 for prompts on their side of the threshold, 0 for others, NaN for none."""
+        right = ((self.margins > 0) == (self.sign > 0)).double()
+        return right.masked_fill(self.margins.isnan(), torch.nan)
 
 
-def _balanced_accuracy(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
-    caught, passed = sides.n_right()
-    return (caught / sides.sizes[0] + passed / sides.sizes[1]) / 2
+_Result = tuple[Tensor, Callable[[], Tensor]]
 
 
-def _auroc(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
-    """Return the weighted share of pairs in which the harmful prompt lies above."""
-    (above, below), (harmful, harmless) = sides.margins, sides.counts
-    n_wins = torch.zeros(len(harmful), above.shape[1], dtype=torch.float64)
-    step = max(1, PAIRS_AT_ONCE // len(below))
-    for place in range(above.shape[1]):
-        for start in range(0, len(above), step):
-            here = above[start : start + step, place, None] - below[:, place]
-            wins = (here.sign() + 1).float()  # 2 for a win, 1 for a tie: whole numbers are exact
-            weighted = (harmful[:, start : start + step].float() @ wins).double()
-            n_wins[:, place] += (weighted * harmless).sum(dim=1) / 2
-    return n_wins / (len(above) * len(below))
+def _separation(sides: _Sides) -> _Result:
+    means = sides.means(sides.cosines)
+    value = (sides.sign / sides.size * sides.cosines).sum(dim=0)
+    return value, lambda: sides.sign * (sides.cosines - means) / sides.size
 
 
-def _cohens_d(sides: _Sides) -> Float[Tensor, "n_resamples n_places"]:
-    means, squares = [], []
-    for values, counts, size in zip(sides.margins, sides.counts, sides.sizes, strict=True):
-        # Around each class's own mean, so that the difference of two large squares keeps digits.
-        centre = values.mean(dim=0)
-        shift = counts @ (values - centre) / size
-        means.append(centre + shift)
-        squares.append(counts @ (values - centre) ** 2 - size * shift**2)
-    variance = (squares[0] + squares[1]).clamp(min=0) / (sum(sides.sizes) - 2)
-    return (means[0] - means[1]) / variance.sqrt()
+def _accuracy(sides: _Sides) -> _Result:
+    right = sides.is_right()
+    means = sides.means(right)
+    return right.mean(dim=0), lambda: (right - means) / len(right)
 
 
-FORMULAS: dict[str, Callable[[_Sides], Tensor]] = {
+def _balanced_accuracy(sides: _Sides) -> _Result:
+    right = sides.is_right()
+    means = sides.means(right)
+    return (right / sides.size).sum(dim=0) / 2, lambda: (right - means) / sides.size / 2
+
+
+def _auroc(sides: _Sides) -> _Result:
+    """Return the mean placement: how many of the other class a prompt lies on the right side of."""
+    flat = sides.margins.reshape(len(sides.margins), -1).numpy()
+    labels = sides.is_harmful.numpy()
+    n_harmful, n_harmless = int(labels.sum()), int((~labels).sum())
+    among_all = rankdata(flat, axis=0)
+    # A rank among all less that within the class counts those of the other class below.
+    below_harmful = (among_all[labels] - rankdata(flat[labels], axis=0)) / n_harmless
+    below_harmless = (among_all[~labels] - rankdata(flat[~labels], axis=0)) / n_harmful
+    placements = np.empty(flat.shape)
+    placements[labels], placements[~labels] = below_harmful, 1 - below_harmless
+    placed = torch.from_numpy(placements).reshape(sides.margins.shape)
+    value = placed[sides.is_harmful].mean(dim=0)
+    return value, lambda: (placed - value) / sides.size
+
+
+def _cohens_d(sides: _Sides) -> _Result:
+    means = sides.means(sides.margins)
+    deviations = sides.margins - means
+    freedom = len(sides.margins) - 2
+    variance = deviations.square().sum(dim=0) / freedom
+    apart = (sides.sign / sides.size * sides.margins).sum(dim=0)
+    value = apart / variance.sqrt()
+
+    def influence() -> Tensor:
+        squares = deviations.square()
+        stretched = (squares - sides.means(squares)) / (2 * variance * freedom)
+        return sides.sign * deviations / sides.size / variance.sqrt() - value * stretched
+
+    return value, influence
+
+
+FORMULAS: dict[str, Callable[[_Sides], _Result]] = {
     "separation": _separation,
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,

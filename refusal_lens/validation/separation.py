@@ -5,8 +5,9 @@ Knows how prompts are held out and scored at every place. Does not draw, and doe
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,13 +33,24 @@ from refusal_lens.validation.scores import (
     SCORES,
     Score,
     Scores,
-    draw_counts,
     interval,
     mean_scores,
-    resample,
     score,
+    score_with_influence,
 )
 from refusal_lens.validation.thresholds import MIN_ACCURACY, MIN_SEPARATION
+from refusal_lens.validation.units import (
+    Units,
+    draw_weights,
+    frame_units,
+    intraclass_correlation,
+    pair_units,
+    topic_units,
+    unit_variance,
+)
+
+NEW_TOPICS = {"value": "_new_topics", "low": "_new_topics_low", "high": "_new_topics_high"}
+"""Endings of the columns that hold scores with whole topics left out, by what they hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +58,30 @@ class Separation:
     """Scores of every place: out of sample as the headline, in sample beside it.
 
     `scores` are named as in `validation.scores.SCORES`; each is also an attribute, such as
-    `auroc` and `auroc_in_sample`. `is_valid` wants separation and accuracy both.
+    `auroc` and `auroc_in_sample`. They are of new prompts of the same topics; `new_topics` holds
+    those with whole topics left out, and is empty where there are none to leave out. `is_valid`
+    wants separation and accuracy both. `intraclass_correlation` says how alike the projections of
+    one topic are, and `n_effective` how many independent prompts they are worth for what is said of
+    new topics; None where that was not computed.
     """
 
     scores: Mapping[str, Score]
     hook_points: tuple[str, ...]
     positions: tuple[str, ...]
     n_folds: int
+    new_topics: Mapping[str, Score] = field(default_factory=dict)
+    intraclass_correlation: Float[Tensor, "n_hook_points n_positions"] | None = None
+    n_effective: Float[Tensor, "n_hook_points n_positions"] | None = None
+
+    @property
+    def headline(self) -> Mapping[str, Score]:
+        """The scores that say most: on new topics where there are any, else on new prompts."""
+        return self.new_topics or self.scores
+
+    @property
+    def gap(self) -> Float[Tensor, "n_hook_points n_positions"]:
+        """How much higher the AUROC is on new prompts of the same topics than on new topics."""
+        return self.auroc - self.headline["auroc"].value
 
     @property
     def separation(self) -> Float[Tensor, "n_hook_points n_positions"]:
@@ -98,11 +127,16 @@ class Separation:
         """Return the scores of one site and position: one row a layer."""
         rows = [i for i, name in enumerate(self.hook_points) if site_of(name) == site]
         columns = [self.positions.index(position)]
+        grids = (self.intraclass_correlation, self.n_effective)
+        icc, n_effective = (None if grid is None else grid[rows][:, columns] for grid in grids)
         return Separation(
             {name: one.take(rows, columns) for name, one in self.scores.items()},
             tuple(self.hook_points[row] for row in rows),
             (position,),
             self.n_folds,
+            {name: one.take(rows, columns) for name, one in self.new_topics.items()},
+            icc,
+            n_effective,
         )
 
     @property
@@ -114,14 +148,22 @@ class Separation:
     def to_frame(self) -> pd.DataFrame:
         """Return one row a place, hook point by hook point.
 
-        Each score has four columns: itself, `_low` and `_high` (95 % interval), `_in_sample`.
+        Each score has four columns: itself, `_low` and `_high` (95 % interval), `_in_sample`; and
+        `_new_topics` with `_new_topics_low` and `_new_topics_high`, NaN without topics to leave
+        out. `intraclass_correlation` and `n_effective` stand beside them.
         """
         frame = place_frame(self.hook_points, self.positions)
         for name, one in self.scores.items():
-            for field in fields(Score):
-                ending = "" if field.name == "value" else f"_{field.name}"
-                frame[f"{name}{ending}"] = getattr(one, field.name).flatten().numpy()
+            for part in fields(Score):
+                ending = "" if part.name == "value" else f"_{part.name}"
+                frame[f"{name}{ending}"] = getattr(one, part.name).flatten().numpy()
         frame["is_valid"] = self.is_valid.flatten().numpy()
+        for name, one in self.new_topics.items():
+            for part, ending in NEW_TOPICS.items():
+                frame[f"{name}{ending}"] = getattr(one, part).flatten().numpy()
+        for name in ("intraclass_correlation", "n_effective"):
+            if getattr(self, name) is not None:
+                frame[name] = getattr(self, name).flatten().numpy()
         return frame
 
     def __repr__(self) -> str:
@@ -155,7 +197,18 @@ class Separation:
             for name in SCORES
             if name in frame
         }
-        return cls(scores, hook_points, positions, n_folds)
+        new_topics = {
+            name: replace(
+                scores[name], **{part: grid(f"{name}{end}") for part, end in NEW_TOPICS.items()}
+            )
+            for name in scores
+            if f"{name}_new_topics" in frame
+        }
+        icc, n_effective = (
+            grid(name) if name in frame else None
+            for name in ("intraclass_correlation", "n_effective")
+        )
+        return cls(scores, hook_points, positions, n_folds, new_topics, icc, n_effective)
 
 
 def validate(
@@ -177,48 +230,112 @@ def validate(
     projections are those of the first, because an average of projections on several directions
     is the projection on none.
 
-    The interval adds two bootstraps, each class resampled by itself. One resamples the prompts
-    that are scored and keeps the directions; the other resamples the prompts that are fitted to
-    (copies stay in their fold) and keeps those that are scored, around its own mean. In few
-    dimensions the second adds next to nothing; with more dimensions than prompts the folds share
-    noise, and the first alone would cover 82 to 89 %. Not covered: that the best of many places
-    was chosen (`validation.nested_choice`), and prompts of another kind. A perfect score has no
-    width.
+    Prompts depend on each other as `activations.groups` says. Twins and near-duplicates are never
+    dealt apart: held out with them, the scores are those of *new prompts of the same topics*. With
+    whole components held out (topics, with what twins join to them) they are those of *new topics*,
+    where there are two or more in each class.
+
+    An interval covers the score of the direction that is delivered, fitted to all prompts, on such
+    new prompts. Its variance adds that of the units scored (pairs within their topics, or whole
+    components; where frames cross the topics, both at once) and that of the directions when the
+    units fitted to are weighted anew. Not covered: that the best of many places was chosen
+    (`validation.nested_choice`), and prompts of another kind.
 
     Args:
-        activations: Activations of both classes.
+        activations: Activations of both classes, and their groups.
         clip_quantile: As in `fit_directions`.
-        n_folds: Stratified folds; fewer when a class has fewer prompts.
+        n_folds: Stratified folds; fewer when a class has fewer units.
         n_repeats: How often prompts are dealt to folds anew.
-        n_resamples: Of the bootstrap behind the intervals.
-        seed: Of the shuffles that deal prompts to folds, and of the bootstrap.
+        n_resamples: Weightings of the prompts fitted to, `REFITS` at most: only their variance
+            is used.
+        seed: Of the shuffles that deal prompts to folds, and of the weights.
         show_progress: Draw a bar; None draws it on a terminal and in notebooks only.
         method: How directions are fitted, see `methods.METHODS`. Other ways than the difference of
-            means are too slow to fit a thousand times: their intervals leave out that part.
+            means are too slow to fit so often: their intervals leave out that part.
 
     Returns:
         Scores of every place, and the held-out projections behind them.
 
     Raises:
-        RefusalLensError: A class has fewer than two prompts.
+        RefusalLensError: A class has fewer than two prompts that do not depend on each other.
 
     Source:
-        Percentile bootstrap: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 13.
+        Two factors at once: Cameron, Gelbach & Miller 2011, "Robust inference with multiway
+        clustering", Journal of Business & Economic Statistics 29; weights of both multiplied: Owen
+        2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1.
     """
-    is_harmful = activations.is_harmful
-    folds = repeat_folds(is_harmful, n_folds, n_repeats, seed)
-    is_fitting = torch.cat([fitting_splits(folds), torch.ones(1, len(is_harmful)).bool()])
+    is_harmful, groups = activations.is_harmful, activations.groups
+    plans = [_Plan.of(is_harmful, pair_units(is_harmful, groups), n_folds, n_repeats, seed)]
+    topics = topic_units(is_harmful, groups)
+    if topics is not None:
+        frames = frame_units(is_harmful, groups)
+        n_topic_folds = max(n_folds, TOPIC_FOLDS)
+        plans.append(_Plan.of(is_harmful, topics, n_topic_folds, n_repeats, seed, frames))
+    whole = torch.ones(1, len(is_harmful)).bool()
+    is_fitting = torch.cat([*(fitting_splits(plan.folds) for plan in plans), whole])
     splits = project_splits(activations, is_fitting, clip_quantile, method)
     in_sample = _score_whole(splits, is_harmful)
-    values, draws = _score_repeats(splits, folds, is_harmful, resamples := (n_resamples, seed))
-    turns = dict.fromkeys(SCORES, torch.zeros(()))
-    if method == DIFFERENCE_OF_MEANS:
-        turns = _refit_deviations(activations, folds[0], clip_quantile, resamples, show_progress)
-    intervals = {name: _interval(name, draws[name], turns[name]) for name in SCORES}
-    scores = {name: Score(values[name], *intervals[name], in_sample[name]) for name in SCORES}
-    places = activations.hook_points, activations.positions
-    projections = first_projections(activations, splits, folds[0])
-    return Separation(scores, *places, int(folds.max()) + 1), projections
+    refits = (min(n_resamples, REFITS) if method == DIFFERENCE_OF_MEANS else 0, seed)
+    results, first = [], 0
+    for plan in plans:
+        values, variances = _score_repeats(splits, plan, is_harmful, first)
+        turned = _refit_variances(activations, plan, clip_quantile, refits, show_progress)
+        n_splits = plan.folds.shape[0] * plan.n_folds
+        stretch = splits.lengths[first : first + n_splits].mean(dim=0) / splits.lengths[-1]
+        stretch = stretch if method == DIFFERENCE_OF_MEANS else None
+        variances = {name: (part[0] + turned[name], part[1]) for name, part in variances.items()}
+        results.append(_with_intervals(values, variances, in_sample, plan.units, stretch))
+        first += n_splits
+    projections = first_projections(activations, splits, plans[0].folds[0])
+    correlation = n_effective = None
+    if topics is not None:
+        correlation, n_effective = intraclass_correlation(
+            projections.values, is_harmful, groups.topic
+        )
+    separation = Separation(
+        results[0],
+        activations.hook_points,
+        activations.positions,
+        plans[0].n_folds,
+        results[1] if topics is not None else {},
+        correlation,
+        n_effective,
+    )
+    return separation, projections
+
+
+TOPIC_FOLDS = 8
+"""Least folds that topics are dealt to, where there are as many: leaving out a fifth of few topics
+would score directions much worse than the one that is delivered."""
+
+REFITS = 200
+"""Weightings behind the variance of directions: its standard error is 10 % of it, and that of an
+interval's width a few per cent, as directions are the smaller part."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is held out together, how it is dealt, and what crosses it (None for nothing)."""
+
+    units: Units
+    folds: Int[Tensor, "n_repeats n_prompts"]
+    frames: Units | None
+
+    @classmethod
+    def of(
+        cls,
+        is_harmful: Bool[Tensor, " n_prompts"],
+        units: Units,
+        n_folds: int,
+        n_repeats: int,
+        seed: int,
+        frames: Units | None = None,
+    ) -> "_Plan":
+        return cls(units, repeat_folds(is_harmful, n_folds, n_repeats, seed, units), frames)
+
+    @property
+    def n_folds(self) -> int:
+        return int(self.folds.max()) + 1
 
 
 def _score_whole(splits: Splits, is_harmful: Bool[Tensor, " n_prompts"]) -> Scores:
@@ -239,63 +356,84 @@ def held_out_scores(
     return score(values / splits.norms, values - thresholds, activations.is_harmful)
 
 
+Variances = dict[str, tuple[Tensor, Tensor]]
+"""Variance and degrees of freedom of each score."""
+
+
 def _score_repeats(
-    splits: Splits,
-    folds: Int[Tensor, "n_repeats n_prompts"],
-    is_harmful: Bool[Tensor, " n_prompts"],
-    resamples: tuple[int, int],
-) -> tuple[Scores, Scores]:
-    """Return scores and their resamples (number, seed), both averaged over the repeats."""
-    # All repeats see the same resample: they score the same prompts.
-    counts = draw_counts(is_harmful, *resamples)
-    n_folds = int(folds.max()) + 1
-    values, draws = [], []
-    for repeat, dealt in enumerate(folds):
-        projected, thresholds = splits.held_out(dealt, first=repeat * n_folds)
+    splits: Splits, plan: _Plan, is_harmful: Bool[Tensor, " n_prompts"], first: int
+) -> tuple[Scores, Variances]:
+    """Return scores and their variance over units, both from the mean over the repeats."""
+    values, influences = [], []
+    for repeat, dealt in enumerate(plan.folds):
+        projected, thresholds = splits.held_out(dealt, first=first + repeat * plan.n_folds)
         cosines, margins = projected / splits.norms, projected - thresholds
-        values.append(score(cosines, margins, is_harmful))
-        draws.append(resample(cosines, margins, is_harmful, counts))
-    return mean_scores(values), mean_scores(draws)
+        scores, influence = score_with_influence(cosines, margins, is_harmful)
+        values.append(scores)
+        influences.append(influence)
+    influence = mean_scores(influences)
+    return mean_scores(values), {name: _variance(influence[name], plan) for name in SCORES}
 
 
-def _refit_deviations(
+def _variance(influence: Float[Tensor, " n_prompts *grid"], plan: _Plan) -> tuple[Tensor, Tensor]:
+    """Return the variance over units, or over units and the frames that cross them."""
+    variance, freedom = unit_variance(influence, plan.units)
+    if plan.frames is None:
+        return variance, freedom
+    units, frames = plan.units, plan.frames
+    both = units.of_prompt * frames.n_units + frames.of_prompt
+    across, _ = unit_variance(influence, frames)
+    within, _ = unit_variance(influence, Units(**_cells(both)))
+    return torch.maximum(variance, variance + across - within), freedom
+
+
+def _cells(labels: Int[Tensor, " n_prompts"]) -> dict[str, Tensor]:
+    """Number the cells of two crossed factors, as units of one stratum."""
+    numbers, of_prompt = labels.unique(return_inverse=True)
+    zeros = torch.zeros(len(numbers), dtype=torch.int64)
+    return {"of_prompt": of_prompt, "kind": zeros, "stratum": zeros}
+
+
+def _refit_variances(
     activations: Activations,
-    folds: Int[Tensor, " n_prompts"],
+    plan: _Plan,
     clip_quantile: float | None,
-    resamples: tuple[int, int],
+    refits: tuple[int, int],
     show_progress: bool | None,
 ) -> Scores:
-    """Return how scores move around their mean when the prompts fitted to are resampled.
-
-    `resamples` are their number and their seed.
-    """
-    n_resamples, seed = resamples
-    order, places = sort_by_fold(folds)
-    labels = activations.is_harmful[order]
-    # Other draws than those of the scored prompts: the two parts are independent.
-    counts = draw_counts(labels, n_resamples, [seed, 1]).float()
+    """Return how scores vary when the units fitted to are weighted anew (number, seed)."""
+    n_draws, seed = refits
     grid = activations.values.shape[1:3]
-    results = {name: torch.zeros(n_resamples, *grid, dtype=torch.float64) for name in SCORES}
+    results = {name: torch.zeros(grid, dtype=torch.float64) for name in SCORES}
+    if n_draws == 0:
+        return results
+    is_harmful = activations.is_harmful
+    generator = np.random.default_rng([seed, 1])
+    weights = draw_weights(is_harmful, plan.units, n_draws, generator)
+    if plan.frames is not None:
+        weights = weights * draw_weights(is_harmful, plan.frames, n_draws, generator)
+    order, places = sort_by_fold(plan.folds[0])
+    labels, weights = is_harmful[order].float(), weights[:, order].float()
     steps = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
-    for row, column in track(steps, "Scoring resamples", show_progress):
+    for row, column in track(steps, "Scoring other directions", show_progress):
         place = Place.of(activations.values[order, row, column])
-        drawn = score_resampled_fits(place, counts, labels.float(), places, clip_quantile)
+        drawn = score_resampled_fits(place, weights, labels, places, clip_quantile)
         for name in SCORES:
-            moved = drawn[name].double() - drawn[name].double().nanmean()
-            results[name][:, row, column] = moved.nan_to_num()
-    return results
+            results[name][row, column] = drawn[name].double().var()
+    return {name: variance.nan_to_num() for name, variance in results.items()}
 
 
-def _interval(
-    name: str,
-    draws: Float[Tensor, " n_resamples n_hook_points n_positions"],
-    turns: Float[Tensor, " *n_resamples_and_grid"],
-) -> tuple[Tensor, Tensor]:
-    """Return the ends of the interval from both bootstraps, within the range of the score."""
-    low, high = interval(draws + turns)
-    if name in ("separation", "cohens_d"):
-        return low, high
-    return low.clamp(0, 1), high.clamp(0, 1)
-
-
-# --- what a histogram shows -------------------------------------------------------------------
+def _with_intervals(
+    values: Scores,
+    variances: Variances,
+    in_sample: Scores,
+    units: Units,
+    stretch: Float[Tensor, "*grid"] | None,
+) -> dict[str, Score]:
+    """Put the interval beside each score."""
+    scores = {}
+    for name in SCORES:
+        n_units = min(units.n_per_class)
+        ends = interval(name, values[name], *variances[name], n_units, stretch)
+        scores[name] = Score(values[name], *ends, in_sample[name])
+    return scores

@@ -29,7 +29,8 @@ from refusal_lens.validation.learning_curve import (
     measure_turning,
 )
 from refusal_lens.validation.many_fits import Place, blocks_of, clip_rows
-from refusal_lens.validation.scores import draw_counts, percentiles
+from refusal_lens.validation.scores import percentiles
+from refusal_lens.validation.units import Units, draw_weights, widest_units
 
 LAYER_DRAWS = 20
 """Split halves behind the corrected cosines of layers: all layers' directions are held at once."""
@@ -42,7 +43,8 @@ LEAST_CEILING = 0.1
 class Stability:
     """How stable the direction of every place is, NaN where there is none.
 
-    `split_half_cosine`: mean cosine between the directions of two halves of the prompts.
+    `split_half_cosine`: mean cosine between the directions of two halves of the prompts, which
+    share no topic (no pair, where there are no topics to leave out).
     `bootstrap_cosine` with the ends of its 95 % interval: between the direction and that of
     resampled prompts. A resample keeps what the sample has of chance, so that pure noise reaches
     about 0.71 here and 0 between halves. `raw_norm`: length of the unclipped difference.
@@ -81,7 +83,9 @@ def measure_stability(
 ) -> Stability:
     """Fit each direction to halves, resamples and subsamples of the prompts, and compare.
 
-    The learning curve is that of the unclipped difference (see `validation.learning_curve`).
+    All keep to `activations.groups`: whole components, where there are two or more of each class,
+    else pairs. The learning curve is that of the unclipped difference (see
+    `validation.learning_curve`).
 
     Args:
         activations: Activations of both classes.
@@ -97,7 +101,8 @@ def measure_stability(
         RefusalLensError: A class is empty.
     """
     _, is_kept = fit_grid(activations.values, activations.is_harmful)
-    draws = _Draws.of(activations.is_harmful, n_resamples, seed)
+    units = widest_units(activations.is_harmful, activations.groups)
+    draws = _Draws.of(activations.is_harmful, units, n_resamples, seed)
     grids = torch.full((5, *is_kept.shape), torch.nan, dtype=torch.float64)
     turning, curves, layers = {}, [], []
     places = _by_column(activations, is_kept)
@@ -110,7 +115,7 @@ def measure_stability(
             place = Place.of(values)
             numbers, halves[row, column] = _measure(place, values, draws, clip_quantile)
             grids[:, row, column] = torch.tensor(numbers)
-            turning[name] = measure_turning(values, activations.is_harmful)
+            turning[name] = measure_turning(values, activations.is_harmful, units)
             curves.append(learning_curve(place, name, draws.pairs, turning[name]))
         layers.append(_layer_cosines(activations, halves, clip_quantile))
     return Stability(
@@ -153,17 +158,19 @@ class _Draws:
     resamples: Float[Tensor, "n_resamples n_prompts"]
 
     @classmethod
-    def of(cls, is_harmful: Bool[Tensor, " n_prompts"], n_resamples: int, seed: int) -> "_Draws":
+    def of(
+        cls, is_harmful: Bool[Tensor, " n_prompts"], units: Units, n_resamples: int, seed: int
+    ) -> "_Draws":
         """Draw halves and resamples."""
         generator = np.random.default_rng(seed)
         n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())
-        counts = draw_counts(is_harmful, n_resamples, seed)
+        weights = draw_weights(is_harmful, units, n_resamples, generator)
         signs = torch.where(is_harmful, 1 / n_harmful, -1 / n_harmless)
         return cls(
             is_harmful,
-            draw_disjoint(is_harmful, (n_harmful // 2, n_harmless // 2), n_resamples, generator),
-            draw_pairs(is_harmful, seed),
-            (counts * signs).float(),
+            draw_disjoint(is_harmful, units, None, n_resamples, generator),
+            draw_pairs(is_harmful, units, seed),
+            (weights * signs).float(),
         )
 
 

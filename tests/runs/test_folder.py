@@ -1,6 +1,7 @@
 """The run folder: the article's layout, and everything read back as it was written."""
 
 import dataclasses
+import math
 
 import pandas as pd
 import pytest
@@ -66,7 +67,9 @@ def test_every_score_and_p_value_stands_in_the_saved_file(fitted, activations):
     scores = saved["validation"][2]
     column = separation.positions.index(place[1])
     assert scores["auroc"] == separation.auroc[2, column].item()
-    assert scores["auroc_low"] <= scores["auroc"] <= scores["auroc_high"]
+    # Four pairs are too few for an interval.
+    assert math.isnan(scores["auroc_low"])
+    assert math.isnan(scores["auroc_high"])
     assert 0.05 <= scores["p_value"] <= scores["p_value_corrected"] <= 1
     assert {"balanced_accuracy", "cohens_d_in_sample"} < set(scores)
 

@@ -81,7 +81,8 @@ def test_direction_has_the_same_row():
     projections = make_projections(labels * 2.0 - 1, labels)
     row = score_direction(projections, "a", "last").iloc[0]
     assert row["feature"] == "direction"
-    assert row.tolist()[1:] == pytest.approx([1.0] * 4)
+    # A perfect score of 20 a side is no certainty (Clopper and Pearson: 0.83).
+    assert row.tolist()[1:] == pytest.approx([1.0, 1.0, 0.84, 1.0], abs=0.01)
 
 
 def test_length_counts_within_a_class_alone():

@@ -67,13 +67,15 @@ def test_reliability_is_the_cosine_with_a_direction_from_other_prompts(shift, n)
         a, b = (fit_directions(each, clip_quantile=None)["blocks.3.hook_resid_post", "last"].unit
                 for each in pair)  # fmt: skip
         cosines.append((a @ b).item())
-        found.append(reliabilities(pair[0]).item())
+        found.append(reliabilities(pair[0], clip_quantile=None).item())
     assert sum(cosines) / 30 == pytest.approx(expected, abs=0.04)
     assert sum(found) / 30 == pytest.approx(expected, abs=0.04)
 
 
 def test_direction_of_noise_has_no_reliability():
-    found = [reliabilities(make(50, 500, 0.0, seed)).item() for seed in range(20)]
+    found = [
+        reliabilities(make(50, 500, 0.0, seed), clip_quantile=None).item() for seed in range(20)
+    ]
     assert sum(found) / 20 < 0.03
     assert min(found) >= 0.0
 
@@ -92,7 +94,8 @@ def grid() -> Activations:
 def test_places_are_compared_along_one_axis_at_a_time():
     activations = grid()
     table = place_cosines(
-        fit_directions(activations, clip_quantile=None), reliabilities(activations)
+        fit_directions(activations, clip_quantile=None),
+        reliabilities(activations, clip_quantile=None),
     )
     layers = table[(table["kind"] == "layers") & (table["a"] != table["b"])]
     assert len(layers) == 2 * 2 * 2  # two sites, two positions, both ways round
@@ -110,7 +113,9 @@ def test_rotating_all_activations_changes_no_cosine():
     turned = Activations(activations.values @ rotation, activations.is_harmful,
                          activations.hook_points, activations.positions)  # fmt: skip
     tables = [
-        place_cosines(fit_directions(each, clip_quantile=None), reliabilities(each))
+        place_cosines(
+            fit_directions(each, clip_quantile=None), reliabilities(each, clip_quantile=None)
+        )
         for each in (activations, turned)
     ]
     for column in ("cosine", "ceiling"):

@@ -13,6 +13,7 @@ from refusal_lens.validation.learning_curve import (
     measure_turning,
 )
 from refusal_lens.validation.many_fits import Place
+from refusal_lens.validation.units import Units
 
 D_MODEL, N = 300, 30
 SCALES = torch.linspace(0.2, 2.0, D_MODEL)
@@ -63,7 +64,8 @@ def test_measured_points_meet_the_closed_form():
     values = noise(200, 1, D_MODEL, 4.0)
     place = Place.of(values.values[:, 0, 0])
     turning = measure_turning(values.values[:, 0, 0], values.is_harmful)
-    curve = learning_curve(place, ("a", "last"), draw_pairs(values.is_harmful, 0), turning)
+    pairs = draw_pairs(values.is_harmful, Units.of(values.is_harmful), 0)
+    curve = learning_curve(place, ("a", "last"), pairs, turning)
     measured = curve[~curve["is_extrapolated"]]
     assert measured["n_per_class"].tolist() == [4, 8, 16, 32, 64, 100]
     assert curve.loc[curve["is_extrapolated"], "n_per_class"].min() == 160

@@ -19,9 +19,12 @@ from refusal_lens.validation.many_fits import (
     score_directions,
     score_refits,
 )
-from refusal_lens.validation.nulls import KINDS, draw_nulls, p_value, p_value_corrected
+from refusal_lens.validation.nulls import draw_nulls, p_value, p_value_corrected
 from refusal_lens.validation.scores import SCORES, score
 from refusal_lens.validation.separation import validate
+
+KINDS = ("permutation", "random", "covariance", "harmless_split")
+"""Those of independent prompts."""
 
 
 @pytest.mark.parametrize("quantile", [0.995, 0.9, 0.5, 1.0, None])

@@ -108,8 +108,9 @@ def test_one_prompt_a_side_cannot_be_held_out():
     with pytest.raises(RefusalLensError) as caught:
         validate(make(1, 4, 5.0))
     assert str(caught.value) == (
-        "Scores out of sample need at least 2 prompts of each class; there are 1 harmful and 1 "
-        "harmless ones. Add prompts (30 a side is a sound start)."
+        "Scores out of sample need at least 2 prompts of each class that do not depend on "
+        "each other; there are 1 harmful and 1 harmless ones. Add prompts (30 a side is a sound "
+        "start)."
     )
 
 
