@@ -15,7 +15,7 @@ ROOMS = {
     "prompts": "contrast groups parquet files tokens positions",
     "models": "hook_points torch_defaults unembedding checkpoint parity hugging_face conversion "
     "loading matmul batching fast_forward decoding generation",
-    "activations": "pooled moments shards store first_pass batch_reader shard_reader provenance "
+    "activations": "pooled moments collection shards store batch_reader shard_reader provenance "
     "collector ray_cluster ray_worker ray_driver engines",
     "directions": "methods direction kernel files subspaces formats",
     "validation": "thresholds frames units scores crossfit many_fits separation best_place nulls "

@@ -3,20 +3,79 @@
 Knows which engine is asked for. Does not know how either does it.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
-from refusal_lens.activations import collector, ray_driver
+from refusal_lens.activations.collection import Collection, Dtype
+from refusal_lens.activations.collector import LocalEngine
 from refusal_lens.activations.moments import Moments
 from refusal_lens.activations.pooled import Activations
+from refusal_lens.activations.ray_driver import RayEngine
 from refusal_lens.config import EngineConfig, ModelConfig
-from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.loading import Model
+from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.prompts.contrast import ContrastSet
 
-Engine = EngineConfig | Literal["local", "ray"]
+
+@runtime_checkable
+class Engine(Protocol):
+    """Whatever reads a collection. Both give the same values to the last bit."""
+
+    def collect(
+        self,
+        collection: Collection,
+        folder: Path | None = None,
+        *,
+        resume: bool = False,
+        show_progress: bool | None = None,
+    ) -> Activations:
+        """Collect activations.
+
+        Args:
+            collection: What to read.
+            folder: Where to store them: each shard of prompts is written as soon as it is read.
+            resume: Go on with what is in `folder`; the result is the same to the last bit.
+            show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
+
+        Returns:
+            Activations in the order of the prompts, with the groups that `find_groups` sees.
+
+        Raises:
+            RefusalLensError: A hook point or position that this model or a prompt does not have, a
+                prompt that does not fit in memory, a folder of other activations, or a full disk.
+        """
+        ...
+
+    def collect_moments(
+        self, collection: Collection, *, show_progress: bool | None = None
+    ) -> Moments:
+        """Collect moments of both classes only, in memory that holds a batch at a time.
+
+        Raises:
+            RefusalLensError: As `collect`.
+        """
+        ...
+
+
+EngineName = EngineConfig | Literal["local", "ray"]
+
+
+def make_engine(model: Model | ModelConfig, engine: EngineName = "local") -> Engine:
+    """Return the engine that is asked for, with its model.
+
+    Args:
+        model: A model with its tokenizer, or the settings to load one by.
+        engine: `local`, `ray`, or an `EngineConfig` that says what workers get.
+
+    Raises:
+        RefusalLensError: The model cannot be loaded; or, for workers, it cannot travel.
+    """
+    asked = engine if isinstance(engine, EngineConfig) else EngineConfig(name=engine)
+    if asked.name == "ray":
+        return RayEngine.of(model, asked)
+    if isinstance(model, ModelConfig):
+        model = model.load()
+    return LocalEngine(model)
 
 
 def collect(
@@ -27,21 +86,20 @@ def collect(
     *,
     system_prompt: str | None = None,
     token_budget: int | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     resume: bool = False,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    engine: Engine = "local",
+    dtype: Dtype = "float32",
+    engine: EngineName = "local",
     show_progress: bool | None = None,
 ) -> Activations:
     """Collect activations at any hook points and positions of the residual stream.
-
-    `collector.collect` says how they are read; workers read them in the same way.
 
     Args:
         model: A model with its tokenizer, or the settings to load one by.
         prompts: Harmful and harmless prompts.
         hook_points: Selectors, see `resolve_hook_points`.
-        positions: `last`, `mean`, `instruction_mean` (the user's own tokens), or `-k`.
+        positions: `last`, `mean` (all tokens of the formatted prompt), `instruction_mean` (the
+            user's own tokens), or `-k` (k-th token from the end).
         system_prompt: What the system says before each prompt.
         token_budget: Most tokens in a batch, padding included; None finds what is fastest here.
         folder: Where to store them, shard by shard; for Ray, one that all machines see.
@@ -51,28 +109,29 @@ def collect(
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Returns:
-        Activations in the order of `prompts.prompts`: harmful first.
+        Activations in the order of `prompts.prompts`: harmful first, with the groups that
+        `find_groups` sees in them.
 
     Raises:
-        RefusalLensError: As `collector.collect` and `ray_driver.collect_with_ray`.
+        RefusalLensError: As `Engine.collect` and, for workers, `RayEngine.collect`.
 
     Example:
         >>> activations = collect(tiny_model, prompts, "resid_post:0-1", ["last", "mean"])
         >>> activations.values.shape
         torch.Size([8, 2, 2, 32])
     """
-    return _activations_by(engine, folder)(
-        model,
+    collection = Collection.of(
+        _tokenizer(model),
         prompts,
         hook_points,
         positions,
         system_prompt=system_prompt,
         token_budget=token_budget,
-        folder=folder,
-        resume=resume,
         dtype=dtype,
-        show_progress=show_progress,
     )
+    place = None if folder is None else Path(folder)
+    reader = make_engine(model, engine)
+    return reader.collect(collection, place, resume=resume, show_progress=show_progress)
 
 
 def collect_moments(
@@ -83,13 +142,12 @@ def collect_moments(
     *,
     system_prompt: str | None = None,
     token_budget: int | None = None,
-    engine: Engine = "local",
+    engine: EngineName = "local",
     show_progress: bool | None = None,
 ) -> Moments:
-    """Collect only what directions need, in memory that does not grow with the prompts.
+    """Collect only what `fit_directions` needs of millions of prompts: no activation is kept.
 
-    The arguments are those of `collect`. No prompt's activation is kept, so that directions can be
-    fitted but not validated.
+    The arguments are those of `collect`. Directions can be fitted to moments but not validated.
 
     Returns:
         Moments of both classes, in float64.
@@ -101,41 +159,18 @@ def collect_moments(
         >>> collect_moments(tiny_model, prompts, "resid_post:0-1").harmful.mean.shape
         torch.Size([2, 1, 32])
     """
-    return _moments_by(engine)(
-        model,
+    collection = Collection.of(
+        _tokenizer(model),
         prompts,
         hook_points,
         positions,
         system_prompt=system_prompt,
         token_budget=token_budget,
-        show_progress=show_progress,
     )
+    return make_engine(model, engine).collect_moments(collection, show_progress=show_progress)
 
 
-def _activations_by(engine: Engine, folder: Path | None) -> Callable[..., Activations]:
-    asked = _asked(engine)
-    if asked.name == "local":
-        return lambda model, *rest, **options: collector.collect(_loaded(model), *rest, **options)
-    if folder is None:
-        raise RefusalLensError(
-            "Workers over Ray write activations to a folder, and none is given. Pass folder=..., "
-            "one that all machines see, or keep moments only (collect_moments)."
-        )
-    return partial(ray_driver.collect_with_ray, engine=asked)
-
-
-def _moments_by(engine: Engine) -> Callable[..., Moments]:
-    asked, local = _asked(engine), collector.collect_moments
-    if asked.name == "local":
-        return lambda model, *rest, **options: local(_loaded(model), *rest, **options)
-    return partial(ray_driver.collect_moments_with_ray, engine=asked)
-
-
-def _asked(engine: Engine) -> EngineConfig:
-    return engine if isinstance(engine, EngineConfig) else EngineConfig(name=engine)
-
-
-def _loaded(model: Model | ModelConfig) -> Model:
+def _tokenizer(model: Model | ModelConfig) -> object:
     if isinstance(model, ModelConfig):
-        return model.load()
-    return model
+        return model.tokenizer()
+    return tokenizer_of(model)

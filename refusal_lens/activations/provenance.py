@@ -5,9 +5,7 @@ Knows what must be the same for shards to belong together. Does not know how the
 
 import hashlib
 import importlib.metadata
-import json
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -15,13 +13,9 @@ from typing import Any
 import torch
 
 from refusal_lens.activations.batch_reader import Reader
-from refusal_lens.activations.first_pass import Survey
+from refusal_lens.activations.collection import Collection
 from refusal_lens.models.batching import BatchRecord
-from refusal_lens.models.loading import Model, describe_model, tokenizer_of
-from refusal_lens.prompts.contrast import ContrastSet
-from refusal_lens.prompts.groups import find_groups
-from refusal_lens.prompts.positions import positions_read
-from refusal_lens.prompts.tokens import render, tokenise
+from refusal_lens.models.loading import Model, describe_model
 
 VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
 
@@ -40,21 +34,6 @@ def reading_key(model: Model, reader: Reader) -> dict[str, Any]:
     }
 
 
-def prompts_key(surveyed: Survey) -> dict[str, Any]:
-    """Say what they depend on of the prompts and how these are written out.
-
-    The token ids count too: some templates write the day's date.
-    """
-    return {
-        "prompts": _describe_prompts(surveyed.prompts),
-        "chat_template": {
-            "sha256": _hash_template(surveyed.tokenizer),
-            "system_prompt": surveyed.system_prompt,
-        },
-        "token_ids_sha256": surveyed.ids_sha256,
-    }
-
-
 def sample_weights(model: Model) -> str:
     """Hash some values of each parameter: weights may have been edited since they were loaded."""
     checksum = hashlib.sha256()
@@ -66,67 +45,34 @@ def sample_weights(model: Model) -> str:
 
 
 def describe_collection(
-    model: Model,
-    prompts: ContrastSet,
-    reader: Reader,
+    collection: Collection,
+    reading: dict[str, Any],
     record: BatchRecord,
-    system_prompt: str | None,
-    n_read: int | None = None,
+    n_read: int,
+    **engine: Any,
 ) -> dict[str, Any]:
     """Say where activations came from: model, prompts, template, with one rendered example.
 
-    `n_read` counts the prompts of `record`, where a resumed collection found the others done.
+    Args:
+        collection: What was collected.
+        reading: Of `reading_key`.
+        record: How it was batched.
+        n_read: Prompts of `record`, where a resumed collection found the others done.
+        engine: What else the engine says of itself.
     """
-    n_read = len(prompts) if n_read is None else n_read
     return {
-        "model": describe_model(model),
-        **describe_prompts(tokenizer_of(model), prompts, system_prompt),
-        **describe_tokens(tokenizer_of(model), prompts, reader.positions, system_prompt),
-        "hook_points": list(reader.hook_points),
-        "positions": list(reader.positions),
+        "model": {key: value for key, value in reading["model"].items() if "sample" not in key},
+        **collection.describe(),
+        "hook_points": reading["hook_points"],
+        "positions": reading["positions"],
         "collection": {
-            **reader.path,
+            **reading["forward"],
             **asdict(record),
             "n_prompts_read": n_read,
             "prompts_per_second": n_read / record.seconds if record.seconds else None,
             "n_threads": torch.get_num_threads(),
+            **engine,
         },
-    }
-
-
-def describe_prompts(
-    tokenizer: Any, prompts: ContrastSet, system_prompt: str | None
-) -> dict[str, Any]:
-    """Say which prompts, and how they are written out, with one example."""
-    return {
-        "prompts": _describe_prompts(prompts),
-        "groups": find_groups(prompts).describe(),
-        "chat_template": {
-            "has_template": tokenizer.chat_template is not None,
-            "sha256": _hash_template(tokenizer),
-            "system_prompt": system_prompt,
-            "example": render(tokenizer, prompts.harmful.prompts[0].text, system_prompt),
-        },
-    }
-
-
-def describe_tokens(
-    tokenizer: Any, prompts: ContrastSet, positions: Sequence[str], system_prompt: str | None
-) -> dict[str, Any]:
-    """Say which token each position reads in the first prompt."""
-    first = tokenise(tokenizer, prompts.harmful.prompts[:1], system_prompt)
-    read = positions_read(tokenizer, first, positions)
-    return {"tokens_read": {row.position: asdict(row) for row in read}}
-
-
-def _hash_template(tokenizer: Any) -> str:
-    return hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest()
-
-
-def _describe_prompts(prompts: ContrastSet) -> dict[str, Any]:
-    return {
-        "harmful": {"n": len(prompts.harmful), "sha256": prompts.harmful.sha256},
-        "harmless": {"n": len(prompts.harmless), "sha256": prompts.harmless.sha256},
     }
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from refusal_lens.activations.batch_reader import Reader, make_reader
-from refusal_lens.activations.first_pass import Portion, retokenise
 from refusal_lens.activations.moments import ClassMoments
 from refusal_lens.activations.provenance import reading_key
 from refusal_lens.activations.shard_reader import (
@@ -25,7 +24,7 @@ from refusal_lens.activations.shard_reader import (
 from refusal_lens.activations.store import Store, describe_difference
 from refusal_lens.config import ModelConfig
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.loading import LoadRecord, Model, tokenizer_of
+from refusal_lens.models.loading import LoadRecord, Model
 from refusal_lens.prompts.tokens import Tokens
 
 
@@ -39,8 +38,7 @@ class Settings:
     model: ModelConfig
     checkpoint: str
     frame: Tokens
-    system_prompt: str | None
-    hook_points: str | Sequence[str]
+    hook_points: Sequence[str]
     positions: Sequence[str]
 
 
@@ -75,13 +73,12 @@ class Actor:
         if self._fault:
             return done
         try:
-            return done | self._read(row["index"], row["portion"], torch.tensor(row["is_harmful"]))
+            return done | self._read(row["index"], row["tokens"], torch.tensor(row["is_harmful"]))
         except RefusalLensError as error:
             return done | {"fault": str(error)}
 
-    def _read(self, index: int, portion: Portion, is_harmful: Tensor) -> dict[str, Any]:
+    def _read(self, index: int, tokens: Tokens, is_harmful: Tensor) -> dict[str, Any]:
         store, budget = self._task.store, self._task.token_budget
-        tokens = retokenise(tokenizer_of(self._model), portion, self._task.settings.system_prompt)
         device = str(self._model.cfg.device)
         if store is None:
             moments = read_moments(self._reader, tokens, is_harmful, device, token_budget=budget)
@@ -105,14 +102,12 @@ def _load(settings: Settings, n_threads: int) -> tuple[Model, Reader]:
 
 
 def try_out(
-    settings: Settings, n_threads: int, token_budget: int | None, sample: Portion | None
+    settings: Settings, n_threads: int, token_budget: int | None, sample: Tokens
 ) -> tuple[int, dict[str, Any]]:
     """Load the model once: say what the settings come to, and the budget that is fastest."""
     model, reader = _load(settings, n_threads)
     if token_budget is None:
-        assert sample is not None, "a budget is searched with prompts"
-        tokens = retokenise(tokenizer_of(model), sample, settings.system_prompt)
-        token_budget = find_token_budget(reader, tokens, str(model.cfg.device))
+        token_budget = find_token_budget(reader, sample, str(model.cfg.device))
     return token_budget, reading_key(model, reader)
 
 

@@ -144,10 +144,10 @@ def collect(settings: "Config", run_folder: "RunFolder", resume: bool) -> None:
 
     loaded = None
     if settings.engine.name == "ray":
-        prompts = study.prepare_without_model(settings, run_folder, console)
+        collection = study.prepare_without_model(settings, run_folder, console)
     else:
-        prompts, loaded = study.prepare(settings, run_folder, console)
-    study.collect_stage(settings, run_folder, loaded, prompts, console, resume=resume)
+        collection, loaded = study.prepare(settings, run_folder, console)
+    study.collect_stage(settings, run_folder, loaded, collection, console, resume=resume)
     console.print(f"Next: refusal-lens fit {run_folder.path}", markup=False)
 
 
@@ -156,8 +156,8 @@ def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
     with existing_run(run_path, set_) as (settings, run_folder):
         from refusal_lens.stages import study
 
-        prompts, loaded = study.prepare(settings, run_folder, console)
-        study.refusal_stage(settings, run_folder, loaded, prompts, console)
+        collection, loaded = study.prepare(settings, run_folder, console)
+        study.refusal_stage(settings, run_folder, loaded, collection.prompts, console)
         console.print(f"Answers: {run_folder.refusal_path}", markup=False, soft_wrap=True)
 
 

@@ -183,18 +183,6 @@ class ContrastSet:
         """The class of each prompt, in the order of `prompts`."""
         return (True,) * len(self.harmful) + (False,) * len(self.harmless)
 
-    def between(self, rows: range) -> tuple[Prompt, ...]:
-        """Return some neighbours among `prompts`, without listing them all.
-
-        Example:
-            >>> few = ContrastSet.from_texts(["a", "b"], ["c", "d"])
-            >>> [prompt.text for prompt in few.between(range(1, 3))]
-            ['b', 'c']
-        """
-        n = len(self.harmful)
-        first, stop = max(0, rows.start - n), max(0, rows.stop - n)
-        return self.harmful.prompts[rows.start : rows.stop] + self.harmless.prompts[first:stop]
-
 
 # ---- what both sides of a contrast set must keep ----
 

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from refusal_lens.activations.engines import collect
+from refusal_lens.activations.collection import Collection
+from refusal_lens.activations.engines import make_engine
 from refusal_lens.activations.provenance import describe_machine
 from refusal_lens.config import Config
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
 from refusal_lens.files import remove_partial
 from refusal_lens.models.hook_points import resolve_hook_points
@@ -23,8 +23,8 @@ from refusal_lens.plots.picture_files import export
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.files import read_contrast
 from refusal_lens.prompts.groups import find_groups
-from refusal_lens.prompts.positions import check_positions, normalise_positions, positions_read
-from refusal_lens.prompts.tokens import Tokens, tokenise
+from refusal_lens.prompts.positions import check_positions
+from refusal_lens.prompts.tokens import Tokens
 from refusal_lens.report import build_report
 from refusal_lens.runs import figures
 from refusal_lens.runs.folder import RunFolder
@@ -37,36 +37,48 @@ TEMPLATES = {"light": "plotly_white", "dark": "plotly_dark"}
 
 def run(config: Config, run_folder: RunFolder, console: Console, *, resume: bool = False) -> None:
     """Do the whole study and leave it in the run folder; what is there already is not redone."""
-    prompts, model = prepare(config, run_folder, console)
+    collection, model = prepare(config, run_folder, console)
     measured = run_folder.read_refusal() if resume else None
     if measured is None:
-        refusal_stage(config, run_folder, model, prompts, console)
+        refusal_stage(config, run_folder, model, collection.prompts, console)
     else:
         terminal.show_refusal(console, measured)
-    collect_stage(config, run_folder, model, prompts, console, resume=resume)
+    collect_stage(config, run_folder, model, collection, console, resume=resume)
     written = fit_stage(config, run_folder, console)
     written += plot_stage(run_folder)
     terminal.show_paths(console, written)
     report_stage(run_folder, console)
 
 
-def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[ContrastSet, Model]:
+def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[Collection, Model]:
     """Read prompts, load the model, and check both against the settings before long work starts."""
     prompts = _read_prompts(config, run_folder)
     with console.status(f"Loading {config.model.name}"):
         model = config.model.load()
     resolve_hook_points(model, config.collect.hook_points)
-    n_ctx = getattr(model.cfg, "n_ctx", None)
-    _begin(config, run_folder, prompts, console, tokenizer=tokenizer_of(model), n_ctx=n_ctx)
-    return prompts, model
+    collection = _collection(config, tokenizer_of(model), prompts)
+    check_positions(collection.tokens, collection.positions, getattr(model.cfg, "n_ctx", None))
+    _begin(config, run_folder, collection, console)
+    return collection, model
 
 
-def prepare_without_model(config: Config, run_folder: RunFolder, console: Console) -> ContrastSet:
+def prepare_without_model(config: Config, run_folder: RunFolder, console: Console) -> Collection:
     """Read prompts and check them as far as the tokenizer can: workers will load the model."""
     prompts = _read_prompts(config, run_folder)
     tokenizer = config.model.tokenizer()
-    _begin(config, run_folder, prompts, console, tokenizer=tokenizer, n_ctx=None)
-    return prompts
+    collection = _collection(config, tokenizer, prompts)
+    _begin(config, run_folder, collection, console)
+    return collection
+
+
+def _collection(config: Config, tokenizer: Any, prompts: ContrastSet) -> Collection:
+    """Tokenise the prompts, and say with them what the settings ask for."""
+    return Collection.of(
+        tokenizer,
+        prompts,
+        system_prompt=config.prompts.system_prompt,
+        **config.collect.model_dump(),
+    )
 
 
 def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
@@ -82,28 +94,16 @@ def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
     return prompts
 
 
-def _begin(
-    config: Config,
-    run_folder: RunFolder,
-    prompts: ContrastSet,
-    console: Console,
-    *,
-    tokenizer: Any,
-    n_ctx: int | None,
-) -> None:
-    """Check and show what will be read, then begin the run folder."""
-    system_prompt = config.prompts.system_prompt
-    sides = {"harmful": prompts.harmful, "harmless": prompts.harmless}
+def _begin(config: Config, run_folder: RunFolder, collection: Collection, console: Console) -> None:
+    """Show what will be read, then begin the run folder."""
+    prompts, n_harmful = collection.prompts, len(collection.prompts.harmful)
     tokens = {
-        name: tokenise(tokenizer, side.prompts, system_prompt) for name, side in sides.items()
+        "harmful": collection.tokens.select(range(n_harmful)),
+        "harmless": collection.tokens.select(range(n_harmful, len(collection))),
     }
-    positions = normalise_positions(config.collect.positions)
-    for side in tokens.values():
-        check_positions(side, positions, n_ctx)
     terminal.show_prompts(console, prompts, tokens)
     terminal.show_groups(console, find_groups(prompts))
-    read = positions_read(tokenizer, tokens["harmful"], positions)
-    terminal.show_positions(console, read)
+    terminal.show_positions(console, collection.tokens_read)
     remove_partial(run_folder.path)
     run_folder.write_config(config)
     run_folder.write_prompts(prompts)
@@ -141,7 +141,7 @@ def measure_and_store(
     report = measure_refusal(
         model,
         prompts,
-        judge=judge_of(config.refusal),
+        phrases=config.refusal.phrases,
         first_words=config.refusal.first_words,
         n_new_tokens=config.refusal.n_new_tokens,
         system_prompt=config.prompts.system_prompt,
@@ -154,7 +154,7 @@ def collect_stage(
     config: Config,
     run_folder: RunFolder,
     model: Model | None,
-    prompts: ContrastSet,
+    collection: Collection,
     console: Console,
     *,
     resume: bool = False,
@@ -163,16 +163,9 @@ def collect_stage(
 
     Workers over Ray load models of their own: `model` may then be None.
     """
-    places = (config.collect.hook_points, config.collect.positions)
-    options: dict[str, Any] = {
-        "system_prompt": config.prompts.system_prompt,
-        "token_budget": config.collect.token_budget,
-        "folder": run_folder.activations_path,
-        "resume": resume,
-        "dtype": config.collect.dtype,
-    }
     reader = model if model is not None and config.engine.name == "local" else config.model
-    activations = collect(reader, prompts, *places, **options, engine=config.engine)
+    engine = make_engine(reader, config.engine)
+    activations = engine.collect(collection, run_folder.activations_path, resume=resume)
     if not run_folder.provenance_path.is_file():
         run_folder.write_provenance({**activations.provenance, **describe_machine()})
     console.print(f"Collected {activations}", markup=False, highlight=False)

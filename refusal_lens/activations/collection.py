@@ -1,0 +1,159 @@
+"""What is to be collected: prompts as tokens, the places to read, and how values are kept.
+
+Knows all that does not depend on the model. Does not know which engine reads it, nor how.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.groups import find_groups
+from refusal_lens.prompts.positions import (
+    PositionRead,
+    check_positions,
+    normalise_positions,
+    positions_read,
+)
+from refusal_lens.prompts.tokens import Tokens, render, tokenise
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """What is collected, in plain values; made by `Collection.of`, which tokenises once.
+
+    Token ids take 4 bytes each, less than the texts they come from, so that all are kept.
+    """
+
+    prompts: ContrastSet
+    tokens: Tokens
+    """Of `prompts.prompts`: harmful first."""
+    chat_template: dict[str, Any]
+    """How prompts were written out: hash, system prompt, one example."""
+    tokens_read: tuple[PositionRead, ...]
+    """What each position reads in the first harmful prompts."""
+    hook_points: tuple[str, ...]
+    """Selectors, see `resolve_hook_points`."""
+    positions: tuple[str, ...]
+    token_budget: int | None = None
+    """Most tokens in a batch, padding included; None finds what is fastest."""
+    dtype: Dtype = "float32"
+    """Precision on disk; no matter without a folder."""
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Any,
+        prompts: ContrastSet,
+        hook_points: str | Sequence[str] = "resid_post",
+        positions: str | Sequence[str] = "last",
+        *,
+        system_prompt: str | None = None,
+        **kept: Any,
+    ) -> "Collection":
+        """Tokenise prompts and check that each has every position.
+
+        Args:
+            tokenizer: A fast Hugging Face tokenizer.
+            prompts: Harmful and harmless prompts.
+            hook_points: Selectors.
+            positions: Positions.
+            system_prompt: What the system says before each prompt.
+            kept: `token_budget` and `dtype`.
+
+        Raises:
+            RefusalLensError: As `tokenise`, or a position that a prompt does not have.
+
+        Example:
+            >>> collection = Collection.of(tiny_model.tokenizer, prompts, positions=["last", "-2"])
+            >>> collection.positions, len(collection.tokens)
+            (('last', '-2'), 8)
+        """
+        wanted = normalise_positions(positions)
+        tokens = tokenise(tokenizer, prompts.prompts, system_prompt)
+        check_positions(tokens, wanted, n_ctx=None)
+        harmful = tokens.select(range(min(3, len(prompts.harmful))))
+        return cls(
+            prompts,
+            tokens,
+            _describe_template(tokenizer, prompts, system_prompt),
+            tuple(positions_read(tokenizer, harmful, wanted)),
+            (hook_points,) if isinstance(hook_points, str) else tuple(hook_points),
+            wanted,
+            **kept,
+        )
+
+    def __len__(self) -> int:
+        """Count the prompts."""
+        return len(self.tokens)
+
+    def labels(self, rows: range) -> Bool[Tensor, " n_prompts"]:
+        """Say of some neighbours which are harmful: the harmful ones come first."""
+        return torch.arange(rows.start, rows.stop) < len(self.prompts.harmful)
+
+    def key(self) -> dict[str, Any]:
+        """Say what values depend on of the prompts and how these are written out.
+
+        The token ids count too: some templates write the day's date.
+        """
+        ids = self.tokens.ids
+        digest = hashlib.sha256(ids.offsets.tobytes() + ids.flat.tobytes())
+        template = {name: self.chat_template[name] for name in ("sha256", "system_prompt")}
+        return {
+            "prompts": self._describe_prompts(),
+            "chat_template": template,
+            "token_ids_sha256": digest.hexdigest(),
+            "dtype": self.dtype,
+            "token_budget": self.token_budget,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Say for provenance which prompts, how they are written out, and what is read of them."""
+        first = self.tokens_read[: len(self.positions)]
+        return {
+            "prompts": self._describe_prompts(),
+            "groups": find_groups(self.prompts).describe(),
+            "chat_template": self.chat_template,
+            "tokens_read": {row.position: asdict(row) for row in first},
+        }
+
+    def _describe_prompts(self) -> dict[str, Any]:
+        sides = {"harmful": self.prompts.harmful, "harmless": self.prompts.harmless}
+        return {name: {"n": len(side), "sha256": side.sha256} for name, side in sides.items()}
+
+
+def _describe_template(
+    tokenizer: Any, prompts: ContrastSet, system_prompt: str | None
+) -> dict[str, Any]:
+    return {
+        "has_template": tokenizer.chat_template is not None,
+        "sha256": hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest(),
+        "system_prompt": system_prompt,
+        "example": render(tokenizer, prompts.harmful.prompts[0].text, system_prompt),
+    }
+
+
+def frame(tokens: Tokens) -> Tokens:
+    """Pick the few prompts that share a prefix exactly as long as all of them do.
+
+    What all prompts begin with is run once and decides the last bits, so that every part of them
+    must be read behind the same prefix. The longest prompt is among them: it is the one that a
+    model's context may not hold.
+
+    Example:
+        >>> prompts = Tokens.of(["a", "b", "c"], [(1, 2), (1, 2, 3), (1, 2, 4)], [(0, 1)] * 3)
+        >>> frame(prompts).shared_prefix() == prompts.shared_prefix() == (1,)
+        True
+    """
+    rows = range(len(tokens))
+    ends = {choose(rows, key=tokens.ids.__getitem__) for choose in (min, max)}
+    lengths = {choose(rows, key=tokens.lengths.__getitem__) for choose in (min, max)}
+    return tokens.select(sorted(ends | lengths))
