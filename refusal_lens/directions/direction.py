@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from refusal_lens.activations.moments import Moments
 from refusal_lens.activations.pooled import Activations
-from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS, fit_grid
+from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS, fit_grid, fit_means
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.prompts.positions import normalise_position
@@ -143,7 +144,7 @@ class Directions:
 
 
 def fit_directions(
-    activations: Activations,
+    activations: Activations | Moments,
     *,
     clip_quantile: float | None = CLIP_QUANTILE,
     method: str = DIFFERENCE_OF_MEANS,
@@ -151,7 +152,8 @@ def fit_directions(
     """Fit one direction at each hook point and position: harmful mean minus harmless mean.
 
     Args:
-        activations: Activations of both classes.
+        activations: Activations of both classes, or their moments (`collect_moments`), which
+            serve methods that need the class means alone.
         clip_quantile: Clamp components to plus/minus this quantile of their absolute values before
             scaling to unit length; None leaves them.
         method: Another way to fit, by its name in `methods.METHODS`.
@@ -161,7 +163,7 @@ def fit_directions(
         are marked, with a warning that names them.
 
     Raises:
-        RefusalLensError: A class is empty, or there is no such method.
+        RefusalLensError: A class is empty, there is no such method, or moments are not enough.
 
     Source:
         Difference of means: Arditi et al. 2024, arXiv 2406.11717, section 2.3.
@@ -170,7 +172,13 @@ def fit_directions(
         >>> fit_directions(activations)["blocks.1.hook_resid_post", "last"].unit.shape
         torch.Size([32])
     """
-    vectors, is_kept = fit_grid(activations.values, activations.is_harmful, method)
+    if isinstance(activations, Moments):
+        vectors, is_kept = fit_means(activations.harmful, activations.harmless, method)
+        n_harmful, n_harmless = activations.harmful.count, activations.harmless.count
+    else:
+        vectors, is_kept = fit_grid(activations.values, activations.is_harmful, method)
+        n_harmful = int(activations.is_harmful.sum())
+        n_harmless = len(activations.is_harmful) - n_harmful
     _warn_of_dropped(is_kept, activations.hook_points, activations.positions)
     return Directions(
         vectors,
@@ -184,8 +192,8 @@ def fit_directions(
             "fit": {
                 "method": method,
                 "clip_quantile": clip_quantile,
-                "n_harmful": int(activations.is_harmful.sum()),
-                "n_harmless": int((~activations.is_harmful).sum()),
+                "n_harmful": n_harmful,
+                "n_harmless": n_harmless,
             },
         },
     )

@@ -42,8 +42,8 @@ def fit_grid(
     Args:
         values: Activations of both classes.
         is_harmful: Labels.
-        method: A key of `METHODS`. The difference of means is computed at all places at once, the
-            others place by place.
+        method: A key of `METHODS`. The difference of means is and whatever else needs the class
+            means alone is computed at all places at once, the others place by place.
 
     Returns:
         Raw vectors in float64, and where there is a direction at all: where the class means differ
@@ -53,17 +53,35 @@ def fit_grid(
         RefusalLensError: A class is empty, or there is no such method.
     """
     check_method(method)
-    means, is_kept = mean_difference(
-        class_moments(values[is_harmful]), class_moments(values[~is_harmful])
-    )
-    if method == DIFFERENCE_OF_MEANS:
-        return means, is_kept
+    classes = class_moments(values[is_harmful]), class_moments(values[~is_harmful])
+    if method in OF_MEANS:
+        return fit_means(*classes, method)
+    means, is_kept = mean_difference(*classes)
     places = values.flatten(1, -2)
     vectors = torch.zeros_like(means).flatten(0, -2)
     for place in is_kept.flatten().nonzero().flatten().tolist():
         here = places[:, place].double()
         vectors[place] = METHODS[method](here[is_harmful], here[~is_harmful])
     vectors = vectors.reshape(means.shape)
+    return vectors, is_kept & (vectors.norm(dim=-1) > 0)
+
+
+def fit_means(
+    harmful: ClassMoments, harmless: ClassMoments, method: str = DIFFERENCE_OF_MEANS
+) -> tuple[Float[Tensor, "*grid d_model"], Bool[Tensor, "*grid"]]:
+    """Fit one raw vector at every place to the class means alone, as `fit_grid` does.
+
+    Raises:
+        RefusalLensError: There is no such method, or it needs every prompt's activation.
+    """
+    check_method(method)
+    if method not in OF_MEANS:
+        raise RefusalLensError(
+            f"{method} needs every prompt's activation, and moments hold none. Collect activations "
+            f"(collect instead of collect_moments), or fit by {' or '.join(OF_MEANS)}."
+        )
+    _, is_kept = mean_difference(harmful, harmless)
+    vectors = OF_MEANS[method](harmful.mean, harmless.mean)
     return vectors, is_kept & (vectors.norm(dim=-1) > 0)
 
 
@@ -133,10 +151,17 @@ def off_harmless_mean(
     Source:
         "Projected abliteration" of the community's tools; the algebra is one Gram-Schmidt step.
     """
-    difference = difference_of_means(harmful, harmless)
-    mean = harmless.double().mean(dim=0)
-    length = mean @ mean
-    return difference if length == 0 else difference - (difference @ mean / length) * mean
+    return _off_harmless(harmful.double().mean(dim=0), harmless.double().mean(dim=0))
+
+
+def _off_harmless(
+    harmful: Float[Tensor, "*grid d_model"], harmless: Float[Tensor, "*grid d_model"]
+) -> Float[Tensor, "*grid d_model"]:
+    """Take off the difference of two means its part along the harmless one."""
+    vectors = harmful - harmless
+    length = (harmless * harmless).sum(-1, keepdim=True)
+    share = (vectors * harmless).sum(-1, keepdim=True) / length
+    return torch.where(length == 0, vectors, vectors - share * harmless)
 
 
 def pca_centred(
@@ -281,6 +306,12 @@ METHODS: dict[str, Method] = {
     "leace": leace,
 }
 """Every method by its name in the settings."""
+
+OF_MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    DIFFERENCE_OF_MEANS: torch.sub,
+    "off_harmless_mean": _off_harmless,
+}
+"""Those that need the class means alone: (harmful mean, harmless mean) -> raw vectors."""
 
 
 # --- what they share --------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refusal_lens.activations.moments import class_moments
+from refusal_lens.activations.moments import Moments, class_moments
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import (
     clip,
@@ -12,7 +12,7 @@ from refusal_lens.directions.direction import (
     normalise,
     project,
 )
-from refusal_lens.directions.methods import mean_difference
+from refusal_lens.directions.methods import METHODS, OF_MEANS, mean_difference
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 
 D_MODEL = 64
@@ -133,3 +133,32 @@ def test_a_class_without_prompts_is_an_error():
     with pytest.raises(RefusalLensError) as caught:
         fit_directions(one_sided)
     assert str(caught.value) == "The mean of a class needs at least one prompt; it has none."
+
+
+@pytest.mark.parametrize("clip_quantile", [None, 0.9])
+@pytest.mark.parametrize("method", OF_MEANS)
+def test_moments_and_activations_give_the_same_directions(method, clip_quantile):
+    activations, _ = planted(20)
+    values, labels = activations.values, activations.is_harmful
+    # In two parts that are merged, as they come from shards.
+    halves = [class_moments(values[labels][part]) for part in (slice(0, 7), slice(7, None))]
+    harmful = halves[0].merge(halves[1])
+    places = activations.hook_points, activations.positions
+    moments = Moments(harmful, class_moments(values[~labels]), *places, {"model": "m"})
+    whole = fit_directions(activations, method=method, clip_quantile=clip_quantile)
+    fitted = fit_directions(moments, method=method, clip_quantile=clip_quantile)
+    torch.testing.assert_close(fitted.vectors, whole.vectors, rtol=1e-12, atol=1e-12)
+    place = "blocks.0.hook_resid_post", "last"
+    torch.testing.assert_close(fitted[place].unit, whole[place].unit)
+    assert fitted.provenance == {"model": "m", "fit": whole.provenance["fit"]}
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {*OF_MEANS}))
+def test_methods_that_need_every_prompt_refuse_moments_by_name(method):
+    one = class_moments(torch.randn(3, 1, 1, 8, generator=generator()))
+    with pytest.raises(RefusalLensError) as caught:
+        fit_directions(Moments(one, one, ("a",), ("last",)), method=method)
+    assert str(caught.value) == (
+        f"{method} needs every prompt's activation, and moments hold none. Collect activations "
+        "(collect instead of collect_moments), or fit by difference_of_means or off_harmless_mean."
+    )
