@@ -144,12 +144,15 @@ class CollectConfig(_Section):
     Args:
         hook_points: Selectors: full names, globs, sites, sites with layers.
         positions: `last`, `mean`, `instruction_mean` or `-k`.
+        sinks: Attention sinks (the first token, and norms above ten times the prompt's median) are
+            `left_out` of means, or `kept` in them.
         token_budget: Most tokens in one batch; None finds what is fastest.
         dtype: Precision of the stored activations; it has nothing to do with the model's.
     """
 
     hook_points: list[Text] = Field(default=["resid_post"], min_length=1)
     positions: list[Position] = Field(default=["last", "mean"], min_length=1)
+    sinks: Literal["left_out", "kept"] = "left_out"
     token_budget: int | None = Field(default=None, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 

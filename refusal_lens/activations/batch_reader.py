@@ -23,6 +23,8 @@ from refusal_lens.models.hook_points import layer_of, resolve_hook_points, site_
 from refusal_lens.models.loading import Model
 from refusal_lens.models.matmul import fast_products, library_of_products
 from refusal_lens.prompts.positions import (
+    Read,
+    Sinks,
     check_positions,
     make_pool,
     normalise_positions,
@@ -43,11 +45,20 @@ class Reader:
     `path` says, for provenance, which forward it takes and why.
     """
 
-    read: Callable[[Tokens], Pooled]
+    read: Callable[[Tokens], "Batch"]
     hook_points: tuple[str, ...]
     positions: tuple[str, ...]
     path: dict[str, Any]
     d_model: int
+    sinks: Sinks
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pooled activations of some prompts, and how many tokens each mean left out as sinks."""
+
+    values: Pooled
+    n_left_out: Int[Tensor, "n_prompts n_hook_points n_positions"]
 
 
 def make_reader(
@@ -55,6 +66,7 @@ def make_reader(
     tokens: Tokens,
     hook_points: str | Sequence[str],
     positions: str | Sequence[str],
+    sinks: Sinks = "left_out",
 ) -> Reader:
     """Check what is asked for, choose the forward that can do it, and prepare it.
 
@@ -64,6 +76,7 @@ def make_reader(
             beginning is run here, once.
         hook_points: Selectors.
         positions: Positions.
+        sinks: `left_out` of means, or `kept` in them.
 
     Raises:
         RefusalLensError: A hook point or position that this model or a prompt does not have.
@@ -76,21 +89,21 @@ def make_reader(
         reason = "a hook point stands behind the last block"
     if reason is not None or not isinstance(model, HookedTransformer):
         path = {"path": "TransformerLens", "why": reason, "n_prefix": 0, "products": products}
-        read = partial(_read_plain, model, names, wanted)
-        return Reader(read, names, wanted, path, model.cfg.d_model)
+        read = partial(_read_plain, model, names, wanted, sinks)
+        return Reader(read, names, wanted, path, model.cfg.d_model, sinks)
     prefix = _run_prefix(model, tokens.shared_prefix(), names)
     path = {"path": "fast", "why": None, "n_prefix": prefix.n_tokens, "products": products}
-    read = partial(_read_fast, model, names, wanted, prefix)
-    return Reader(read, names, wanted, path, model.cfg.d_model)
+    read = partial(_read_fast, model, names, wanted, sinks, prefix)
+    return Reader(read, names, wanted, path, model.cfg.d_model, sinks)
 
 
 def _read_plain(
-    model: Model, names: Sequence[str], positions: Sequence[str], tokens: Tokens
-) -> Pooled:
+    model: Model, names: Sequence[str], positions: Sequence[str], sinks: Sinks, tokens: Tokens
+) -> Batch:
     """Read one batch by TransformerLens's own forward."""
     ids = pad_right(tokens, _pad_id(model))
-    pool = make_pool(tokens, positions)
-    pooled: dict[str, Tensor] = {}
+    pool = make_pool(tokens, positions, 0, sinks)
+    pooled: dict[str, Read] = {}
 
     # The name is bound here: a bridge's hook goes by another name than the one asked for.
     def keep(name: str, activation: Tensor, hook: Any) -> None:  # noqa: ARG001
@@ -147,19 +160,21 @@ def _read_fast(
     model: HookedTransformer,
     names: Sequence[str],
     positions: Sequence[str],
+    sinks: Sinks,
     prefix: _Prefix,
     tokens: Tokens,
-) -> Pooled:
+) -> Batch:
     """Read one batch by the fast forward, behind the shared prefix."""
     rest = pad_right(tokens, _pad_id(model), start=prefix.n_tokens).to(model.cfg.device)
-    pool = make_pool(tokens, positions, prefix.n_tokens)
+    pool = make_pool(tokens, positions, prefix.n_tokens, sinks)
     stop = _stop(names)
     read = _positions_of_last_block(tokens, positions, prefix.n_tokens)
-    pooled: dict[str, Tensor] = {}
+    pooled: dict[str, Read] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
         if read is not None and _is_after_attention(hook.name, stop):
-            pooled[hook.name] = activation.float()
+            # The last block computed these positions only, each a single token.
+            pooled[hook.name] = Read(activation.float(), torch.zeros_like(read))
         else:
             _check_shape(hook.name, activation, (*rest.shape, model.cfg.d_model))
             pooled[hook.name] = pool(activation, prefix.before.get(hook.name))
@@ -215,11 +230,14 @@ def _forward_on(model: Model, hooks: list[Any]) -> Iterator[None]:
         yield
 
 
-def _gather(pooled: dict[str, Tensor], names: Sequence[str]) -> Pooled:
+def _gather(pooled: dict[str, Read], names: Sequence[str]) -> Batch:
     missing = [name for name in names if name not in pooled]
     if missing:
         raise RefusalLensError(f"Hook points that never fired: {', '.join(missing)}.")
-    return _to_cpu(torch.stack([pooled[name] for name in names], dim=1))
+    return Batch(
+        _to_cpu(torch.stack([pooled[name].values for name in names], dim=1)),
+        torch.stack([pooled[name].n_left_out.cpu() for name in names], dim=1),
+    )
 
 
 def _to_cpu(values: Pooled) -> Pooled:

@@ -17,6 +17,7 @@ from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.prompts.positions import (
     PositionRead,
+    Sinks,
     check_positions,
     normalise_positions,
     positions_read,
@@ -43,6 +44,8 @@ class Collection:
     hook_points: tuple[str, ...]
     """Selectors, see `resolve_hook_points`."""
     positions: tuple[str, ...]
+    sinks: Sinks = "left_out"
+    """Attention sinks are `left_out` of means, or `kept` in them."""
     token_budget: int | None = None
     """Most tokens in a batch, padding included; None finds what is fastest."""
     dtype: Dtype = "float32"
@@ -67,7 +70,7 @@ class Collection:
             hook_points: Selectors.
             positions: Positions.
             system_prompt: What the system says before each prompt.
-            kept: `token_budget` and `dtype`.
+            kept: `sinks`, `token_budget` and `dtype`.
 
         Raises:
             RefusalLensError: As `tokenise`, or a position that a prompt does not have.

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from refusal_lens.activations.batch_reader import Reader, make_reader
 from refusal_lens.activations.collection import Collection, frame
 from refusal_lens.activations.moments import Moments
@@ -51,7 +53,8 @@ class LocalEngine:
             key = {**reading, **collection.key()}
             store = open_store(folder, key, n_prompts=len(collection), resume=resume)
             record, n_read = self._fill(store, collection, reader, show_progress)
-            described = describe_collection(collection, reading, record, n_read)
+            n_left_out = store.n_left_out()
+            described = describe_collection(collection, reading, record, n_read, n_left_out)
             store.finish(described, find_groups(collection.prompts))
             return load_activations(folder)
         with _class_progress(collection.prompts, show_progress) as advance:
@@ -62,12 +65,13 @@ class LocalEngine:
                 token_budget=collection.token_budget,
                 advance=advance,
             )
+        n_read, n_left_out = len(collection), shard.n_left_out
         return Activations(
             shard.values,
             collection.labels(range(len(collection))),
             reader.hook_points,
             reader.positions,
-            describe_collection(collection, reading, shard.record, len(collection)),
+            describe_collection(collection, reading, shard.record, n_read, n_left_out),
             find_groups(collection.prompts),
         )
 
@@ -79,6 +83,7 @@ class LocalEngine:
         reader = self._reader(collection)
         harmful = harmless = no_moments(reader)
         budget, n_tokens, seconds = collection.token_budget, 0, 0.0
+        n_left_out = torch.zeros(len(reader.hook_points), len(reader.positions), dtype=torch.int64)
         with _class_progress(collection.prompts, show_progress) as advance:
             for rows in shard_rows(len(collection)):
                 part = read_moments(
@@ -90,11 +95,12 @@ class LocalEngine:
                     advance=lambda done, rows=rows: advance([rows[row] for row in done]),
                 )
                 harmful, harmless = harmful.merge(part.harmful), harmless.merge(part.harmless)
-                budget = part.record.token_budget
+                budget, n_left_out = part.record.token_budget, n_left_out + part.n_left_out
                 n_tokens, seconds = n_tokens + part.record.n_tokens, seconds + part.record.seconds
         record = BatchRecord(budget or 0, n_tokens, seconds)
         reading = reading_key(self.model, reader)
-        provenance = describe_collection(collection, reading, record, len(collection))
+        n_read = len(collection)
+        provenance = describe_collection(collection, reading, record, n_read, n_left_out)
         return Moments(harmful, harmless, reader.hook_points, reader.positions, provenance)
 
     @property
@@ -104,7 +110,8 @@ class LocalEngine:
     def _reader(self, collection: Collection) -> Reader:
         """Refuse what this model cannot read, and run what all prompts share."""
         few = frame(collection.tokens)
-        return make_reader(self.model, few, collection.hook_points, collection.positions)
+        places = collection.hook_points, collection.positions
+        return make_reader(self.model, few, *places, collection.sinks)
 
     def _fill(
         self, store: Store, collection: Collection, reader: Reader, show_progress: bool | None
@@ -130,7 +137,8 @@ class LocalEngine:
                     # Before the shard: once it counts, all others must be batched like it.
                     budget = shard.record.token_budget
                     store.settle(budget)
-                store.write_shard(index, shard.values, collection.labels(rows), shard.batches)
+                how = {"batches": shard.batches, "n_left_out": shard.n_left_out.tolist()}
+                store.write_shard(index, shard.values, collection.labels(rows), how)
                 n_tokens, seconds = n_tokens + shard.record.n_tokens, seconds + shard.record.seconds
                 del shard  # before the next one is read
         n_read = sum(len(store.rows[index]) for index in missing)

@@ -15,6 +15,7 @@ from refusal_lens.activations.ray_driver import RayEngine
 from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.positions import Sinks
 
 
 @runtime_checkable
@@ -85,6 +86,7 @@ def collect(
     positions: str | Sequence[str] = "last",
     *,
     system_prompt: str | None = None,
+    sinks: Sinks = "left_out",
     token_budget: int | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -101,6 +103,8 @@ def collect(
         positions: `last`, `mean` (all tokens of the formatted prompt), `instruction_mean` (the
             user's own tokens), or `-k` (k-th token from the end).
         system_prompt: What the system says before each prompt.
+        sinks: Attention sinks (the first token, and norms above ten times the prompt's median) are
+            `left_out` of means, or `kept` in them.
         token_budget: Most tokens in a batch, padding included; None finds what is fastest here.
         folder: Where to store them, shard by shard; for Ray, one that all machines see.
         resume: Go on with what is in `folder`; the result is the same to the last bit.
@@ -126,6 +130,7 @@ def collect(
         hook_points,
         positions,
         system_prompt=system_prompt,
+        sinks=sinks,
         token_budget=token_budget,
         dtype=dtype,
     )
@@ -141,6 +146,7 @@ def collect_moments(
     positions: str | Sequence[str] = "last",
     *,
     system_prompt: str | None = None,
+    sinks: Sinks = "left_out",
     token_budget: int | None = None,
     engine: EngineName = "local",
     show_progress: bool | None = None,
@@ -165,6 +171,7 @@ def collect_moments(
         hook_points,
         positions,
         system_prompt=system_prompt,
+        sinks=sinks,
         token_budget=token_budget,
     )
     return make_engine(model, engine).collect_moments(collection, show_progress=show_progress)

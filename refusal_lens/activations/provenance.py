@@ -14,8 +14,10 @@ import torch
 
 from refusal_lens.activations.batch_reader import Reader
 from refusal_lens.activations.collection import Collection
+from refusal_lens.activations.shard_reader import LeftOut
 from refusal_lens.models.batching import BatchRecord
 from refusal_lens.models.loading import Model, describe_model
+from refusal_lens.prompts.positions import MEANS, SINK_RATIO
 
 VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")
 
@@ -30,6 +32,7 @@ def reading_key(model: Model, reader: Reader) -> dict[str, Any]:
         "model": described,
         "hook_points": list(reader.hook_points),
         "positions": list(reader.positions),
+        "sinks": reader.sinks,
         "forward": reader.path,
     }
 
@@ -49,6 +52,7 @@ def describe_collection(
     reading: dict[str, Any],
     record: BatchRecord,
     n_read: int,
+    n_left_out: LeftOut,
     **engine: Any,
 ) -> dict[str, Any]:
     """Say where activations came from: model, prompts, template, with one rendered example.
@@ -58,6 +62,7 @@ def describe_collection(
         reading: Of `reading_key`.
         record: How it was batched.
         n_read: Prompts of `record`, where a resumed collection found the others done.
+        n_left_out: Tokens that means left out.
         engine: What else the engine says of itself.
     """
     return {
@@ -65,6 +70,17 @@ def describe_collection(
         **collection.describe(),
         "hook_points": reading["hook_points"],
         "positions": reading["positions"],
+        "sinks": {
+            "are": reading["sinks"],
+            "ratio": SINK_RATIO,
+            "left_out_a_prompt": {
+                position: dict(zip(reading["hook_points"], column, strict=True))
+                for position, column in zip(
+                    reading["positions"], (n_left_out.T / len(collection)).tolist(), strict=True
+                )
+                if position in MEANS
+            },
+        },
         "collection": {
             **reading["forward"],
             **asdict(record),

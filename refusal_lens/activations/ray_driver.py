@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from refusal_lens.activations.collection import Collection, frame
 from refusal_lens.activations.moments import ClassMoments, Moments
 from refusal_lens.activations.pooled import Activations
@@ -22,6 +24,7 @@ from refusal_lens.activations.ray_cluster import (
     quiet_ray,
 )
 from refusal_lens.activations.ray_worker import Actor, Settings, Task, moments_of, try_out
+from refusal_lens.activations.shard_reader import LeftOut
 from refusal_lens.activations.store import load_activations, open_store, shard_rows
 from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.config_files import find_resource
@@ -97,7 +100,8 @@ class RayEngine:
             task = Task(settings, workers.n_cpus, reading, budget, store)
             record = _run_shards(workers, task, collection, missing, show_progress=show_progress)
             n_read = sum(map(len, missing.values()))
-            described = _describe(collection, reading, record, n_read, workers)
+            n_left_out = store.n_left_out()
+            described = _describe(collection, reading, record, n_read, n_left_out, workers)
             store.finish(described, find_groups(collection.prompts))
         return load_activations(folder)
 
@@ -111,18 +115,21 @@ class RayEngine:
         """
         settings = self._settings(collection)
         merged: dict[str, ClassMoments] = {}
+        left_out: list[Any] = []
 
         def keep(row: dict[str, Any]) -> None:
             for name in ("harmful", "harmless"):
                 part = moments_of(row, name)
                 merged[name] = merged[name].merge(part) if name in merged else part
+            left_out.append(row["n_left_out"])
 
         with join_ray(self.engine, self.model) as workers:
             budget, reading = self._ask_first(workers, settings, collection)
             shards = dict(enumerate(shard_rows(len(collection))))
             task = Task(settings, workers.n_cpus, reading, budget, None)
             record = _run_shards(workers, task, collection, shards, keep, show_progress)
-            provenance = _describe(collection, reading, record, len(collection), workers)
+            n_read, n_left_out = len(collection), torch.from_numpy(sum(left_out))
+            provenance = _describe(collection, reading, record, n_read, n_left_out, workers)
         places = tuple(reading["hook_points"]), tuple(reading["positions"])
         return Moments(merged["harmful"], merged["harmless"], *places, provenance)
 
@@ -130,7 +137,8 @@ class RayEngine:
         found = find_resource(self.model.name)
         checkpoint = self.model.name if found is None else str(found.absolute())
         few = frame(collection.tokens)
-        return Settings(self.model, checkpoint, few, collection.hook_points, collection.positions)
+        places = collection.hook_points, collection.positions
+        return Settings(self.model, checkpoint, few, *places, collection.sinks)
 
     def _ask_first(
         self, workers: Workers, settings: Settings, collection: Collection
@@ -183,10 +191,11 @@ def _describe(
     reading: dict[str, Any],
     record: BatchRecord,
     n_read: int,
+    n_left_out: LeftOut,
     workers: Workers,
 ) -> dict[str, Any]:
     engine = {"engine": "ray", "n_threads": workers.n_cpus, "n_actors": workers.n_actors}
-    return describe_collection(collection, reading, record, n_read, **engine)
+    return describe_collection(collection, reading, record, n_read, n_left_out, **engine)
 
 
 # --- bringing shards to workers ------------------------------------------------------------------

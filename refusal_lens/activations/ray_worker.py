@@ -25,6 +25,7 @@ from refusal_lens.activations.store import Store, describe_difference
 from refusal_lens.config import ModelConfig
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.loading import LoadRecord, Model
+from refusal_lens.prompts.positions import Sinks
 from refusal_lens.prompts.tokens import Tokens
 
 
@@ -40,6 +41,7 @@ class Settings:
     frame: Tokens
     hook_points: Sequence[str]
     positions: Sequence[str]
+    sinks: Sinks
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,8 @@ class Actor:
             return {"n_tokens": moments.record.n_tokens, **_moments_row(moments)}
         batches = store.batches(index)
         shard = read_shard(self._reader, tokens, device, token_budget=budget, batches=batches)
-        store.write_shard(index, shard.values, is_harmful, shard.batches)
+        how = {"batches": shard.batches, "n_left_out": shard.n_left_out.tolist()}
+        store.write_shard(index, shard.values, is_harmful, how)
         return {"n_tokens": shard.record.n_tokens}
 
 
@@ -98,7 +101,8 @@ def _load(settings: Settings, n_threads: int) -> tuple[Model, Reader]:
     model = config.model_copy(update={"name": settings.checkpoint}).load()
     if isinstance(model.load_record, LoadRecord):
         model.load_record = replace(model.load_record, name=config.name)  # type: ignore[assignment]
-    return model, make_reader(model, settings.frame, settings.hook_points, settings.positions)
+    places = settings.hook_points, settings.positions
+    return model, make_reader(model, settings.frame, *places, settings.sinks)
 
 
 def try_out(
@@ -131,7 +135,7 @@ def _check_reading(first: dict[str, Any], here: dict[str, Any]) -> None:
 
 def _moments_row(moments: ShardMoments) -> dict[str, Any]:
     """Write the moments of both classes as arrays, which is what Ray sends best."""
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"n_left_out": moments.n_left_out.numpy()}
     for name, part in (("harmful", moments.harmful), ("harmless", moments.harmless)):
         row[f"{name}_count"] = part.count
         row[f"{name}_mean"], row[f"{name}_m2"] = part.mean.numpy(), part.m2.numpy()

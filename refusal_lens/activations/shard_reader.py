@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from refusal_lens.activations.batch_reader import Pooled, Reader
+from refusal_lens.activations.batch_reader import Batch, Pooled, Reader
 from refusal_lens.activations.moments import ClassMoments, class_moments
 from refusal_lens.models.batching import BatchRecord, run_in_batches
 from refusal_lens.prompts.tokens import Tokens
+
+LeftOut = Int[Tensor, "n_hook_points n_positions"]
+"""Tokens that the means of all prompts together left out as sinks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,7 @@ class Shard:
     values: Pooled
     batches: list[list[int]]
     record: BatchRecord
+    n_left_out: LeftOut
 
 
 def read_shard(
@@ -48,25 +52,26 @@ def read_shard(
     Raises:
         RefusalLensError: A prompt does not fit in memory.
     """
-    values = torch.empty(
-        len(tokens), len(reader.hook_points), len(reader.positions), reader.d_model
-    )
+    places = len(reader.hook_points), len(reader.positions)
+    values = torch.empty(len(tokens), *places, reader.d_model)
+    n_left_out = torch.zeros(places, dtype=torch.int64)
     done: list[list[int]] = []
 
-    def keep(rows: list[int], pooled: Pooled) -> None:
-        values[rows] = pooled
+    def keep(rows: list[int], batch: Batch) -> None:
+        values[rows] = batch.values
+        n_left_out.add_(batch.n_left_out.sum(0))
         done.append(rows)
         if advance is not None:
             advance(rows)
 
     if batches is None:
         record = _read_in_batches(reader, tokens, device, keep, token_budget)
-        return Shard(values, done, record)
+        return Shard(values, done, record, n_left_out)
     began = time.perf_counter()
     for rows in batches:
         keep(list(rows), reader.read(tokens.select(rows)))
     record = BatchRecord(token_budget or 0, sum(tokens.lengths), time.perf_counter() - began)
-    return Shard(values, done, record)
+    return Shard(values, done, record, n_left_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +81,7 @@ class ShardMoments:
     harmful: ClassMoments
     harmless: ClassMoments
     record: BatchRecord
+    n_left_out: LeftOut
 
 
 def read_moments(
@@ -95,17 +101,19 @@ def read_moments(
         RefusalLensError: A prompt does not fit in memory.
     """
     merged = dict.fromkeys((True, False), no_moments(reader))
+    n_left_out = torch.zeros(len(reader.hook_points), len(reader.positions), dtype=torch.int64)
 
-    def keep(rows: list[int], pooled: Pooled) -> None:
+    def keep(rows: list[int], batch: Batch) -> None:
+        n_left_out.add_(batch.n_left_out.sum(0))
         for label in merged:
-            mine = pooled[is_harmful[rows] == label]
+            mine = batch.values[is_harmful[rows] == label]
             if len(mine):
                 merged[label] = merged[label].merge(class_moments(mine))
         if advance is not None:
             advance(rows)
 
     record = _read_in_batches(reader, tokens, device, keep, token_budget)
-    return ShardMoments(merged[True], merged[False], record)
+    return ShardMoments(merged[True], merged[False], record, n_left_out)
 
 
 def no_moments(reader: Reader) -> ClassMoments:
@@ -117,14 +125,14 @@ def no_moments(reader: Reader) -> ClassMoments:
 
 def find_token_budget(reader: Reader, tokens: Tokens, device: str) -> int:
     """Read prompts only to find out which token budget is fastest here."""
-    return _read_in_batches(reader, tokens, device, lambda _rows, _pooled: None, None).token_budget
+    return _read_in_batches(reader, tokens, device, lambda _rows, _batch: None, None).token_budget
 
 
 def _read_in_batches(
     reader: Reader,
     tokens: Tokens,
     device: str,
-    keep: Callable[[list[int], Pooled], None],
+    keep: Callable[[list[int], Batch], None],
     token_budget: int | None,
 ) -> BatchRecord:
     return run_in_batches(

@@ -46,19 +46,17 @@ def record_path(shard: Path) -> Path:
     return shard.with_suffix(".json")
 
 
-def write_shard_file(
-    path: Path, tensors: Mapping[str, Tensor], batches: Sequence[Sequence[int]] | None = None
-) -> None:
+def write_shard_file(path: Path, tensors: Mapping[str, Tensor], how: Mapping[str, Any]) -> None:
     """Write a shard, then its record: what is written last makes the shard count.
 
     Args:
         path: The shard.
         tensors: What goes into it, in this order.
-        batches: The rows of each batch that it was collected in.
+        how: What else its record says.
     """
     with write_whole(path) as temporary:
         record = write_safetensors(temporary, tensors)
-    write_sealed(record_path(path), {**record, "batches": batches})
+    write_sealed(record_path(path), {**record, **how})
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

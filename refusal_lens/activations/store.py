@@ -9,13 +9,13 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
@@ -108,14 +108,20 @@ class Store:
     def batches(self, index: int) -> list[list[int]] | None:
         """Return how a shard that was damaged had been batched, to collect it the same way."""
         record = read_record(shard_path(self.folder, index))
-        return record["batches"] if record else None
+        return record.get("batches") if record else None
+
+    def n_left_out(self) -> Int[Tensor, "n_hook_points n_positions"]:
+        """Add up the tokens that the means of all shards left out."""
+        records = [read_record(shard_path(self.folder, index)) for index in range(len(self.rows))]
+        counts = [record["n_left_out"] for record in records if record]
+        return torch.tensor(counts).sum(0)
 
     def write_shard(
         self,
         index: int,
         values: Float[Tensor, "n_prompts n_hook_points n_positions d_model"],
         is_harmful: Bool[Tensor, " n_prompts"],
-        batches: Sequence[Sequence[int]] | None = None,
+        how: Mapping[str, Any] | None = None,
     ) -> None:
         """Write one shard, whole or not at all, then the record that makes it count.
 
@@ -126,7 +132,8 @@ class Store:
             index: Which shard.
             values: Its activations; they are stored in the store's dtype.
             is_harmful: Their labels.
-            batches: The rows of each batch it was collected in, for `batches`.
+            how: What else its record says: the `batches` it was collected in, by their rows, and
+                `n_left_out`, the tokens that its means left out at each place.
 
         Raises:
             RefusalLensError: The disk is full, or float16 cannot hold the values.
@@ -137,7 +144,7 @@ class Store:
         }
         path = shard_path(self.folder, index)
         try:
-            write_shard_file(path, {**tensors, "is_harmful": is_harmful}, batches)
+            write_shard_file(path, {**tensors, "is_harmful": is_harmful}, how or {})
         except WriteError as error:
             if error.errno not in DISK_IS_FULL:
                 raise

@@ -23,7 +23,13 @@ from refusal_lens.models.hook_points import layer_of, site_of, stop_layer
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
-from refusal_lens.prompts.positions import check_positions, make_pool, normalise_position
+from refusal_lens.prompts.positions import (
+    MEANS,
+    check_positions,
+    find_sinks,
+    make_pool,
+    normalise_position,
+)
 from refusal_lens.prompts.tokens import Tokens, tokenise
 
 REACH = {"resid_pre": (0, 0), "resid_mid": (1, 0), "resid_post": (1, 1)}
@@ -323,11 +329,16 @@ def _read(
     model: HookedTransformer, tokens: Tokens, direction: Direction, writers: Sequence[_Writer]
 ) -> Pooled:
     """Run one batch and return what every writer needs at the position."""
-    pool = make_pool(tokens, [normalise_position(direction.position)])
+    position = normalise_position(direction.position)
+    is_sink = _sinks(model, tokens, direction) if position in MEANS else None
+    pool_all = make_pool(tokens, [position], sinks="kept")
     names = dict.fromkeys(name for writer in writers for name in writer.hook_points)
     scaled = {name for name in names if name.endswith(".hook_scale")}
     waiting: dict[int | None, Tensor] = {}
     read: Pooled = {}
+
+    def pool(activation: Tensor) -> Tensor:
+        return pool_all(activation, None, is_sink).values
 
     def keep(activation: Tensor, hook: Any) -> None:
         if hook.name in scaled:
@@ -340,17 +351,40 @@ def _read(
         else:
             read[hook.name] = pool(activation.flatten(2))
 
-    hooks: list[Any] = [(name, keep) for name in dict.fromkeys((*names, direction.hook_point))]
+    _run(model, tokens, [(name, keep) for name in dict.fromkeys((*names, direction.hook_point))])
+    return {name: values[:, 0].cpu().double() for name, values in read.items()}
+
+
+def _sinks(
+    model: HookedTransformer, tokens: Tokens, direction: Direction
+) -> Bool[Tensor, "batch pos"] | None:
+    """Find the tokens that the direction's mean left out; None where it left out none.
+
+    They are known at the direction's own hook point, behind all that write to it: so this is a
+    forward of its own.
+    """
+    if direction.provenance.get("sinks", {}).get("are") == "kept":
+        return None
+    found = []
+
+    def keep(activation: Tensor, hook: Any) -> None:  # noqa: ARG001
+        found.append(find_sinks(activation, torch.tensor(tokens.lengths)))
+
+    _run(model, tokens, [(direction.hook_point, keep)])
+    return found[0]
+
+
+def _run(model: HookedTransformer, tokens: Tokens, hooks: list[Any]) -> None:
+    """Run one batch up to the last of the hooks."""
     ids = pad_right(tokens, 0).to(model.cfg.device)
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
         # padding_side: a tokenizer that pads left would make TransformerLens mask real tokens.
         model(
             ids,
             return_type=None,
-            stop_at_layer=stop_layer([direction.hook_point]),
+            stop_at_layer=stop_layer([name for name, _ in hooks]),
             padding_side="right",
         )
-    return {name: values[:, 0].cpu().double() for name, values in read.items()}
 
 
 def _bias_as_one(

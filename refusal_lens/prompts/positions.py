@@ -7,14 +7,24 @@ the model.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts.tokens import Tokens
+
+Sinks = Literal["left_out", "kept"]
+
+MEANS = ("mean", "instruction_mean")
+"""Positions that average over tokens."""
+
+SINK_RATIO = 10.0
+"""A token whose norm is above this many times its prompt's median is a sink: in the middle
+layers of SmolLM2-135M, Qwen2.5-Coder-0.5B and Gemma-3-270m the first token lies at 145, 110 and 14
+times."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class PositionRead:
 def normalise_position(position: str) -> str:
     """Check one position's spelling; `-1` is `last`."""
     position = str(position)
-    if position in ("last", "mean", "instruction_mean"):
+    if position in ("last", *MEANS):
         return position
     if re.fullmatch(r"-[1-9]\d*", position):
         return "last" if position == "-1" else position
@@ -85,39 +95,60 @@ def check_positions(tokens: Tokens, positions: Sequence[str], n_ctx: int | None)
                 )
 
 
-def make_pool(tokens: Tokens, positions: Sequence[str], n_before: int = 0) -> Callable[..., Tensor]:
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What the positions of some prompts read, and how many tokens their means left out."""
+
+    values: Float[Tensor, "batch n_positions d_model"]
+    n_left_out: Int[Tensor, "batch n_positions"]
+
+
+def make_pool(
+    tokens: Tokens, positions: Sequence[str], n_before: int = 0, sinks: Sinks = "left_out"
+) -> Callable[..., Read]:
     """Return the function that reads the positions out of one padded activation.
 
     Means are taken in float32 whatever the model's dtype: a sum of many bfloat16 vectors loses
-    what a direction is made of.
+    what a direction is made of. They leave out sinks, see `find_sinks`; where nothing else is
+    left, as in a prompt of one token, they are the plain mean.
 
     Args:
         tokens: The prompts of the batch.
         positions: Positions in their normal spelling.
         n_before: Tokens that all prompts begin with and that the activation leaves out.
+        sinks: `left_out` of means, or `kept` in them.
 
     Returns:
         A function of the activation `[batch, pos, d_model]` and, where tokens were left out, of
-        their activations `[n_before, d_model]`; it gives `[batch, n_positions, d_model]`.
+        their activations `[n_before, d_model]`. Given `is_sink` `[batch, n_before + pos]`, it takes
+        those for the sinks instead of finding them.
     """
-    spans = position_spans(tokens, positions)
+    spans, lengths = position_spans(tokens, positions), torch.tensor(tokens.lengths)
+    is_mean = spans[..., 1] - spans[..., 0] > 1
 
     def pool(
-        activation: Float[Tensor, "batch pos d_model"],
+        activation: Float[Tensor, "rows pos d_model"],
         before: Float[Tensor, "n_before d_model"] | None = None,
-    ) -> Float[Tensor, "batch n_positions d_model"]:
-        read = []
-        for span in spans.unbind(1):
-            first, stop = span.unbind(-1)
+        is_sink: Bool[Tensor, "batch all_pos"] | None = None,
+    ) -> Read:
+        if is_sink is None and sinks == "left_out" and bool(is_mean.any()):
+            is_sink = find_sinks(activation, lengths, before)
+        read, n_left_out = [], []
+        for first, stop in (span.unbind(-1) for span in spans.unbind(1)):
             if bool((stop - first == 1).all()) and bool((first >= n_before).all()):
                 rows = torch.arange(len(first), device=activation.device)
                 read.append(activation[rows, (first - n_before).to(activation.device)].float())
+                n_left_out.append(torch.zeros_like(first).to(activation.device))
                 continue
-            total = _sum_between(activation, first - n_before, stop - n_before)
+            index = torch.arange(n_before + activation.shape[1])
+            inside = ((index >= first[:, None]) & (index < stop[:, None])).to(activation.device)
+            kept = inside if is_sink is None else _without(inside, is_sink)
+            total = _sum_of(activation, kept[:, n_before:])
             if before is not None:
-                total = total + _sum_between(before[None], first, stop)
-            read.append(total / (stop - first).to(total.device)[:, None])
-        return torch.stack(read, dim=1)
+                total = total + _sum_of(before[None], kept[:, :n_before])
+            read.append(total / kept.sum(1, keepdim=True))
+            n_left_out.append((inside & ~kept).sum(1))
+        return Read(torch.stack(read, dim=1), torch.stack(n_left_out, dim=1))
 
     return pool
 
@@ -132,18 +163,61 @@ def position_spans(tokens: Tokens, positions: Sequence[str]) -> Int[Tensor, "bat
     )
 
 
-def _sum_between(
+def find_sinks(
     activation: Float[Tensor, "rows pos d_model"],
-    first: Int[Tensor, " batch"],
-    stop: Int[Tensor, " batch"],
+    lengths: Int[Tensor, " batch"],
+    before: Float[Tensor, "n_before d_model"] | None = None,
+) -> Bool[Tensor, "batch all_pos"]:
+    """Mark attention sinks: the first token, and norms above ten times the prompt's median.
+
+    Sinks carry nothing of the prompt and would be most of its mean: in the middle of
+    SmolLM2-135M-Instruct the first token has a norm of 25,054 against a median of 173. A norm that
+    is not finite is no sink, so that it shows.
+
+    Args:
+        activation: Padded on the right; one row serves all.
+        lengths: Of the prompts, with what stands before.
+        before: Activations of what all prompts begin with, where `activation` leaves it out.
+
+    Source:
+        Xiao et al. 2023, arXiv 2309.17453, section 3.1; Sun et al. 2024, arXiv 2402.17762.
+
+    Example:
+        >>> norms = torch.tensor([[[1.0], [2.0], [90.0], [3.0], [77.0]]])
+        >>> find_sinks(norms, torch.tensor([4]))
+        tensor([[ True, False,  True, False, False]])
+    """
+    parts = [activation] if before is None else [before[None], activation]
+    norms = torch.cat(
+        [
+            torch.linalg.vector_norm(part, dim=-1, dtype=torch.float32).expand(len(lengths), -1)
+            for part in parts
+        ],
+        dim=1,
+    )
+    index = torch.arange(norms.shape[1], device=norms.device)
+    is_padding = index >= lengths.to(norms.device)[:, None]
+    # What is padding depends on the batch, and must not move the median.
+    median = norms.masked_fill(is_padding, torch.nan).nanmedian(dim=1, keepdim=True).values
+    is_outlier = (norms > SINK_RATIO * median) & norms.isfinite() & ~is_padding
+    return is_outlier | (index == 0)
+
+
+def _without(
+    inside: Bool[Tensor, "batch all_pos"], is_sink: Bool[Tensor, "batch all_pos"]
+) -> Bool[Tensor, "batch all_pos"]:
+    """Leave sinks out, except where nothing else is."""
+    kept = inside & ~is_sink
+    return torch.where(kept.any(1, keepdim=True), kept, inside)
+
+
+def _sum_of(
+    activation: Float[Tensor, "rows pos d_model"], is_read: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch d_model"]:
-    """Sum the positions from `first` to before `stop`, row by row; one row serves all."""
-    index = torch.arange(activation.shape[1])
-    inside = (index >= first[:, None]) & (index < stop[:, None])
-    weights = inside.to(activation.device, torch.float32)
+    """Sum some positions of each row; one row serves all."""
     # where: what is padding may be anything, and zero times infinity is not zero.
-    values = activation.float().expand(len(first), -1, -1)
-    return torch.where(weights[..., None] > 0, values, 0.0).sum(dim=1)
+    values = activation.float().expand(len(is_read), -1, -1)
+    return torch.where(is_read[..., None], values, 0.0).sum(dim=1)
 
 
 def positions_read(

@@ -169,6 +169,7 @@ def collect_stage(
     if not run_folder.provenance_path.is_file():
         run_folder.write_provenance({**activations.provenance, **describe_machine()})
     console.print(f"Collected {activations}", markup=False, highlight=False)
+    terminal.show_sinks(console, activations.provenance["sinks"])
 
 
 def plot_stage(

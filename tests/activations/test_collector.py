@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -27,7 +28,7 @@ from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models import batching
 from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
-from refusal_lens.prompts.positions import normalise_positions, positions_read
+from refusal_lens.prompts.positions import MEANS, normalise_positions, positions_read
 from refusal_lens.prompts.tokens import tokenise
 
 NAMES = ("blocks.0.hook_resid_pre", "blocks.2.hook_attn_out", "blocks.3.hook_resid_post")
@@ -39,7 +40,7 @@ def collect_all(model, prompts, **options):
 
 
 def test_each_value_is_what_the_plain_forward_has_there(model, prompts):
-    got = collect_all(model, prompts).values
+    got = collect_all(model, prompts, sinks="kept").values
     tokens = tokenise(model.tokenizer, prompts.prompts)
     for row, ids in enumerate(tokens.ids):
         _, cache = model.run_with_cache(torch.tensor([ids]))
@@ -125,7 +126,7 @@ def test_positions_inside_the_shared_prefix_are_read_too(model):
     # All prompts are so short that -14 lies in what the template begins with.
     short = ContrastSet.from_texts(["car", "dog"], ["window", "money"])
     options = {"system_prompt": "You are kind.", "show_progress": False}
-    got = collect(model, short, "resid_post:2", ["-14", "mean"], **options)
+    got = collect(model, short, "resid_post:2", ["-14", "mean"], sinks="kept", **options)
     tokens = tokenise(model.tokenizer, short.prompts, "You are kind.")
     prefix = got.provenance["collection"]["n_prefix"]
     assert any(length - 14 < prefix for length in tokens.lengths)
@@ -165,7 +166,7 @@ def test_shards_of_prompts_change_no_moments(model, prompts, monkeypatch):
 
 def test_bfloat16_model_gives_float32_and_sums_in_it(checkpoint, prompts):
     half = load_model(checkpoint, device="cpu", dtype="bfloat16")
-    got = collect(half, prompts, "resid_pre:0", ["mean"], show_progress=False)
+    got = collect(half, prompts, "resid_pre:0", ["mean"], sinks="kept", show_progress=False)
     assert got.values.dtype == torch.float32
     tokens = tokenise(half.tokenizer, prompts.prompts)
     exact = [half.W_E[list(ids)].double().mean(dim=0) for ids in tokens.ids]
@@ -309,6 +310,102 @@ def test_at_returns_one_place(activations):
     place = activations.at("blocks.1.hook_resid_post", "-1")
     assert torch.equal(place, activations.values[:, 1, 0])
     assert "8 prompts (4 harmful)" in repr(replace(activations))
+
+
+# --- attention sinks --------------------------------------------------------------------------
+
+SINK = 5_000.0
+"""Far above ten times the norms of the tiny model's tokens."""
+
+
+@contextmanager
+def planted_sinks(model, token):
+    """Make the embedding of one token outsize."""
+    with torch.no_grad():
+        before = model.W_E[token].clone()
+        model.W_E[token] *= SINK / before.norm()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            model.W_E[token] = before
+
+
+def a_token_of(model, prompts):
+    """A token inside some prompts' own text and not in all prompts."""
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    first = tokens.instruction_spans[0][0]
+    return tokens.ids[0][first + 1]
+
+
+@pytest.fixture
+def sinking(checkpoint):
+    return load_model(checkpoint, device="cpu")
+
+
+def expected_means(model, prompts, name, *, ratio=10):
+    """Means in closed form, prompt by prompt, and how many tokens each left out."""
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    means, counts = [], []
+    for ids, (first, stop) in zip(tokens.ids, tokens.instruction_spans, strict=True):
+        _, cache = model.run_with_cache(torch.tensor([ids]))
+        activation = cache[name][0]
+        norms = activation.norm(dim=-1)
+        is_kept = norms <= ratio * norms.median()
+        is_kept[0] = False
+        means.append(
+            torch.stack(
+                [activation[is_kept].mean(0), activation[first:stop][is_kept[first:stop]].mean(0)]
+            )
+        )
+        counts.append([(~is_kept).sum(), (~is_kept[first:stop]).sum()])
+    return torch.stack(means), torch.tensor(counts)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_sinks_are_left_out_of_means(sinking, prompts, is_fast):
+    name = "blocks.0.hook_resid_pre"
+    hooks = [] if is_fast else [("hook_embed", lambda activation, hook: None)]
+    with planted_sinks(sinking, a_token_of(sinking, prompts)):
+        expected, counts = expected_means(sinking, prompts, name)
+        with sinking.hooks(fwd_hooks=hooks):
+            got = collect(sinking, prompts, name, MEANS, show_progress=False)
+            one = collect(sinking, prompts, name, MEANS, token_budget=1, show_progress=False)
+    assert got.provenance["collection"]["path"] == ("fast" if is_fast else "TransformerLens")
+    assert (counts[:, 0] > 1).any()
+    torch.testing.assert_close(got.values[:, 0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.values, one.values, rtol=1e-5, atol=1e-5)
+    told = got.provenance["sinks"]
+    assert (told["are"], told["ratio"]) == ("left_out", 10)
+    for column, position in enumerate(MEANS):
+        count = counts[:, column].float().mean().item()
+        assert told["left_out_a_prompt"][position] == pytest.approx({name: count})
+    assert told == one.provenance["sinks"]
+
+
+def test_bridge_leaves_out_the_same_sinks(checkpoint, prompts):
+    hooked, bridge = (
+        load_model(checkpoint, device="cpu", backend=backend) for backend in ("hooked", "bridge")
+    )
+    got = [
+        collect(model, prompts, "resid_post:1", MEANS, show_progress=False)
+        for model in (hooked, bridge)
+    ]
+    torch.testing.assert_close(got[0].values, got[1].values, rtol=1e-4, atol=1e-4)
+    assert got[0].provenance["sinks"] == got[1].provenance["sinks"]
+
+
+def test_store_and_moments_count_what_was_left_out_as_memory_does(
+    sinking, prompts, tmp_path, two_prompts_a_shard
+):
+    options = {"hook_points": "resid_pre:0-1", "positions": ["last", *MEANS], "token_budget": 40}
+    with planted_sinks(sinking, a_token_of(sinking, prompts)):
+        inside = collect(sinking, prompts, **options)
+        stored = collect(sinking, prompts, **options, folder=tmp_path)
+        moments = collect_moments(sinking, prompts, **options)
+    assert set(inside.provenance["sinks"]["left_out_a_prompt"]) == set(MEANS)
+    assert stored.provenance["sinks"] == inside.provenance["sinks"]
+    assert moments.provenance["sinks"] == inside.provenance["sinks"]
 
 
 # --- out of memory ----------------------------------------------------------------------------
@@ -528,6 +625,7 @@ def test_only_one_shard_is_in_memory_at_a_time(
     [
         ({"token_budget": 50}, "  token_budget: 40 there, 50 here\n"),
         ({"dtype": "bfloat16"}, "  dtype: float32 there, bfloat16 here\n"),
+        ({"sinks": "kept"}, "  sinks: left_out there, kept here\n"),
         ({"system_prompt": "Be kind."}, "  chat_template.system_prompt: None there, Be kind. here"),
     ],
 )

@@ -49,7 +49,9 @@ def begin(folder: Path, *, key=KEY, shard_prompts=2, resume=False) -> Store:
 def write(store: Store, index: int) -> None:
     rows = store.rows[index]
     part = slice(rows.start, rows.stop)
-    store.write_shard(index, VALUES[part], LABELS[part], [[0], list(range(1, len(rows)))])
+    store.write_shard(
+        index, VALUES[part], LABELS[part], {"batches": [[0], list(range(1, len(rows)))]}
+    )
 
 
 def fill(store: Store) -> None:

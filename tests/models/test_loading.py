@@ -37,7 +37,7 @@ def test_activations_equal_hugging_faces_hidden_states(tmp_path, architecture):
     model = load_model(tmp_path, device="cpu")
     tokens = random_tokens(hf_model.config.vocab_size)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(N_LAYERS)]
-    got = make_reader(model, tokens, names, ["last", "mean"]).read(tokens)
+    got = make_reader(model, tokens, names, ["last", "mean"], "kept").read(tokens).values
     for row, ids in enumerate(tokens.ids):
         with torch.no_grad():
             states = hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states
@@ -66,7 +66,7 @@ def test_bfloat16_is_no_further_from_the_truth_than_hugging_faces(tmp_path, arch
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(N_LAYERS - 1)]
     reader = make_reader(model, tokens, names, ["last", "-2"])
     assert (reader.path["path"], reader.path["n_prefix"]) == ("fast", 5)
-    ours, theirs = reader.read(tokens), hugging_faces(hf_model, tokens)
+    ours, theirs = reader.read(tokens).values, hugging_faces(hf_model, tokens)
     truth = hugging_faces(hf_model.float(), tokens)
     assert 0 < (ours - truth).norm() < 1.1 * (theirs - truth).norm()
 
@@ -97,7 +97,7 @@ def test_bridge_reads_the_same_residual_stream(checkpoint):
     assert isinstance(bridge, TransformerBridge)
     tokens = random_tokens(hooked.cfg.d_vocab)
     expected, got = (
-        make_reader(model, tokens, names, ["last", "mean"]).read(tokens)
+        make_reader(model, tokens, names, ["last", "mean"], "kept").read(tokens).values
         for model in (hooked, bridge)
     )
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

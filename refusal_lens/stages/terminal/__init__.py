@@ -20,6 +20,7 @@ from refusal_lens.stages.terminal.prompts import (
     show_positions,
     show_prompts,
     show_refusal,
+    show_sinks,
 )
 from refusal_lens.stages.terminal.runs import show_comparison, show_paths, show_report
 from refusal_lens.stages.terminal.scores import (
@@ -51,6 +52,7 @@ __all__ = [
     "show_others",
     "show_paths",
     "show_positions",
+    "show_sinks",
     "show_prompts",
     "show_refusal",
     "show_report",

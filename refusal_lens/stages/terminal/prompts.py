@@ -1,6 +1,7 @@
 """Prints what there is to start from: prompts, the tokens read, and whether the model refuses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Int
 from rich.console import Console
@@ -71,6 +72,22 @@ def show_positions(console: Console, read: Sequence[PositionRead]) -> None:
             row.prompt_id, row.position, row.token_indices, row.token_ids, escape(repr(token))
         )
     console.print(table)
+
+
+def show_sinks(console: Console, sinks: Mapping[str, Any]) -> None:
+    """Print how many tokens the means left out, on average over the hook points and at most."""
+    if sinks["are"] == "kept":
+        return
+    for position, counts in sinks["left_out_a_prompt"].items():
+        most = max(counts, key=counts.__getitem__)
+        average = sum(counts.values()) / len(counts)
+        console.print(
+            f"Position {position} left out {average:.1f} tokens a prompt as attention sinks, at "
+            f"most {counts[most]:.1f} ({most}): the first token, and those whose norm is above "
+            f"{sinks['ratio']:.0f} times the prompt's median (collect.sinks: kept takes them in).",
+            markup=False,
+            highlight=False,
+        )
 
 
 def show_refusal(console: Console, report: RefusalReport) -> None:
