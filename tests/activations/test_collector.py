@@ -766,9 +766,9 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
     outcomes = json.loads(script.stdout)
     assert outcomes.pop("uninterrupted") == 0
     expected = store.load_activations(tmp_path / "uninterrupted")
-    # Three shards with their records, the groups, and the manifest at both ends.
+    # Three shards and the groups with their records, and the manifest at both ends.
     for kind in ("in the middle of a", "before a", "after a"):
-        assert sum(name.startswith(kind) for name in outcomes) == 9
+        assert sum(name.startswith(kind) for name in outcomes) == 10
     assert sum(name.startswith("between batches") for name in outcomes) >= 4
     for name, statuses in outcomes.items():
         assert statuses == [-signal.SIGKILL, 0], (name, script.stderr)
