@@ -45,7 +45,7 @@ _PUBLIC = {
     "read_directions": "directions.formats",
     "read_prompts": "prompts.files",
     "read_unembedding": "experiments.token_readout",
-    "save_directions": "directions.files",
+    "save_directions": "directions.formats",
     "resolve_hook_points": "models.hook_points",
     "suggest_kernel": "validation.best_place",
     "tokenise": "prompts.tokens",

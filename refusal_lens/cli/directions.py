@@ -57,15 +57,15 @@ def compare(
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="directions.safetensors or refusal_direction.pt."),
+        typer.Argument(metavar="FILE", help="directions.safetensors, refusal_direction.pt, ..."),
     ],
 ) -> None:
     """Print what a file of directions says it was made from, and how good it was."""
     with plain_errors():
-        from refusal_lens.directions.files import load_directions
+        from refusal_lens.directions.formats import read_directions
         from refusal_lens.stages import terminal
 
-        terminal.show_directions(console, load_directions(path), path)
+        terminal.show_directions(console, read_directions(path), path)
 
 
 def attribute(
@@ -124,8 +124,7 @@ def import_(
     """Read another project's directions into a .safetensors file of this one."""
     with plain_errors():
         with console.status("Starting (importing torch and TransformerLens)"):
-            from refusal_lens.directions.files import save_directions
-            from refusal_lens.directions.formats import read_directions
+            from refusal_lens.directions.formats import read_directions, save_directions
             from refusal_lens.stages import terminal
 
         directions = read_directions(

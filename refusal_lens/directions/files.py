@@ -1,65 +1,32 @@
-"""Directions on disk, with everything they came from inside the file.
+"""Directions of a file, for a model.
 
-Knows the two layouts, and whether a file fits a model. Does not know what else a run holds.
+Knows whether directions fit a model. Does not know how files are laid out.
 """
 
-import json
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
 from refusal_lens.directions.direction import Direction, Directions
-from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
+from refusal_lens.directions.formats import read_directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.files import write_whole
 from refusal_lens.models.loading import Model, describe_model
-
-FORMAT = "refusal-lens directions 1"
-
-
-def save_directions(path: Path, directions: Directions) -> None:
-    """Write raw directions as safetensors, with what they are in the file's header."""
-    header = {
-        "format": FORMAT,
-        "hook_points": json.dumps(directions.hook_points),
-        "positions": json.dumps(directions.positions),
-        "method": directions.method,
-        "clip_quantile": json.dumps(directions.clip_quantile),
-        "provenance": json.dumps(directions.provenance, ensure_ascii=False),
-    }
-    with write_whole(path) as file:
-        tensors = {"vectors": directions.vectors, "is_kept": directions.is_kept}
-        save_file(tensors, file, metadata=header)
 
 
 def load_directions(path: str | Path, model: Model | None = None) -> Directions:
-    """Read directions from `directions.safetensors` or `refusal_direction.pt`.
-
-    Nothing is unpickled but plain tensors and values.
+    """Read directions of any file that `read_directions` reads, for use with a model.
 
     Args:
-        path: The file.
+        path: `directions.safetensors` or `refusal_direction.pt` of a run, or another project's.
         model: The model they are to be used with; None checks nothing.
 
-    Returns:
-        The directions, raw, with their provenance. A `refusal_direction.pt` of other scripts holds
-        unit vectors of `resid_post`, and says no more.
-
     Raises:
-        RefusalLensError: The file holds no directions, or they do not fit the model: another
-            d_model, or hook points that it lacks.
+        RefusalLensError: As `read_directions`; or they do not fit the model: another d_model, or
+            hook points that it lacks.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise RefusalLensError(f"There is no file {path}. Give directions.safetensors of a run.")
-    directions = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
+    directions = read_directions(path)
     if model is not None:
         check_model(directions, model)
     return directions
@@ -75,7 +42,7 @@ def load_direction(
     """Read one direction, the best of its run unless another place is asked for.
 
     Args:
-        path: `directions.safetensors` or `refusal_direction.pt`.
+        path: As in `load_directions`.
         model: The model it is to be used with; None checks nothing.
         hook_point: Where; None is that of the best place.
         position: Where; None is that of the best place.
@@ -153,54 +120,3 @@ def _why_another(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | No
     # The same weights are the same model, also from a folder that was moved.
     is_same = "weights_sha256" in known or theirs.get("name") == ours.get("name")
     return None if is_same else "it is another model"
-
-
-# --- the two layouts --------------------------------------------------------------------------
-
-
-def _read_safetensors(path: Path) -> Directions:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            return Directions(
-                file.get_tensor("vectors"),
-                file.get_tensor("is_kept"),
-                tuple(json.loads(header["hook_points"])),
-                tuple(json.loads(header["positions"])),
-                header["method"],
-                json.loads(header["clip_quantile"]),
-                json.loads(header["provenance"]),
-            )
-    except (SafetensorError, KeyError) as error:
-        raise RefusalLensError(
-            f"{path} holds no directions of refusal_lens ({error}). Give directions.safetensors or "
-            "refusal_direction.pt of a run."
-        ) from error
-
-
-def _read_pt(path: Path) -> Directions:
-    """Read the article's layout, ours or that of other scripts."""
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        units: dict[int, torch.Tensor] = saved["directions"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError) as error:
-        raise RefusalLensError(
-            f"{path} is not in the layout of refusal_direction.pt, or holds more than tensors and "
-            "plain values, which are never unpickled here. Give a refusal_direction.pt."
-        ) from error
-    site, position = saved.get("site", "resid_post"), saved.get("position", "last")
-    named = site if "." in site else f"hook_{site}"
-    provenance = saved.get("provenance", {"model": {"name": saved.get("model", "unknown")}})
-    fit = provenance.get("fit", {})
-    raw = saved.get("raw_directions", units)
-    vectors = torch.stack([raw[layer].double() for layer in sorted(raw)])[:, None]
-    return Directions(
-        vectors,
-        torch.ones(vectors.shape[:2], dtype=torch.bool),
-        tuple(f"blocks.{layer}.{named}" for layer in sorted(raw)),
-        (position,),
-        fit.get("method", DIFFERENCE_OF_MEANS),
-        # Without raw vectors beside them, what is there has been clipped already.
-        fit.get("clip_quantile") if "raw_directions" in saved else None,
-        provenance,
-    )

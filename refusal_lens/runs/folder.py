@@ -3,7 +3,6 @@
 Knows file names and layouts. Does not compute or draw what it writes.
 """
 
-import io
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -22,7 +20,9 @@ from refusal_lens.activations.store import describe_difference, load_activations
 from refusal_lens.config import Config
 from refusal_lens.config_files import dump_config, load_config
 from refusal_lens.directions.direction import Directions
-from refusal_lens.directions.files import load_directions, save_directions
+from refusal_lens.directions.formats import read_directions, save_directions
+from refusal_lens.directions.formats.article import lay_out
+from refusal_lens.directions.formats.torch_files import tensors_as_bytes
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.experiments.dose_response import Completion
 from refusal_lens.experiments.refusal import Answer, RefusalReport
@@ -218,7 +218,7 @@ class RunFolder:
     def read_directions(self) -> Directions:
         """Read all directions."""
         with self._reading("directions.safetensors") as path:
-            return load_directions(path)
+            return read_directions(path)
 
     def write_separation(
         self, separation: Separation, p_values: pd.DataFrame | None = None
@@ -330,15 +330,27 @@ class RunFolder:
         self,
         directions: Directions,
         separation: Separation,
-        best: Choice | None,
         p_values: pd.DataFrame | None = None,
     ) -> None:
-        """Write the directions of one site and position in the article's layout."""
+        """Write the directions of one site and position in the article's layout.
+
+        They are those of the site and position of the best place that their record names (of the
+        first place, where it names none). Layers without a direction are left out.
+        """
+        best = directions.provenance.get("best")
+        column = (site_of(best["hook_point"]), best["position"]) if best else separation.columns[0]
+        chosen = [
+            direction
+            for direction in directions
+            if direction.layer is not None
+            and (site_of(direction.hook_point), direction.position) == column
+        ]
+        provenance = directions.provenance
+        n_layers = provenance.get("model", {}).get("n_layers", len(chosen))
+        scores = _with_p_values(separation.at(*column), p_values)
         with write_recorded(self.path, self.direction_path.name) as file:
-            # Through memory: torch's own writer tells of a full disk without saying so.
-            content = io.BytesIO()
-            torch.save(article_layout(directions, separation, best, p_values), content)
-            file.write_bytes(content.getvalue())
+            saved = lay_out(chosen, column, provenance, n_layers, scores)
+            file.write_bytes(tensors_as_bytes(saved))
 
     def record_files(self, paths: Iterable[Path]) -> None:
         """Record the checksums of files that others wrote, of those that lie in the run folder."""
@@ -397,49 +409,6 @@ class RunFolder:
 def _with_p_values(separation: Separation, p_values: pd.DataFrame | None) -> pd.DataFrame:
     frame = separation.to_frame()
     return frame if p_values is None else frame.merge(p_values, on=["hook_point", "position"])
-
-
-def article_layout(
-    directions: Directions,
-    separation: Separation,
-    best: Choice | None,
-    p_values: pd.DataFrame | None = None,
-) -> dict[str, Any]:
-    """Lay directions out as the article's `refusal_direction.pt`, one a layer.
-
-    They are those of the site and position of the best place (of the first place, where there is
-    no best). `separation` and `accuracy` are out of sample; the article's own in-sample numbers,
-    the other scores, their intervals and p-values stand beside them. Layers without a direction
-    are left out.
-
-    Returns:
-        `model`, `num_layers`, `directions`, `validation` as in the article, then our own keys.
-    """
-    site, position = (site_of(best.hook_point), best.position) if best else separation.columns[0]
-    chosen = {
-        direction.layer: direction
-        for direction in directions
-        if direction.layer is not None
-        and (site_of(direction.hook_point), direction.position) == (site, position)
-    }
-    frame = _with_p_values(separation.at(site, position), p_values)
-    keys = [name for name in frame if name not in ("hook_point", "site", "layer", "position")]
-    model = directions.provenance.get("model", {})
-    return {
-        "model": model.get("name", "unknown"),
-        "num_layers": model.get("n_layers", len(chosen)),
-        "directions": {layer: chosen[layer].unit for layer in sorted(chosen)},
-        "validation": {
-            layer_of(row["hook_point"]): {key: row[key] for key in keys}
-            for row in frame.to_dict("records")
-            if row["layer"] in chosen
-        },
-        "best_layer": best.layer if best else None,
-        "site": site,
-        "position": position,
-        "raw_directions": {layer: chosen[layer].vector.clone() for layer in sorted(chosen)},
-        "provenance": directions.provenance,
-    }
 
 
 def find_place(

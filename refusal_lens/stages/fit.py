@@ -70,7 +70,7 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     run_folder.write_directions(directions)
     run_folder.write_separation(separation, p_values)
     run_folder.write_projections(projections)
-    run_folder.write_refusal_direction(directions, separation, best, p_values)
+    run_folder.write_refusal_direction(directions, separation, p_values)
     run_folder.write_table("nulls", nulls.to_frame())
     shown = _show_scores(console, separation, p_values, best)
     _doubt(config, run_folder, activations, best, console)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from refusal_lens import load_direction, load_directions, load_model
 from refusal_lens.cli import app
 from refusal_lens.directions.direction import Directions, fit_directions
-from refusal_lens.directions.files import save_directions
+from refusal_lens.directions.formats import read_directions, save_directions, write_directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages.fit import with_record
@@ -37,10 +37,10 @@ def fitted(activations):
 
 @pytest.fixture
 def saved(fitted, tmp_path):
-    directions, separation, best = fitted
+    directions, separation, _ = fitted
     run = RunFolder(tmp_path)
     run.write_directions(directions)
-    run.write_refusal_direction(directions, separation, best)
+    run.write_refusal_direction(directions, separation)
     return tmp_path
 
 
@@ -87,16 +87,113 @@ def test_any_place_can_be_asked_for(fitted, saved):
         load_direction(saved / "directions.safetensors", hook_point="blocks.9.hook_resid_post")
 
 
-def test_refusal_direction_of_other_scripts_opens(tmp_path):
-    unit = torch.nn.functional.normalize(torch.arange(1.0, 9.0), dim=0)
-    content = {"model": "theirs", "num_layers": 2, "directions": {0: unit, 1: -unit},
-               "validation": {}}  # fmt: skip
-    torch.save(content, tmp_path / "refusal_direction.pt")
-    loaded = load_directions(tmp_path / "refusal_direction.pt")
-    assert loaded.hook_points == ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
-    torch.testing.assert_close(loaded["blocks.1.hook_resid_post", "last"].unit, -unit)
-    with pytest.raises(RefusalLensError, match="names no best place. Give hook_point and position"):
-        load_direction(tmp_path / "refusal_direction.pt")
+LAST = "index 3 .the article's scripts read the last layer after the final norm"
+
+
+@pytest.fixture
+def seed_file(tmp_path):
+    """What the article's scripts write: `hidden_states`, unit vectors, and no word on the place."""
+    units = {
+        layer: torch.nn.functional.normalize(torch.arange(1.0, 33.0) - layer, dim=0)
+        for layer in range(4)
+    }
+    content = {"model": "theirs", "num_layers": 4, "directions": units, "validation": {}}
+    torch.save(content, tmp_path / "theirs.pt")
+    return tmp_path / "theirs.pt", units
+
+
+ROADS = {"load_directions": load_directions, "read_directions": read_directions}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_the_articles_own_file_has_no_last_layer_and_no_raw_vectors(seed_file, road):
+    path, units = seed_file
+    with pytest.warns(RefusalLensWarning, match=LAST):
+        loaded = ROADS[road](path)
+    # Before: load_directions gave the last layer as resid_post, and all as if they were raw.
+    assert loaded.hook_points == tuple(f"blocks.{layer}.hook_resid_post" for layer in range(3))
+    assert loaded.provenance["imported"]["is_unit"]
+    assert loaded.clip_quantile is None
+    for layer in range(3):
+        unit = loaded[f"blocks.{layer}.hook_resid_post", "last"].unit
+        torch.testing.assert_close(unit, units[layer])
+
+
+def test_one_direction_of_the_articles_own_file(seed_file):
+    path, units = seed_file
+    with pytest.warns(RefusalLensWarning, match=LAST):
+        loaded = load_direction(path, hook_point="blocks.2.hook_resid_post", position="last")
+    torch.testing.assert_close(loaded.vector, units[2].double())
+    assert loaded.provenance["imported"]["is_unit"]
+    with (
+        pytest.warns(RefusalLensWarning, match=LAST),
+        pytest.raises(RefusalLensError, match="names no best place. Give hook_point and position"),
+    ):
+        load_direction(path)
+    with (
+        pytest.warns(RefusalLensWarning, match=LAST),
+        pytest.raises(RefusalLensError, match=r"There is no direction at blocks\.3"),
+    ):
+        load_direction(path, hook_point="blocks.3.hook_resid_post", position="last")
+
+
+@pytest.mark.filterwarnings("ignore:Left out of")
+def test_import_and_inspect_say_what_the_articles_own_file_lacks(seed_file, tmp_path):
+    path, _ = seed_file
+    imported = tmp_path / "imported.safetensors"
+    run = CliRunner(env={"COLUMNS": "200"})
+    outcome = run.invoke(app, ["import", str(path), "--output", str(imported)])
+    assert outcome.exit_code == 0, outcome.output
+    assert "(unit vectors)" in outcome.output
+    assert load_directions(imported).hook_points[-1] == "blocks.2.hook_resid_post"
+    for source in (path, imported):
+        outcome = run.invoke(app, ["inspect", str(source)])
+        assert "theirs.pt (article, unit vectors); left out: index 3" in outcome.output
+        assert "blocks.3" not in outcome.output
+
+
+@pytest.mark.parametrize("road", ["load", "read", "import", "export", "run folder"])
+def test_file_of_a_run_is_the_run_by_every_road(fitted, saved, road, tmp_path):
+    directions, _, best = fitted
+    source, target = saved / "refusal_direction.pt", tmp_path / "back"
+    if road == "load":
+        loaded = load_directions(source)
+    elif road == "read":
+        loaded = read_directions(source)
+    elif road == "run folder":
+        RunFolder(target).write_directions(read_directions(source))
+        loaded = RunFolder(target).read_directions()
+    else:
+        target = target.with_suffix(".safetensors" if road == "import" else ".pt")
+        options = [] if road == "import" else ["--format", "article"]
+        command = [road, str(source), "--output", str(target), *options]
+        outcome = CliRunner().invoke(app, command)
+        assert outcome.exit_code == 0, outcome.output
+        loaded = load_directions(target)
+    # All layers: they are of the stream, the last too. Before, an import lost the provenance.
+    column = directions.positions.index(best.position)
+    assert loaded.hook_points == directions.hook_points
+    assert torch.equal(loaded.vectors[:, 0], directions.vectors[:, column])
+    assert (loaded.method, loaded.clip_quantile) == ("lda", 0.9)
+    # A header of JSON has lists for tuples.
+    assert json.dumps(loaded.provenance) == json.dumps(directions.provenance)
+
+
+def test_writing_a_run_and_exporting_it_give_one_file(fitted, saved, tmp_path):
+    directions, separation, best = fitted
+    chosen = [each for each in directions if each.position == best.position]
+    write_directions(chosen, tmp_path / "b.pt", "article", scores=separation.to_frame())
+    first, second = (
+        torch.load(path, weights_only=True)
+        for path in (saved / "refusal_direction.pt", tmp_path / "b.pt")
+    )
+    assert first.keys() == second.keys()
+    for key in first.keys() - {"directions", "raw_directions"}:
+        assert str(first[key]) == str(second[key]), key  # as text: NaN is no equal of itself
+    for key in ("directions", "raw_directions"):
+        assert first[key].keys() == second[key].keys()
+        assert all(torch.equal(first[key][layer], second[key][layer]) for layer in first[key])
+    assert first["best_layer"] == best.layer
 
 
 def test_its_own_model_takes_it_without_a_word(saved, model):
@@ -177,7 +274,7 @@ class Payload:
 def test_file_that_is_something_else_is_refused(tmp_path, name):
     path = tmp_path / name
     torch.save({"directions": Payload()}, path)
-    with pytest.raises(RefusalLensError, match=r"is not in the layout|holds no directions"):
+    with pytest.raises(RefusalLensError, match=r"holds pickled objects|holds no directions"):
         load_directions(path)
     with pytest.raises(RefusalLensError, match="There is no file"):
         load_directions(tmp_path / "missing.pt")

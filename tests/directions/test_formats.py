@@ -15,7 +15,6 @@ import torch
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import Direction, Directions, fit_directions, normalise
-from refusal_lens.directions.files import load_directions
 from refusal_lens.directions.formats import (
     FORMATS,
     from_steering_vector,
@@ -26,8 +25,6 @@ from refusal_lens.directions.formats import (
     write_directions,
 )
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.runs.folder import article_layout
-from refusal_lens.validation.separation import validate
 
 N_LAYERS, D_MODEL = 6, 16
 RNG = torch.Generator().manual_seed(0)
@@ -534,37 +531,23 @@ def test_npy_needs_a_place(tmp_path):
         write_directions(read, path)
 
 
-def test_articles_own_file_loses_its_last_layer(tmp_path):
-    units = {layer: normalise(vector(layer)).float() for layer in range(N_LAYERS)}
-    scores = {layer: {"separation": 0.4, "accuracy": 0.9, "is_valid": True} for layer in units}
-    content = {"model": "m", "num_layers": N_LAYERS, "directions": units, "validation": scores}
-    torch.save(content, tmp_path / "refusal_direction.pt")
-    with pytest.warns(RefusalLensWarning, match="index 5 .the article's scripts read the last"):
-        read = read_directions(tmp_path / "refusal_direction.pt")
-    assert read.hook_points == tuple(post(layer) for layer in range(N_LAYERS - 1))
-    assert torch.equal(read[post(2), "last"].vector, units[2].double())
-    assert read.provenance["imported"]["is_unit"]
-
-
-def test_file_of_a_run_keeps_its_last_layer_and_its_clip(tmp_path):
-    activations = planted("resid_mid")
-    directions = fit_directions(activations, clip_quantile=0.9)
-    separation, _ = validate(activations, clip_quantile=0.9)
-    torch.save(article_layout(directions, separation, None), tmp_path / "refusal_direction.pt")
-    read = read_directions(tmp_path / "refusal_direction.pt")
-    assert read.hook_points == directions.hook_points
-    assert torch.equal(read.vectors, directions.vectors)
-    for direction in directions:
-        assert torch.equal(read[direction.hook_point, "last"].unit, direction.unit)
-    write_directions(directions, tmp_path / "again.pt", "article", scores=separation.to_frame())
-    first, again = (
-        torch.load(tmp_path / name, weights_only=True)
-        for name in ("refusal_direction.pt", "again.pt")
-    )
-    for key in ("model", "num_layers", "validation", "site", "position"):
-        assert again[key] == first[key], key
-    for layer, unit in first["directions"].items():
-        assert torch.equal(again["directions"][layer], unit)
+def test_articles_file_keeps_any_site_and_its_clip(tmp_path):
+    for site in ("resid_mid", "attn.hook_z"):
+        read = Directions(
+            torch.stack([vector(1), vector(2)])[:, None],
+            torch.ones(2, 1, dtype=torch.bool),
+            (f"blocks.0.hook_{site}", f"blocks.5.hook_{site}")
+            if "." not in site
+            else (f"blocks.0.{site}", f"blocks.5.{site}"),
+            ("mean",),
+            clip_quantile=0.5,
+        )
+        write_directions(read, tmp_path / "a.pt", "article", n_layers=N_LAYERS)
+        back = read_directions(tmp_path / "a.pt")
+        assert (back.hook_points, back.positions) == (read.hook_points, read.positions)
+        assert torch.equal(back.vectors, read.vectors)
+        # Before: a clip that no provenance told of was lost on the way.
+        assert back.clip_quantile == 0.5
 
 
 def test_own_file_round_trip(tmp_path):
@@ -573,7 +556,7 @@ def test_own_file_round_trip(tmp_path):
     assert torch.equal(read_directions(tmp_path / "a.safetensors").vectors, directions.vectors)
     (tmp_path / "b.safetensors").write_bytes(b"nothing")
     with pytest.raises(RefusalLensError, match="b.safetensors"):
-        load_directions(tmp_path / "b.safetensors")
+        read_directions(tmp_path / "b.safetensors")
 
 
 # --- what is never done -----------------------------------------------------------------------
@@ -631,7 +614,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch, name):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RefusalLensError, match="No space left"):
         quietly(write_directions, take(grid("resid_post"), [post(4)], ["last"]), path, name)
     assert path.read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))

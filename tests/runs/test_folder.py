@@ -16,7 +16,8 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.report.evidence import gather
 from refusal_lens.runs.compare import open_runs
-from refusal_lens.runs.folder import RunFolder, article_layout, best_or_refuse, find_place
+from refusal_lens.runs.folder import RunFolder, best_or_refuse, find_place
+from refusal_lens.stages.fit import with_record
 from refusal_lens.validation.best_place import choose_best
 from refusal_lens.validation.nulls import draw_nulls
 from refusal_lens.validation.separation import Separation, validate
@@ -30,12 +31,16 @@ def run_folder(tmp_path):
 @pytest.fixture
 def fitted(activations):
     separation, _ = validate(activations, n_folds=2)
-    return fit_directions(activations), separation, choose_best(separation, 4)
+    best = choose_best(separation, 4)
+    directions = with_record(
+        fit_directions(activations), separation.to_frame(), best, validation={}, versions={}
+    )
+    return directions, separation, best
 
 
 def test_refusal_direction_opens_with_plain_torch_in_the_articles_layout(run_folder, fitted):
     directions, separation, best = fitted
-    run_folder.write_refusal_direction(directions, separation, best)
+    run_folder.write_refusal_direction(directions, separation)
     saved = torch.load(run_folder.direction_path, weights_only=True)
     assert saved["num_layers"] == 4
     assert isinstance(saved["model"], str)
@@ -59,10 +64,11 @@ def test_refusal_direction_opens_with_plain_torch_in_the_articles_layout(run_fol
     assert saved["best_layer"] == best.layer
 
 
-def test_every_score_and_p_value_stands_in_the_saved_file(fitted, activations):
-    directions, separation, best = fitted
+def test_every_score_and_p_value_stands_in_the_saved_file(run_folder, fitted, activations):
+    directions, separation, _ = fitted
     nulls = draw_nulls(activations, n_folds=2, n_permutations=19)
-    saved = article_layout(directions, separation, best, nulls.p_values())
+    run_folder.write_refusal_direction(directions, separation, nulls.p_values())
+    saved = torch.load(run_folder.direction_path, weights_only=True)
     place = (f"blocks.2.{saved['site']}", saved["position"])
     scores = saved["validation"][2]
     column = separation.positions.index(place[1])
@@ -74,11 +80,15 @@ def test_every_score_and_p_value_stands_in_the_saved_file(fitted, activations):
     assert {"balanced_accuracy", "cohens_d_in_sample"} < set(scores)
 
 
-def test_layer_without_a_direction_is_left_out(fitted):
-    directions, separation, best = fitted
+def test_layer_without_a_direction_is_left_out(run_folder, fitted):
+    directions, separation, _ = fitted
     directions.is_kept[2] = False
-    saved = article_layout(directions, separation, best)
+    run_folder.write_refusal_direction(directions, separation)
+    saved = torch.load(run_folder.direction_path, weights_only=True)
     assert list(saved["directions"]) == list(saved["validation"]) == [0, 1, 3]
+    directions.is_kept[:] = False
+    run_folder.write_refusal_direction(directions, separation)
+    assert not torch.load(run_folder.direction_path, weights_only=True)["directions"]
 
 
 def test_directions_come_back(run_folder, fitted):
@@ -154,8 +164,8 @@ def test_every_reader_of_a_run_goes_to_the_same_best_place(tmp_path):
     evidence = gather(folder).best
     assert evidence is not None
     assert (evidence.hook_point, evidence.position) == place
-    assert ExploredRun(folder.path, "run").best == place
-    assert open_runs([folder.path])[0].best == place
+    run = open_runs([folder.path])[0]
+    assert run.best == ExploredRun(run).best == place
     assert find_place(folder, None, None) == place
 
 

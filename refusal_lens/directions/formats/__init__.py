@@ -1,4 +1,4 @@
-"""Other projects' artefacts, in and out.
+"""Files of directions, this project's and others', in and out.
 
 Knows which format a file is and who reads and writes it. What each layout means stands in the
 module of its family.
@@ -15,17 +15,18 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import Direction, Directions
-from refusal_lens.directions.files import load_directions, save_directions
 from refusal_lens.directions.formats import (
     abliteration,
     arrays,
     article,
     control_vector,
+    own,
     refusal_direction,
     stacked,
     svec,
 )
 from refusal_lens.directions.formats.layouts import Found, ReadHints, WriteContext, to_directions
+from refusal_lens.directions.formats.own import save_directions
 from refusal_lens.directions.formats.refusal_direction import describe, read_scores
 from refusal_lens.directions.formats.steering_vectors import (
     from_steering_vector,
@@ -40,6 +41,7 @@ __all__ = [
     "from_steering_vector",
     "read_directions",
     "read_scores",
+    "save_directions",
     "take",
     "to_steering_vector",
     "write_directions",
@@ -79,14 +81,14 @@ def read_directions(
     hook_point: str | None = None,
     position: str | None = None,
 ) -> Directions:
-    """Read the directions of another project's file.
+    """Read the directions of a file, of this project or another.
 
     Layers are converted to hook points at once. What has none is left out, with a warning that says
-    why; `provenance["imported"]` says where the rest came from and whether it is of unit length.
-    Nothing pickled is opened.
+    why; `provenance["imported"]` says where the rest came from and whether it is of unit length. A
+    file of a run keeps the provenance that it was written with. Nothing pickled is opened.
 
     Args:
-        path: The file; one of this project (`.safetensors`) is read too.
+        path: The file, such as `directions.safetensors` or `refusal_direction.pt` of a run.
         format: A key of `FORMATS`; None finds it out.
         n_layers: Blocks of the model, where the file does not say.
         hook_point: Where a bare vector stands.
@@ -110,7 +112,7 @@ def read_directions(
     if not path.is_file():
         raise RefusalLensError(f"There is no file {path} to read directions from.")
     if path.suffix == OWN_SUFFIX and format is None:
-        return load_directions(path)
+        return own.read(path)
     name = format or _find_format(path)
     found = _format(name).read(path, ReadHints(n_layers, hook_point, position))
     return to_directions(found, path, name)

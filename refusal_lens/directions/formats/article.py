@@ -1,12 +1,16 @@
 """`refusal_direction.pt`: the article's layout, and what this project adds to it.
 
-Knows that file. Its layer k is the output of block k; in files of the article's own scripts the
-last layer is read after the final norm.
+Knows that file, in its two kinds. The article's scripts read Hugging Face's `hidden_states`, whose
+last is after the final norm and is no place of the stream, and keep unit vectors only. This
+project's hold residual-stream vectors in every layer, raw ones among them, and say where they
+stand and what they came from. In both, layer k is block k.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from refusal_lens.directions.direction import Direction
 from refusal_lens.directions.formats.layouts import (
@@ -36,28 +40,37 @@ PLACE = ("hook_point", "site", "layer", "position")
 
 
 def read(path: Path, hints: ReadHints) -> Found:
-    """Read the raw directions where the file has them, and the unit ones where it does not."""
+    """Read the raw directions of this project's file, or the unit ones of the article's scripts."""
     content = load_tensors(path)
     if not isinstance(content, dict) or not {"directions", "num_layers"} <= set(content):
         raise RefusalLensError(
             f"The article's file is a dict with model, num_layers, directions and validation; "
             f"{path} holds something else."
         )
-    n_layers, name = content["num_layers"], content.get("model")
-    rows = content.get("raw_directions") or content["directions"]
-    position = content.get("position", hints.position or "last")
-    if "site" not in content:
-        known = ReadHints(n_layers, None, position)
-        vectors, left_out = read_rows(rows, LAYOUT, known)
-        return Found(vectors, DIFFERENCE_OF_MEANS, n_layers, name, left_out=left_out)
+    if {"site", "position", "raw_directions", "provenance"} <= set(content):
+        return _read_ours(content)
+    n_layers = content["num_layers"]
+    known = ReadHints(n_layers, None, hints.position)
+    vectors, left_out = read_rows(content["directions"], LAYOUT, known)
+    name = content.get("model")
+    return Found(vectors, DIFFERENCE_OF_MEANS, n_layers, name, left_out=left_out)
+
+
+def _read_ours(content: Mapping[str, Any]) -> Found:
+    site, position, provenance = content["site"], content["position"], content["provenance"]
+    # `attn.hook_z` and its like keep their full name as site.
+    named = site if "." in site else f"hook_{site}"
     vectors = {
-        (f"blocks.{layer}.hook_{content['site']}", position): vector
-        for layer, vector in rows.items()
+        (f"blocks.{layer}.{named}", position): vector
+        for layer, vector in content["raw_directions"].items()
     }
-    fit = content.get("provenance", {}).get("fit", {})
-    # Unit directions are clipped already; raw ones need the run's clip to become them.
-    clip_quantile = fit.get("clip_quantile") if "raw_directions" in content else None
-    return Found(vectors, fit.get("method", IMPORTED), n_layers, name, clip_quantile)
+    fit = provenance.get("fit", {})
+    return Found(
+        vectors,
+        fit.get("method", IMPORTED),
+        clip_quantile=fit.get("clip_quantile"),
+        provenance=provenance,
+    )
 
 
 def write(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:
@@ -69,33 +82,66 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
     n_layers = need_n_layers(context.n_layers, "The article's file")
     position = one_position(directions, "The article's file")
     sites = list(dict.fromkeys(site_of(direction.hook_point) for direction in directions))
-    by_layer = {direction.layer: direction for direction in directions}
-    if len(sites) != 1 or None in by_layer:
+    if len(sites) != 1 or directions[0].layer is None:
         raise RefusalLensError(
             f"The article's file holds one direction a layer of one site; {', '.join(sites)} came. "
             "Choose one site inside the blocks."
         )
     provenance = directions[0].provenance
-    content = {
+    saved = lay_out(directions, (sites[0], position), provenance, n_layers, context.scores)
+    save_tensors(saved, path)
+
+
+def lay_out(
+    directions: Sequence[Direction],
+    column: tuple[str, str],
+    provenance: Mapping[str, Any],
+    n_layers: int,
+    scores: pd.DataFrame | None = None,
+) -> dict[str, Any]:
+    """Lay directions out as the article's file.
+
+    `separation` and `accuracy` of a run are out of sample; the article's own in-sample numbers, the
+    other scores, their intervals and p-values stand beside them.
+
+    Args:
+        directions: Those of one site and position, at most one a layer; none leaves the file empty.
+        column: That site and position.
+        provenance: Theirs.
+        n_layers: Blocks of the model.
+        scores: One row a place, such as a run's separation.csv; rows of other places are no
+            matter.
+
+    Returns:
+        `model`, `num_layers`, `directions`, `validation` as in the article, then our own keys.
+    """
+    by_layer = {each.layer: each for each in sorted(directions, key=lambda each: each.layer or 0)}
+    best = provenance.get("best") or {}
+    places = {(each.hook_point, each.position) for each in directions}
+    is_best_among = (best.get("hook_point"), best.get("position")) in places
+    fit = dict(provenance.get("fit", {}))
+    if directions:
+        # Raw vectors need method and clip to be read back as the same directions.
+        fit |= {"method": directions[0].method, "clip_quantile": directions[0].clip_quantile}
+    return {
         "model": provenance.get("model", {}).get("name", "unknown"),
         "num_layers": n_layers,
         "directions": {layer: each.unit for layer, each in by_layer.items()},
-        "validation": _validation(directions, context),
-        "site": sites[0],
-        "position": position,
+        "validation": _validation(places, scores),
+        "best_layer": layer_of(best["hook_point"]) if is_best_among else None,
+        "site": column[0],
+        "position": column[1],
         "raw_directions": {layer: raw_vector(each) for layer, each in by_layer.items()},
-        "provenance": provenance,
+        "provenance": {**provenance, "fit": fit},
     }
-    save_tensors(content, path)
 
 
-def _validation(directions: Sequence[Direction], context: WriteContext) -> dict[Any, Any]:
-    """Take the scores of these places out of separation.csv; none where nothing was scored."""
-    if context.scores is None:
+def _validation(places: Collection[tuple[str, str]], scores: pd.DataFrame | None) -> dict[Any, Any]:
+    """Take the scores of these places out of a table; none where nothing was scored."""
+    if scores is None:
         return {}
-    places = {(direction.hook_point, direction.position) for direction in directions}
     return {
         layer_of(row["hook_point"]): {key: value for key, value in row.items() if key not in PLACE}
-        for row in context.scores.to_dict("records")
+        for row in scores.to_dict("records")
         if (row["hook_point"], row["position"]) in places
     }

@@ -110,7 +110,10 @@ class WriteContext:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Vectors read from a file, by hook point and position, and what is known of them."""
+    """Vectors read from a file, by hook point and position, and what is known of them.
+
+    `provenance` is the record that a file of this project holds, and None for other projects'.
+    """
 
     vectors: Mapping[tuple[str, str], Tensor]
     method: str = IMPORTED
@@ -119,13 +122,15 @@ class Found:
     clip_quantile: float | None = None
     left_out: Sequence[str] = ()
     notes: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] | None = None
 
 
 def to_directions(found: Found, path: Path | None, format_name: str) -> Directions:
     """Lay imported vectors out as a grid, as they are, in float64.
 
-    Provenance says which file they come from, whether they are all of unit length (then the
-    length of the difference is lost, and `vector` is no raw difference), and what was left out.
+    Provenance is the file's own record. Where it has none, it says which file they come from,
+    whether they are all of unit length (then the length of the difference is lost, and `vector` is
+    no raw difference), and what was left out.
     """
     if not found.vectors:
         raise RefusalLensError(
@@ -139,9 +144,26 @@ def to_directions(found: Found, path: Path | None, format_name: str) -> Directio
     is_finite = torch.isfinite(lengths)
     longest = lengths[is_finite].max() if bool(is_finite.any()) else torch.tensor(0.0)
     is_kept = is_finite & (lengths > ROUNDING * longest)
-    is_unit = bool(is_kept.any()) and bool(((lengths[is_kept] - 1).abs() < 1e-3).all())
+    provenance = found.provenance
+    if provenance is None:
+        is_unit = bool(is_kept.any()) and bool(((lengths[is_kept] - 1).abs() < 1e-3).all())
+        provenance = _record_import(found, path, format_name, is_unit)
+    if found.left_out:
+        warnings.warn(
+            f"Left out of {path or 'the object'}: {'; '.join(found.left_out)}.",
+            RefusalLensWarning,
+            stacklevel=3,
+        )
+    return Directions(
+        vectors, is_kept, hook_points, positions, found.method, found.clip_quantile, provenance
+    )
+
+
+def _record_import(
+    found: Found, path: Path | None, format_name: str, is_unit: bool
+) -> dict[str, Any]:
     model = {"name": found.model_name, "n_layers": found.n_layers}
-    provenance = {
+    return {
         "model": {key: value for key, value in model.items() if value is not None},
         "imported": {
             "format": format_name,
@@ -152,15 +174,6 @@ def to_directions(found: Found, path: Path | None, format_name: str) -> Directio
             **found.notes,
         },
     }
-    if found.left_out:
-        warnings.warn(
-            f"Left out of {path or 'the object'}: {'; '.join(found.left_out)}.",
-            RefusalLensWarning,
-            stacklevel=3,
-        )
-    return Directions(
-        vectors, is_kept, hook_points, positions, found.method, found.clip_quantile, provenance
-    )
 
 
 def _fill(

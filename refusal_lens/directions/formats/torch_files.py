@@ -3,6 +3,7 @@
 Knows how to load tensors safely. Does not know what they mean.
 """
 
+import io
 import pickle
 import re
 import warnings
@@ -44,4 +45,11 @@ def load_tensors(path: Path) -> Any:
 def save_tensors(content: Any, path: Path) -> None:
     """Write tensors in plain containers, whole or not at all."""
     with write_whole(path) as file:
-        torch.save(content, file)
+        file.write_bytes(tensors_as_bytes(content))
+
+
+def tensors_as_bytes(content: Any) -> bytes:
+    """Return what torch.save writes, which by itself tells of a full disk without saying so."""
+    written = io.BytesIO()
+    torch.save(content, written)
+    return written.getvalue()

@@ -66,6 +66,8 @@ def _describe(directions: Directions) -> Iterator[tuple[str, str]]:
     yield "d_model", str(directions.vectors.shape[-1])
     yield "method", directions.method
     yield "clip quantile", str(directions.clip_quantile)
+    if "imported" in record:
+        yield "imported from", _describe_import(record["imported"])
     for side in ("harmful", "harmless"):
         prompts = record.get("prompts", {}).get(side, {})
         if prompts:
@@ -86,10 +88,18 @@ def _describe(directions: Directions) -> Iterator[tuple[str, str]]:
             yield name, ", ".join(f"{key} {value}" for key, value in record[name].items())
 
 
+def _describe_import(imported: Mapping[str, Any]) -> str:
+    left_out = "".join(f"; left out: {each}" for each in imported["left_out"])
+    return f"{imported['file']} ({imported['format']}, {_length_of(imported)}){left_out}"
+
+
+def _length_of(imported: Mapping[str, Any]) -> str:
+    return "unit vectors" if imported.get("is_unit") else "raw length"
+
+
 def show_imported(console: Console, directions: Directions) -> None:
     """Print which directions there are, and whether their length means anything."""
-    imported = directions.provenance.get("imported", {})
-    length = "unit vectors" if imported.get("is_unit") else "raw length"
+    length = _length_of(directions.provenance.get("imported", {}))
     console.print(f"{directions} ({length})", markup=False, highlight=False)
     console.print(f"  {', '.join(directions.hook_points)}", markup=False, soft_wrap=True)
 
