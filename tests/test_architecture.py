@@ -17,7 +17,7 @@ ROOMS = {
     "loading matmul batching fast_forward decoding generation",
     "activations": "pooled moments collection shards store batch_reader shard_reader provenance "
     "collector ray_cluster ray_worker ray_driver engines",
-    "directions": "methods direction kernel subspaces formats files",
+    "directions": "methods direction kernel guard subspaces formats files",
     "validation": "thresholds frames units scores crossfit many_fits separation best_place nulls "
     "learning_curve stability nested_choice confounds coordinates categories cosines densities",
     "experiments": "interventions arms outcomes judges refusal refusal_states effects candidates "

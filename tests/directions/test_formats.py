@@ -4,6 +4,7 @@ import json
 import pickle
 import struct
 import sys
+import time
 import types
 import warnings
 import zipfile
@@ -653,3 +654,95 @@ def test_number_of_layers_is_asked_for_where_it_matters(tmp_path):
     )
     quietly(write_directions, bare, tmp_path / "a.pt", "persona_vectors", n_layers=N_LAYERS)
     assert torch.load(tmp_path / "a.pt", weights_only=True).shape[0] == N_LAYERS + 1
+
+
+# --- files from anywhere ----------------------------------------------------------------------
+
+
+def bomb(path, name):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr(name, bytes(300 * 2**20))
+
+
+def hostile(path, kind):
+    """Write a file that is made to break its reader, and return its path."""
+    many = {"layers": 10**12, "refuse_0": torch.ones(8)}
+    named = {"blocks.1.hook_resid_post": np.ones((1, 8))}
+    makers = {
+        "layers.pt": lambda at: torch.save(many, at),
+        "expanded.pt": lambda at: torch.save(torch.ones(1).expand(10**6, 10**6), at),
+        "nan.pt": lambda at: torch.save(torch.full((2, 3, 8), torch.nan), at),
+        "infinite.pt": lambda at: torch.save(torch.full((2, 3, 8), torch.inf), at),
+        "complex.pt": lambda at: torch.save(torch.ones(2, 3, 8, dtype=torch.complex64), at),
+        "empty.pt": lambda at: torch.save(torch.ones(2, 3, 0), at),
+        "words.pt": lambda at: torch.save({"layers": 1, "refuse_0": "no"}, at),
+        "strange.pt": lambda at: torch.save({"num_layers": "x", "directions": {"a": 1}}, at),
+        "bomb.npz": lambda at: bomb(at, "blocks.1.hook_resid_post.npy"),
+        "bomb.pt": lambda at: bomb(at, "archive/data.pkl"),
+        "header.npz": lambda at: np.savez(at, header="[" * 50_000, **named),
+        "words.npz": lambda at: np.savez(at, **{"blocks.1.hook_resid_post": ["a"]}),
+        "complex.npz": lambda at: np.savez(at, **{"blocks.1.hook_resid_post": [[1j] * 8]}),
+        "deep.svec": lambda at: at.write_text('{"directions":' * 50_000),
+        "words.svec": lambda at: at.write_text('{"directions": {"1": [1, 2], "2": [3]}}'),
+        "long.svec": lambda at: at.write_text(json.dumps({"directions": {"7" * 5000: [1.0]}})),
+        "counts.gguf": lambda at: at.write_bytes(
+            b"GGUF" + struct.pack("<IQQ", 3, 2**40, 2**40) + bytes(100)
+        ),
+        "list.gguf": lambda at: at.write_bytes(
+            b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1sIIQ", 1, b"k", 9, 4, 2**40)
+        ),
+        "pointer.safetensors": lambda at: at.write_text(
+            "version https://git-lfs.github.com/spec/v1"
+        ),
+        "cut.safetensors": lambda at: at.write_bytes(struct.pack("<Q", 2**60) + b"{}"),
+    }
+    makers[kind](path / kind)
+    return path / kind
+
+
+KINDS = [
+    *("layers.pt", "expanded.pt", "nan.pt", "infinite.pt", "complex.pt", "empty.pt", "words.pt"),
+    *("strange.pt", "bomb.npz", "bomb.pt", "header.npz", "words.npz", "complex.npz", "deep.svec"),
+    *("words.svec", "long.svec", "counts.gguf", "list.gguf", "pointer.safetensors"),
+    "cut.safetensors",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_made_to_break_a_reader_are_refused_at_once(tmp_path, kind):
+    path, begun = hostile(tmp_path, kind), time.monotonic()
+    with pytest.raises(RefusalLensError) as caught:
+        read_directions(path)
+    assert time.monotonic() - begun < 5
+    assert len(str(caught.value)) < 1000
+
+
+def test_numbers_of_either_byte_order_are_honest(tmp_path):
+    values = np.arange(8, dtype=">f8")[None]
+    np.savez(tmp_path / "a.npz", **{"blocks.1.hook_resid_post": values})
+    found = read_directions(tmp_path / "a.npz")["blocks.1.hook_resid_post", "last"]
+    assert found.vector.tolist() == list(range(8))
+
+
+def test_a_single_row_is_a_direction_where_its_place_is_told(tmp_path):
+    torch.save(torch.arange(8.0)[None], tmp_path / "direction.pt")
+    found = read_directions(tmp_path / "direction.pt", hook_point="blocks.2.hook_resid_pre")
+    assert found["blocks.2.hook_resid_pre", "last"].vector.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_a_file_copied_out_of_its_run_tells_a_changed_number(tmp_path, name):
+    path = tmp_path / name
+    directions = take(grid("resid_post"), [post(3)], ["last"])
+    quietly(write_directions, directions, path, "article" if name == "a.pt" else None)
+    read_directions(path)
+    if name == "a.pt":
+        saved = torch.load(path, weights_only=True)
+        saved["raw_directions"][3][0] += 1e-6
+        torch.save(saved, path)
+    else:
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(RefusalLensError, match=r"a\.\w+ is not what was written"):
+        read_directions(path)

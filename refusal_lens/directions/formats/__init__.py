@@ -33,6 +33,7 @@ from refusal_lens.directions.formats.steering_vectors import (
     to_steering_vector,
 )
 from refusal_lens.directions.formats.torch_files import load_tensors
+from refusal_lens.directions.guard import reading
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.prompts.positions import normalise_position
 
@@ -109,13 +110,12 @@ def read_directions(
         ('blocks.2.hook_resid_post',)
     """
     path = Path(path)
-    if not path.is_file():
-        raise RefusalLensError(f"There is no file {path} to read directions from.")
-    if path.suffix == OWN_SUFFIX and format is None:
-        return own.read(path)
-    name = format or _find_format(path)
-    found = _format(name).read(path, ReadHints(n_layers, hook_point, position))
-    return to_directions(found, path, name)
+    with reading(path):
+        if path.suffix == OWN_SUFFIX and format is None:
+            return own.read(path)
+        name = format or _find_format(path)
+        found = _format(name).read(path, ReadHints(n_layers, hook_point, position))
+        return to_directions(found, path, name)
 
 
 def write_directions(
@@ -221,7 +221,8 @@ def _find_format(path: Path) -> str:
         ):
             if key in content:
                 return name
-    if isinstance(content, Tensor) and content.ndim in (1, 3):
+    is_one = isinstance(content, Tensor) and content.ndim == 2 and len(content) == 1
+    if is_one or (isinstance(content, Tensor) and content.ndim in (1, 3)):
         return "refusal_direction"
     if isinstance(content, Tensor) and content.ndim == 2:
         raise RefusalLensError(

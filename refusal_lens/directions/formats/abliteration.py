@@ -19,6 +19,7 @@ from refusal_lens.directions.formats.layouts import (
     read_rows,
 )
 from refusal_lens.directions.formats.torch_files import load_tensors, save_tensors
+from refusal_lens.directions.guard import check_n_layers
 from refusal_lens.errors import RefusalLensError
 
 LAYOUT = Layout(
@@ -36,14 +37,14 @@ def read(path: Path, hints: ReadHints) -> Found:
             f"llm-abliteration writes a dict with layers, harmful_0, harmless_0, refuse_0, ...; "
             f"{path} holds something else."
         )
-    rows = {}
-    for layer in range(content["layers"]):
+    rows, n_layers = {}, check_n_layers(content["layers"], path)
+    for layer in range(n_layers):
         for key in (f"refuse_{layer}", f"refusenorm_{layer}"):
             if key in content:
                 rows[layer] = content[key]
                 break
-    vectors, left_out = read_rows(rows, LAYOUT, ReadHints(content["layers"], None, hints.position))
-    return Found(vectors, LAYOUT.method, content["layers"], left_out=left_out)
+    vectors, left_out = read_rows(rows, LAYOUT, ReadHints(n_layers, None, hints.position))
+    return Found(vectors, LAYOUT.method, n_layers, left_out=left_out)
 
 
 def write(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:

@@ -19,6 +19,7 @@ from refusal_lens.directions.formats.layouts import (
     WriteContext,
     raw_vector,
 )
+from refusal_lens.directions.guard import refuse_bomb
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import write_whole
 from refusal_lens.models.hook_points import OUTSIDE_BLOCKS, layer_of
@@ -37,10 +38,12 @@ def read(path: Path, hints: ReadHints) -> Found:
 
 
 def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    refuse_bomb(path)
     try:
-        content = np.load(path, allow_pickle=False)
+        # Mapped: a shape that the file does not hold is refused and not allocated.
+        content = np.load(path, allow_pickle=False, mmap_mode="r")
         if isinstance(content, np.ndarray):
-            return content
+            return np.array(content)
         with content as zipped:
             arrays = {name: zipped[name] for name in zipped.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
@@ -70,7 +73,7 @@ def _read_named(arrays: dict[str, np.ndarray], path: Path, hints: ReadHints) -> 
                 f"{list(values.shape)}; [n_positions, d_model] is needed."
             )
         for position, vector in zip(positions, np.atleast_2d(values), strict=True):
-            vectors[hook_point, position] = torch.from_numpy(vector)
+            vectors[hook_point, position] = _tensor(vector, path)
     n_layers = hints.n_layers or header.get("n_layers")
     clip_quantile = header.get("clip_quantile")
     method = header.get("method", IMPORTED)
@@ -87,10 +90,17 @@ def _read_bare(values: np.ndarray, path: Path, hints: ReadHints) -> Found:
     prefix, layer, site = _split(hints.hook_point, is_layered=values.ndim == 2)
     vectors = {
         (f"{prefix}{layer + row}{site}" if values.ndim == 2 else hints.hook_point,
-         hints.position or "last"): torch.from_numpy(vector)
+         hints.position or "last"): _tensor(vector, path)
         for row, vector in enumerate(np.atleast_2d(values))
     }  # fmt: skip
     return Found(vectors, IMPORTED, hints.n_layers)
+
+
+def _tensor(vector: np.ndarray, path: Path) -> torch.Tensor:
+    """Take numbers of any width and byte order as float64."""
+    if vector.dtype.kind not in "fiu":
+        raise RefusalLensError(f"{path} holds {vector.dtype}, and needs to hold real numbers.")
+    return torch.from_numpy(vector.astype(np.float64))
 
 
 def _split(hook_point: str, *, is_layered: bool) -> tuple[str, int, str]:

@@ -25,6 +25,7 @@ from refusal_lens.directions.formats.layouts import (
     read_rows,
 )
 from refusal_lens.directions.formats.torch_files import load_tensors, save_tensors
+from refusal_lens.directions.guard import check_n_layers, check_units, sealed
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, site_of
@@ -47,9 +48,10 @@ def read(path: Path, hints: ReadHints) -> Found:
             f"The article's file is a dict with model, num_layers, directions and validation; "
             f"{path} holds something else."
         )
+    check_units(content["directions"], path)
     if {"site", "position", "raw_directions", "provenance"} <= set(content):
         return _read_ours(content)
-    n_layers = content["num_layers"]
+    n_layers = check_n_layers(content["num_layers"], path)
     known = ReadHints(n_layers, None, hints.position)
     vectors, left_out = read_rows(content["directions"], LAYOUT, known)
     name = content.get("model")
@@ -123,7 +125,7 @@ def lay_out(
     if directions:
         # Raw vectors need method and clip to be read back as the same directions.
         fit |= {"method": directions[0].method, "clip_quantile": directions[0].clip_quantile}
-    return {
+    content = {
         "model": provenance.get("model", {}).get("name", "unknown"),
         "num_layers": n_layers,
         "directions": {layer: each.unit for layer, each in by_layer.items()},
@@ -134,6 +136,7 @@ def lay_out(
         "raw_directions": {layer: raw_vector(each) for layer, each in by_layer.items()},
         "provenance": {**provenance, "fit": fit},
     }
+    return sealed(content)
 
 
 def _validation(places: Collection[tuple[str, str]], scores: pd.DataFrame | None) -> dict[Any, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import Direction, Directions
+from refusal_lens.directions.guard import check_vector
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS, ROUNDING
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models.hook_points import layer_of, site_of
@@ -144,9 +145,11 @@ def to_directions(found: Found, path: Path | None, format_name: str) -> Directio
     is_finite = torch.isfinite(lengths)
     longest = lengths[is_finite].max() if bool(is_finite.any()) else torch.tensor(0.0)
     is_kept = is_finite & (lengths > ROUNDING * longest)
+    if not bool(is_kept.any()):
+        raise RefusalLensError(f"{path or 'The object'} holds no direction: all are zero or NaN.")
     provenance = found.provenance
     if provenance is None:
-        is_unit = bool(is_kept.any()) and bool(((lengths[is_kept] - 1).abs() < 1e-3).all())
+        is_unit = bool(((lengths[is_kept] - 1).abs() < 1e-3).all())
         provenance = _record_import(found, path, format_name, is_unit)
     if found.left_out:
         warnings.warn(
@@ -195,6 +198,7 @@ def _fill(
         (len(hook_points), len(positions), *next(iter(sizes))), torch.nan, dtype=torch.float64
     )
     for (hook_point, position), vector in vectors.items():
+        check_vector(vector, f"{hook_point}, {position}")
         row, column = hook_points.index(hook_point), positions.index(normalise_position(position))
         grid[row, column] = vector.double()
     return grid

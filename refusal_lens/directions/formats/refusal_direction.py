@@ -48,6 +48,8 @@ def read(path: Path, hints: ReadHints) -> Found:
     content = load_tensors(path)
     if isinstance(content, Tensor) and content.ndim == 3:
         return _read_mean_differences(content)
+    if isinstance(content, Tensor) and content.ndim == 2 and len(content) == 1:
+        content = content[0]
     if isinstance(content, Tensor) and content.ndim == 1:
         return _read_direction(path, content, hints)
     raise RefusalLensError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from refusal_lens.directions.guard import check_seal, check_tensors, refuse_bomb
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import write_whole
 
@@ -22,11 +23,12 @@ def load_tensors(path: Path) -> Any:
     Raises:
         RefusalLensError: It holds pickled objects, or is no file of torch.save.
     """
+    refuse_bomb(path)
     try:
         with warnings.catch_warnings():
             # That the pickle protocol is unusual, just before it is refused.
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"pickled objects ({named[1]})" if named else "pickled objects"
@@ -40,6 +42,9 @@ def load_tensors(path: Path) -> Any:
             f"{path} is no file that torch.save wrote whole ({str(error).splitlines()[0]}). "
             "Give the right file, or name its --format."
         ) from error
+    check_tensors(content, path)
+    check_seal(content, path)
+    return content
 
 
 def save_tensors(content: Any, path: Path) -> None:
