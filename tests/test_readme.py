@@ -11,6 +11,7 @@ import refusal_lens as rl
 from refusal_lens import ContrastSet, PromptSet
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+ROOMS = sorted((REPOSITORY / "refusal_lens").glob("*/README.md"))
 
 
 def python_blocks() -> list[str]:
@@ -63,7 +64,8 @@ def test_every_option_that_the_readme_names_exists(monkeypatch):
 
     from refusal_lens.cli import app
 
-    for command in re.findall(r"^refusal-lens .*", README, re.MULTILINE):
+    texts = [README, *(path.read_text(encoding="utf-8") for path in ROOMS)]
+    for command in re.findall(r"^refusal-lens .*", "\n".join(texts), re.MULTILINE):
         stage = re.findall(r"\S+", command)[1]
         shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [stage, "--help"]).output
         for option in re.findall(r"(--[a-z-]+)", command):
@@ -97,6 +99,17 @@ def test_exchange_example_moves_a_direction_from_one_project_to_another(monkeypa
     # The input of block 2 is the output of block 1.
     assert tensor.name == "direction.1"
     torch.testing.assert_close(torch.tensor(tensor.data.copy()), content[0, 2].float())
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.parent.name)
+def test_room_examples_run_and_links_lead_somewhere(path, monkeypatch, tmp_path):
+    (tmp_path / "data").symlink_to(REPOSITORY / "data")
+    monkeypatch.chdir(tmp_path)
+    text, names = path.read_text(encoding="utf-8"), {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (path.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
