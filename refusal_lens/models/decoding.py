@@ -72,7 +72,7 @@ class Decoder:
                 )
 
     def read_prompts(self) -> Float[Tensor, "batch d_vocab"]:
-        """Run the prompts, and return the logits of every answer's first token."""
+        """Run the prompts, and return the logits of every answer's first token, on the device."""
         return self._run(self.ids)
 
     def read_token(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
@@ -102,7 +102,7 @@ class Decoder:
             mask = masks[kind][:, :, -1:] if layer == last else masks[kind]
             given = BlockInput(mask=mask, offset=positions, slots=self.slots[layer], read=read)
             residual, _ = run_block(block, residual, given)
-        return unembed(self.model, residual)[:, 0].float().cpu()
+        return unembed(self.model, residual)[:, 0].float()
 
     def _mask(
         self,

@@ -64,7 +64,8 @@ def _decode(
     running = torch.arange(len(logits))
     is_done = torch.zeros(len(logits), dtype=torch.bool)
     for n_done in range(1, n_new_tokens + 1):
-        chosen = logits.argmax(dim=-1)
+        # Over a bus, logits of 150,000 words for every row would take longer than the step.
+        chosen = logits.argmax(dim=-1).cpu()
         is_done |= torch.isin(chosen, ends)
         for row, token in zip(running[~is_done].tolist(), chosen[~is_done].tolist(), strict=True):
             answers[row].append(token)
@@ -75,7 +76,7 @@ def _decode(
             decoder.keep(left)
             running, chosen, is_done = running[left], chosen[left], is_done[left]
         logits = decoder.read_token(chosen)
-    return answers, first_logits
+    return answers, first_logits.cpu()
 
 
 def _generate(
