@@ -241,7 +241,7 @@ def open_store(
     return _store(folder, manifest)
 
 
-def save_activations(folder: Path, activations: Activations, dtype: str = "float32") -> None:
+def save_activations(folder: str | Path, activations: Activations, dtype: str = "float32") -> None:
     """Write activations that are in memory as a finished store.
 
     Args:
@@ -258,7 +258,7 @@ def save_activations(folder: Path, activations: Activations, dtype: str = "float
         "positions": activations.positions,
         "dtype": dtype,
     }
-    store = open_store(folder, key, n_prompts=len(activations.is_harmful))
+    store = open_store(Path(folder), key, n_prompts=len(activations.is_harmful))
     for index, rows in enumerate(store.rows):
         part = slice(rows.start, rows.stop)
         store.write_shard(index, activations.values[part], activations.is_harmful[part])
@@ -285,7 +285,9 @@ def describe_difference(there: Any, here: Any, name: str = "") -> str:
 # --- a store that is read ---------------------------------------------------------------------
 
 
-def load_activations(folder: Path, hook_points: str | Sequence[str] | None = None) -> Activations:
+def load_activations(
+    folder: str | Path, hook_points: str | Sequence[str] | None = None
+) -> Activations:
     """Read activations back, in the order they were collected in, as float32.
 
     One float32 shard is mapped into memory; more of them, or another dtype, are read into it.
@@ -298,6 +300,7 @@ def load_activations(folder: Path, hook_points: str | Sequence[str] | None = Non
         RefusalLensError: They are not finished, a shard is missing or is not what was written, or
             there is no such hook point among them.
     """
+    folder = Path(folder)
     store, provenance = _open_finished(folder)
     stored = store.key["hook_points"]
     wanted = stored if hook_points is None else _select(folder, stored, hook_points)
@@ -322,7 +325,7 @@ def load_activations(folder: Path, hook_points: str | Sequence[str] | None = Non
 
 
 def load_hook_point(
-    folder: Path, hook_point: str
+    folder: str | Path, hook_point: str
 ) -> Float[Tensor, "n_prompts n_positions d_model"]:
     """Read the activations at one hook point, as float32, and nothing else.
 
@@ -330,6 +333,7 @@ def load_hook_point(
         RefusalLensError: They are not finished, there is no such hook point among them, or a shard
             is missing or is not what was written.
     """
+    folder = Path(folder)
     store, _ = _open_finished(folder)
     if hook_point not in store.key["hook_points"]:
         raise RefusalLensError(

@@ -48,7 +48,7 @@ def draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
     """Yield every figure that can be drawn, and of each other one its title and why not."""
     for name, figure in figures.FIGURES.items():
         try:
-            light, dark = (figures.draw(run_folder, name, base) for base in (LIGHT, DARK))
+            light, dark = (figures.draw_figure(run_folder, name, base) for base in (LIGHT, DARK))
         except RefusalLensError as error:
             yield figure.title, str(error)
         else:

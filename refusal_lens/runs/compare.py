@@ -116,13 +116,13 @@ class Run:
         )
 
 
-def open_runs(paths: Sequence[Path]) -> list[Run]:
+def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Open run folders, and name each by as much of its path as tells it from the others.
 
     Raises:
         RefusalLensError: A folder holds no run or is given twice.
     """
-    resolved = [path.resolve() for path in paths]
+    resolved = [Path(path).resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
         raise RefusalLensError("A run was given twice. Give each folder once.")
     depth = next(

@@ -48,7 +48,7 @@ class Figure:
     """The heading under which the report folds it; the few that are open have none."""
 
 
-def draw(run_folder: RunFolder, name: str, template: str = "plotly_white") -> go.Figure:
+def draw_figure(run_folder: RunFolder, name: str, template: str = "plotly_white") -> go.Figure:
     """Draw one figure of a run.
 
     Args:

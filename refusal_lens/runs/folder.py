@@ -44,14 +44,17 @@ READ_ERRORS = (
 """What JSON, pandas, safetensors and torch raise over a file that holds something else."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunFolder:
     """One run on disk. Every file is written whole or not at all."""
 
     path: Path
 
+    def __init__(self, path: str | Path) -> None:
+        object.__setattr__(self, "path", Path(path))
+
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
+    def open(cls, path: str | Path) -> "RunFolder":
         """Open a run that exists.
 
         Raises:

@@ -202,7 +202,7 @@ def plot_stage(
         for found in (figures.available(run_folder) if name == "all" else [name])
     )
     drawn = {
-        (folder or run_folder.path) / f"{name}.{ending}": figures.draw(
+        (folder or run_folder.path) / f"{name}.{ending}": figures.draw_figure(
             run_folder, name, TEMPLATES[template]
         )
         for name in wanted

@@ -98,7 +98,7 @@ def test_figure_whose_table_is_missing_names_the_stage(tmp_path):
     with pytest.raises(
         RefusalLensError, match=r"needs tables/transfer.csv, .* Run first: refusal-lens fit"
     ):
-        figures.draw(RunFolder(tmp_path), "transfer_matrix")
+        figures.draw_figure(RunFolder(tmp_path), "transfer_matrix")
 
 
 def test_noise_stays_dark_and_good_places_end_the_scale():

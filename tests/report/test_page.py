@@ -429,7 +429,7 @@ def test_a_figure_more_is_a_row_more(run_folder, monkeypatch, tmp_path):
     page = render(run_folder)
     assert all(text in page for text in ("How many prompts", "Counted by hand.", "data-n_prompts"))
     with pytest.raises(RefusalLensError, match=r"needs prompts\.json.*refusal-lens collect"):
-        figures.draw(RunFolder(tmp_path), "n_prompts")
+        figures.draw_figure(RunFolder(tmp_path), "n_prompts")
 
 
 def test_page_says_how_to_make_the_run_again(tmp_path):

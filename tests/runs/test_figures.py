@@ -85,7 +85,7 @@ def test_a_run_has_the_figures_whose_files_it_has(bare, full):
 @pytest.mark.parametrize("template", ["plotly_white", "plotly_dark"])
 def test_every_figure_of_a_run_is_drawn(full, template):
     for name in figures.available(full):
-        figure = figures.draw(full, name, template)
+        figure = figures.draw_figure(full, name, template)
         assert len(figure.data) > 0, name
         assert figure.layout.height >= 200, name
         assert ("17,17,17" in figure.layout.template.layout.paper_bgcolor) == ("dark" in template)
@@ -95,7 +95,7 @@ def test_every_figure_of_a_run_is_drawn(full, template):
 
 def test_an_unknown_figure_names_the_known_ones(bare):
     with pytest.raises(RefusalLensError) as caught:
-        figures.draw(bare, "nonsense")
+        figures.draw_figure(bare, "nonsense")
     assert str(caught.value) == (
         f"There is no figure 'nonsense'. There are: {', '.join(figures.FIGURES)}."
     )
@@ -103,7 +103,7 @@ def test_an_unknown_figure_names_the_known_ones(bare):
 
 def test_a_missing_table_names_the_stage_that_writes_it(bare):
     with pytest.raises(RefusalLensError) as caught:
-        figures.draw(bare, "dose_response")
+        figures.draw_figure(bare, "dose_response")
     assert str(caught.value) == (
         f"Figure dose_response needs tables/dose_response.csv, which {bare.path} does not have. "
         f"Run first: refusal-lens ablate {bare.path}"
@@ -112,24 +112,24 @@ def test_a_missing_table_names_the_stage_that_writes_it(bare):
 
 def test_tables_of_many_places_are_drawn_at_the_best_one(full):
     # The layer with the highest separation within the near-tie rule, at position last.
-    figure = figures.draw(full, "category_breakdown")
+    figure = figures.draw_figure(full, "category_breakdown")
     assert "resid_post 3 · position last" in figure.layout.title.text
     assert len(figure.data[0].x) + len(figure.data[2].x) == len(planted.CATEGORIES)
-    methods = figures.draw(full, "method_comparison")
+    methods = figures.draw_figure(full, "method_comparison")
     assert all(list(line.x) == list(range(N_LAYERS)) for line in methods.data)
 
 
 def test_positions_that_look_like_numbers_stay_names(full):
     table = planted.learning_curve().assign(position="-1")
     full.write_table("learning_curve", table)
-    figure = figures.draw(full, "learning_curve")
+    figure = figures.draw_figure(full, "learning_curve")
     assert figure.data[-1].name == "resid_post 5, -1, foretold"
 
 
 def test_a_best_place_without_misread_prompts_shows_no_other_place_s(full):
     misread = full.read_table("misread")
     full.write_table("misread", misread.assign(position="mean"))
-    figure = figures.draw(full, "misread_prompts")
+    figure = figures.draw_figure(full, "misread_prompts")
     full.write_table("misread", misread)
     assert not figure.data
     (note,) = figure.layout.annotations
@@ -137,13 +137,13 @@ def test_a_best_place_without_misread_prompts_shows_no_other_place_s(full):
 
 
 def test_ridgeline_starts_at_the_best_site_and_position(full):
-    figure = figures.draw(full, "ridgeline")
+    figure = figures.draw_figure(full, "ridgeline")
     labels = [button.label for button in figure.layout.updatemenus[0].buttons]
     assert labels == ["resid_post, last", "resid_post, mean"]
 
 
 def test_causal_scores_shade_the_last_fifth(full):
-    figure = figures.draw(full, "causal_scores")
+    figure = figures.draw_figure(full, "causal_scores")
     (band,) = [shape for shape in figure.layout.shapes if shape.type == "rect"][:1]
     # The output of block 2 is the input of block 3, which is int(0.8 * 4).
     assert (band.x0, band.x1) == (1.5, 3.5)
@@ -153,7 +153,7 @@ def test_causal_scores_shade_the_last_fifth(full):
 
 
 def test_data_and_pages_are_written_whole(bare, tmp_path: Path):
-    figure = figures.draw(bare, "direction_components", "plotly_dark")
+    figure = figures.draw_figure(bare, "direction_components", "plotly_dark")
     export({tmp_path / "new" / "a.json": figure, tmp_path / "a.html": figure})
     read = json.loads((tmp_path / "new" / "a.json").read_text(encoding="utf-8"))
     assert read["data"][0]["y"] == list(figure.data[0].y)
@@ -166,7 +166,7 @@ def test_data_and_pages_are_written_whole(bare, tmp_path: Path):
 
 
 def test_other_formats_are_refused(bare, tmp_path: Path):
-    figure = figures.draw(bare, "direction_components")
+    figure = figures.draw_figure(bare, "direction_components")
     with pytest.raises(RefusalLensError) as caught:
         export({tmp_path / "a.eps": figure})
     assert str(caught.value) == (
@@ -177,7 +177,7 @@ def test_other_formats_are_refused(bare, tmp_path: Path):
 
 def test_without_a_browser_a_picture_says_what_to_install(bare, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "nowhere"))
-    figure = figures.draw(bare, "direction_components")
+    figure = figures.draw_figure(bare, "direction_components")
     with pytest.raises(RefusalLensError) as caught:
         export({tmp_path / "a.png": figure})
     assert str(caught.value) == (
@@ -190,7 +190,7 @@ def test_without_a_browser_a_picture_says_what_to_install(bare, tmp_path: Path, 
 
 @pytest.mark.browser
 def test_pictures_have_the_size_asked_for(bare, tmp_path: Path):
-    figure = figures.draw(bare, "direction_components")
+    figure = figures.draw_figure(bare, "direction_components")
     paths = [tmp_path / f"a.{ending}" for ending in ("png", "svg", "pdf")]
     export(dict.fromkeys(paths, figure), width=400, scale=1.5)
     png, svg, pdf = (path.read_bytes() for path in paths)

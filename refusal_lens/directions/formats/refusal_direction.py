@@ -132,7 +132,7 @@ def _token(position: str) -> int:
     return -1 if position == "last" else int(position)
 
 
-def read_scores(path: Path) -> pd.DataFrame:
+def read_scores(path: str | Path) -> pd.DataFrame:
     """Read direction_evaluations.json: scores of every candidate, under this project's names.
 
     Returns:
@@ -146,7 +146,7 @@ def read_scores(path: Path) -> pd.DataFrame:
         Arditi et al. 2024, arXiv 2406.11717, appendix C.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
         table = [
             {"hook_point": LAYOUT.hook_point(row["layer"]),
              "position": normalise_position(str(row["position"])),

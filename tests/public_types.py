@@ -1,0 +1,20 @@
+"""Read by pyright and never run: public names have types in an editor."""
+
+from typing import assert_type
+
+import plotly.graph_objects as go
+
+import refusal_lens as rl
+
+
+def directions(path: str) -> None:
+    assert_type(rl.load_directions(path), rl.Directions)
+    assert_type(rl.load_direction(path).hook_point, str)
+
+
+def figure(path: str) -> None:
+    assert_type(rl.draw_figure(rl.RunFolder.open(path), "layer_profile"), go.Figure)
+
+
+def misspelt() -> None:
+    rl.load_directionz  # pyright: ignore[reportAttributeAccessIssue] # noqa: B018
