@@ -1,5 +1,8 @@
 """Read by pyright and never run: public names have types in an editor."""
 
+# An error that is expected has to come:
+# pyright: reportUnnecessaryTypeIgnoreComment=error
+
 from typing import assert_type
 
 import plotly.graph_objects as go
