@@ -222,8 +222,9 @@ def _p_value(evidence: Evidence) -> float | None:
     permutation = rows_of(nulls, nulls["kind"] == "permutation").dropna(
         subset=["p_value_corrected"]
     )
-    of_separation = rows_of(permutation, permutation["score"] == "separation")
-    found = of_separation if len(of_separation) else permutation
+    # The AUROC's, as everywhere: its null has the same spread at every layer.
+    of_auroc = rows_of(permutation, permutation["score"] == "auroc")
+    found = of_auroc if len(of_auroc) else permutation
     return float(found.iloc[0]["p_value_corrected"]) if len(found) else None
 
 

@@ -3,6 +3,7 @@
 Knows the bands for people and the advice that goes with them. Computes no scores.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from refusal_lens.validation.thresholds import (
     BEST_ACCURACY,
     FOLLOWS_LENGTH,
     GOOD_SEPARATION,
+    LARGE_GAP,
     MIN_ACCURACY,
     MIN_SEPARATION,
     ONE_COORDINATE,
@@ -26,6 +28,7 @@ from refusal_lens.validation.thresholds import (
     SATURATED,
     SIGNIFICANT,
     VALID_SHARE,
+    WORTH_FINDING,
 )
 
 
@@ -98,6 +101,7 @@ def diagnose(
     separation: Separation,
     refusal: RefusalReport | None,
     p_value: float | None = None,
+    detectable: float = math.nan,
 ) -> list[Finding]:
     """Return the causes that apply, with their remedies; none when all is well.
 
@@ -107,8 +111,10 @@ def diagnose(
         refusal: Whether the model refuses; None where that was not measured.
         p_value: The smallest p-value of all places, corrected for having looked at all of them;
             None where there is none.
+        detectable: From `nulls.detectable_auroc`; NaN where it is not known.
     """
-    findings = [] if p_value is None else _diagnose_chance(p_value, separation)
+    chance = [] if p_value is None else _diagnose_chance(p_value, separation, detectable)
+    findings = chance + _diagnose_topics(separation)
     findings += [] if refusal is None else _diagnose_refusal(refusal)
     best_separation = _highest(separation.separation)
     best_accuracy = _highest(separation.accuracy)
@@ -238,10 +244,53 @@ def _highest(scores: object) -> float:
     return scores.nan_to_num(nan=0.0).max().item()  # type: ignore[attr-defined]
 
 
-def _diagnose_chance(p_value: float, separation: Separation) -> list[Finding]:
+def _diagnose_topics(separation: Separation) -> list[Finding]:
+    """Say where new topics fare much worse, and where prompts lie the wrong way round."""
+    if _highest(separation.headline["auroc"].value) == 0.0:
+        return []
+    place = separation.headline["auroc"].value.nan_to_num(nan=0.0).argmax()
+    findings = []
+    gap = separation.gap.flatten()[place].item()
+    if gap >= LARGE_GAP:
+        new, same = (
+            scores["auroc"].value.flatten()[place].item()
+            for scores in (separation.headline, separation.scores)
+        )
+        findings.append(
+            Finding(
+                f"On new topics the AUROC is {new:.2f}, on new prompts of the same topics "
+                f"{same:.2f}: the direction is partly one of its topics.",
+                "Quote the number of new topics; use more topics, and twins that join them.",
+            )
+        )
+    highest = separation.headline["auroc"].high.flatten()
+    if bool((highest < 0.5).any()):
+        n_below = int((highest < 0.5).sum())
+        findings.append(
+            Finding(
+                f"At {n_below} places held-out prompts lie the wrong way round (an AUROC below "
+                "0.5, its interval included): they depend on each other in a way not told.",
+                "Say which prompts belong together (fields pair and group).",
+            )
+        )
+    return findings
+
+
+def _diagnose_chance(p_value: float, separation: Separation, detectable: float) -> list[Finding]:
     if p_value <= SIGNIFICANT:
         return []
     n_places = separation.separation.numel()
+    if not detectable <= WORTH_FINDING:
+        known = f" (one of {detectable:.2f} would be, four times in five)"
+        return [
+            Finding(
+                f"These prompts cannot tell whether there is a direction: with shuffled labels the "
+                f"best of all places ({n_places}) does as well in {p_value:.0%} of the draws, and "
+                f"an AUROC of {WORTH_FINDING} would often go unnoticed"
+                f"{known if detectable == detectable else ''}.",
+                "Use more prompts, on more topics.",
+            )
+        ]
     return [
         Finding(
             "There is no direction here: with shuffled labels the best of all places "

@@ -30,7 +30,7 @@ from refusal_lens.runs.tables import Fitted, check_texts, compute_tables
 from refusal_lens.stages import terminal
 from refusal_lens.validation.best_place import Choice, suggest_kernel
 from refusal_lens.validation.nested_choice import choose_nested
-from refusal_lens.validation.nulls import draw_nulls
+from refusal_lens.validation.nulls import Nulls, detectable_auroc, draw_nulls
 from refusal_lens.validation.separation import Separation, validate
 from refusal_lens.validation.stability import measure_stability
 
@@ -76,7 +76,8 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     _doubt(config, run_folder, activations, best, console)
     refusal = run_folder.read_refusal()
     least = min(p_values["p_value_corrected"].dropna().tolist(), default=None)
-    findings = diagnose(prompts, separation, refusal, least)
+    detectable = _show_power(console, separation, best, nulls)
+    findings = diagnose(prompts, separation, refusal, least, detectable)
     fitted = Fitted(
         config=config,
         prompts=prompts,
@@ -94,6 +95,16 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
         run_folder.separation_path,
         run_folder.path / "tables",
     ]
+
+
+def _show_power(
+    console: Console, separation: Separation, best: Choice | None, nulls: Nulls
+) -> float:
+    """Print both headline numbers, and return the least AUROC that would be found."""
+    detectable = detectable_auroc(nulls, separation)
+    if best is not None:
+        terminal.show_headline(console, separation, best, nulls, detectable)
+    return detectable
 
 
 def _show_scores(

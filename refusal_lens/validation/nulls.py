@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.special import expit, logit
+from scipy.stats import norm
 from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
@@ -28,7 +30,7 @@ from refusal_lens.validation.many_fits import (
     score_refits,
 )
 from refusal_lens.validation.scores import percentiles
-from refusal_lens.validation.separation import TOPIC_FOLDS
+from refusal_lens.validation.separation import TOPIC_FOLDS, Separation
 from refusal_lens.validation.units import (
     Units,
     log2_labellings,
@@ -122,6 +124,30 @@ class Nulls:
         if draws is None:
             return math.nan
         return float(percentiles(_highest(draws), (share,))[0])
+
+
+def detectable_auroc(nulls: Nulls, separation: Separation, share: float = 0.8) -> float:
+    """Return the least AUROC that would be found in this share of samples like this one.
+
+    Found means above what the best of all places reaches in all but 5 % of the labellings. An AUROC
+    estimate is taken as normal on the logit scale, with the median width of the intervals.
+
+    Args:
+        nulls: Drawn for these prompts.
+        separation: Their scores.
+        share: The power asked for.
+
+    Returns:
+        An AUROC; NaN where there are too few prompts or labellings to say.
+    """
+    score = separation.headline["auroc"]
+    inside = (score.low > 0) & (score.high < 1)
+    critical = nulls.highest(0.95)
+    if not bool(inside.any()) or nulls.log2_labellings < math.log2(20) or not critical < 1:
+        return math.nan
+    width = torch.special.logit(score.high[inside]) - torch.special.logit(score.low[inside])
+    error = float(width.median()) / (2 * 1.96)
+    return float(expit(logit(critical) + norm.ppf(share) * error))
 
 
 def p_value(

@@ -30,6 +30,13 @@ STABLE = 0.8
 OPTIMISTIC = 0.1
 """In-sample accuracy this far above held-out accuracy was learned by heart."""
 
+WORTH_FINDING = 0.7
+"""Where an AUROC of this much would have been found four times in five, and none was, there is no
+direction; else the prompts cannot tell."""
+
+LARGE_GAP = 0.1
+"""From this much lower an AUROC on new topics on, a direction is partly one of its topics."""
+
 # --- what may stand behind it -------------------------------------------------------------------
 
 FEW_REFUSED = 0.15

@@ -90,8 +90,17 @@ def test_bands():
     ]
 
 
+def test_prompts_without_the_power_to_tell_say_so():
+    (finding,) = diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), p_value=0.43)
+    assert finding.cause.startswith("These prompts cannot tell whether there is a direction")
+    options = {"p_value": 0.43, "detectable": 0.85}
+    (finding,) = diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), **options)
+    assert "(one of 0.85 would be, four times in five)" in finding.cause
+
+
 def test_scores_that_shuffled_labels_reach_are_no_direction():
-    findings = diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), p_value=0.43)
+    options = {"p_value": 0.43, "detectable": 0.65}
+    findings = diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), **options)
     assert [f.cause for f in findings] == [
         "There is no direction here: with shuffled labels the best of all places (4) does as well "
         "as this one in 43% of the draws."

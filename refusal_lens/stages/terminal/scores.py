@@ -14,6 +14,8 @@ from refusal_lens.runs.diagnosis import Check, Finding, band
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.confounds import Likeness
 from refusal_lens.validation.frames import rows_where
+from refusal_lens.validation.nulls import Nulls
+from refusal_lens.validation.scores import Score
 from refusal_lens.validation.separation import Separation
 from refusal_lens.validation.stability import Stability
 from refusal_lens.validation.thresholds import (
@@ -113,6 +115,51 @@ def show_best(
         )
 
 
+EXCHANGED = {
+    "topics": "the classes of whole topics exchanged",
+    "pairs": "the classes of twins exchanged",
+    "prompts": "the classes of prompts exchanged",
+}
+
+
+def show_headline(
+    console: Console, separation: Separation, best: Choice, nulls: Nulls, detectable: float
+) -> None:
+    """Print the AUROC on new prompts and on new topics, and what these prompts could tell."""
+    row = separation.hook_points.index(best.hook_point)
+    place = row, separation.positions.index(best.position)
+    lines = [f"AUROC on new prompts of the same topics: {_ends(separation.scores, place)}"]
+    if separation.new_topics:
+        lines.append(f"on new topics: {_ends(separation.new_topics, place)}")
+        lines.append(f"{separation.gap[place].item():.3f} apart")
+    if separation.intraclass_correlation is not None and separation.n_effective is not None:
+        lines.append(
+            f"intraclass correlation {separation.intraclass_correlation[place].item():.2f}, so "
+            f"that these prompts are worth {separation.n_effective[place].item():.0f} independent "
+            "ones"
+        )
+    power = (
+        f" With these prompts an AUROC of {detectable:.2f} would be found four times in five."
+        if detectable == detectable
+        else ""
+    )
+    console.print(
+        f"{'; '.join(lines)}. p: {EXCHANGED[nulls.shuffled]}, exact for that "
+        f"({2 ** min(nulls.log2_labellings, 60):.3g} labellings).{power}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _ends(scores: Mapping[str, Score], place: tuple[int, int]) -> str:
+    """Write the AUROC of a place with its interval, or why there is none."""
+    one = scores["auroc"]
+    low, high = one.low[place].item(), one.high[place].item()
+    ends = f"[{low:.3f}, {high:.3f}]" if low == low else "(too few groups for an interval)"
+    return f"{one.value[place].item():.3f} {ends}"
+
+
 def show_stability(console: Console, stability: Stability, best: Choice, n_per_class: int) -> None:
     """Print how far the best direction would turn with other prompts, or with more."""
     row = stability.hook_points.index(best.hook_point)
@@ -125,13 +172,22 @@ def show_stability(console: Console, stability: Stability, best: Choice, n_per_c
     )
     enough = turning.prompts_for(WANTED_DEGREES)
     if enough == float("inf"):
-        console.print("More prompts would not help: the classes differ by no more than chance.")
+        console.print(
+            "These prompts cannot tell how far it lies from that of unlimited prompts: the classes "
+            "differ by no more than chance.",
+            soft_wrap=True,
+        )
         return
+    angle, *ends = turning.delivered()
+    shifts = turning.quantile, -turning.quantile
+    fewer, more = (turning.prompts_for(WANTED_DEGREES, shift) for shift in shifts)
+    most = f"{max(2, math.ceil(more)):,}" if math.isfinite(more) else "any number"
     console.print(
-        f"With {n_per_class} prompts a side the direction lies about "
-        f"{turning.degrees(n_per_class):.1f}° from that of unlimited prompts; with {FEW_PROMPTS} "
-        f"prompts a side the direction would turn by about {turning.degrees(FEW_PROMPTS):.1f}°; "
-        f"{max(2, math.ceil(enough)):,} prompts are enough for {WANTED_DEGREES}°.",
+        f"With {n_per_class} prompts a side the direction (before clipping) lies about "
+        f"{angle:.1f}° from that of unlimited prompts [{ends[0]:.1f}, {ends[1]:.1f}]; with "
+        f"{FEW_PROMPTS} prompts a side the direction would turn by about "
+        f"{turning.degrees(FEW_PROMPTS):.1f}°; {max(2, math.ceil(enough)):,} prompts are enough "
+        f"for {WANTED_DEGREES}° [{max(2, math.ceil(fewer)):,} to {most}].",
         soft_wrap=True,
         highlight=False,
     )
