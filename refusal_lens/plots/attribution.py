@@ -21,8 +21,9 @@ from refusal_lens.plots.style import (
     name_rows,
     signed_scale,
 )
-from refusal_lens.plots.tables import groups, where
+from refusal_lens.plots.tables import groups
 from refusal_lens.plots.text import escape
+from refusal_lens.validation.frames import rows_that
 
 N_COLUMNS = 8
 """Tokens in a line of a prompt."""
@@ -39,7 +40,7 @@ def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> 
             harmful; rows of a category are left out.
         template: Name of a plotly template.
     """
-    own = where(table, table["category"] == "")
+    own = rows_that(table, table["category"] == "")
     figure = make_subplots(
         cols=2,
         column_widths=[0.66, 0.34],
@@ -75,7 +76,7 @@ def _attribution_grid(
     Where heads were not told apart, attention has one column.
     """
     found: dict[tuple[int, str], float] = {}
-    has_heads = len(where(own, own["head"].notna())) > 0
+    has_heads = len(rows_that(own, own["head"].notna())) > 0
     rows = zip(own["layer"], own["head"], own["component"], own["contribution"], strict=True)
     for layer, head, component, contribution in rows:
         if pd.isna(layer):
@@ -149,7 +150,7 @@ def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fi
     """
     figure = make_subplots(cols=2, horizontal_spacing=0.24, subplot_titles=["lowered", "raised"])
     for column, (end, style) in enumerate(zip(("bottom", "top"), CLASSES, strict=True), start=1):
-        own = where(table, table["end"] == end).sort_values("rank", ascending=False)
+        own = rows_that(table, table["end"] == end).sort_values("rank", ascending=False)
         bars = go.Bar(
             x=own["logit"].tolist(),
             # Two tokens can look alike: the rank keeps their bars apart.

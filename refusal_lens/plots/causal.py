@@ -27,7 +27,8 @@ from refusal_lens.plots.style import (
     line_looks,
     style_of,
 )
-from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, where
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of
+from refusal_lens.validation.frames import rows_that
 
 _SCORES = ("bypass", "induce", "kl")
 _TITLES = ("bypass (nats)", "induce (nats)", "KL (nats)")
@@ -115,7 +116,7 @@ def _candidate_lines(
 
 def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
     """Yield a ring around the chosen candidate in each panel."""
-    chosen = where(frame, frame["is_chosen"].astype(bool))
+    chosen = rows_that(frame, frame["is_chosen"].astype(bool))
     places = zip(chosen["hook_point"], chosen["position"], strict=True)
     names = [f"chosen: {short_name(hook_point)}, {position}" for hook_point, position in places]
     for score in _SCORES:
@@ -185,7 +186,7 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     )
     panels = (("refusal_score", 1.0, "nats"), ("refusal_rate", 100.0, "%"))
     for column, intervention in enumerate(interventions, start=1):
-        own = where(table, table["intervention"] == intervention)
+        own = rows_that(table, table["intervention"] == intervention)
         for row, (score, scale, unit) in enumerate(panels, start=1):
             figure.add_traces(list(_dose_lines(own, score, scale, unit)), rows=row, cols=column)
         unit = intervention_of(intervention).unit

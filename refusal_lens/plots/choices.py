@@ -24,8 +24,9 @@ from refusal_lens.plots.style import (
     name_rows,
     roomy,
 )
-from refusal_lens.plots.tables import by_layer, groups, last_layer, where
+from refusal_lens.plots.tables import by_layer, groups, last_layer
 from refusal_lens.plots.text import escape
+from refusal_lens.validation.frames import rows_that
 
 METHOD_SCORES = {
     "separation": "separation",
@@ -161,7 +162,7 @@ def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
         (False, "feature of the text", "square", NEUTRAL_COLOUR),
         (True, "direction", "star", LINE_COLOURS[0]),
     ):
-        rows = where(own, (own["feature"] == "direction") == is_direction)
+        rows = rows_that(own, (own["feature"] == "direction") == is_direction)
         marks = go.Scatter(
             name=said,
             x=rows["auroc"].tolist(),

@@ -21,7 +21,8 @@ from refusal_lens.plots.style import (
     line,
     line_looks,
 )
-from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, where
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of
+from refusal_lens.validation.frames import rows_that
 
 MOST_COLOURED = 6
 """Places up to which each has a colour of its own; of more, only one stands out."""
@@ -85,7 +86,7 @@ def _of_places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def _learning_interval(name: str, own: pd.DataFrame, look: LineLook) -> go.Scatter:
     """Return the interval of what was measured."""
-    measured = where(own, ~own["is_extrapolated"].astype(bool))
+    measured = rows_that(own, ~own["is_extrapolated"].astype(bool))
     return band(
         measured["n_per_class"],
         measured["degrees_low"],
@@ -100,7 +101,7 @@ def _learning_interval(name: str, own: pd.DataFrame, look: LineLook) -> go.Scatt
 def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go.Scatter]:
     """Yield the measured line and the extrapolated one."""
     is_beyond = own["is_extrapolated"].astype(bool)
-    measured, beyond = where(own, ~is_beyond), where(own, is_beyond)
+    measured, beyond = rows_that(own, ~is_beyond), rows_that(own, is_beyond)
     hover = f"{name}<br>%{{x}} prompts a class: %{{y:.1f}}°"
     counts, degrees = measured["n_per_class"], measured["degrees"]
     yield line(f"{name}, measured", counts, degrees, look, hover, legendgroup=name)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import CLASSES, ClassStyle
-from refusal_lens.plots.tables import where
 from refusal_lens.plots.text import place_name, signed
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.densities import (
@@ -23,6 +22,7 @@ from refusal_lens.validation.densities import (
     shared_densities,
     shared_histogram,
 )
+from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.separation import Separation
 
 RIGHT, MISREAD = 142, 134
@@ -82,7 +82,7 @@ def widest_null(nulls: pd.DataFrame | None, position: str) -> dict[str, float]:
     """Return how far apart shuffled labels put the mean cosines, by hook point."""
     if nulls is None:
         return {}
-    own = where(
+    own = rows_that(
         nulls,
         (nulls["kind"] == "permutation")
         & (nulls["score"] == "separation")

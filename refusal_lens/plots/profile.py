@@ -24,8 +24,9 @@ from refusal_lens.plots.style import (
     line,
     line_looks,
 )
-from refusal_lens.plots.tables import by_layer, last_layer, lines_of, where
+from refusal_lens.plots.tables import by_layer, last_layer, lines_of
 from refusal_lens.validation.best_place import Choice
+from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.separation import Separation
 from refusal_lens.validation.thresholds import (
     GOOD_ACCURACY,
@@ -129,7 +130,7 @@ def _null_of(nulls: pd.DataFrame | None, frame: pd.DataFrame, score: str) -> pd.
         & (nulls["score"] == score)
         & nulls["hook_point"].isin(frame["hook_point"])
     )
-    return by_layer(where(nulls, is_own))
+    return by_layer(rows_that(nulls, is_own))
 
 
 def _interval(name: str, own: pd.DataFrame, score: str, look: LineLook) -> list[go.Scatter]:

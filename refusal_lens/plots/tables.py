@@ -8,15 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-
-def where(table: pd.DataFrame, is_wanted: Any) -> pd.DataFrame:
-    """Return the rows for which a column of truth values says so."""
-    return pd.DataFrame(table[is_wanted])
+from refusal_lens.validation.frames import rows_that
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows inside the blocks, first layer first."""
-    rows = where(table, table["layer"].notna()).sort_values("layer", kind="stable")
+    rows = rows_that(table, table["layer"].notna()).sort_values("layer", kind="stable")
     return rows.assign(layer=rows["layer"].astype(int))
 
 

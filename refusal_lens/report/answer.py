@@ -10,8 +10,9 @@ from typing import Literal
 from refusal_lens.experiments.refusal_states import describe_state
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
-from refusal_lens.report.evidence import Evidence, rows_of
+from refusal_lens.report.evidence import Evidence
 from refusal_lens.validation.best_place import Choice
+from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.thresholds import (
     AS_GOOD,
     GOOD_ACCURACY,
@@ -219,11 +220,11 @@ def _p_value(evidence: Evidence) -> float | None:
     nulls = evidence.at_best("nulls")
     if nulls is None or "p_value_corrected" not in nulls:
         return None
-    permutation = rows_of(nulls, nulls["kind"] == "permutation").dropna(
+    permutation = rows_that(nulls, nulls["kind"] == "permutation").dropna(
         subset=["p_value_corrected"]
     )
     # The AUROC's, as everywhere: its null has the same spread at every layer.
-    of_auroc = rows_of(permutation, permutation["score"] == "auroc")
+    of_auroc = rows_that(permutation, permutation["score"] == "auroc")
     found = of_auroc if len(of_auroc) else permutation
     return float(found.iloc[0]["p_value_corrected"]) if len(found) else None
 
@@ -248,8 +249,8 @@ def _confound_reason(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("open", "Trivial features (length, punctuation, words) were not tried.")
         return
     is_own = table["feature"] == "direction"
-    own = rows_of(table, is_own)
-    others = rows_of(table, ~is_own).dropna(subset=["auroc"])
+    own = rows_that(table, is_own)
+    others = rows_that(table, ~is_own).dropna(subset=["auroc"])
     if not len(own) or not len(others):
         return
     top = others.sort_values("auroc").iloc[-1]
@@ -292,7 +293,7 @@ def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
         return None, ""
     has_choice = "is_chosen" in table and any(table["is_chosen"])
     rows = (
-        rows_of(table, table["is_chosen"].astype(bool))
+        rows_that(table, table["is_chosen"].astype(bool))
         if has_choice
         else evidence.at_best("causal_scores")
     )

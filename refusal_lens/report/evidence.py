@@ -5,7 +5,6 @@ Knows which files hold it, and that most of them may be missing. Words nothing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 
@@ -13,6 +12,7 @@ from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.best_place import Choice
+from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.separation import Separation
 
 
@@ -36,7 +36,7 @@ class Evidence:
         table = self.scores if name == "separation" else self.tables.get(name)
         if table is None or self.best is None or "hook_point" not in table:
             return None
-        own = rows_of(table, is_at(table, self.best))
+        own = rows_that(table, is_at(table, self.best))
         return own if len(own) else None
 
 
@@ -44,11 +44,6 @@ def is_at(table: pd.DataFrame, place: Choice) -> pd.Series:
     """Say which rows are of one place."""
     is_here = (table["hook_point"] == place.hook_point) & (table["position"] == place.position)
     return pd.Series(is_here)
-
-
-def rows_of(table: pd.DataFrame, is_kept: Any) -> pd.DataFrame:
-    """Return some rows; what indexing gives may be anything in the eyes of a type checker."""
-    return pd.DataFrame(table[is_kept])
 
 
 def gather(run_folder: RunFolder) -> Evidence:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from refusal_lens.report.evidence import Evidence, is_at, rows_of
+from refusal_lens.report.evidence import Evidence, is_at
+from refusal_lens.validation.frames import rows_that
 
 MAX_ROWS = 400
 """Rows shown of one table; the file has all."""
@@ -61,7 +62,7 @@ def _of_best(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows of the best place, which then need not be named in each."""
     if evidence.best is None:
         return table
-    return rows_of(table, is_at(table, evidence.best)).drop(
+    return rows_that(table, is_at(table, evidence.best)).drop(
         columns=["hook_point", "site", "layer", "position"], errors="ignore"
     )
 
@@ -85,8 +86,8 @@ def _largest_parts(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the best place and all prompts together, largest contribution first."""
     if "category" in table:
         is_all = table["category"] == ""
-        table = rows_of(table, is_all).drop(columns="category")
-    own = table if evidence.best is None else rows_of(table, is_at(table, evidence.best))
+        table = rows_that(table, is_all).drop(columns="category")
+    own = table if evidence.best is None else rows_that(table, is_at(table, evidence.best))
     # The layer here is the component's.
     own = own.drop(columns=["hook_point", "position"])
     return own.sort_values("contribution", key=abs, ascending=False).head(40)
@@ -103,7 +104,7 @@ def _nested(_: Evidence, table: pd.DataFrame) -> pd.DataFrame:
 
 def _learning_said(curve: pd.DataFrame) -> str:
     """Say how far the direction can still turn, and how many prompts would hold it."""
-    measured = rows_of(curve, ~curve["is_extrapolated"].astype(bool))
+    measured = rows_that(curve, ~curve["is_extrapolated"].astype(bool))
     if not len(measured):
         return ""
     last = measured.sort_values("n_per_class").iloc[-1]
@@ -111,7 +112,7 @@ def _learning_said(curve: pd.DataFrame) -> str:
         f"With {last['n_per_class']:.0f} prompts a side the direction turns by about "
         f"{last['degrees']:.1f}°; "
     )
-    enough = rows_of(curve, curve["degrees"] <= STEADY).sort_values("n_per_class")
+    enough = rows_that(curve, curve["degrees"] <= STEADY).sort_values("n_per_class")
     if not len(enough):
         return f"{said}even {curve['n_per_class'].max():.0f} are too few for {STEADY}°."
     how = " (extrapolated)" if enough.iloc[0]["is_extrapolated"] else ""

@@ -14,12 +14,11 @@ from refusal_lens import plots
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.models.hook_points import site_of
-from refusal_lens.plots.tables import where
 from refusal_lens.plots.text import place_name
 from refusal_lens.runs.folder import RunFolder, best_or_refuse
 from refusal_lens.validation import densities
 from refusal_lens.validation.cosines import square_cosines
-from refusal_lens.validation.frames import rows_where
+from refusal_lens.validation.frames import rows_that, rows_where
 
 Draw = Callable[[RunFolder, str], go.Figure]
 """Takes a run and the name of a plotly template."""
@@ -102,13 +101,13 @@ def _at_best(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
     if not places:
         return table
     place = best if best in places else places[0]
-    return where(table, [other == place for other in places])
+    return rows_that(table, [other == place for other in places])
 
 
 def _at_best_column(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows of the best place's site and position, all layers."""
     hook_point, position = _best_place(run_folder)
-    own = where(table, (table["site"] == site_of(hook_point)) & (table["position"] == position))
+    own = rows_that(table, (table["site"] == site_of(hook_point)) & (table["position"] == position))
     return own if len(own) else table
 
 
