@@ -390,7 +390,7 @@ def test_a_figure_that_lacks_its_stage_is_named_and_not_drawn(run_folder, monkey
     def lacking(*_):
         raise RefusalLensError("Run first: refusal-lens <select>")
 
-    monkeypatch.setattr(figures, "draw", lacking)
+    monkeypatch.setattr(figures, "draw_figure", lacking)
     page = render(run_folder)
     assert 'id="figures"' not in page
     assert all(missing[1] == "Run first: refusal-lens <select>" for missing in draw_all(run_folder))
