@@ -22,9 +22,9 @@ from refusal_lens.prompts.contrast import UNCATEGORISED, ContrastSet, Prompt
 ALIKE = 0.7
 """From this cosine of character n-grams on, two prompts are near-duplicates.
 
-Evidence: of 192 + 192 shipped prompts from common frames, four in a thousand reach it, and the
-twins of different content stay at or below 0.63; of 60 + 60 topics written one by one, none
-passes 0.61, and within a class none passes 0.36.
+Evidence: of 192 + 192 shipped prompts from common frames 17 have a neighbour this near (9 pairs,
+of which 7 within a class); of 60 + 60 topics written one by one none has: twins reach 0.61, two
+prompts of one class 0.36.
 """
 
 N_SEARCHED = 10_000
@@ -39,8 +39,8 @@ COMMON_SHARE = 0.2
 
 ALIGNED_SHARE = 0.5
 """Two files are aligned when at least this share of prompts is more like its counterpart than 95 %
-of all others are: without alignment one in twenty would be. Of the shipped prompts 97 % are, of the
-topics 98 % (82 % in Chinese)."""
+of all others are: without alignment one in twenty would be. Of the shipped prompts 92 % are, of the
+topics 98 % (90 % in Chinese)."""
 
 _UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
 _WORD = re.compile(rf"{_UNSPACED}|(?:(?!{_UNSPACED})\w)+(?:['’-](?:(?!{_UNSPACED})\w)+)*")

@@ -141,8 +141,8 @@ def interval(
 
     Shares (accuracies, AUROC) are taken on the logit scale, as they are and after adding one unit
     whose share is one half, and the wider ends count: with nothing wrong in n units the lower end
-    then is that of Clopper and Pearson to within 0.002 (n from 20 on), where an interval from the
-    spread alone would have no width.
+    then is that of Clopper and Pearson to within 0.004 (n from 20 on; it is lower below), where an
+    interval from the spread alone would have no width.
 
     The interval is that of the direction fitted to all prompts. Along a difference of means the
     classes are as far apart, in expectation, however many prompts it was fitted to, while its
