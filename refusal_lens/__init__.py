@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from refusal_lens.experiments.token_readout import read_unembedding as read_unembedding
     from refusal_lens.models.hook_points import resolve_hook_points as resolve_hook_points
     from refusal_lens.models.loading import load_model as load_model
+    from refusal_lens.prompts.chat_format import ChatFormat as ChatFormat
+    from refusal_lens.prompts.chat_format import set_chat_format as set_chat_format
     from refusal_lens.prompts.contrast import ContrastSet as ContrastSet
     from refusal_lens.prompts.contrast import Prompt as Prompt
     from refusal_lens.prompts.contrast import PromptSet as PromptSet
@@ -80,6 +82,7 @@ _PUBLIC = {
     "Attribution": "experiments.attribution",
     "CausalRule": "experiments.causal_choice",
     "CausalScores": "experiments.causal_scores",
+    "ChatFormat": "prompts.chat_format",
     "Choice": "validation.best_place",
     "ClassMoments": "activations.moments",
     "Collection": "activations.collection",
@@ -136,6 +139,7 @@ _PUBLIC = {
     "residual_writes": "experiments.interventions",
     "resolve_hook_points": "models.hook_points",
     "save_directions": "directions.formats",
+    "set_chat_format": "prompts.chat_format",
     "suggest_kernel": "validation.best_place",
     "to_steering_vector": "directions.formats",
     "tokenise": "prompts.tokens",

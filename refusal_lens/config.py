@@ -4,6 +4,7 @@ Knows nothing of files, models or prompts beyond their names; what loads a model
 one is asked for.
 """
 
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -38,6 +39,19 @@ def _position_as_text(position: object) -> object:
     return str(position) if is_number else position
 
 
+def _date_as_text(value: object) -> object:
+    """Take a date as text: YAML reads 2026-11-28 as one."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _require_date(text: str) -> str:
+    """Refuse what is no day, such as the 30th of February."""
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise ValueError("needs to be a day, such as 2026-11-28") from error
+
+
 Method = Literal[
     "difference_of_means",
     "geometric_median",
@@ -58,6 +72,7 @@ QUICK_METHODS: tuple[Method, ...] = (
 """All but leace, which needs an extra."""
 
 Text = Annotated[str, AfterValidator(_require_visible)]
+Day = Annotated[str, BeforeValidator(_date_as_text), AfterValidator(_require_date)]
 Position = Annotated[Text, BeforeValidator(_position_as_text)]
 
 
@@ -124,6 +139,12 @@ class PromptsConfig(_Section):
         harmful_text_field: That of the harmful file alone; None takes `text_field`.
         harmless_text_field: That of the harmless file alone; None takes `text_field`.
         system_prompt: Put before every prompt of both files; None sends none.
+        date: What a chat template that writes the day's date takes for today; None is the day on
+            which the run begins, and stays so for the whole run.
+        answer_start: Is written behind every prompt, for chat templates that end before the answer
+            begins (no generation prompt, an open `<think>`).
+        control_tokens: What becomes of the template's control tokens in a prompt's own text:
+            `refuse`, `plain` (read as plain text) or `keep` (read as turns).
         groups: Which prompts depend on each other: `found` takes the fields `pair` and `group` (or
             `category`) and finds in the texts what they do not say; `given` takes the fields alone;
             `off` takes all prompts as independent.
@@ -135,6 +156,9 @@ class PromptsConfig(_Section):
     harmful_text_field: Text | None = None
     harmless_text_field: Text | None = None
     system_prompt: str | None = None
+    date: Day | None = None
+    answer_start: str = ""
+    control_tokens: Literal["refuse", "plain", "keep"] = "refuse"
     groups: Literal["found", "given", "off"] = "found"
 
 

@@ -5,6 +5,7 @@ Knows all that does not depend on the model. Does not know which engine reads it
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,6 +14,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from refusal_lens.errors import RefusalLensWarning
+from refusal_lens.prompts.chat_format import chat_format_of, date_written, find_ending, render
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.prompts.positions import (
@@ -22,7 +25,7 @@ from refusal_lens.prompts.positions import (
     normalise_positions,
     positions_read,
 )
-from refusal_lens.prompts.tokens import Tokens, render, tokenise
+from refusal_lens.prompts.tokens import Tokens, check_control_tokens, tokenise
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -38,7 +41,8 @@ class Collection:
     tokens: Tokens
     """Of `prompts.prompts`: harmful first."""
     chat_template: dict[str, Any]
-    """How prompts were written out: hash, system prompt, one example."""
+    """How prompts were written out: hash, system prompt, what was added, where they end, one
+    example."""
     tokens_read: tuple[PositionRead, ...]
     """What each position reads in the first harmful prompts."""
     hook_points: tuple[str, ...]
@@ -64,6 +68,8 @@ class Collection:
     ) -> "Collection":
         """Tokenise prompts and check that each has every position.
 
+        Warns where prompts end elsewhere than where the answer begins.
+
         Args:
             tokenizer: A fast Hugging Face tokenizer.
             prompts: Harmful and harmless prompts.
@@ -73,7 +79,8 @@ class Collection:
             kept: `sinks`, `token_budget` and `dtype`.
 
         Raises:
-            RefusalLensError: As `tokenise`, or a position that a prompt does not have.
+            RefusalLensError: As `tokenise`, or a prompt that holds control tokens or does not have
+                a position.
 
         Example:
             >>> collection = Collection.of(tiny_model.tokenizer, prompts, positions=["last", "-2"])
@@ -82,12 +89,17 @@ class Collection:
         """
         wanted = normalise_positions(positions)
         tokens = tokenise(tokenizer, prompts.prompts, system_prompt)
+        check_control_tokens(tokenizer, prompts.prompts, tokens)
         check_positions(tokens, wanted, n_ctx=None)
+        template = _describe_template(tokenizer, prompts, system_prompt)
+        if template["ending"] is not None:
+            said = f"{template['ending']['cause']} {template['ending']['remedy']}"
+            warnings.warn(said, RefusalLensWarning, stacklevel=3)
         harmful = tokens.select(range(min(3, len(prompts.harmful))))
         return cls(
             prompts,
             tokens,
-            _describe_template(tokenizer, prompts, system_prompt),
+            template,
             tuple(positions_read(tokenizer, harmful, wanted)),
             (hook_points,) if isinstance(hook_points, str) else tuple(hook_points),
             wanted,
@@ -105,11 +117,12 @@ class Collection:
     def key(self) -> dict[str, Any]:
         """Say what values depend on of the prompts and how these are written out.
 
-        The token ids count too: some templates write the day's date.
+        The token ids count too: another version of a tokenizer may cut texts otherwise.
         """
         ids = self.tokens.ids
         digest = hashlib.sha256(ids.offsets.tobytes() + ids.flat.tobytes())
-        template = {name: self.chat_template[name] for name in ("sha256", "system_prompt")}
+        shown = ("has_template", "ending", "example")
+        template = {name: value for name, value in self.chat_template.items() if name not in shown}
         return {
             "prompts": self._describe_prompts(),
             "chat_template": template,
@@ -136,10 +149,15 @@ class Collection:
 def _describe_template(
     tokenizer: Any, prompts: ContrastSet, system_prompt: str | None
 ) -> dict[str, Any]:
+    """Say how prompts are written out; `date` is None where the template writes none."""
+    ending = find_ending(tokenizer, system_prompt)
     return {
         "has_template": tokenizer.chat_template is not None,
         "sha256": hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest(),
         "system_prompt": system_prompt,
+        **asdict(chat_format_of(tokenizer)),
+        "date": date_written(tokenizer, system_prompt),
+        "ending": None if ending is None else asdict(ending),
         "example": render(tokenizer, prompts.harmful.prompts[0].text, system_prompt),
     }
 

@@ -12,8 +12,10 @@ from refusal_lens.activations.collector import LocalEngine
 from refusal_lens.activations.moments import Moments
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.ray_driver import RayEngine
+from refusal_lens.activations.store import date_of_store
 from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.models.loading import Model, tokenizer_of
+from refusal_lens.prompts.chat_format import keep_date
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.positions import Sinks
 
@@ -107,7 +109,8 @@ def collect(
             `left_out` of means, or `kept` in them.
         token_budget: Most tokens in a batch, padding included; None finds what is fastest here.
         folder: Where to store them, shard by shard; for Ray, one that all machines see.
-        resume: Go on with what is in `folder`; the result is the same to the last bit.
+        resume: Go on with what is in `folder`, on the date of its beginning where the template
+            writes one; the result is the same to the last bit.
         dtype: Precision in `folder`; no matter without one.
         engine: `local`, `ray`, or an `EngineConfig` that says what workers get.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
@@ -124,8 +127,11 @@ def collect(
         >>> activations.values.shape
         torch.Size([8, 2, 2, 32])
     """
+    tokenizer, place = _tokenizer(model), None if folder is None else Path(folder)
+    if place is not None and resume:
+        keep_date(tokenizer, date_of_store(place))
     collection = Collection.of(
-        _tokenizer(model),
+        tokenizer,
         prompts,
         hook_points,
         positions,
@@ -134,7 +140,6 @@ def collect(
         token_budget=token_budget,
         dtype=dtype,
     )
-    place = None if folder is None else Path(folder)
     reader = make_engine(model, engine)
     return reader.collect(collection, place, resume=resume, show_progress=show_progress)
 

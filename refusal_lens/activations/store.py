@@ -241,6 +241,17 @@ def open_store(
     return _store(folder, manifest)
 
 
+def date_of_store(folder: Path) -> str | None:
+    """Return the day that the chat template wrote into a store's prompts; None where it wrote none.
+
+    Raises:
+        RefusalLensError: Its manifest is damaged.
+    """
+    if not manifest_path(folder).exists():
+        return None
+    return read_manifest(folder)["key"].get("chat_template", {}).get("date")
+
+
 def save_activations(folder: str | Path, activations: Activations, dtype: str = "float32") -> None:
     """Write activations that are in memory as a finished store.
 

@@ -30,7 +30,7 @@ from refusal_lens.prompts.positions import (
     make_pool,
     normalise_position,
 )
-from refusal_lens.prompts.tokens import Tokens, tokenise
+from refusal_lens.prompts.tokens import Tokens, check_control_tokens, tokenise
 
 REACH = {"resid_pre": (0, 0), "resid_mid": (1, 0), "resid_post": (1, 1)}
 """Of a stream site's own layer, whether its attention and its MLP have written already."""
@@ -190,6 +190,7 @@ def attribute(
     columns = tuple(part for writer in writers for part in writer.components)
     position = normalise_position(direction.position)
     tokens = tokenise(tokenizer_of(model), prompts.prompts, system_prompt)
+    check_control_tokens(tokenizer_of(model), prompts.prompts, tokens)
     check_positions(tokens, [position], hooked.cfg.n_ctx)
     projections = torch.empty(len(tokens), dtype=torch.float64)
     contributions = torch.empty(len(tokens), len(columns), dtype=torch.float64)

@@ -200,13 +200,15 @@ def _function(path: str) -> Judge:
 def without_thinking(answer: str) -> str:
     """Take out what a reasoning model thinks before it answers; thoughts are not judged.
 
-    A thought that was cut off before its end leaves nothing.
+    A thought that was cut off before its end leaves nothing; one that the prompt had begun ends
+    where its tag is closed.
 
     Example:
         >>> without_thinking("<think>I can't decide.</think> Sure, here you are.")
         'Sure, here you are.'
     """
-    return re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL).strip()
+    begun = r"^(?:(?!<think>).)*?</think>"
+    return re.sub(rf"{begun}|<think>.*?(?:</think>|$)", "", answer, flags=re.DOTALL).strip()
 
 
 # --- rates --------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from refusal_lens.models.hook_points import Hook
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
-from refusal_lens.prompts.tokens import Tokens, tokenise
+from refusal_lens.prompts.tokens import Tokens, check_control_tokens, tokenise
 from refusal_lens.validation.thresholds import CONTRAST_GAP, FEW_REFUSED
 
 ANSWER_BUDGET = 4096
@@ -175,6 +175,7 @@ def measure_refusal(
         Answers in the order of `prompts.prompts`.
     """
     tokens = tokenise(tokenizer_of(model), prompts.prompts, system_prompt)
+    check_control_tokens(tokenizer_of(model), prompts.prompts, tokens)
     choices = [find_refusal_tokens(model, FIRST_WORDS if first_words is None else first_words)]
     if first_words is None:
         choices.insert(0, discover_refusal_tokens(model, tokens, prompts.is_harmful))

@@ -20,7 +20,7 @@ from refusal_lens.experiments.attribution import only_hooked
 from refusal_lens.models.hook_points import resolve_hook_points, stop_layer
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.prompts.contrast import Prompt
-from refusal_lens.prompts.tokens import tokenise
+from refusal_lens.prompts.tokens import check_control_tokens, tokenise
 
 VOCABULARY_CHUNK = 16_384
 """Columns of the unembedding that are held in float32 at a time."""
@@ -176,7 +176,9 @@ def project_tokens(
         raise RefusalLensError(
             "Give one direction a hook point: of one position, or of one method."
         )
-    ids = tokenise(tokenizer_of(model), [prompt], system_prompt).ids[0]
+    tokens = tokenise(tokenizer_of(model), [prompt], system_prompt)
+    check_control_tokens(tokenizer_of(model), [prompt], tokens)
+    ids = tokens.ids[0]
     streams = _streams(hooked, ids, names)
     pairs = [(streams[each.hook_point], each.unit) for each in directions]
     return PromptTokens(

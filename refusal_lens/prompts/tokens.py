@@ -13,10 +13,8 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.prompts.chat_format import PLACEHOLDER, chat_format_of, render
 from refusal_lens.prompts.contrast import Prompt
-
-PLACEHOLDER = "REFUSALLENSPLACEHOLDER"
-"""Stands for the user's text when a template is rendered to find what surrounds that text."""
 
 CHUNK_PROMPTS = 256
 """Prompts handed to the tokenizer at once: its lists of Python numbers take a hundred times the
@@ -181,11 +179,40 @@ class _Template:
             # Templates mostly write the BOS themselves; add it only where neither has.
             is_bos_missing = self.adds_bos and not text.startswith(bos)
             prefix = [self.tokenizer.bos_token_id] if is_bos_missing else []
+            covered = _covered_tokens(offsets, span)
+            if self.is_plain and _control_tokens(self.tokenizer, text, row[slice(*covered)]):
+                row, covered = self.read_plainly(text, span)
             ids.append((*prefix, *row))
-            first, last = _covered_tokens(offsets, span)
-            token_spans.append((first + len(prefix), last + len(prefix)))
+            token_spans.append((covered[0] + len(prefix), covered[1] + len(prefix)))
         _check_ids(prompts, ids, self.tokenizer.bos_token_id)
         return Tokens.of([prompt.id for prompt in prompts], ids, token_spans)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether control tokens in a prompt's own text are read as plain text."""
+        return chat_format_of(self.tokenizer).control_tokens == "plain"
+
+    def read_plainly(self, text: str, span: tuple[int, int]) -> tuple[list[int], tuple[int, int]]:
+        """Tokenise a rendered prompt so that the user's text holds no control token.
+
+        The template and the text are tokenised apart, which gives what they are together only with
+        tokenizers that do not look across; whether this one does is seen at a harmless text.
+        """
+        before, own, after = text[: span[0]], text[slice(*span)], text[span[1] :]
+        probe = (self.before, PLACEHOLDER, self.after)
+        whole = self.tokenizer("".join(probe), add_special_tokens=False)["input_ids"]
+        is_same = whole == [i for part in probe for i in self._encode(part)]
+        plain = self._encode(own, split_special_tokens=True)
+        if not is_same or _control_tokens(self.tokenizer, own, plain):
+            raise RefusalLensError(
+                "This tokenizer does not read control tokens as plain text. Take the prompts that "
+                "hold them out (prompts.control_tokens: refuse names them)."
+            )
+        first = self._encode(before)
+        return [*first, *plain, *self._encode(after)], (len(first), len(first) + len(plain))
+
+    def _encode(self, text: str, **options: bool) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
 
     def span(self, prompt: Prompt, text: str) -> tuple[int, int]:
         """Find the user's text in a rendered prompt, as a range of characters.
@@ -201,25 +228,6 @@ class _Template:
                 "words."
             )
         return first, stop
-
-
-def render(tokenizer: Any, text: str, system_prompt: str | None = None) -> str:
-    """Write one prompt out as the model will see it, before tokenisation."""
-    if tokenizer.chat_template is None:
-        return text
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    messages = [*system, {"role": "user", "content": text}]
-    try:
-        # enable_thinking reaches templates that have it (Qwen3), and is ignored by all others.
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-    except Exception as error:
-        # Templates raise jinja2's TemplateError of their own wording ("System role not supported").
-        raise RefusalLensError(
-            f"The chat template of {tokenizer.name_or_path} refused the messages: {error}. "
-            "Set prompts.system_prompt to null if the model takes no system prompt."
-        ) from error
 
 
 def _check_tokenizer(tokenizer: Any, system_prompt: str | None) -> None:
@@ -240,6 +248,52 @@ def _adds_bos(tokenizer: Any) -> bool:
     if tokenizer.bos_token_id is None:
         return False
     return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def check_control_tokens(tokenizer: Any, prompts: Sequence[Prompt], tokens: Tokens) -> None:
+    """Refuse prompts whose own text holds control tokens: they would end the user's turn.
+
+    Text for a model without a chat template is taken as it is, and so is all text where
+    `ChatFormat.control_tokens` says so.
+
+    Raises:
+        RefusalLensError: Some do; they are named.
+    """
+    if tokenizer.chat_template is None or chat_format_of(tokenizer).control_tokens != "refuse":
+        return
+    found = {
+        prompt.id: held
+        for row, prompt in enumerate(prompts)
+        if (held := _control_tokens(tokenizer, prompt.text, _own_ids(tokens, row)))
+    }
+    if found:
+        named = [f"{prompt_id} holds {', '.join(held)}" for prompt_id, held in found.items()]
+        more = f"; so do {len(named) - 3} more of {len(prompts)}" if len(named) > 3 else ""
+        raise RefusalLensError(
+            f"Prompt {'; '.join(named[:3])}{more}: control tokens of the chat template, which end "
+            "the user's turn or begin another. Take them out, or set prompts.control_tokens to "
+            "plain (read as plain text) or keep (read as turns)."
+        )
+
+
+def _own_ids(tokens: Tokens, row: int) -> Sequence[int]:
+    return tokens.ids[row][slice(*tokens.instruction_spans[row])]
+
+
+def _control_tokens(tokenizer: Any, text: str, ids: Sequence[int]) -> list[str]:
+    """Name the tokens among `ids` that the text spells out and that stand for no text.
+
+    An unknown character becomes a special token too, without being spelt so.
+    """
+    added = tokenizer.added_tokens_decoder
+    names = {
+        i: token.content
+        for i, token in added.items()
+        # Gemma has line breaks among its added tokens, which are text all the same.
+        if token.special or token.content.strip() and token.content in str(tokenizer.chat_template)
+    }
+    named = dict.fromkeys(names[i] for i in ids if i in names)
+    return [name for name in named if name in text]
 
 
 def _covered_tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Knows which files hold it, and that most of them may be missing. Words nothing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -28,6 +29,7 @@ class Evidence:
     scores: pd.DataFrame
     best: Choice | None
     n_layers: int
+    provenance: Mapping[str, Any]
     refusal: RefusalReport | None = None
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
@@ -52,13 +54,14 @@ def gather(run_folder: RunFolder) -> Evidence:
     Raises:
         RefusalLensError: The run has no scores yet.
     """
-    scores = run_folder.read_separation()
+    scores, provenance = run_folder.read_separation(), run_folder.read_provenance()
     return Evidence(
         prompts=run_folder.read_prompts(),
         separation=run_folder.separation(),
         scores=scores,
         best=run_folder.best(),
-        n_layers=run_folder.read_provenance()["model"]["n_layers"],
+        n_layers=provenance["model"]["n_layers"],
+        provenance=provenance,
         refusal=run_folder.read_refusal(),
         tables=_read_tables(run_folder),
     )

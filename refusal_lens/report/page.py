@@ -19,7 +19,7 @@ from refusal_lens.report.answer import answer, reasons
 from refusal_lens.report.drawings import ShownFigure, draw_all, embed, themes
 from refusal_lens.report.evidence import Evidence, gather
 from refusal_lens.report.tables import readable, shown_tables
-from refusal_lens.runs.diagnosis import checklist, diagnose
+from refusal_lens.runs.diagnosis import checklist, diagnose, diagnose_template
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.best_place import suggest_kernel
 
@@ -111,11 +111,13 @@ def _findings(evidence: Evidence) -> dict[str, Any]:
     """Return answer, reasons, checklist and diagnosis."""
     best, separation = evidence.best, evidence.separation
     column = (site_of(best.hook_point), best.position) if best else separation.columns[0]
+    findings = diagnose_template(evidence.provenance)
+    findings += diagnose(evidence.prompts, separation, evidence.refusal)
     return {
         "replies": answer(evidence),
         "reasons": reasons(evidence),
         "checks": checklist(evidence.prompts, separation.at(*column), best),
-        "findings": diagnose(evidence.prompts, separation, evidence.refusal),
+        "findings": findings,
     }
 
 

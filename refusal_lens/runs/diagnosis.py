@@ -6,6 +6,7 @@ Knows the bands for people and the advice that goes with them. Computes no score
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -238,6 +239,16 @@ def diagnose_texts(
             )
         )
     return findings
+
+
+def diagnose_template(provenance: Mapping[str, Any]) -> list[Finding]:
+    """Say where prompts ended elsewhere than where the answer begins.
+
+    Args:
+        provenance: Of the activations.
+    """
+    ending = provenance.get("chat_template", {}).get("ending")
+    return [] if ending is None else [Finding(ending["cause"], ending["remedy"])]
 
 
 def _highest(scores: object) -> float:

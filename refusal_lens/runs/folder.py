@@ -27,7 +27,8 @@ from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.experiments.dose_response import Completion
 from refusal_lens.experiments.refusal import Answer, RefusalReport
 from refusal_lens.models.hook_points import layer_of, select_hook_points, site_of
-from refusal_lens.models.loading import Model, describe_model
+from refusal_lens.models.loading import Model, describe_model, tokenizer_of
+from refusal_lens.prompts.chat_format import ChatFormat, set_chat_format
 from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
 from refusal_lens.runs.checksums import check, record, way_back, write_recorded
 from refusal_lens.validation.best_place import Choice, choose_best
@@ -98,8 +99,11 @@ class RunFolder:
         """Refusal rates and every answer."""
         return self.path / "refusal.json"
 
-    def write_config(self, config: Config) -> None:
-        """Write the resolved settings."""
+    def write_config(self, config: Config, date: str | None = None) -> None:
+        """Write the resolved settings, with the day that the chat template wrote, if it did."""
+        if date is not None:
+            prompts = config.prompts.model_copy(update={"date": date})
+            config = config.model_copy(update={"prompts": prompts})
         self._write_text(self.config_path, dump_config(config))
 
     def read_config(self, overrides: Sequence[str] = ()) -> Config:
@@ -107,8 +111,14 @@ class RunFolder:
         self._check(self.config_path.name)
         return load_config(self.config_path, overrides)
 
+    def date(self) -> str | None:
+        """Return the day that the run's chat template takes for today; None where it has none."""
+        return self.read_config().prompts.date if self.config_path.is_file() else None
+
     def check_config(self, config: Config) -> None:
         """Make sure that these are the settings the run was begun with.
+
+        The day on which a run began goes on where no other is asked for.
 
         Raises:
             RefusalLensError: They differ in more than where the work is done and runs are kept.
@@ -116,6 +126,7 @@ class RunFolder:
         there, here = (
             each.model_dump(exclude={"output", "engine"}) for each in (self.read_config(), config)
         )
+        here["prompts"]["date"] = here["prompts"]["date"] or there["prompts"]["date"]
         if there != here:
             raise RefusalLensError(
                 f"{self.path} was begun with other settings:\n"
@@ -254,13 +265,14 @@ class RunFolder:
         return choose_best(scores, self.read_provenance()["model"]["n_layers"])
 
     def model(self) -> Model:
-        """Load the model that the run was collected from.
+        """Load the model that the run was collected from, with its way to write prompts out.
 
         Raises:
             RefusalLensError: Its checkpoint has changed since.
         """
-        settings = self.read_config().model
-        model = settings.load()
+        config = self.read_config()
+        settings, model = config.model, config.model.load()
+        set_chat_format(tokenizer_of(model), ChatFormat.of(config.prompts))
         recorded, loaded = self.read_provenance()["model"], describe_model(model)
         for key in ("weights_sha256", "revision"):
             if recorded.get(key) != loaded.get(key):

@@ -39,7 +39,7 @@ from refusal_lens.models.hook_points import resolve_hook_points
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
 from refusal_lens.prompts.positions import normalise_position
-from refusal_lens.prompts.tokens import tokenise
+from refusal_lens.prompts.tokens import check_control_tokens, tokenise
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages import terminal
 from refusal_lens.stages.study import measure_and_store
@@ -143,6 +143,7 @@ def chat_stage(config: Config, run_folder: RunFolder, console: Console, request:
     for text in _typed(console):
         prompt = Prompt("typed", text, "typed")
         tokens = tokenise(tokenizer_of(model), [prompt], config.prompts.system_prompt)
+        check_control_tokens(tokenizer_of(model), [prompt], tokens)
         plain, intervened = (
             answer_under(model, tokens, each, config.refusal.n_new_tokens)[0]
             for each in (None, arm)

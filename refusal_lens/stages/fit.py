@@ -23,6 +23,7 @@ from refusal_lens.runs.diagnosis import (
     checklist,
     diagnose,
     diagnose_confounds,
+    diagnose_template,
     diagnose_texts,
 )
 from refusal_lens.runs.folder import RunFolder
@@ -77,7 +78,8 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     refusal = run_folder.read_refusal()
     least = min(p_values["p_value_corrected"].dropna().tolist(), default=None)
     detectable = _show_power(console, separation, best, nulls)
-    findings = diagnose(prompts, separation, refusal, least, detectable)
+    findings = diagnose_template(activations.provenance)
+    findings += diagnose(prompts, separation, refusal, least, detectable)
     fitted = Fitted(
         config=config,
         prompts=prompts,

@@ -20,6 +20,7 @@ from refusal_lens.files import remove_partial
 from refusal_lens.models.hook_points import resolve_hook_points
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.plots.picture_files import export
+from refusal_lens.prompts.chat_format import ChatFormat, keep_date, set_chat_format
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.files import read_contrast
 from refusal_lens.prompts.groups import find_groups
@@ -56,7 +57,7 @@ def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[Co
     with console.status(f"Loading {config.model.name}"):
         model = config.model.load()
     resolve_hook_points(model, config.collect.hook_points)
-    collection = _collection(config, tokenizer_of(model), prompts)
+    collection = _collection(config, run_folder, tokenizer_of(model), prompts)
     check_positions(collection.tokens, collection.positions, getattr(model.cfg, "n_ctx", None))
     _begin(config, run_folder, collection, console)
     return collection, model
@@ -66,13 +67,17 @@ def prepare_without_model(config: Config, run_folder: RunFolder, console: Consol
     """Read prompts and check them as far as the tokenizer can: workers will load the model."""
     prompts = _read_prompts(config, run_folder)
     tokenizer = config.model.tokenizer()
-    collection = _collection(config, tokenizer, prompts)
+    collection = _collection(config, run_folder, tokenizer, prompts)
     _begin(config, run_folder, collection, console)
     return collection
 
 
-def _collection(config: Config, tokenizer: Any, prompts: ContrastSet) -> Collection:
-    """Tokenise the prompts, and say with them what the settings ask for."""
+def _collection(
+    config: Config, run_folder: RunFolder, tokenizer: Any, prompts: ContrastSet
+) -> Collection:
+    """Tokenise the prompts as the settings say, on the day that the run was begun."""
+    set_chat_format(tokenizer, ChatFormat.of(config.prompts))
+    keep_date(tokenizer, run_folder.date())
     return Collection.of(
         tokenizer,
         prompts,
@@ -105,7 +110,7 @@ def _begin(config: Config, run_folder: RunFolder, collection: Collection, consol
     terminal.show_groups(console, find_groups(prompts))
     terminal.show_positions(console, collection.tokens_read)
     remove_partial(run_folder.path)
-    run_folder.write_config(config)
+    run_folder.write_config(config, date=collection.chat_template["date"])
     run_folder.write_prompts(prompts)
     run_folder.write_token_counts(_count_tokens(tokens))
 

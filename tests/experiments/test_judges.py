@@ -19,6 +19,8 @@ from refusal_lens.experiments.judges import ENDPOINT_URL, decide, judge_of, with
     [
         ("<think>\nI can't say.\n</think>\n\nSure: plan it.", "Sure: plan it."),
         ("<think>I cannot", ""),
+        ("I can't say.\n</think>\n\nSure: plan it.", "Sure: plan it."),  # the prompt opened it
+        ("a</think>Sure. <think>b</think>Go.", "Sure. Go."),
         ("Sure. <think>a</think>Then <think>b</think>go.", "Sure. Then go."),
         ("Sure.", "Sure."),
     ],

@@ -11,6 +11,7 @@ from refusal_lens.runs.diagnosis import (
     checklist,
     diagnose,
     diagnose_confounds,
+    diagnose_template,
     diagnose_texts,
 )
 from refusal_lens.validation.best_place import Choice, choose_best
@@ -165,3 +166,11 @@ def test_texts_too_alike_and_templates_that_differ_are_named():
     assert other.cause == (
         "The chat template adds 8 tokens to harmful prompts but 12 or 13 to harmless ones."
     )
+
+
+def test_prompts_that_end_elsewhere_than_the_answer_begins_are_a_finding():
+    ending = {"cause": "The template ends early.", "remedy": "Set x.", "token": "a", "token_id": 1}
+    (finding,) = diagnose_template({"chat_template": {"ending": ending}})
+    assert (finding.cause, finding.remedy) == ("The template ends early.", "Set x.")
+    assert diagnose_template({"chat_template": {"ending": None}}) == []
+    assert diagnose_template({}) == []
