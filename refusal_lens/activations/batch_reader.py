@@ -119,7 +119,7 @@ def _read_plain(
             stop_at_layer=stop_layer(names),
             padding_side="right",
         )
-    return _gather(pooled, names)
+    return _checked(_gather(pooled, names), names, tokens, model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ def _read_fast(
             past=prefix.past,
             read=None if read is None else read.to(rest.device),
         )
-    return _gather(pooled, names)
+    return _checked(_gather(pooled, names), names, tokens, model)
 
 
 def _stop(names: Sequence[str]) -> Stop:
@@ -237,6 +237,29 @@ def _gather(pooled: dict[str, Read], names: Sequence[str]) -> Batch:
     return Batch(
         _to_cpu(torch.stack([pooled[name].values for name in names], dim=1)),
         torch.stack([pooled[name].n_left_out.cpu() for name in names], dim=1),
+    )
+
+
+def _checked(batch: Batch, names: Sequence[str], tokens: Tokens, model: Model) -> Batch:
+    """Refuse activations that are not finite; what is pooled is small, so that looking is cheap.
+
+    Of several hook points the first is named: what comes behind it inherits the fault.
+    """
+    is_finite = batch.values.isfinite().flatten(2).all(-1)
+    if bool(is_finite.all()):
+        return batch
+    first = int((~is_finite).any(0).int().argmax())
+    rows = (~is_finite[:, first]).nonzero().flatten().tolist()
+    dtype = str(model.cfg.dtype).removeprefix("torch.")
+    advice = (
+        "float16 ends at 65,504: use bfloat16 or float32 (model.dtype)."
+        if dtype == "float16"
+        else "The checkpoint may be broken, or an intervention: look at its weights."
+    )
+    raise RefusalLensError(
+        f"Activations at {names[first]} are not finite in {dtype}, in {len(rows)} of "
+        f"{len(tokens)} prompts of a batch, such as {min(tokens.prompt_ids[r] for r in rows)}. "
+        f"{advice}"
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE
 from refusal_lens.directions.methods import fit_grid
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.progress import track
 from refusal_lens.validation.crossfit import assign_folds, sort_by_fold
 from refusal_lens.validation.frames import place_frame
@@ -230,7 +231,7 @@ def draw_nulls(
         Draws of separation, accuracy and AUROC at every place.
 
     Raises:
-        RefusalLensError: A class has fewer than two prompts.
+        RefusalLensError: A class has fewer than two prompts, or nowhere another mean.
     """
     d_model = activations.values.shape[-1]
     plan = _plan(activations, d_model, n_folds, n_permutations, seed)
@@ -356,7 +357,14 @@ def _gather(
     plan: _Plan,
 ) -> Nulls:
     """Lay the draws of every place into grids, NaN where there is no direction."""
-    kinds = next(iter(results.values()), {})
+    if not results:
+        raise RefusalLensError(
+            f"There is no direction at any of the {is_kept.numel()} places: both classes have the "
+            "same mean there. Activations that are all zero or constant come from a broken "
+            "checkpoint; otherwise read another position, and make sure that the two prompt files "
+            "differ."
+        )
+    kinds = next(iter(results.values()))
     draws: dict[str, dict[str, Tensor]] = {}
     for kind, one in kinds.items():
         empty = torch.full((len(one["auroc"]), *is_kept.shape), torch.nan)

@@ -778,3 +778,43 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
         assert {path.name for path in (tmp_path / name).iterdir()} == {
             path.name for path in (tmp_path / "uninterrupted").iterdir()
         }, name
+
+
+@pytest.fixture
+def broken(checkpoint):
+    """Load a model by a backend, and break what block 2 writes."""
+
+    def load(backend):
+        model = load_model(checkpoint, device="cpu", backend=backend)
+        weight = dict(model.named_parameters())[
+            "blocks.2.mlp.W_out"
+            if backend == "hooked"
+            else next(n for n, _ in model.named_parameters() if ".2." in n and "down_proj" in n)
+        ]
+        with torch.no_grad():
+            weight[0, 0] = float("nan")
+        return model
+
+    return load
+
+
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+@pytest.mark.parametrize("read", [collect, collect_moments])
+def test_activations_that_are_not_finite_are_refused_at_the_first_hook_point(
+    broken, prompts, backend, read
+):
+    model, options = broken(backend), {"show_progress": False}
+    read(model, prompts, "resid_post:0-1", **options)
+    with pytest.raises(RefusalLensError) as caught:
+        read(model, prompts, "resid_post", ["last", "mean"], token_budget=10_000, **options)
+    assert str(caught.value) == (
+        "Activations at blocks.2.hook_resid_post are not finite in float32, in 8 of 8 prompts of a "
+        "batch, such as harmful-001. The checkpoint may be broken, or an intervention: look at its "
+        "weights."
+    )
+
+
+def test_activations_that_are_not_finite_are_not_stored(broken, prompts, tmp_path):
+    with pytest.raises(RefusalLensError, match=r"blocks\.2\.hook_resid_post are not finite"):
+        collect(broken("hooked"), prompts, "resid_post", folder=tmp_path, show_progress=False)
+    assert not list(tmp_path.glob("*.safetensors"))

@@ -1,6 +1,7 @@
 """Nulls: many refits equal one at a time, p-values are uniform on noise, signals stand out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import clip
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.validation.crossfit import assign_folds, held_out_projections
 from refusal_lens.validation.many_fits import (
     Place,
@@ -220,3 +222,10 @@ def test_directions_score_alike_whatever_their_length():
     torch.testing.assert_close(one["separation"], other["separation"])
     assert torch.equal(one["auroc"], other["auroc"])
     assert bool((one["auroc"] >= 0.3).all())
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_activations_that_are_all_the_same_end_in_a_sentence(value):
+    same = replace(noise(12, 2, 8), values=torch.full((24, 2, 1, 8), value))
+    with pytest.raises(RefusalLensError, match="no direction at any of the 2 places: both classes"):
+        draw_nulls(same, n_permutations=20)
