@@ -268,12 +268,14 @@ class DoseConfig(_Section):
     Args:
         strengths: Of ablation: 0 none, 1 all.
         coefficients: Of addition, in units of the class difference.
-        n_controls: Random directions, and as many from permuted labels.
+        n_controls: Random directions that the chosen one is ranked among; fewer than 19 cannot show
+            that it is none of them. The first two, and as many from permuted labels, are tried at
+            every strength.
     """
 
     strengths: list[float] = Field(default=[0.5, 1.0, 1.5], min_length=1)
     coefficients: list[float] = Field(default=[0.5, 1.0, 1.5], min_length=1)
-    n_controls: int = Field(default=2, ge=1)
+    n_controls: int = Field(default=20, ge=1)
 
 
 class EngineConfig(_Section):

@@ -21,7 +21,7 @@ ROOMS = {
     "validation": "thresholds frames units scores crossfit many_fits separation best_place nulls "
     "learning_curve stability nested_choice confounds coordinates categories cosines densities",
     "experiments": "interventions arms outcomes judges refusal refusal_states effects candidates "
-    "causal_choice verdicts causal_scores dose_response attribution token_readout",
+    "causal_choice resampling verdicts causal_scores dose_response attribution token_readout",
     "plots": "style text tables histogram_data histogram_traces histogram profile shapes curves "
     "choices breakdown comparison causal attribution picture_files",
     "runs": "checksums folder tables diagnosis figures compare compare_page",

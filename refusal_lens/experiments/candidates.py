@@ -4,7 +4,7 @@ Knows how prompts are dealt to fitting, selection and test, and what an experime
 direction. Does not run the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -26,8 +26,7 @@ chosen one does is measured on the third."""
 class Candidate:
     """A direction fitted on the first part of the prompts, with what experiments need beside it.
 
-    `harmful_mean` and `mean` are the class means there, `mean` the harmless one; `control` is a
-    random direction as long as the difference.
+    `harmful_mean` and `mean` are the class means there, `mean` the harmless one.
     """
 
     hook_point: str
@@ -36,16 +35,17 @@ class Candidate:
     vector: Float[Tensor, " d_model"]
     mean: Float[Tensor, " d_model"]
     harmful_mean: Float[Tensor, " d_model"]
-    control: Float[Tensor, " d_model"]
 
     def arm(self, intervention: str, strength: float = 1.0) -> Arm:
         """Return the intervention with this direction."""
         return Arm(intervention, self.hook_point, self.unit, self.vector, self.mean, strength)
 
-    def control_arm(self, intervention: str, strength: float = 1.0) -> Arm:
-        """Return the intervention with the random direction in its place."""
-        unit = self.control / self.control.norm()
-        return Arm(intervention, self.hook_point, unit, self.control, self.mean, strength)
+    def random(self, seed: int) -> "Candidate":
+        """Return the same place with a random direction, as long as the difference."""
+        generator = torch.Generator().manual_seed(seed)
+        random = torch.randn(self.vector.shape, generator=generator)
+        unit = random / random.norm()
+        return replace(self, unit=unit, vector=unit * self.vector.norm())
 
 
 def deal_parts(activations: Activations, seed: int = 0) -> Int[Tensor, " n_prompts"]:
@@ -85,32 +85,25 @@ def fit_candidates(
     parts: Int[Tensor, " n_prompts"],
     *,
     clip_quantile: float | None = CLIP_QUANTILE,
-    seed: int = 0,
 ) -> list[Candidate]:
     """Fit a direction at every place on the fitting part alone."""
     fitting = take_activations(activations, parts, FIT)
-    return make_candidates(fitting, fit_directions(fitting, clip_quantile=clip_quantile), seed)
+    return make_candidates(fitting, fit_directions(fitting, clip_quantile=clip_quantile))
 
 
-def make_candidates(
-    activations: Activations, directions: Directions, seed: int = 0
-) -> list[Candidate]:
-    """Put class means and a random direction beside each direction."""
-    generator = torch.Generator().manual_seed(seed)
+def make_candidates(activations: Activations, directions: Directions) -> list[Candidate]:
+    """Put class means beside each direction."""
     candidates = []
     for direction in directions:
         values = activations.at(direction.hook_point, direction.position).double()
-        vector = direction.vector.float()
-        random = torch.randn(vector.shape, generator=generator)
         candidates.append(
             Candidate(
                 direction.hook_point,
                 direction.position,
                 direction.unit,
-                vector,
+                direction.vector.float(),
                 values[~activations.is_harmful].mean(dim=0).float(),
                 values[activations.is_harmful].mean(dim=0).float(),
-                random / random.norm() * vector.norm(),
             )
         )
     return candidates

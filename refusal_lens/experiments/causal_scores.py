@@ -4,10 +4,12 @@ Knows what is run for each candidate and what the scores mean. Does not know how
 fitted or how interventions are run.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jaxtyping import Int
 from scipy.stats import mannwhitneyu
@@ -35,14 +37,24 @@ from refusal_lens.experiments.effects import (
     continue_prompts,
     measure_effects,
 )
-from refusal_lens.experiments.refusal import ANSWER_BUDGET
-from refusal_lens.experiments.verdicts import verdict
+from refusal_lens.experiments.refusal import ANSWER_BUDGET, RefusalReport
+from refusal_lens.experiments.verdicts import (
+    AFTER,
+    INDUCED,
+    LEFT,
+    REMOVED,
+    Evidence,
+    Verdict,
+    decide_cause,
+    doubt_score,
+    is_met_but_for_controls,
+)
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
-from refusal_lens.prompts.contrast import ContrastSet, Prompt
+from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.tokens import Tokens, tokenise
 from refusal_lens.validation.frames import rows_where
 
@@ -69,12 +81,12 @@ def causal_scores(
     model: Model,
     activations: Activations,
     prompts: ContrastSet,
+    refusal: RefusalReport,
     *,
-    refusal_ids: Sequence[int],
-    has_refusal: bool,
     rule: CausalRule | None = None,
     intervention: str = "affine_ablate",
     n_answer_tokens: int = 8,
+    n_controls: int = 20,
     clip_quantile: float | None = CLIP_QUANTILE,
     system_prompt: str | None = None,
     seed: int = 0,
@@ -87,18 +99,22 @@ def causal_scores(
     side; `intervention` says which of them the choice goes by. Affine ablation is the default,
     because zero may be a place where the model never is.
 
+    The verdict counts a prompt as refused where its refusal score reaches the threshold that
+    follows the judge best (`RefusalReport.score_threshold`); where none does, it cannot tell.
+    Candidates that meet all else are ranked among random directions.
+
     Args:
         model: The model the activations came from.
         activations: Of all prompts, in their order.
         prompts: The prompts.
-        refusal_ids: Ids of the refusal tokens (`RefusalReport.refusal_ids`).
-        has_refusal: Whether the model refuses at all (`RefusalReport.has_refusal`).
+        refusal: What `measure_refusal` found: the refusal tokens, and what the judge said.
         rule: Thresholds; None takes the paper's.
         intervention: Name of one that removes refusal; its rows come first.
         n_answer_tokens: Answer tokens that the longer KL goes over.
+        n_controls: Random directions of each candidate's length that it is ranked among.
         clip_quantile: As in `fit_directions`.
         system_prompt: What the system says before each prompt.
-        seed: Of the split and of the random directions.
+        seed: Of the split, of the random directions and of the bootstrap.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Raises:
@@ -107,106 +123,230 @@ def causal_scores(
     Source:
         Arditi et al. 2024, arXiv 2406.11717, appendix C; Marshall et al. 2024, arXiv 2411.09003.
     """
-    removes = [each.name for each in removals(first=removal_of(intervention).name)]
+    rule = rule or CausalRule()
+    removes = tuple(each.name for each in removals(first=removal_of(intervention).name))
     parts = deal_parts(activations, seed)
-    candidates = fit_candidates(activations, parts, clip_quantile=clip_quantile, seed=seed)
+    candidates = fit_candidates(activations, parts, clip_quantile=clip_quantile)
     rows = take_prompts(prompts, parts, SELECT)
-    labelled = [(prompts.prompts[i], prompts.is_harmful[i]) for i in rows]
-    runs = _run_candidates(
-        model,
-        labelled,
-        candidates,
-        removes,
-        refusal_ids,
-        n_answer_tokens=n_answer_tokens,
-        system_prompt=system_prompt,
-        show_progress=show_progress,
+    runner = _Runner.of(
+        model, prompts, rows, refusal, n_answer_tokens, system_prompt, show_progress
     )
-    aurocs = [held_out_auroc(candidate, activations, parts) for candidate in candidates]
-    table = pd.DataFrame(
-        _score_row(candidate, name, runs, index) | {"auroc": auroc, "auroc_p": p_value}
+    runs = runner.run(candidates, removes)
+    scored = [
+        _Scored(candidate, name, runs.seen(index, name), refusal, rule.max_kl, seed,
+                *held_out_auroc(candidate, activations, parts),
+                *(_units(activations, rows, side) for side in (True, False)))
         for name in removes
-        for index, (candidate, (auroc, p_value)) in enumerate(zip(candidates, aurocs, strict=True))
-    )
-    table, choice = judge_table(
-        table, model.cfg.n_layers, rule or CausalRule(), intervention, has_refusal
-    )
-    n_passes = runs.harmful.effects.n_passes + runs.harmless.effects.n_passes
-    return CausalScores(table, choice, n_passes, len(rows))
+        for index, candidate in enumerate(candidates)
+    ]  # fmt: skip
+    ranked = runner.rank(scored, n_controls, seed)
+    table = pd.DataFrame([each.row() for each in ranked])
+    table, choice = judge_table(table, model.cfg.n_layers, rule, intervention)
+    return CausalScores(table, choice, runner.n_passes, len(rows))
 
 
-CONTROL = "control "
-"""Before an intervention's name: with a random direction in place of the candidate's."""
+def _units(activations: Activations, rows: Sequence[int], is_harmful: bool) -> list[int]:
+    """Number the prompts of one class so that twins and near-duplicates share a number."""
+    return [int(activations.groups.pair[i]) for i in rows
+            if bool(activations.is_harmful[i]) is is_harmful]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """Effects on one class of prompts: every kind of arm with every candidate."""
+class _Seen:
+    """Scores, prompt by prompt, with one candidate and one removal; of chance, `[n, n_prompts]`."""
 
-    effects: Effects
-    kinds: tuple[str, ...]
-    n_candidates: int
-
-    def mean(self, what: str, kind: str, candidate: int) -> float:
-        """Return a score's mean over the prompts; of the plain model where the kind is empty."""
-        row = self.kinds.index(kind) * self.n_candidates + candidate
-        return getattr(self.effects, what)[row].mean().item()
+    plain_harmful: np.ndarray
+    left: np.ndarray
+    plain_harmless: np.ndarray
+    induced: np.ndarray
+    kl: np.ndarray
+    kl_answer: np.ndarray
+    random_left: np.ndarray
+    random_induced: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class _Runs:
-    harmful: _Side
-    harmless: _Side
+    """Effects of every kind of arm with every candidate, kind after kind."""
+
+    harmful: Effects
+    harmless: Effects
+    removes: tuple[str, ...]
+    n_candidates: int
+
+    def seen(self, candidate: int, removal: str) -> _Seen:
+        row = self.removes.index(removal) * self.n_candidates + candidate
+        added = len(self.removes) * self.n_candidates + candidate
+        none = np.empty((0, 0))
+        return _Seen(
+            self.harmful.plain_score.numpy(),
+            self.harmful.refusal_score[row].numpy(),
+            self.harmless.plain_score.numpy(),
+            self.harmless.refusal_score[added].numpy(),
+            self.harmless.kl[row].numpy(),
+            self.harmless.kl_answer[row].numpy(),
+            none,
+            none,
+        )
 
 
-def _run_candidates(
-    model: Model,
-    labelled: Sequence[tuple[Prompt, bool]],
-    candidates: Sequence[Candidate],
-    removes: Sequence[str],
-    refusal_ids: Sequence[int],
-    *,
-    n_answer_tokens: int,
-    system_prompt: str | None,
-    show_progress: bool | None,
-) -> _Runs:
-    tokenizer = tokenizer_of(model)
-    harmful, harmless = (
-        tokenise(tokenizer, [p for p, is_harmful in labelled if is_harmful is side], system_prompt)
-        for side in (True, False)
-    )
-    sides = {
-        # Nothing but the first token of answers to harmful prompts is scored.
-        "harmful": (
-            continue_prompts(harmful, [()] * len(harmful), 1),
-            (*removes, *(CONTROL + name for name in removes)),
-        ),
-        "harmless": (
-            answer_plainly(model, harmless, n_answer_tokens),
-            (*removes, ADDITION, CONTROL + ADDITION),
-        ),
-    }
-    counts = {
-        name: len(p.tokens) * len(arms) * len(candidates) for name, (p, arms) in sides.items()
-    }
-    ran = {}
-    with ClassProgress("Intervening,", counts, show_progress) as progress:
-        for name, (continued, kinds) in sides.items():
-            arms = [_make_arm(c, kind) for kind in kinds for c in candidates]
-            effects = measure_effects(
-                model,
-                continued,
-                arms,
-                refusal_ids,
-                advance=lambda n, name=name: progress.advance({name: n}),
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """What was seen of one candidate under one removal, and the verdict on it."""
+
+    candidate: Candidate
+    removal: str
+    seen: _Seen
+    refusal: RefusalReport
+    max_kl: float
+    seed: int
+    auroc: float
+    auroc_p: float
+    harmful_units: list[int]
+    harmless_units: list[int]
+
+    def verdict(self) -> Verdict:
+        """Weigh what was seen; where the score does not follow the judge, it proves nothing."""
+        threshold, index = self.refusal.score_threshold
+        seen = self.seen
+
+        def refused(scores: np.ndarray) -> np.ndarray:
+            return (scores >= threshold).astype(float)
+
+        evidence = Evidence(
+            refused(seen.plain_harmful),
+            refused(seen.left),
+            refused(seen.plain_harmless),
+            refused(seen.induced),
+            seen.kl,
+            np.empty(0),
+            refused(seen.random_left).reshape(-1, len(seen.left)),
+            refused(seen.random_induced).reshape(-1, len(seen.induced)),
+            self.harmful_units,
+            self.harmless_units,
+            self.auroc,
+            self.auroc_p,
+        )
+        verdict = decide_cause(evidence, self.max_kl, self.seed)
+        refuses_some = len({answer.is_refused for answer in self.refusal.answers}) > 1
+        return doubt_score(verdict, index) if refuses_some else verdict
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of the table."""
+        seen, verdict = self.seen, self.verdict()
+        checks = {check.name: check for check in verdict.checks}
+        shares = {
+            f"{name}{end}": getattr(checks[check], field)
+            for name, check in (("removed_share", REMOVED), ("induced_share", INDUCED))
+            for end, field in (("", "estimate"), ("_low", "low"), ("_high", "high"))
+        }
+        return {
+            "hook_point": self.candidate.hook_point,
+            "site": site_of(self.candidate.hook_point),
+            "layer": layer_of(self.candidate.hook_point),
+            "position": self.candidate.position,
+            "intervention": self.removal,
+            "bypass": seen.left.mean(),
+            "bypass_random": seen.random_left.mean() if seen.random_left.size else math.nan,
+            "induce": seen.induced.mean(),
+            "induce_random": seen.random_induced.mean() if seen.random_induced.size else math.nan,
+            "kl": seen.kl.mean(),
+            "kl_k": seen.kl_answer.mean(),
+            "baseline_harmful": seen.plain_harmful.mean(),
+            "baseline_harmless": seen.plain_harmless.mean(),
+            **shares,
+            "left_rate": checks[LEFT].estimate,
+            "induced_rate": checks[AFTER].estimate,
+            "harmful_projection": project(self.candidate.harmful_mean, self.candidate.unit).item(),
+            "harmless_projection": project(self.candidate.mean, self.candidate.unit).item(),
+            "auroc": self.auroc,
+            "auroc_p": self.auroc_p,
+            "verdict": verdict.word,
+            "because": ", ".join(verdict.reasons),
+        }
+
+
+@dataclass(eq=False)
+class _Runner:
+    """The prompts of the selection part, run with one list of arms after the other."""
+
+    model: Model
+    refusal_ids: Sequence[int]
+    harmful: Continued
+    harmless: Continued
+    show_progress: bool | None
+    n_passes: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        prompts: ContrastSet,
+        rows: Sequence[int],
+        refusal: RefusalReport,
+        n_answer_tokens: int,
+        system_prompt: str | None,
+        show_progress: bool | None,
+    ) -> "_Runner":
+        harmful, harmless = (
+            tokenise(
+                tokenizer_of(model),
+                [prompts.prompts[i] for i in rows if prompts.is_harmful[i] is side],
+                system_prompt,
             )
-            ran[name] = _Side(effects, kinds, len(candidates))
-    return _Runs(ran["harmful"], ran["harmless"])
+            for side in (True, False)
+        )
+        # Nothing but the first token of answers to harmful prompts is scored.
+        continued = continue_prompts(harmful, [()] * len(harmful), 1)
+        plain = answer_plainly(model, harmless, n_answer_tokens)
+        return cls(model, refusal.refusal_ids, continued, plain, show_progress)
 
+    def run(self, candidates: Sequence[Candidate], removes: tuple[str, ...]) -> _Runs:
+        """Run every candidate under every removal, and under addition."""
+        removed = [candidate.arm(name) for name in removes for candidate in candidates]
+        added = [candidate.arm(ADDITION) for candidate in candidates]
+        effects = self._effects("Intervening,", removed, [*removed, *added])
+        return _Runs(*effects, removes, len(candidates))
 
-def _make_arm(candidate: Candidate, kind: str) -> Arm:
-    make = candidate.control_arm if kind.startswith(CONTROL) else candidate.arm
-    return make(kind.removeprefix(CONTROL))
+    def rank(self, scored: Sequence[_Scored], n_controls: int, seed: int) -> list[_Scored]:
+        """Try random directions in place of those candidates that meet all else."""
+        ranked = [i for i, each in enumerate(scored) if is_met_but_for_controls(each.verdict())]
+        if not ranked or not n_controls:
+            return list(scored)
+        by_chance = {
+            i: [scored[i].candidate.random(seed + n) for n in range(n_controls)] for i in ranked
+        }
+        removed = [each.arm(scored[i].removal) for i in ranked for each in by_chance[i]]
+        added = [each.arm(ADDITION) for i in ranked for each in by_chance[i]]
+        harmful, harmless = self._effects("Ranking,", removed, added)
+        left, induced = (
+            effects.refusal_score.unflatten(0, (len(ranked), n_controls)).numpy()
+            for effects in (harmful, harmless)
+        )
+        found = list(scored)
+        for row, i in enumerate(ranked):
+            seen = replace(found[i].seen, random_left=left[row], random_induced=induced[row])
+            found[i] = replace(found[i], seen=seen)
+        return found
+
+    def _effects(
+        self, what: str, on_harmful: Sequence[Arm], on_harmless: Sequence[Arm]
+    ) -> tuple[Effects, Effects]:
+        sides = (("harmful", self.harmful, on_harmful), ("harmless", self.harmless, on_harmless))
+        counts = {name: len(prompts.tokens) * len(arms) for name, prompts, arms in sides}
+        found = []
+        with ClassProgress(what, counts, self.show_progress) as progress:
+            for name, prompts, arms in sides:
+                effects = measure_effects(
+                    self.model,
+                    prompts,
+                    arms,
+                    self.refusal_ids,
+                    advance=lambda n, name=name: progress.advance({name: n}),
+                )
+                self.n_passes += effects.n_passes
+                found.append(effects)
+        return found[0], found[1]
 
 
 def answer_plainly(model: Model, tokens: Tokens, n_answer_tokens: int) -> Continued:
@@ -230,27 +370,6 @@ def answer_plainly(model: Model, tokens: Tokens, n_answer_tokens: int) -> Contin
 # --- the table ----------------------------------------------------------------------------------
 
 
-def _score_row(candidate: Candidate, name: str, runs: _Runs, index: int) -> dict[str, Any]:
-    harmful, harmless = runs.harmful, runs.harmless
-    return {
-        "hook_point": candidate.hook_point,
-        "site": site_of(candidate.hook_point),
-        "layer": layer_of(candidate.hook_point),
-        "position": candidate.position,
-        "intervention": name,
-        "bypass": harmful.mean("refusal_score", name, index),
-        "bypass_random": harmful.mean("refusal_score", CONTROL + name, index),
-        "induce": harmless.mean("refusal_score", ADDITION, index),
-        "induce_random": harmless.mean("refusal_score", CONTROL + ADDITION, index),
-        "kl": harmless.mean("kl", name, index),
-        "kl_k": harmless.mean("kl_answer", name, index),
-        "baseline_harmful": harmful.effects.plain_score.mean().item(),
-        "baseline_harmless": harmless.effects.plain_score.mean().item(),
-        "harmful_projection": project(candidate.harmful_mean, candidate.unit).item(),
-        "harmless_projection": project(candidate.mean, candidate.unit).item(),
-    }
-
-
 def held_out_auroc(
     candidate: Candidate,
     activations: Activations,
@@ -267,19 +386,18 @@ def held_out_auroc(
 
 
 def judge_table(
-    table: pd.DataFrame, n_layers: int, rule: CausalRule, intervention: str, has_refusal: bool
+    table: pd.DataFrame, n_layers: int, rule: CausalRule, intervention: str
 ) -> tuple[pd.DataFrame, CausalChoice]:
-    """Add to the scores what the rule and the verdict make of them.
+    """Add to the scores what the rule makes of them.
 
     Args:
         table: Scores, one row a candidate and intervention.
         n_layers: Of the model.
         rule: Thresholds.
         intervention: The one that the choice goes by.
-        has_refusal: Whether the model refuses at all.
 
     Returns:
-        The table with `is_eligible`, `reasons`, `is_chosen` and `verdict`; and the choice.
+        The table with `is_eligible`, `reasons` and `is_chosen`; and the choice.
     """
     choice = choose_causal(rows_where(table, intervention=intervention), n_layers, rule)
     chosen = choice.chosen
@@ -293,7 +411,6 @@ def judge_table(
             is_eligible=[not found for found in reasons],
             reasons=["; ".join(found) for found in reasons],
             is_chosen=[(row["hook_point"], row["position"], name) == place for row in rows],
-            verdict=[verdict(row, rule.max_kl, has_refusal) for row in rows],
         )
         parts.append(judged)
     return pd.concat(parts, ignore_index=True), choice

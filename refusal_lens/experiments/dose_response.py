@@ -4,7 +4,7 @@ Knows which strengths, controls and scores are tried on the test part of the pro
 results are summed up. Does not know how interventions are run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from refusal_lens.experiments.causal_scores import answer_plainly
 from refusal_lens.experiments.effects import Effects, measure_effects
 from refusal_lens.experiments.judges import Judge, decide, wilson_interval
 from refusal_lens.experiments.refusal import ANSWER_BUDGET
+from refusal_lens.experiments.verdicts import Evidence
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import layer_of, site_of
@@ -30,8 +31,12 @@ from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.prompts.tokens import Tokens, tokenise
+from refusal_lens.validation.frames import rows_where
 
 N_BOOTSTRAP = 1000
+
+N_DRAWN = 2
+"""Controls of each kind that are tried at every strength."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Plan:
     interventions: tuple[str, ...] = tuple(INTERVENTIONS)
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5)
     coefficients: tuple[float, ...] = (0.5, 1.0, 1.5)
-    n_controls: int = 2
+    n_controls: int = 20
     n_new_tokens: int = 24
     n_answer_tokens: int = 8
     seed: int = 0
@@ -56,13 +61,20 @@ class Plan:
 class Trial:
     """One arm, and which kind of direction it has: `fitted`, `random` or `permuted`.
 
-    `position` is where the fitted direction, whose place all of them take, was read.
+    `position` is where the fitted direction, whose place all of them take, was read. One that
+    `is_ranked_only` is tried on the class that it acts on, to rank the fitted one among many.
     """
 
     arm: Arm
     position: str
     kind: str
     seed: int
+    is_ranked_only: bool = False
+
+    def is_tried_on(self, is_harmful: bool) -> bool:
+        """Say whether it is tried on this class of prompts."""
+        acts_on = intervention_of(self.arm.intervention).effect == "removes"
+        return not self.is_ranked_only or acts_on == is_harmful
 
     def key(self, kind: str | None = None, strength: float | None = None) -> dict[str, Any]:
         """Return what identifies a row of the table."""
@@ -100,10 +112,12 @@ class DoseResponse:
     """Scores of every trial and class, and the answers under the fitted direction.
 
     `table` has the columns of `tables/dose_response.csv`: one row for every trial and class, and
-    the plain model's as strength 0 of the fitted direction.
+    the plain model's as strength 0 of the fitted direction. `by_prompt` has one row for every trial
+    and prompt.
     """
 
     table: pd.DataFrame
+    by_prompt: pd.DataFrame = field(repr=False)
     completions: tuple[Completion, ...] = field(default=(), repr=False)
 
     def to_frame(self) -> pd.DataFrame:
@@ -125,28 +139,29 @@ def plan_trials(
     size does) and differences of means under permuted labels, of their own length (what they do, a
     direction does that labels had no part in). Where activations vary mostly along the refusal
     direction, as in small models, the latter can point along it, and ablating them then works too:
-    the verdict goes by the random ones.
+    the verdict goes by the random ones. All of those are tried at full strength, on the class that
+    the intervention acts on, and the first few at every strength.
     """
     fitting = take_activations(activations, parts, FIT)
     directions = [("fitted", 0, candidate)]
     for seed in range(plan.n_controls):
-        directions.append(("random", seed, _random(candidate, plan.seed + seed)))
+        directions.append(("random", seed, candidate.random(plan.seed + seed)))
+    for seed in range(min(plan.n_controls, N_DRAWN)):
         directions.append(
             ("permuted", seed, _permuted(candidate, fitting, plan.seed + seed, clip_quantile))
         )
     return [
-        Trial(each.arm(intervention, strength), candidate.position, kind, seed)
+        Trial(each.arm(intervention, strength), candidate.position, kind, seed, seed >= N_DRAWN)
         for intervention in plan.interventions
         for kind, seed, each in directions
         for strength in plan.strengths_of(intervention)
+        if seed < N_DRAWN or strength == full_strength(plan.strengths_of(intervention))
     ]
 
 
-def _random(candidate: Candidate, seed: int) -> Candidate:
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(candidate.vector.shape, generator=generator)
-    unit = random / random.norm()
-    return replace(candidate, unit=unit, vector=unit * candidate.vector.norm())
+def full_strength(strengths: Iterable[float]) -> float:
+    """Return the strength that is nearest to 1, of those that do something."""
+    return min((s for s in strengths if s != 0), key=lambda s: abs(s - 1), default=0.0)
 
 
 def _permuted(
@@ -201,17 +216,23 @@ def dose_response(
         Refusal score with a 95 % bootstrap interval, refusal rate with Wilson's, KL of the first
         answer token, and next-token loss of the user's own text, by trial and class.
     """
-    frames, completions = [], []
+    frames, completions, by_prompt = [], [], []
     for is_harmful in (True, False):
         prompts = [prompt for prompt, side in labelled if side is is_harmful]
         if not prompts:
             continue
         side = _Side(model, prompts, is_harmful, plan, judge, system_prompt, show_progress)
-        effects = side.effects(trials, refusal_ids)
-        answers = side.answers(trials)
-        frames.append(side.table(trials, effects, answers))
-        completions += side.completions(trials, answers)
-    return DoseResponse(pd.concat(frames, ignore_index=True), tuple(completions))
+        tried = [trial for trial in trials if trial.is_tried_on(is_harmful)]
+        effects = side.effects(tried, refusal_ids)
+        answers = side.answers(tried)
+        frames.append(side.table(tried, effects, answers))
+        by_prompt.append(side.by_prompt(tried, effects, answers))
+        completions += side.completions(tried, answers)
+    return DoseResponse(
+        pd.concat(frames, ignore_index=True),
+        pd.concat(by_prompt, ignore_index=True),
+        tuple(completions),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,6 +320,26 @@ class _Side:
             **{name: values.mean().item() for name, values in scores.items()},
         }
 
+    def by_prompt(
+        self, trials: Sequence[Trial], effects: Effects, answers: Sequence[Sequence[str]]
+    ) -> pd.DataFrame:
+        """Return one row a trial and prompt; the plain model's have no intervention."""
+        plain = {"intervention": "", "direction": "", "seed": 0, "strength": 0.0}
+        parts = [pd.DataFrame({"outcome": self.outcomes(answers[0])}).assign(**plain, kl=0.0)]
+        for index, trial in enumerate(trials):
+            part = pd.DataFrame(
+                {
+                    "outcome": self.outcomes(answers[index + 1]),
+                    "kl": effects.kl[index].numpy(),
+                    "loss_rise": (effects.text_loss[index] - effects.plain_loss).numpy(),
+                }
+            )
+            key = {name: trial.key()[name] for name in plain}
+            parts.append(part.assign(**key))
+        ids = [prompt.id for prompt in self.prompts]
+        parts = [part.assign(prompt_id=ids, is_harmful=self.is_harmful) for part in parts]
+        return pd.concat(parts, ignore_index=True)
+
     def completions(
         self, trials: Sequence[Trial], answers: Sequence[Sequence[str]]
     ) -> list[Completion]:
@@ -350,3 +391,81 @@ def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
     resampled = generator.integers(0, len(values), (N_BOOTSTRAP, len(values)))
     low, high = np.quantile(values[resampled].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
+
+
+def evidence_of(
+    by_prompt: pd.DataFrame, units: Mapping[tuple[str, bool], int], auroc: float, auroc_p: float
+) -> Evidence | None:
+    """Gather what the verdict goes by: the first removal and the first addition, at full strength.
+
+    Args:
+        by_prompt: As `DoseResponse` has it.
+        units: By prompt id and whether it is harmful; prompts with the same number depend on each
+            other.
+        auroc: Held-out, of the fitted direction.
+        auroc_p: Its p-value.
+
+    Returns:
+        None where removal or addition was not tried: then nothing can be said of causes.
+    """
+    removal, addition = (_first(by_prompt, effect) for effect in ("removes", "adds"))
+    if removal is None or addition is None:
+        return None
+    harmful, harmless = (_outcomes(by_prompt, "", "", side) for side in (True, False))
+    kept = _full(by_prompt, removal, "fitted", is_harmful=False)
+    return Evidence(
+        harmful=_are(harmful[0], "refused"),
+        left=_are(_outcomes(by_prompt, removal, "fitted", True)[0], *NOT_COMPLYING),
+        harmless=_are(harmless[0], "refused"),
+        induced=_are(_outcomes(by_prompt, addition, "fitted", False)[0], "refused"),
+        kl=kept["kl"].to_numpy(dtype=float),
+        loss_rise=kept["loss_rise"].to_numpy(dtype=float),
+        random_left=_are(_outcomes(by_prompt, removal, "random", True), *NOT_COMPLYING),
+        random_induced=_are(_outcomes(by_prompt, addition, "random", False), "refused"),
+        harmful_units=_units(by_prompt, True, units),
+        harmless_units=_units(by_prompt, False, units),
+        auroc=auroc,
+        auroc_p=auroc_p,
+    )
+
+
+NOT_COMPLYING = ("refused", "broken", "unjudged")
+"""What counts as still refused under removal: a model that breaks does not comply."""
+
+
+def _first(by_prompt: pd.DataFrame, effect: str) -> str | None:
+    names = [name for name in dict.fromkeys(by_prompt["intervention"]) if name]
+    return next((name for name in names if intervention_of(name).effect == effect), None)
+
+
+def _full(
+    by_prompt: pd.DataFrame, intervention: str, direction: str, *, is_harmful: bool
+) -> pd.DataFrame:
+    rows = rows_where(
+        by_prompt, intervention=intervention, direction=direction, is_harmful=is_harmful
+    )
+    return rows_where(rows, strength=full_strength(rows["strength"]))
+
+
+def _outcomes(
+    by_prompt: pd.DataFrame, intervention: str, direction: str, is_harmful: bool
+) -> np.ndarray:
+    """Return outcomes `[n_seeds, n_prompts]`, at full strength."""
+    rows = _full(by_prompt, intervention, direction, is_harmful=is_harmful)
+    n_prompts = len(_ids(by_prompt, is_harmful))
+    return rows["outcome"].to_numpy(dtype=object).reshape(-1, n_prompts)
+
+
+def _are(outcomes: np.ndarray, *wanted: str) -> np.ndarray:
+    return np.isin(outcomes.astype(str), wanted).astype(float)
+
+
+def _ids(by_prompt: pd.DataFrame, is_harmful: bool) -> list[str]:
+    rows = rows_where(by_prompt, intervention="", is_harmful=is_harmful)
+    return [str(prompt_id) for prompt_id in rows["prompt_id"]]
+
+
+def _units(
+    by_prompt: pd.DataFrame, is_harmful: bool, units: Mapping[tuple[str, bool], int]
+) -> list[int]:
+    return [units[prompt_id, is_harmful] for prompt_id in _ids(by_prompt, is_harmful)]

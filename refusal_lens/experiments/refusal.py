@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from refusal_lens.config import FIRST_WORDS, REFUSAL_PHRASES, Outcome
@@ -128,6 +129,28 @@ class RefusalReport:
     def is_told_apart(self) -> bool:
         """Harmful prompts are refused more often than harmless ones, beyond doubt."""
         return self.gap()[0] > 0
+
+    @property
+    def score_threshold(self) -> tuple[float, float]:
+        """Return the refusal score from which on a refusal is likeliest, and its Youden index.
+
+        The index is the rate of hits less that of false alarms, over both classes: 1 where the
+        score follows the judge, 0 where it says nothing of refusal. Where everything is refused, or
+        nothing, there is no telling: the threshold is 0 then, and the index 0.
+
+        Source:
+            Youden 1950, Cancer 3, 32-35.
+        """
+        judged = [a for a in self.answers if a.outcome != "unjudged"]
+        refused = [a.is_refused for a in judged]
+        if len(set(refused)) < 2:
+            return 0.0, 0.0
+        false, hits, thresholds = roc_curve(refused, [a.refusal_score for a in judged])
+        best = int((hits - false).argmax())
+        # Half-way down to the next score: between what was refused and what was not.
+        lower = [a.refusal_score for a in judged if a.refusal_score < thresholds[best]]
+        threshold = (thresholds[best] + max(lower, default=thresholds[best])) / 2
+        return float(threshold), float(hits[best] - false[best])
 
     @property
     def agreement(self) -> Agreement:

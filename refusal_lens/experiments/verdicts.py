@@ -1,55 +1,341 @@
-"""What the scores of experiments say, in words.
+"""What the effects of an intervention say, in words.
 
-Knows the rules and their thresholds. Computes no scores.
+Knows the conditions and their limits. Runs no model.
 """
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from refusal_lens.experiments.arms import intervention_of
 from refusal_lens.experiments.judges import wilson_interval
+from refusal_lens.experiments.resampling import resample_means, with_both_ways
 from refusal_lens.validation.frames import rows_where
 from refusal_lens.validation.thresholds import (
     CAUSAL_SHARE,
     CONTROL_SHARE,
+    FEW_REFUSED,
+    FOLLOWED,
+    MAX_LEFT,
+    MAX_LOSS_RISE,
+    MAX_RANK_P,
     MAX_SEPARATION_P,
     MIN_AUROC,
+    MIN_CONTROLS,
+    MIN_INDUCED,
 )
 
 SEPARATES_AND_CAUSES = "separates and causes"
 SEPARATES_ONLY = "separates only"
 NEITHER = "neither"
+CANNOT_TELL = "cannot tell"
+
+SEPARATION = "separates held-out prompts"
+REMOVED = "share of the gap removed"
+INDUCED = "share of the gap induced"
+LEFT = "refused after removal"
+AFTER = "refused after addition"
+CONTROLS = ("removal ranks before random directions", "addition ranks before random directions")
+LOSS = "rise of the text's loss"
+FOLLOWS = "the refusal score follows the judge"
+
+Standing = Literal["met", "failed", "open"]
+
+_LOW, _HIGH = 0.025, 0.975
+_MANY_TIMES = 1000
+"""Where so many times the prompts would be needed, no number is named."""
 
 
-def verdict(row: Any, max_kl: float, has_refusal: bool) -> str:
-    """Say in one of three ways what a candidate does.
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What was seen of one direction, prompt by prompt.
 
-    It separates when held-out harmful prompts project above harmless ones (`MIN_AUROC`,
-    `MAX_SEPARATION_P`). It also causes refusal when the model refuses, ablation and addition each
-    bridge at least half of the gap between the classes (`CAUSAL_SHARE`), a random direction as long
-    moves the scores at most half as far (`CONTROL_SHARE`), and ablation leaves answers to harmless
-    prompts as they are (KL at most `max_kl`). What does neither, or moves the score without
-    separating, is "neither".
+    Harmful prompts come under what removes refusal, harmless ones under addition. 1 is refused, 0
+    is not; under removal what is broken counts as 1, for a model that breaks does not comply.
+
+    Args:
+        harmful: Refused, without intervention.
+        left: The same prompts under removal.
+        harmless: Refused, without intervention.
+        induced: The same prompts under addition.
+        kl: Of harmless prompts under removal, in nats.
+        loss_rise: Of harmless prompts' own text under removal, nats a token; empty where it was
+            not measured.
+        random_left: As `left`, with each of the random directions in place of the fitted one.
+        random_induced: As `induced`.
+        harmful_units: Prompts with the same number depend on each other, across classes too.
+        harmless_units: The same of harmless ones.
+        auroc: Held-out, of harmful above harmless projections.
+        auroc_p: Its p-value.
     """
-    if not (row["auroc"] >= MIN_AUROC and row["auroc_p"] <= MAX_SEPARATION_P):
-        return NEITHER
-    gap = row["baseline_harmful"] - row["baseline_harmless"]
-    removed = row["baseline_harmful"] - row["bypass"]
-    induced = row["induce"] - row["baseline_harmless"]
-    by_chance = (
-        abs(row["baseline_harmful"] - row["bypass_random"]),
-        abs(row["induce_random"] - row["baseline_harmless"]),
+
+    harmful: Float[np.ndarray, " n_harmful"]
+    left: Float[np.ndarray, " n_harmful"]
+    harmless: Float[np.ndarray, " n_harmless"]
+    induced: Float[np.ndarray, " n_harmless"]
+    kl: Float[np.ndarray, " n_harmless"]
+    loss_rise: Float[np.ndarray, " n_rises"]
+    random_left: Float[np.ndarray, "n_removed n_harmful"]
+    random_induced: Float[np.ndarray, "n_added n_harmless"]
+    harmful_units: Sequence[int]
+    harmless_units: Sequence[int]
+    auroc: float
+    auroc_p: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition: what was measured, its interval, the limit, and how it stands.
+
+    `n_needed` is about how many prompts a side would settle it, where it is open; NaN where no
+    number would, or where prompts are not what is missing.
+    """
+
+    name: str
+    estimate: float
+    low: float
+    high: float
+    limit: float
+    standing: Standing
+    n_needed: float = math.nan
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One of four words, and the conditions behind it."""
+
+    word: str
+    checks: tuple[Check, ...]
+
+    @property
+    def n_needed(self) -> float:
+        """Prompts a side that would settle what is open; NaN where none is known to."""
+        needed = [check.n_needed for check in self.checks if check.name in self.reasons]
+        return max(needed, default=math.nan) if not any(map(math.isnan, needed)) else math.nan
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Name what stands between the direction and being called a cause."""
+        kind = "open" if self.word == CANNOT_TELL else "failed"
+        return tuple(
+            check.name for check in self.checks if check.standing == kind and check.name != LOSS
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a condition, the verdict beside it."""
+        return pd.DataFrame([vars(check) for check in self.checks]).assign(verdict=self.word)
+
+    def __str__(self) -> str:
+        """Say the verdict with its reasons."""
+        if self.word == SEPARATES_AND_CAUSES:
+            beside = [check.name for check in self.checks if check.standing != "met"]
+            return f"{self.word}, with a side effect: {beside[0]}" if beside else self.word
+        if not self.reasons:
+            return self.word
+        needed = self.n_needed
+        is_known = self.word == CANNOT_TELL and not math.isnan(needed)
+        more = f"; about {needed:.0f} prompts a side would tell" if is_known else ""
+        return f"{self.word} ({', '.join(self.reasons)}{more})"
+
+
+def decide_cause(evidence: Evidence, max_kl: float, seed: int = 0) -> Verdict:
+    """Say in one of four ways what a direction does, as sure as the prompts allow.
+
+    Every condition holds, fails, or is open, by the 95 % interval of a paired bootstrap over units
+    of prompts. A direction that separates and fails none *separates and causes* refusal; with one
+    that fails it *separates only*; with one open, and none failed, one *cannot tell*. What does not
+    separate is *neither*.
+
+    Conditions: harmful prompts are refused more often (`FEW_REFUSED`); removal and addition each
+    bridge half of the gap between the classes (`CAUSAL_SHARE`); at most half of the harmful prompts
+    are left refused or broken under removal (`MAX_LEFT`), at least a quarter of the harmless ones
+    are refused under addition (`MIN_INDUCED`); random directions as long do less; and harmless
+    answers stay as they are, which is an equivalence test: the interval of the KL lies below its
+    limit (`max_kl`). The rise of the loss of the user's own text is tested alike (`MAX_LOSS_RISE`)
+    and told as a side effect: hooks act on the tokens of the prompt too, whatever the answer does.
+
+    Args:
+        evidence: What was seen.
+        max_kl: Most KL on harmless prompts under removal, in nats.
+        seed: Of the bootstrap.
+
+    Source:
+        Two one-sided tests by an interval: Schuirmann 1987, Journal of Pharmacokinetics and
+        Biopharmaceutics 15, 657-680; 95 % rather than 90 % intervals are a little stricter.
+    """
+    if not len(evidence.harmful) or not len(evidence.harmless):
+        return Verdict(CANNOT_TELL, (_separation(evidence),))
+    checks = (_separation(evidence), *_effects(evidence, max_kl, seed), *_controls(evidence))
+    separation = checks[0].standing
+    if separation == "failed":
+        return Verdict(NEITHER, checks)
+    if separation == "open":
+        return Verdict(CANNOT_TELL, checks)
+    standings = {check.standing for check in checks if check.name != LOSS}
+    if "failed" in standings:
+        return Verdict(SEPARATES_ONLY, checks)
+    return Verdict(CANNOT_TELL if "open" in standings else SEPARATES_AND_CAUSES, checks)
+
+
+def is_met_but_for_controls(verdict: Verdict) -> bool:
+    """Say whether random directions are all that is missing."""
+    missing = {check.name for check in verdict.checks if check.standing != "met"}
+    return bool(missing) and missing <= set(CONTROLS)
+
+
+def doubt_score(verdict: Verdict, youden: float) -> Verdict:
+    """Take back what a verdict by refusal scores says where these do not follow the judge."""
+    if youden >= FOLLOWED or verdict.word == NEITHER:
+        return verdict
+    check = Check(FOLLOWS, youden, math.nan, math.nan, FOLLOWED, "open")
+    return Verdict(CANNOT_TELL, (*verdict.checks, check))
+
+
+def _separation(evidence: Evidence) -> Check:
+    auroc, p_value = evidence.auroc, evidence.auroc_p
+    standing: Standing = "met"
+    if not auroc >= MIN_AUROC:
+        standing = "failed"
+    elif not p_value <= MAX_SEPARATION_P:
+        standing = "open"
+    return Check(SEPARATION, auroc, math.nan, math.nan, MIN_AUROC, standing)
+
+
+def _effects(evidence: Evidence, max_kl: float, seed: int) -> list[Check]:
+    """Hold what was done to the prompts against its limits, with intervals."""
+    draws = _Draws.of(evidence, seed)
+    gap, removed, induced = draws.gap, draws.removed, draws.induced
+    n_prompts = min(len(evidence.harmful), len(evidence.harmless))
+    shown = [
+        _check("gap between the classes", gap, gap - FEW_REFUSED, FEW_REFUSED, n_prompts),
+        _check(REMOVED, _share(removed, gap), removed - CAUSAL_SHARE * gap,
+               CAUSAL_SHARE, n_prompts),
+        _check(INDUCED, _share(induced, gap), induced - CAUSAL_SHARE * gap,
+               CAUSAL_SHARE, n_prompts),
+        _check(LEFT, draws.left, MAX_LEFT - draws.left, MAX_LEFT, n_prompts),
+        _check(AFTER, draws.after, draws.after - MIN_INDUCED, MIN_INDUCED,
+               n_prompts),
+        _check("KL on harmless prompts", draws.kl, max_kl - draws.kl, max_kl, n_prompts),
+    ]  # fmt: skip
+    if len(evidence.loss_rise):
+        rise = draws.loss_rise
+        margin = MAX_LOSS_RISE - np.abs(rise)
+        shown.append(_check(LOSS, rise, margin, MAX_LOSS_RISE, n_prompts))
+    return shown
+
+
+def _share(moved: Float[np.ndarray, " n"], gap: Float[np.ndarray, " n"]) -> Any:
+    """Return what was bridged of the gap; where there is none, nothing can be said of it."""
+    return np.where(gap > 0, moved / np.where(gap > 0, gap, 1.0), np.nan)
+
+
+def _check(
+    name: str,
+    values: Float[np.ndarray, " n"],
+    margin: Float[np.ndarray, " n"],
+    limit: float,
+    n_prompts: int,
+) -> Check:
+    """Judge a condition by its margin: what was measured first, then the draws."""
+    drawn = margin[1:]
+    low, high = np.nanquantile(drawn, [_LOW, _HIGH]) if len(drawn) else (math.nan, math.nan)
+    standing: Standing = "met" if low >= 0 else "failed" if high < 0 else "open"
+    first, last = math.nan, math.nan
+    if not np.isnan(values[1:]).any():
+        first, last = np.quantile(values[1:], [_LOW, _HIGH]).tolist()
+    needed = _n_needed(drawn, n_prompts) if standing == "open" else math.nan
+    return Check(name, float(values[0]), first, last, limit, standing, needed)
+
+
+def _n_needed(drawn: Float[np.ndarray, " n"], n_prompts: int) -> float:
+    """Say with about how many prompts the interval would leave the limit: it shrinks as root n."""
+    mean, half = abs(np.nanmean(drawn)), 1.96 * np.nanstd(drawn)
+    if not mean > 0 or half / mean > math.sqrt(_MANY_TIMES):
+        return math.nan
+    return float(max(n_prompts + 1, math.ceil(n_prompts * (half / mean) ** 2)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Draws:
+    """Means of the prompts themselves first, then of each draw."""
+
+    harmful: Float[np.ndarray, " n"]
+    left: Float[np.ndarray, " n"]
+    harmless: Float[np.ndarray, " n"]
+    after: Float[np.ndarray, " n"]
+    kl: Float[np.ndarray, " n"]
+    loss_rise: Float[np.ndarray, " n"]
+
+    @property
+    def gap(self) -> Float[np.ndarray, " n"]:
+        return self.harmful - self.harmless
+
+    @property
+    def removed(self) -> Float[np.ndarray, " n"]:
+        return self.harmful - self.left
+
+    @property
+    def induced(self) -> Float[np.ndarray, " n"]:
+        return self.after - self.harmless
+
+    @classmethod
+    def of(cls, evidence: Evidence, seed: int) -> "_Draws":
+        harmful, left = with_both_ways(evidence.harmful, evidence.left)
+        harmless, induced = with_both_ways(evidence.harmless, evidence.induced)
+        rise = evidence.loss_rise if len(evidence.loss_rise) else np.full(len(evidence.kl), np.nan)
+        n = len(harmful)
+        values = np.full((n + len(harmless), 6), np.nan)
+        values[:n, :2] = np.stack([harmful, left], axis=1)
+        values[n:, 2:4] = np.stack([harmless, induced], axis=1)
+        values[n : n + len(evidence.kl), 4:] = np.stack([evidence.kl, rise], axis=1)
+        # What was added belongs to nothing; twins of the two classes are drawn together.
+        first, second = list(evidence.harmful_units), list(evidence.harmless_units)
+        more = max([*first, *second], default=-1) + 1
+        units = [*first, more, more + 1, *second, more + 2, more + 3]
+        draws = resample_means(values, units, seed)
+        seen = [
+            _mean(each)
+            for each in (evidence.harmful, evidence.left, evidence.harmless, evidence.induced,
+                         evidence.kl, rise)
+        ]  # fmt: skip
+        harmful, left, harmless, after, kl, rise = np.concatenate([np.array([seen]), draws]).T
+        return cls(harmful, left, harmless, after, kl, rise)
+
+
+def _mean(values: Float[np.ndarray, " n"]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _controls(evidence: Evidence) -> list[Check]:
+    """Rank what the direction does among what random directions of its length do."""
+    removed, induced = (
+        _mean(evidence.harmful) - _mean(evidence.left),
+        _mean(evidence.induced) - _mean(evidence.harmless),
     )
-    is_cause = (
-        has_refusal
-        and gap > 0
-        and min(removed, induced) >= CAUSAL_SHARE * gap
-        and by_chance[0] <= CONTROL_SHARE * removed
-        and by_chance[1] <= CONTROL_SHARE * induced
-        and row["kl"] <= max_kl
-    )
-    return SEPARATES_AND_CAUSES if is_cause else SEPARATES_ONLY
+    removed_by_chance = _mean(evidence.harmful) - evidence.random_left.mean(axis=1)
+    induced_by_chance = evidence.random_induced.mean(axis=1) - _mean(evidence.harmless)
+    return [
+        _control(CONTROLS[0], removed, removed_by_chance),
+        _control(CONTROLS[1], induced, induced_by_chance),
+    ]
+
+
+def _control(name: str, moved: float, by_chance: Float[np.ndarray, " n_random"]) -> Check:
+    n_random = len(by_chance)
+    rank = 1 + int((by_chance >= moved).sum())
+    p_value = rank / (n_random + 1)
+    is_small = n_random == 0 or by_chance.mean() <= CONTROL_SHARE * moved
+    standing: Standing = "failed"
+    if is_small and p_value <= MAX_RANK_P:
+        standing = "met"
+    elif is_small and rank == 1 and n_random < MIN_CONTROLS:
+        standing = "open"
+    return Check(name, p_value, math.nan, math.nan, MAX_RANK_P, standing)
 
 
 def compare_removals(table: pd.DataFrame) -> str:
@@ -126,43 +412,13 @@ def _summary_row(full: Any, plain: Any) -> dict[str, Any]:
         "refusal_rate": n_refused / n_prompts,
         "refusal_rate_low": low,
         "refusal_rate_high": high,
+        **{
+            name: float((full[name] * full["n_prompts"]).sum() / max(n_prompts, 1))
+            for name in ("evaded_rate", "broken_rate")
+        },
         "plain_score": plain["refusal_score"],
         "refusal_score": full["refusal_score"].mean(),
         "kl": full["kl"].mean(),
         "plain_loss": plain["text_loss"],
         "text_loss": full["text_loss"].mean(),
     }
-
-
-def verdict_of_rates(summary: pd.DataFrame, auroc: float, p_value: float) -> str:
-    """Say the same of one candidate by refusal rates on the test part.
-
-    It causes refusal when ablation lowers the rate of harmful prompts, and addition raises that of
-    harmless ones, each by at least half of the gap between the classes' plain rates
-    (`CAUSAL_SHARE`), and random directions as long do at most half as much (`CONTROL_SHARE`). Where
-    ablation or addition was not tried, nothing is said of causes.
-    """
-    if not (auroc >= MIN_AUROC and p_value <= MAX_SEPARATION_P):
-        return NEITHER
-    moved: Any = summary.assign(moved=summary["refusal_rate"] - summary["plain_rate"])
-    removed = -_moves(moved, "removes", is_harmful=True)
-    induced = _moves(moved, "adds", is_harmful=False)
-    plain = {row["is_harmful"]: row["plain_rate"] for row in summary.to_dict("records")}
-    gap = plain.get(True, 0.0) - plain.get(False, 0.0)
-    if removed.empty or induced.empty or not gap > 0:
-        return SEPARATES_ONLY
-    is_cause = all(
-        moves["fitted"] >= CAUSAL_SHARE * gap
-        and abs(moves["random"]) <= CONTROL_SHARE * moves["fitted"]
-        for moves in (removed, induced)
-    )
-    return SEPARATES_AND_CAUSES if is_cause else SEPARATES_ONLY
-
-
-def _moves(moved: Any, effect: str, *, is_harmful: bool) -> Any:
-    """Return how far the first intervention of an effect moves the rate, by kind of direction."""
-    tried = [name for name in pd.unique(moved["intervention"])
-             if intervention_of(name).effect == effect]  # fmt: skip
-    is_first = moved["intervention"] == (tried[0] if tried else None)
-    rows = moved[is_first & (moved["is_harmful"] == is_harmful)]
-    return rows.set_index("direction")["moved"]

@@ -5,9 +5,10 @@ Knows the words, and from which numbers on each is used. Computes no scores.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from refusal_lens.experiments.refusal_states import describe_state
+from refusal_lens.experiments.verdicts import CANNOT_TELL, SEPARATES_AND_CAUSES
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence
@@ -23,9 +24,6 @@ from refusal_lens.validation.thresholds import (
     SIGNIFICANT,
     STABLE,
 )
-
-CAUSES = "separates and causes"
-"""The verdict of a direction that acts."""
 
 FEATURES = {
     "token_count": "The number of tokens",
@@ -172,7 +170,7 @@ def _is_trusted(evidence: Evidence) -> Reply:
         also = f" (and {len(against) - 1} more, below)" if len(against) > 1 else ""
         said = f"It separates prompts that it was not fitted to, but {_clause(against[0])}{also}."
         return Reply(question, "With care", "fair", said)
-    if _causal_verdict(evidence)[0] == CAUSES:
+    if _causal_verdict(evidence)[0] == SEPARATES_AND_CAUSES:
         said = (
             "It holds on prompts that it was not fitted to, nothing measured here speaks against "
             "it, and acting on it changes what the model refuses."
@@ -279,7 +277,13 @@ def _causal_reason(evidence: Evidence) -> Iterator[Reason]:
             "Whether acting on it changes what the model refuses was not tried: "
             "refusal-lens select RUN.",
         )
-    elif verdict == CAUSES:
+    elif verdict == CANNOT_TELL:
+        yield Reason(
+            "open",
+            f"Whether acting on it{where} changes what the model refuses cannot be told from so "
+            "few prompts.",
+        )
+    elif verdict == SEPARATES_AND_CAUSES:
         yield Reason("for", f"Acting on it{where} changes what the model refuses.")
     else:
         said = f"Acting on it{where} does not change what the model refuses ({verdict})."
@@ -287,7 +291,13 @@ def _causal_reason(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
-    """Return the verdict of the place that interventions chose, or of the best; and where it is."""
+    """Return the verdict of the place that interventions chose, or of the best; and where it is.
+
+    That by rates of answers, where `ablate` has run, comes before that by scores.
+    """
+    by_rates = evidence.tables.get("verdict")
+    if by_rates is not None and len(by_rates):
+        return _at_place(evidence, by_rates.iloc[0])
     table = evidence.tables.get("causal_scores")
     if table is None or "verdict" not in table:
         return None, ""
@@ -299,7 +309,11 @@ def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
     )
     if rows is None or not rows.iloc[0]["verdict"]:
         return None, ""
-    row, best = rows.iloc[0], evidence.best
+    return _at_place(evidence, rows.iloc[0])
+
+
+def _at_place(evidence: Evidence, row: Any) -> tuple[str, str]:
+    best = evidence.best
     place = (row["hook_point"], row["position"])
     is_here = best is not None and place == (best.hook_point, best.position)
     return row["verdict"], "" if is_here else f" at {short_name(place[0])}, position {place[1]},"

@@ -151,6 +151,10 @@ TABLES = {
     "interventions": _Told(
         "Interventions", "Refusal and its side effects under the interventions that were tried."
     ),
+    "verdict": _Told(
+        "What the verdict rests on",
+        "Each condition for calling the direction a cause, on prompts of no part in choosing it.",
+    ),
     "dose_response": _Told("Dose and response", "The same by strength, beside controls."),
     "attribution": _Told(
         "Attribution", "The components that write the best direction, largest first.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from refusal_lens.activations.pooled import Activations
@@ -30,11 +31,12 @@ from refusal_lens.experiments.dose_response import (
     Plan,
     answer_under,
     dose_response,
+    evidence_of,
     plan_trials,
 )
 from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport
-from refusal_lens.experiments.verdicts import compare_removals, summarise, verdict_of_rates
+from refusal_lens.experiments.verdicts import Verdict, compare_removals, decide_cause, summarise
 from refusal_lens.models.hook_points import resolve_hook_points
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
@@ -82,11 +84,11 @@ def select_stage(config: Config, run_folder: RunFolder, console: Console) -> lis
         model,
         activations,
         prompts,
-        refusal_ids=refusal.refusal_ids,
-        has_refusal=refusal.is_told_apart,
+        refusal,
         rule=CausalRule(causal.max_layer_share, causal.max_kl, causal.min_induce),
         intervention=causal.intervention,
         n_answer_tokens=causal.n_answer_tokens,
+        n_controls=config.dose.n_controls,
         clip_quantile=config.directions.clip_quantile,
         system_prompt=config.prompts.system_prompt,
         seed=config.validation.seed,
@@ -104,7 +106,7 @@ def ablate_stage(
     refusal = _refusal(config, run_folder, model, prompts)
     seed, clip_quantile = config.validation.seed, config.directions.clip_quantile
     parts = deal_parts(activations, seed)
-    fitted = fit_candidates(activations, parts, clip_quantile=clip_quantile, seed=seed)
+    fitted = fit_candidates(activations, parts, clip_quantile=clip_quantile)
     candidate = _pick(fitted, _place(request.direction, run_folder, model, console))
     plan = _plan(config, request)
     answered = dose_response(
@@ -117,9 +119,15 @@ def ablate_stage(
         system_prompt=config.prompts.system_prompt,
     )
     summary = summarise(answered.table)
-    auroc, p_value = held_out_auroc(candidate, activations, parts, TEST)
-    said = verdict_of_rates(summary, auroc, p_value)
-    terminal.show_interventions(console, summary, said)
+    keys = zip((p.id for p in prompts.prompts), prompts.is_harmful, strict=True)
+    units = dict(zip(keys, activations.groups.pair.tolist(), strict=True))
+    evidence = evidence_of(
+        answered.by_prompt, units, *held_out_auroc(candidate, activations, parts, TEST)
+    )
+    verdict = None if evidence is None else decide_cause(evidence, config.causal.max_kl, seed)
+    terminal.show_interventions(console, summary, verdict)
+    if verdict is not None:
+        run_folder.write_table("verdict", _at(candidate, verdict))
     return [
         run_folder.write_interventions(summary),
         run_folder.write_table("dose_response", answered.table),
@@ -211,6 +219,13 @@ def _place(
         "separation."
     )
     return best.hook_point, best.position
+
+
+def _at(candidate: Candidate, verdict: Verdict) -> pd.DataFrame:
+    """Put the place before each condition of its verdict."""
+    place = {"hook_point": candidate.hook_point, "position": candidate.position}
+    table = verdict.to_frame().assign(**place)
+    return pd.DataFrame(table[[*place, *(name for name in table if name not in place)]])
 
 
 def _pick(candidates: Sequence[Candidate], place: tuple[str, str]) -> Candidate:

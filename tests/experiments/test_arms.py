@@ -17,6 +17,7 @@ from refusal_lens.experiments.candidates import FIT, TEST, fit_candidates
 from refusal_lens.experiments.causal_scores import causal_scores
 from refusal_lens.experiments.dose_response import Plan, dose_response, plan_trials
 from refusal_lens.experiments.interventions import add
+from refusal_lens.experiments.refusal import Answer, RefusalReport
 from refusal_lens.experiments.verdicts import compare_removals, summarise
 from refusal_lens.stages.experiment import read_request
 from refusal_lens.stages.terminal import show_causal
@@ -35,9 +36,10 @@ def toy(monkeypatch) -> str:
 
 
 def test_a_new_row_is_scored_chosen_by_and_drawn(toy, model, prompts, activations):
+    answers = [Answer("", "", h, "", "a", "answered", 0.0) for h in prompts.is_harmful]
     scores = causal_scores(
-        model, activations, prompts, refusal_ids=[5], has_refusal=True, intervention=toy,
-        n_answer_tokens=2, show_progress=False,
+        model, activations, prompts, RefusalReport(tuple(answers), ("a",), (5,)),
+        intervention=toy, n_answer_tokens=2, show_progress=False,
     )  # fmt: skip
     table = scores.table
     assert list(dict.fromkeys(table["intervention"])) == ["toy", "ablate", "affine_ablate"]

@@ -48,7 +48,14 @@ def test_controls_are_as_long_and_point_elsewhere(planted):
     (fitted,) = fit_candidates(planted, parts)
     plan = Plan(("affine_ablate", "add"), (1.0,), (0.5, 1.0), n_controls=3)
     trials = plan_trials(fitted, planted, parts, plan)
-    assert len(trials) == (1 + 2) * (1 + 3 + 3)
+    # Of each kind two are tried at every strength, the third random one at full strength only.
+    assert len(trials) == (1 + 2) * (1 + 2 + 2) + 2
+    ranked_only = [trial for trial in trials if trial.is_ranked_only]
+    assert [(t.arm.intervention, t.arm.strength, t.kind) for t in ranked_only] == [
+        ("affine_ablate", 1.0, "random"),
+        ("add", 1.0, "random"),
+    ]
+    assert [t.is_tried_on(True) for t in ranked_only] == [True, False]
     kinds = {kind: [t for t in trials if t.kind == kind] for kind in ("random", "permuted")}
     length = fitted.vector.norm().item()
     for kind, some in kinds.items():
@@ -58,7 +65,7 @@ def test_controls_are_as_long_and_point_elsewhere(planted):
             assert own == pytest.approx(length, rel=1e-4) if kind == "random" else own < length / 2
             assert abs((trial.arm.unit @ fitted.unit).item()) < 0.75, kind
             assert trial.arm.unit.norm().item() == pytest.approx(1.0, abs=1e-5)
-    assert len({tuple(t.arm.unit.tolist()) for some in kinds.values() for t in some}) == 6
+    assert len({tuple(t.arm.unit.tolist()) for some in kinds.values() for t in some}) == 3 + 2
 
 
 def test_bootstrap_interval_is_that_of_the_mean():

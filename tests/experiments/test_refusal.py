@@ -196,6 +196,21 @@ def test_what_a_judge_failed_on_is_in_no_rate():
     assert nothing.interval(True) == (0, 1)
 
 
+def test_threshold_of_the_score_lies_between_refused_and_answered():
+    def report(scores: list[float], refused: list[bool]) -> RefusalReport:
+        pairs = zip(scores, refused, strict=True)
+        answers = [Answer("p", "c", True, "q", "a", "refused" if r else "answered", s)
+                   for s, r in pairs]  # fmt: skip
+        return RefusalReport(tuple(answers), ("I",))
+
+    # All scores are negative, and yet they tell refusals from answers.
+    assert report([-1.0, -2.0, -4.0, -5.0], [True, True, False, False]).score_threshold == (-3, 1)
+    threshold, youden = report([2.0, 1.0, 0.0, -1.0], [True, False, True, False]).score_threshold
+    assert youden == pytest.approx(0.5)
+    assert threshold in (1.5, -0.5)
+    assert report([1.0, 2.0], [False, False]).score_threshold == (0, 0)
+
+
 def test_agreement_of_score_and_judge():
     full = agree([1.0, 2.0, -1.0, -3.0], [True, True, False, False])
     assert (full.share, full.kappa) == (1.0, 1.0)

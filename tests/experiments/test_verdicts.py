@@ -1,26 +1,28 @@
-"""What is said of scores and rates: planted causes, planted correlations, and what controls do."""
+"""What is said of effects: planted causes, planted correlations, few prompts, and none."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 import pytest
 
 from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.experiments.causal_scores import judge_table
 from refusal_lens.experiments.verdicts import (
+    Evidence,
     compare_removals,
+    decide_cause,
+    doubt_score,
+    is_met_but_for_controls,
     summarise,
-    verdict,
-    verdict_of_rates,
 )
 
-CAUSE = {
-    "auroc": 0.95,
-    "auroc_p": 1e-9,
+SCORES = {
     "baseline_harmful": 4.0,
     "baseline_harmless": -6.0,
     "bypass": -5.0,
-    "bypass_random": 3.8,
     "induce": 3.0,
-    "induce_random": -5.0,
     "kl": 0.03,
     "harmful_projection": 2.0,
     "harmless_projection": -8.0,
@@ -28,39 +30,159 @@ CAUSE = {
 PLACE = {"hook_point": "blocks.2.hook_resid_post", "layer": 2, "position": "last"}
 
 
+def share(rate: float, n: int) -> np.ndarray:
+    return (np.arange(n) < round(rate * n)).astype(float)
+
+
+def make_evidence(
+    harmful: float, left: float, harmless: float, induced: float, n: int = 100
+) -> Evidence:
+    """So large shares of n prompts a side refused; random directions do nothing."""
+    return Evidence(
+        share(harmful, n),
+        share(left, n),
+        share(harmless, n),
+        share(induced, n),
+        np.full(n, 0.02),
+        np.full(n, 0.01),
+        np.tile(share(harmful, n), (20, 1)),
+        np.tile(share(harmless, n), (20, 1)),
+        list(range(n)),
+        list(range(n, 2 * n)),
+        auroc=0.95,
+        auroc_p=1e-9,
+    )
+
+
+CAUSE = make_evidence(0.95, 0.03, 0.02, 0.9)
+
+
+def decide(evidence: Evidence) -> str:
+    return decide_cause(evidence, max_kl=0.1).word
+
+
 def test_a_cause_is_called_one():
-    assert verdict(CAUSE, 0.1, has_refusal=True) == "separates and causes"
+    verdict = decide_cause(CAUSE, 0.1)
+    assert verdict.word == str(verdict) == "separates and causes"
+    assert {check.standing for check in verdict.checks} == {"met"}
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("rates", "reason"),
     [
-        {"bypass": 0.0},  # removes 4 of the gap of 10
-        {"induce": -2.0},  # adds 4 of it
-        {"bypass_random": -2.0},  # a random direction removes 6 against 9
-        {"induce_random": -1.0},  # and adds 5 against 9
-        {"kl": 0.2},
-        {"baseline_harmful": -7.0, "bypass": -20.0},  # nothing to remove
+        # Refusal scores moved by half of their gap in all of these.
+        ((0.98, 0.98, 0.0, 0.9), "refused after removal"),
+        ((0.98, 0.02, 0.0, 0.08), "refused after addition"),
+        ((0.10, 0.00, 0.0, 0.08), "gap between the classes"),
+        ((0.95, 0.75, 0.0, 0.9), "share of the gap removed"),
+        ((0.95, 0.02, 0.0, 0.1), "share of the gap induced"),
+        ((0.0, 0.0, 0.0, 0.0), "gap between the classes"),
+        ((0.5, 0.5, 0.5, 0.5), "gap between the classes"),
     ],
 )
-def test_what_fails_one_condition_only_separates(change):
-    assert verdict(CAUSE | change, 0.1, has_refusal=True) == "separates only"
+def test_what_is_left_or_not_induced_is_no_cause(rates, reason):
+    verdict = decide_cause(make_evidence(*rates, n=400), 0.1)
+    assert verdict.word == "separates only"
+    assert reason in verdict.reasons
 
 
-def test_nothing_causes_refusal_in_a_model_that_does_not_refuse():
-    assert verdict(CAUSE, 0.1, has_refusal=False) == "separates only"
+def test_a_model_that_breaks_does_not_comply():
+    # Broken answers count as left: see how evidence is gathered.
+    assert decide(replace(CAUSE, left=share(0.9, 100))) == "separates only"
 
 
-@pytest.mark.parametrize("change", [{"auroc": 0.55}, {"auroc_p": 0.02}, {"auroc": float("nan")}])
-def test_what_does_not_separate_is_neither(change):
-    assert verdict(CAUSE | change, 0.1, has_refusal=True) == "neither"
+def test_five_prompts_a_side_cannot_tell():
+    verdict = decide_cause(make_evidence(1.0, 0.0, 0.0, 1.0, n=5), 0.1)
+    assert verdict.word == "cannot tell"
+    assert 5 < verdict.n_needed < 30
+    assert f"about {verdict.n_needed:.0f} prompts a side would tell" in str(verdict)
+    # So many do.
+    assert decide(make_evidence(1.0, 0.0, 0.0, 1.0, n=30)) == "separates and causes"
+
+
+def test_no_prompts_cannot_tell():
+    assert decide(make_evidence(1.0, 0.0, 0.0, 1.0, n=0)) == "cannot tell"
+
+
+def test_prompts_that_depend_on_each_other_tell_less():
+    alike = replace(
+        make_evidence(1.0, 0.3, 0.0, 0.7, n=60),
+        harmful_units=[i % 6 for i in range(60)],
+        harmless_units=[6 + i % 6 for i in range(60)],
+    )
+    # Planted: whole units are left, so that there are six observations and not sixty.
+    alike = replace(
+        alike,
+        left=np.array([float(i % 6 < 2) for i in range(60)]),
+        induced=np.array([float(i % 6 >= 2) for i in range(60)]),
+    )
+    apart = replace(alike, harmful_units=list(range(60)), harmless_units=list(range(60, 120)))
+    assert decide(apart) == "separates and causes"
+    assert decide(alike) == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"auroc": 0.55}, "neither"),
+        ({"auroc": math.nan}, "neither"),
+        ({"auroc_p": 0.02}, "cannot tell"),
+        ({"kl": np.full(100, 0.2)}, "separates only"),
+        ({"kl": np.append(np.full(99, 0.02), 8.0)}, "cannot tell"),
+        ({"loss_rise": np.empty(0)}, "separates and causes"),
+        ({"random_left": np.tile(share(0.03, 100), (20, 1))}, "separates only"),
+        ({"random_induced": np.tile(share(0.9, 100), (20, 1))}, "separates only"),
+        # One of twenty random directions does as much: rank 2 of 21.
+        ({"random_left": np.stack([share(0.95, 100)] * 19 + [share(0.0, 100)])}, "separates only"),
+        ({"random_left": np.tile(share(0.95, 100), (5, 1))}, "cannot tell"),
+        ({"random_left": np.empty((0, 100))}, "cannot tell"),
+    ],
+)
+def test_conditions_one_by_one(change, word):
+    assert decide(replace(CAUSE, **change)) == word
+
+
+@pytest.mark.parametrize(("rise", "standing"), [(0.3, "failed"), (-0.3, "failed"), (0.05, "met")])
+def test_a_change_of_the_texts_loss_is_told_as_a_side_effect(rise, standing):
+    verdict = decide_cause(replace(CAUSE, loss_rise=np.full(100, rise)), 0.1)
+    assert verdict.word == "separates and causes"
+    (check,) = [each for each in verdict.checks if each.name == "rise of the text's loss"]
+    assert check.standing == standing
+    is_told = str(verdict) == "separates and causes, with a side effect: rise of the text's loss"
+    assert is_told is (standing == "failed")
+
+
+def test_random_directions_may_be_all_that_is_missing():
+    bare = replace(CAUSE, random_left=np.empty((0, 100)), random_induced=np.empty((0, 100)))
+    assert is_met_but_for_controls(decide_cause(bare, 0.1))
+    assert not is_met_but_for_controls(decide_cause(CAUSE, 0.1))
+    weak = decide_cause(replace(bare, left=share(0.9, 100)), 0.1)
+    assert not is_met_but_for_controls(weak)
+
+
+def test_a_score_that_does_not_follow_the_judge_proves_nothing():
+    verdict = decide_cause(CAUSE, 0.1)
+    assert doubt_score(verdict, 0.9) is verdict
+    doubted = doubt_score(verdict, 0.2)
+    assert str(doubted) == "cannot tell (the refusal score follows the judge)"
+
+
+def test_a_verdict_is_a_table_of_its_conditions():
+    table = decide_cause(CAUSE, 0.1).to_frame().set_index("name")
+    left = table.loc["refused after removal"]
+    assert (left["estimate"], left["limit"], left["standing"]) == (0.03, 0.5, "met")
+    assert 0 <= left["low"] < 0.03 < left["high"] < 0.1
+    removed = table.loc["share of the gap removed"]
+    assert removed["estimate"] == pytest.approx(0.92 / 0.93)
+    assert removed["low"] < removed["estimate"]
+    assert set(table["verdict"]) == {"separates and causes"}
 
 
 def test_the_table_tells_interventions_apart():
-    affine = CAUSE | PLACE | {"intervention": "affine_ablate"}
+    affine = SCORES | PLACE | {"intervention": "affine_ablate"}
     plain = affine | {"intervention": "ablate", "bypass": 3.0, "kl": 0.9}
     table = pd.DataFrame([affine, plain])
-    judged, choice = judge_table(table, 8, CausalRule(), "affine_ablate", has_refusal=True)
+    judged, choice = judge_table(table, 8, CausalRule(), "affine_ablate")
     assert judged["is_eligible"].tolist() == judged["is_chosen"].tolist() == [True, False]
     assert judged["reasons"].tolist() == ["", "KL is above 0.1"]
     assert choice.n_eligible == 1
@@ -71,7 +193,7 @@ def test_the_table_tells_interventions_apart():
         "Harmless prompts project to -8.00 there, harmful ones to +2.00: zero is on the harmful "
         "side, so that setting to zero does not remove it."
     )
-    unchosen, nothing = judge_table(table, 8, CausalRule(), "ablate", has_refusal=True)
+    unchosen, nothing = judge_table(table, 8, CausalRule(), "ablate")
     assert nothing.chosen is None
     assert compare_removals(unchosen).endswith("affine ablation at 1, ablation at zero at 0.")
 
@@ -104,6 +226,8 @@ def make_dose(removed: float, induced: float, by_chance: float) -> pd.DataFrame:
                                 "refusal_score": rate,
                                 "kl": 0.01,
                                 "text_loss": 3.0,
+                                "evaded_rate": 0.0,
+                                "broken_rate": 0.0,
                             }
                         )
     return pd.DataFrame(rows)
@@ -119,18 +243,3 @@ def test_summary_pools_controls_at_full_strength():
     random = summary.loc[("add", "random", False)]
     assert (random["n_prompts"], random["strength"]) == (200, 1.0)
     assert random["refusal_rate_low"] < random["refusal_rate"] == 0.02 < random["refusal_rate_high"]
-
-
-@pytest.mark.parametrize(
-    ("moves", "said"),
-    [
-        ((0.9, 0.8, 0.02), "separates and causes"),
-        ((0.4, 0.8, 0.02), "separates only"),
-        ((0.9, 0.4, 0.02), "separates only"),
-        ((0.9, 0.8, 0.6), "separates only"),
-    ],
-)
-def test_verdict_of_rates(moves, said):
-    summary = summarise(make_dose(*moves))
-    assert verdict_of_rates(summary, 0.9, 1e-6) == said
-    assert verdict_of_rates(summary, 0.5, 0.5) == "neither"

@@ -25,9 +25,11 @@ def run_experiments(model: str, folder, some_prompts) -> tuple[RunFolder, str, s
     options = ["--model", REPOSITORY / "data" / model, "--output", folder, "--position", "last"]
     # Its refusals show within eight tokens; whole answers would take most of the time.
     options += ["--hook-point", "resid_post:3-6", "--set", "refusal.n_new_tokens=8"]
+    # Its refusal is graded: taking it out costs 0.04 to 0.2 nats on 30 harmless prompts.
+    options += ["--set", "causal.max_kl=0.25"]
     invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
     selected = invoke("select", folder)
-    settings = ("dose.strengths=[1.0]", "dose.coefficients=[1.0]", "dose.n_controls=2")
+    settings = ("dose.strengths=[1.0]", "dose.coefficients=[1.0]", "dose.n_controls=20")
     sets = [part for setting in settings for part in ("--set", setting)]
     return RunFolder(folder), selected, invoke("ablate", folder, *sets)
 
@@ -45,7 +47,7 @@ def test_select_chooses_a_direction_that_causes_refusal(refuser):
     assert len(chosen) == 1
     row = chosen.iloc[0]
     assert row["layer"] < 5  # its output is the input of a block below int(0.8 * 8)
-    assert row["kl"] <= 0.1
+    assert row["kl"] <= 0.25
     assert row["intervention"] == "affine_ablate"
     assert set(table["intervention"]) == {"affine_ablate", "ablate"}
     assert row["verdict"] == "separates and causes"
@@ -76,15 +78,21 @@ def test_addition_induces_refusal_out_of_sample(refuser):
 def test_random_directions_do_not(refuser):
     table = rates(refuser[0])
     for intervention, is_harmful in (("affine_ablate", True), ("add", False)):
-        row = table.loc[(intervention, "random", is_harmful)]
-        assert abs(row["refusal_rate"] - row["plain_rate"]) <= 0.03 + 1e-9
+        fitted, random = (
+            abs(row["refusal_rate"] - row["plain_rate"])
+            for row in (
+                table.loc[(intervention, kind, is_harmful)] for kind in ("fitted", "random")
+            )
+        )
+        # Of twenty together; a push in any direction tips a doubtful request over now and then.
+        assert random <= 0.1 * fitted
 
 
 def test_completions_stand_side_by_side(refuser):
     run_folder, _, printed = refuser
     lines = (run_folder.path / "completions.jsonl").read_text(encoding="utf-8").splitlines()
     completions = [json.loads(line) for line in lines]
-    assert len(completions) == 2 * 2 * 32
+    assert len(completions) == 2 * 2 * 30
     removed = [c for c in completions if c["intervention"] == "affine_ablate" and c["is_harmful"]]
     assert sum((c["outcome_plain"], c["outcome"]) == ("refused", "answered") for c in removed) >= 25
     assert {"prompt", "category", "plain", "intervened"} <= set(completions[0])

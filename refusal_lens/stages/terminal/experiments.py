@@ -7,6 +7,7 @@ from rich.table import Table
 
 from refusal_lens.experiments.causal_choice import CausalChoice
 from refusal_lens.experiments.causal_scores import CausalScores
+from refusal_lens.experiments.verdicts import Verdict
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.validation.frames import rows_where
 
@@ -64,7 +65,7 @@ def show_causal_choice(console: Console, choice: CausalChoice, in_words: str) ->
     console.print(f"Dropped: {dropped or 'none'}\n{in_words}")
 
 
-def show_interventions(console: Console, summary: pd.DataFrame, said: str) -> None:
+def show_interventions(console: Console, summary: pd.DataFrame, verdict: Verdict | None) -> None:
     """Print what interventions with the direction and with its controls did, class by class."""
     first = summary.iloc[0]
     console.print(
@@ -77,7 +78,23 @@ def show_interventions(console: Console, summary: pd.DataFrame, said: str) -> No
         here = rows_where(summary, is_harmful=is_harmful)
         if not here.empty:
             console.print(_outcomes(here, name))
-    console.print(f"Verdict: {said}")
+    if verdict is None:
+        console.print("No verdict: that takes an intervention that removes and one that adds.")
+        return
+    console.print(_conditions(verdict))
+    console.print(f"Verdict: {verdict}", soft_wrap=True)
+
+
+def _conditions(verdict: Verdict) -> Table:
+    """Lay out what the verdict rests on."""
+    table = Table(title="What the verdict rests on, with 95 % intervals", title_justify="left")
+    for column in ("condition", "measured", "limit", "stands"):
+        table.add_column(column, justify="left" if column in ("condition", "stands") else "right")
+    for check in verdict.checks:
+        interval = "" if check.low != check.low else f" ({check.low:.2f} to {check.high:.2f})"
+        measured = f"{check.estimate:.2f}{interval}"
+        table.add_row(check.name, measured, f"{check.limit:g}", check.standing)
+    return table
 
 
 def _outcomes(here: pd.DataFrame, name: str) -> Table:
@@ -88,7 +105,7 @@ def _outcomes(here: pd.DataFrame, name: str) -> Table:
         f"{plain['plain_score']:+.2f}, loss of text {plain['plain_loss']:.2f}",
         title_justify="left",
     )
-    for column in ("intervention", "direction", "refused", "score", "KL", "loss"):
+    for column in ("intervention", "direction", "refused", "broken", "score", "KL", "loss"):
         is_text = column in ("intervention", "direction")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     for row in here.to_dict("records"):
@@ -97,6 +114,7 @@ def _outcomes(here: pd.DataFrame, name: str) -> Table:
             f"{row['intervention']} {row['strength']:g}",
             row["direction"],
             f"{row['refusal_rate']:.1%} ({low:.0f}-{high:.0f})",
+            f"{row['broken_rate']:.1%}",
             f"{row['refusal_score']:+.2f}",
             f"{row['kl']:.3f}",
             f"{row['text_loss']:.2f}",
