@@ -8,15 +8,13 @@ import torch
 from conftest import REPOSITORY
 
 import refusal_lens as rl
-from refusal_lens import ContrastSet, PromptSet
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-ROOMS = sorted((REPOSITORY / "refusal_lens").glob("*/README.md"))
+ROOMS = sorted((REPOSITORY / "refusal_lens").glob("**/README.md"))
 
 
 def python_blocks() -> list[str]:
-    paths = (REPOSITORY / "refusal_lens").rglob("README.md")
-    texts = [README, *(path.read_text(encoding="utf-8") for path in sorted(paths))]
+    texts = [README, *(path.read_text(encoding="utf-8") for path in ROOMS)]
     return re.findall(r"```python\n(.*?)```", "\n".join(texts), re.DOTALL)
 
 
@@ -30,37 +28,20 @@ def test_library_example_runs_and_does_what_it_says(monkeypatch):
     assert len([line for line in example.splitlines() if line.strip()]) <= 14
     names: dict = {}
     exec(example, names)
-    harmful = names["activations"].is_harmful
-    lengths = names["lengths"]
-    assert lengths[harmful].mean() > lengths[~harmful].mean()
-    # Ablated at every layer's output, nothing is left along the direction.
-    left = names["ablated"].at(names["direction"].hook_point, "last") @ names["direction"].unit
-    torch.testing.assert_close(left, torch.zeros_like(left), atol=1e-3, rtol=0)
+    assert names["plain"].rate(is_harmful=True) >= 0.85
+    assert names["ablated"].rate(is_harmful=True) <= 0.05
     assert len(names["figure"].data) > 0
 
 
 def test_experiments_example_removes_and_induces_refusal(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     example = example_with("rl.causal_scores")
-    read = rl.read_contrast
-
-    def read_some(*files):
-        whole = read(*files)
-        return ContrastSet(
-            PromptSet("harmful", whole.harmful.prompts[::3]),
-            PromptSet("harmless", whole.harmless.prompts[::3]),
-        )
-
-    # A third of the prompts will do, and takes a third of the time.
-    monkeypatch.setattr(rl, "read_contrast", read_some, raising=False)
     names: dict = {}
     exec(example, names)
-    # The small model's refusal is graded: chosen on so few prompts, a part of it is left, and
-    # addition brings most of it about. Measured: 0.42 left, and 0.73 induced.
     assert names["plain"].rate(True) >= 0.85
-    assert names["removed"] <= names["plain"].rate(True) / 2
-    assert names["plain"].rate(False) <= 0.15
-    assert names["induced"] >= 0.5 >= 2 * names["plain"].rate(False)
+    assert names["removed"] <= 0.05
+    assert names["plain"].rate(False) <= 0.1
+    assert names["induced"] >= 0.8
 
 
 def test_every_option_that_the_readme_names_exists(monkeypatch):
@@ -68,8 +49,7 @@ def test_every_option_that_the_readme_names_exists(monkeypatch):
 
     from refusal_lens.cli import app
 
-    paths = (REPOSITORY / "refusal_lens").rglob("README.md")
-    texts = [README, *(path.read_text(encoding="utf-8") for path in sorted(paths))]
+    texts = [README, *(path.read_text(encoding="utf-8") for path in ROOMS)]
     for command in re.findall(r"^refusal-lens .*", "\n".join(texts), re.MULTILINE):
         stage = re.findall(r"\S+", command)[1]
         shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [stage, "--help"]).output
@@ -85,7 +65,7 @@ def test_attribution_example_sums_to_the_class_difference(monkeypatch):
     expected = (direction.vector @ direction.unit.double()).item()
     whole = table[table.category == ""].contribution.sum()
     assert whole == pytest.approx(expected, rel=1e-4)
-    assert "sorry" in {token.strip().lower() for token in names["said"].top_tokens}
+    assert " sorry" in names["said"].top_tokens
     values = names["activations"].at(direction.hook_point, "last")[0].double()
     assert names["tokens"].projections[-1, 0].item() == pytest.approx(
         (values @ direction.unit.double()).item(), rel=1e-4

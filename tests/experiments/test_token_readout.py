@@ -119,7 +119,9 @@ def test_bridge_is_refused(checkpoint, prompts):
 
 
 def test_positions_of_collect_are_rows_of_the_projection(model, prompts):
-    activations = collect(model, prompts, "resid_post:2", ["-3", "mean"], show_progress=False)
+    activations = collect(
+        model, prompts, "resid_post:2", ["-3", "mean"], sinks="kept", show_progress=False
+    )
     for position, pick in (("-3", lambda rows: rows[-3]), ("mean", lambda rows: rows.mean(0))):
         direction = fit_directions(activations, clip_quantile=None)[
             "blocks.2.hook_resid_post", position

@@ -58,9 +58,9 @@ def test_direction_of_the_small_model_speaks_for_refusal(fitted, attributed):
     table = fitted.read_table("unembedding")
     top, bottom = (table[table.end == end].token.tolist() for end in ("top", "bottom"))
     # What it was trained to begin its refusals with, and its answers.
-    assert "Sorry" in top[:3]
+    assert " sorry" in top[:8]
     assert {"Sure", "First", "Here"} <= set(bottom)
-    assert "'Sorry'" in attributed
+    assert "' sorry'" in attributed
 
 
 def test_tokens_of_prompts_end_at_the_projection_of_the_run(fitted, attributed):
