@@ -11,13 +11,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformer_lens import supported_models
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    modeling_gguf_pytorch_utils,
+)
 from transformers import __version__ as transformers_version
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
@@ -326,9 +333,14 @@ def _quiet_hugging_face() -> Iterator[None]:
     hf_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    # The bar of GGUF tensors does not ask whether bars are wanted.
+    gguf_module: Any = modeling_gguf_pytorch_utils
+    gguf_bar = gguf_module.tqdm
+    gguf_module.tqdm = partial(gguf_bar, disable=True)
     try:
         yield
     finally:
+        gguf_module.tqdm = gguf_bar
         hf_logging.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
         if had_bars:
