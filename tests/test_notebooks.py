@@ -50,7 +50,7 @@ def test_a_notebook_is_kept_as_executed_from_top_to_bottom(name):
 
 def test_first_look_finds_refusal_and_where_it_stands(capsys):
     names = run("1_first_look", capsys)
-    assert names["report"].rate(True) - names["report"].rate(False) > 0.9
+    assert names["report"].rate(True) - names["report"].rate(False) > 0.8
     assert names["table"]["auroc"].max() > 0.95
     assert len(names["figure"].data) > 0
 
@@ -66,7 +66,7 @@ def test_compared_hook_points_part_at_the_last_token_only(capsys):
 def test_ablation_removes_refusal_addition_induces_it_and_a_random_direction_does_neither(capsys):
     names = run("3_ablation_experiment", capsys)
     reports = names["reports"]
-    assert reports["plain"].rate(True) - reports["affine ablation"].rate(True) > 0.9
+    assert reports["plain"].rate(True) - reports["affine ablation"].rate(True) > 0.8
     assert reports["addition"].rate(False) - reports["plain"].rate(False) > 0.5
     assert names["control"].rate(True) > 0.9
 
@@ -74,4 +74,4 @@ def test_ablation_removes_refusal_addition_induces_it_and_a_random_direction_doe
 def test_your_own_model_ends_with_a_direction_of_it(capsys):
     names = run("4_your_own_model", capsys)
     assert names["direction"].hook_point == names["best"].hook_point
-    assert names["report"].rate(True) > 0.9
+    assert names["report"].rate(True) > 0.85

@@ -314,6 +314,8 @@ def transfer_matrix(
     """
     names = list(dict.fromkeys(frame["fit_on"]))
     grid = frame.pivot_table(index="fit_on", columns="test_on", values=score, dropna=False)
+    if not names:
+        return empty(template, title, "no two categories have prompts enough to fit and to test on")
     grid = grid.reindex(index=names, columns=names)
     if score in CHANCE and grid.min(axis=None) >= ALL_ONE:
         n_pairs = len(names) ** 2

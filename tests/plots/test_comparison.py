@@ -122,3 +122,10 @@ def test_a_matrix_of_ones_is_said_and_not_drawn():
     assert not figure.data
     assert figure.layout.annotations[0].text == "all 4 pairs have an AUROC of 1.00"
     assert transfer_matrix(frame.assign(auroc=[1, 1, 1, 0.9])).data
+
+
+def test_categories_too_small_to_be_tested_are_no_error():
+    columns = ["fit_on", "test_on", "auroc", "separation", "accuracy", "cohens_d"]
+    figure = transfer_matrix(pd.DataFrame(columns=columns))
+    assert not figure.data
+    assert "no two categories" in figure.layout.annotations[0].text
