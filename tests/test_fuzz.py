@@ -1,4 +1,4 @@
-"""Files from anywhere: only RefusalLensError comes out, nothing runs, nothing takes long.
+"""Files and requests from anywhere: only RefusalLensError comes out, nothing runs or takes long.
 
 `pytest -m fuzz -n 0 -s tests/test_fuzz.py` tries many and prints how many; the default run a few.
 """
@@ -9,19 +9,33 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+import explored_run
+import flask
 import numpy as np
+import pandas as pd
+import planted_run
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from refusal_lens import files, load_directions
+from refusal_lens.activations.store import load_hook_point
 from refusal_lens.config_files import load_config
 from refusal_lens.directions.formats import read_directions
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.dose_response import Completion
+from refusal_lens.explorer import build_app
+from refusal_lens.explorer.runs import explore_runs
 from refusal_lens.prompts.files import read_prompts
+from refusal_lens.runs.folder import RunFolder
 
 RUNS_CODE = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect")
 ran: list[str] = []
@@ -57,20 +71,25 @@ def watched() -> Iterator[None]:
         is_watched = False
 
 
-def survives(read: Callable[[], object]) -> None:
-    """Read once: a result or the package's own error, without running anything, within 5 s."""
+def survives(read: Callable[[], object]) -> tuple[object, str]:
+    """Read once: a result or the package's own error, without running anything, within 5 s.
+
+    Returns:
+        The result, and what the error says; "" without one.
+    """
     ran.clear()
     begun = time.monotonic()
-    told = ""
+    value, told = None, ""
     with watched(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            read()
+            value = read()
         except RefusalLensError as error:
             told = str(error)
     assert len(told) < 20_000
     assert not ran
     assert time.monotonic() - begun < 5
+    return value, told
 
 
 def flipped(draw: st.DrawFn, content: bytes) -> bytes:
@@ -109,25 +128,35 @@ def direction_samples(folder: Path) -> dict[str, bytes]:
     return samples | {"a.gguf": b"GGUF" + bytes([3, 0, 0, 0]) + bytes(60)}
 
 
-def fuzz(
-    name: str, files: st.SearchStrategy, read: Callable[[Path], object], n: int, folder: Path
-) -> None:
+def fuzz(name: str, attacks: st.SearchStrategy, attempt: Callable[[Any], object], n: int) -> None:
+    """Try n attacks, of which none may fail, and print a row of the README's table."""
     tried = 0
 
     @settings(
         max_examples=n, deadline=None, database=None, derandomize=True,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(files)
-    def attack(file: tuple[str, bytes]) -> None:
+    @given(attacks)
+    def attack(drawn: Any) -> None:
         nonlocal tried
+        attempt(drawn)
+        tried += 1
+
+    begun = time.process_time()
+    attack()
+    seconds = time.process_time() - begun
+    sys.stdout.write(f"\n| {name} | {tried:,} | {tried:,} | {seconds:.0f} |\n")
+
+
+def fuzz_files(
+    name: str, written: st.SearchStrategy, read: Callable[[Path], object], n: int, folder: Path
+) -> None:
+    def attempt(file: tuple[str, bytes]) -> None:
         path = folder / file[0]
         path.write_bytes(file[1])
         survives(lambda: read(path))
-        tried += 1
 
-    attack()
-    sys.stdout.write(f"\n| {name} | {tried:,} | {tried:,} |\n")
+    fuzz(name, written, attempt, n)
 
 
 @pytest.fixture(autouse=True)
@@ -143,12 +172,12 @@ SIZES = [pytest.param(False, id="few"), pytest.param(True, marks=pytest.mark.fuz
 @pytest.mark.parametrize("is_long", SIZES)
 def test_prompt_files(tmp_path, is_long):
     n = 10_000 if is_long else 100
-    fuzz("prompt files", prompt_files(), lambda path: read_prompts(path, "x"), n, tmp_path)
+    fuzz_files("prompt files", prompt_files(), lambda path: read_prompts(path, "x"), n, tmp_path)
 
 
 @pytest.mark.parametrize("is_long", SIZES)
 def test_configs(tmp_path, is_long):
-    fuzz("configs", config_files(), load_config, 10_000 if is_long else 100, tmp_path)
+    fuzz_files("configs", config_files(), load_config, 10_000 if is_long else 100, tmp_path)
 
 
 @pytest.mark.parametrize("is_long", SIZES)
@@ -156,8 +185,177 @@ def test_direction_files(tmp_path, is_long):
     samples = direction_samples(tmp_path)
 
     @st.composite
-    def files(draw: st.DrawFn) -> tuple[str, bytes]:
+    def written(draw: st.DrawFn) -> tuple[str, bytes]:
         name = draw(st.sampled_from(sorted(samples)))
         return name, flipped(draw, samples[name])
 
-    fuzz("direction files", files(), read_directions, 2_000 if is_long else 60, tmp_path)
+    fuzz_files("direction files", written(), read_directions, 2_000 if is_long else 60, tmp_path)
+
+
+# --- a run folder -------------------------------------------------------------------------------
+
+
+def write_run(folder: Path) -> RunFolder:
+    """Write a small run with every file that the stages write."""
+    run = explored_run.make_run(folder, n=10, n_layers=2, d_model=4)
+    prompts = run.read_prompts()
+    counts = {"prompt_id": [prompt.id for prompt in prompts.prompts], "n_tokens": 9}
+    run.write_token_counts(pd.DataFrame({**counts, "n_own_tokens": 5}))
+    run.write_refusal(planted_run.make_refusal(prompts, None))
+    run.write_refusal_direction(run.read_directions(), run.separation())
+    run.write_table("nulls", planted_run.nulls(0.01))
+    run.write_table("stability", planted_run.stability(0.9))
+    run.write_table("causal_scores", planted_run.causal_scores("valid"))
+    run.write_interventions(planted_run.learning_curve())
+    answers = ("No.", "Yes.", "refused", "answered")
+    run.write_completions([Completion("a", "c", True, "How?", "ablate", 1.0, *answers)])
+    run.write_report("<html></html>")
+    return run
+
+
+def explored(path: Path) -> object:
+    (run,) = explore_runs([path]).values()
+    return run.prompts, run.is_harmful, run.projected(run.own_method), run.best, run.methods
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "config": lambda path: RunFolder.open(path).read_config().model_dump(),
+    "prompts": lambda path: RunFolder(path).read_prompts(),
+    "provenance": lambda path: RunFolder(path).read_provenance(),
+    "token counts": lambda path: RunFolder(path).read_token_counts(),
+    "activations": lambda path: RunFolder(path).read_activations(),
+    "hook point": lambda path: load_hook_point(path / "activations", "blocks.1.hook_resid_post"),
+    "refusal": lambda path: RunFolder(path).read_refusal(),
+    "directions": lambda path: RunFolder(path).read_directions(),
+    "directions alone": lambda path: load_directions(path / "directions.safetensors"),
+    "article's directions": lambda path: load_directions(path / "refusal_direction.pt"),
+    "separation": lambda path: RunFolder(path).separation(),
+    "best": lambda path: RunFolder(path).best(),
+    "projections": lambda path: RunFolder(path).read_projections(),
+    "interventions": lambda path: RunFolder(path).read_interventions(),
+    **{
+        name: lambda path, name=name: RunFolder(path).read_table(name)
+        for name in ("nulls", "stability", "causal_scores")
+    },
+    "explorer": explored,
+}
+
+
+def plain(value: Any) -> Any:
+    """Take a value apart into what `repr` writes whole."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, pd.DataFrame):
+        return value.to_csv()
+    if is_dataclass(value):
+        return [(field.name, plain(getattr(value, field.name))) for field in fields(value)]
+    if isinstance(value, dict):
+        # safetensors gives a header's keys in any order.
+        return sorted(((key, plain(each)) for key, each in value.items()), key=repr)
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+@st.composite
+def flips(draw: st.DrawFn, samples: dict[str, bytes]) -> tuple[str, bytes]:
+    name = draw(st.sampled_from(sorted(samples)))
+    return name, flipped(draw, samples[name])
+
+
+@pytest.mark.parametrize("is_long", SIZES)
+def test_flipped_files_of_a_run_are_named_or_read_as_they_were(tmp_path, is_long):
+    run = write_run(tmp_path / "run")
+    paths = [path for path in run.path.rglob("*") if path.is_file()]
+    samples = {str(path.relative_to(run.path)): path.read_bytes() for path in paths}
+    assert len(samples) >= 17
+    expected = {name: repr(plain(read(run.path))) for name, read in READERS.items()}
+
+    def attempt(file: tuple[str, bytes]) -> None:
+        path = run.path / file[0]
+        # A shard's record is told of under its shard's name.
+        names = {path.name, path.with_suffix(".safetensors").name}
+        path.write_bytes(file[1])
+        # Written twice within a tick of the file system's clock, a file would look unchanged.
+        files._sha256.cache_clear()
+        for name, read in READERS.items():
+            value, told = survives(partial(read, run.path))
+            is_told = any(each in told for each in names)
+            assert is_told or (not told and repr(plain(value)) == expected[name]), (name, told)
+        path.write_bytes(samples[file[0]])
+
+    fuzz("flips of a run's files", flips(samples), attempt, 500 if is_long else 20)
+
+
+# --- the explorer's server ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> flask.Flask:
+    run = explored_run.make_run(tmp_path_factory.mktemp("runs") / "run", n=10, n_layers=2)
+    return build_app([run.path]).server
+
+
+def callback_bodies(asked: list[dict[str, Any]]) -> st.SearchStrategy[bytes]:
+    """Bodies as the page sends them, for its own callbacks, with values that it never sends."""
+
+    @st.composite
+    def bodies(draw: st.DrawFn) -> bytes:
+        callback = draw(st.sampled_from(asked))
+        given = {
+            kind: [{**each, "value": draw(STORED | VALUES)} for each in callback[kind]]
+            for kind in ("inputs", "state")
+        }
+        changed = [f"{each['id']}.{each['property']}" for each in given["inputs"]]
+        outputs = [
+            dict(zip(("id", "property"), each.rsplit(".", 1), strict=True))
+            for each in callback["output"].strip(".").split("...")
+        ]
+        body = {
+            "output": callback["output"],
+            "outputs": outputs if len(outputs) > 1 else outputs[0],
+            "changedPropIds": draw(st.lists(st.sampled_from(changed), max_size=2)),
+            **given,
+        }
+        return flipped(draw, json.dumps(body).encode())
+
+    return bodies()
+
+
+STORED = st.sampled_from(["light", "dark", "?layer=1", "?selected=0-9999999", "resid_post"])
+METHODS = st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "ODD"])
+PATHS = st.sampled_from(
+    ["", "_dash-layout", "_dash-dependencies", "_dash-update-component", "_reload-hash",
+     "_favicon.ico", "assets/../server.py", "_dash-component-suites/dash/../../x.py"]
+) | st.text(max_size=20).map(lambda text: quote(text, errors="replace"))  # fmt: skip
+KINDS = st.sampled_from(["application/json", "text/plain", "multipart/form-data", ""])
+
+
+@pytest.mark.parametrize("is_long", SIZES)
+def test_requests_to_the_explorer_are_answered_without_a_traceback(server, is_long, capfd):
+    client = server.test_client()
+    asked = [
+        each for each in client.get("/_dash-dependencies").json if not each["clientside_function"]
+    ]
+    free = st.tuples(METHODS, PATHS, st.text(max_size=30), KINDS, st.binary(max_size=60))
+    posted = st.tuples(
+        st.just("POST"), st.just("_dash-update-component"), st.just(""),
+        st.just("application/json"), callback_bodies(asked),
+    )  # fmt: skip
+    statuses: set[int] = set()
+
+    def attempt(request: tuple[str, str, str, str, bytes]) -> None:
+        method, path, query, kind, body = request
+        answer, told = survives(
+            lambda: client.open(
+                f"/{path}", method=method, query_string=query, content_type=kind, data=body
+            )
+        )
+        assert isinstance(answer, flask.Response), told
+        statuses.add(answer.status_code)
+        assert answer.status_code < 500, answer.text
+        answer.close()
+
+    fuzz("web requests", free | posted, attempt, 2_000 if is_long else 30)
+    assert 200 in statuses
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+    sys.stdout.write(out)
