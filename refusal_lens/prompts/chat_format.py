@@ -118,11 +118,24 @@ def _apply_template(
             enable_thinking=False,
         )
     except Exception as error:
-        # Templates raise jinja2's TemplateError of their own wording ("System role not supported").
-        raise RefusalLensError(
-            f"The chat template of {tokenizer.name_or_path} refused the messages: {error}. "
-            "Set prompts.system_prompt to null if the model takes no system prompt."
-        ) from error
+        raise _template_failed(tokenizer, messages, error) from error
+
+
+def _template_failed(
+    tokenizer: Any, messages: list[dict[str, str]], error: Exception
+) -> RefusalLensError:
+    """Say why a template fails: in words of its own ("System role not supported"), or a fault."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    roles = [message["role"] for message in messages]
+    way_on = (
+        "set prompts.system_prompt to null if it takes none"
+        if "system" in roles
+        else "mend the chat_template of its tokenizer"
+    )
+    return RefusalLensError(
+        f"The chat template of {tokenizer.name_or_path or 'this tokenizer'} fails on "
+        f"{' and '.join(roles)} ({reason}): {way_on}."
+    )
 
 
 def _on_day(template: str, date: str) -> str:

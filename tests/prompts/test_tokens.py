@@ -51,6 +51,27 @@ def test_bos_in_the_prompt_is_refused():
     )
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('no\\nuser') }}", "TemplateError: no user"),
+        ("{{ messages[0].x.y }}", "UndefinedError: 'dict object' has no attribute 'x'"),
+        ("{{ 'a' + 1 }}", "TypeError: can only concatenate str"),
+    ],
+)
+def test_template_that_fails_is_named_with_its_reason_in_one_sentence(template, reason):
+    tokenizer = make_tokenizer(template=template)
+    with pytest.raises(RefusalLensError) as caught:
+        tokenise(tokenizer, PROMPTS)
+    told = str(caught.value)
+    assert told.startswith(f"The chat template of this tokenizer fails on user ({reason}")
+    assert told.endswith("): mend the chat_template of its tokenizer.")
+    with pytest.raises(
+        RefusalLensError, match=r"on system and user .*: set prompts.system_prompt to null"
+    ):
+        tokenise(tokenizer, PROMPTS, "Be kind.")
+
+
 def test_prompts_end_where_the_model_is_to_answer():
     tokenizer = make_tokenizer()
     tokens = tokenise(tokenizer, PROMPTS)
@@ -104,7 +125,7 @@ def test_length_quantiles():
 def test_template_that_refuses_a_system_prompt_is_named():
     template = "{{ raise_exception('System role not supported') }}"
     tokenizer = make_tokenizer(template=template)
-    with pytest.raises(RefusalLensError, match="System role not supported. Set prompts.system"):
+    with pytest.raises(RefusalLensError, match=r"System role not supported\): set prompts.system"):
         tokenise(tokenizer, PROMPTS, "be kind")
 
 
