@@ -187,8 +187,8 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file that must hold a mapping."""
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    """Read a file that must hold a mapping; its keys may be anything that YAML has."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise RefusalLensError(
@@ -217,7 +217,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _apply_override(
-    override: str, content: dict[str, Any], origins: dict[str, str], faults: list[str]
+    override: str, content: dict[Any, Any], origins: dict[str, str], faults: list[str]
 ) -> None:
     """Set one key of `content`, or add what is wrong with the override to `faults`."""
     blamed = f"override {_cut(repr(override))}"
