@@ -64,6 +64,8 @@ def page(figure: go.Figure) -> str:
         config=PRIVATE | {"responsive": True},
         default_height="100%",
         post_script=WRAP_TITLE,
+        # Alone on its page: plotly's random name would make every drawing another file.
+        div_id="figure",
     )
     background = layout.template.layout.paper_bgcolor or "white"
     style = (

@@ -206,6 +206,7 @@ def plot_stage(
         for name in names
         for found in (figures.available(run_folder) if name == "all" else [name])
     )
+    remove_partial(run_folder.path)
     drawn = {
         (folder or run_folder.path) / f"{name}.{ending}": figures.draw_figure(
             run_folder, name, TEMPLATES[template]
@@ -219,6 +220,7 @@ def plot_stage(
 
 def report_stage(run_folder: RunFolder, console: Console) -> None:
     """Write the report of what the run folder holds by now, and say where it is."""
+    remove_partial(run_folder.path)
     with console.status("Writing the report"):
         path = build_report(run_folder)
     terminal.show_report(console, path)
