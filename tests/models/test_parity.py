@@ -52,7 +52,7 @@ def test_stream_is_hugging_faces_beyond_a_sliding_window_of_some_layers(tmp_path
     ids = tuple((torch.arange(length) * 37 % 330 + 5).tolist())
     tokens = Tokens.of(["p"], [ids], [(0, 1)])
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(N_LAYERS - 1)]
-    got = make_reader(model, tokens, names, ["last"]).read(tokens)
+    got = make_reader(model, tokens, names, ["last"]).read(tokens).values
     with torch.no_grad():
         states = hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states
     for layer in range(N_LAYERS - 1):
