@@ -313,8 +313,6 @@ def transfer_matrix(
         Without data where there is no pair, or every cell would read 1.00.
     """
     names = list(dict.fromkeys(frame["fit_on"]))
-    if not names:
-        return empty(template, title, "no pair of sets has prompts enough")
     grid = frame.pivot_table(index="fit_on", columns="test_on", values=score, dropna=False)
     if not names:
         return empty(template, title, "no two categories have prompts enough to fit and to test on")

@@ -94,12 +94,6 @@ def test_transfer_reads_from_row_to_column_and_frames_the_diagonal():
     assert [(shape.x0, shape.y0) for shape in figure.layout.shapes] == [(-0.5, -0.5), (0.5, 0.5)]
 
 
-def test_transfer_without_a_pair_says_so():
-    figure = transfer_matrix(pd.DataFrame(columns=["fit_on", "test_on", "auroc"]))
-    assert not figure.data
-    assert figure.layout.annotations[0].text == "no pair of sets has prompts enough"
-
-
 def test_figure_whose_table_is_missing_names_the_stage(tmp_path):
     with pytest.raises(
         RefusalLensError, match=r"needs tables/transfer.csv, .* Run first: refusal-lens fit"
