@@ -71,6 +71,13 @@ QUICK_METHODS: tuple[Method, ...] = (
 )
 """All but leace, which needs an extra."""
 
+
+def _off_as_text(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+GroupSource = Annotated[Literal["found", "given", "off"], BeforeValidator(_off_as_text)]
 Text = Annotated[str, AfterValidator(_require_visible)]
 Day = Annotated[str, BeforeValidator(_date_as_text), AfterValidator(_require_date)]
 Position = Annotated[Text, BeforeValidator(_position_as_text)]
@@ -159,7 +166,7 @@ class PromptsConfig(_Section):
     date: Day | None = None
     answer_start: str = ""
     control_tokens: Literal["refuse", "plain", "keep"] = "refuse"
-    groups: Literal["found", "given", "off"] = "found"
+    groups: GroupSource = "found"
 
 
 class CollectConfig(_Section):

@@ -380,3 +380,11 @@ def test_settings_load_the_model_and_tokenizer_that_they_name():
     settings = ModelConfig(device="cpu")
     assert settings.load().load_record.name == settings.name
     assert settings.tokenizer().chat_template
+
+
+def test_a_bare_off_is_the_word(tmp_path):
+    # YAML 1.1 reads it as false.
+    assert load_config(None, ["prompts.groups=off"]).prompts.groups == "off"
+    files = "  harmful: a.txt\n  harmless: b.txt\n"
+    path = write(tmp_path, f"prompts:\n{files}  groups: off\n")
+    assert load_config(path).prompts.groups == "off"

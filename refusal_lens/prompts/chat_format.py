@@ -54,7 +54,7 @@ def set_chat_format(tokenizer: Any, chat_format: ChatFormat) -> None:
 
     Example:
         >>> set_chat_format(tiny_model.tokenizer, ChatFormat(answer_start="Sure"))
-        >>> render(tiny_model.tokenizer, "Hello")[-15:]
+        >>> render(tiny_model.tokenizer, "Hello")[-14:]
         'assistant\nSure'
         >>> set_chat_format(tiny_model.tokenizer, ChatFormat())
     """
