@@ -11,10 +11,15 @@ CATEGORIES = ("weapons", "contraband", "attack", "a category with a long name", 
 
 def places(n_layers: int, positions: tuple[str, ...] = ("last", "mean")) -> pd.DataFrame:
     rows = [
-        {"hook_point": f"blocks.{layer}.hook_resid_post", "site": "resid_post", "layer": layer,
-         "position": position}
-        for layer in range(n_layers) for position in positions
-    ]  # fmt: skip
+        {
+            "hook_point": f"blocks.{layer}.hook_resid_post",
+            "site": "resid_post",
+            "layer": layer,
+            "position": position,
+        }
+        for layer in range(n_layers)
+        for position in positions
+    ]
     return pd.DataFrame(rows)
 
 
@@ -29,8 +34,13 @@ def rise(frame: pd.DataFrame) -> np.ndarray:
 def separation(n_layers: int) -> pd.DataFrame:
     frame = places(n_layers)
     height = rise(frame)
-    for name, low, high in (("separation", 0, 1), ("accuracy", 0.5, 0.99), ("auroc", 0.5, 1.0),
-                            ("balanced_accuracy", 0.5, 0.99), ("cohens_d", 0, 4)):  # fmt: skip
+    for name, low, high in (
+        ("separation", 0, 1),
+        ("accuracy", 0.5, 0.99),
+        ("auroc", 0.5, 1.0),
+        ("balanced_accuracy", 0.5, 0.99),
+        ("cohens_d", 0, 4),
+    ):
         frame[name] = low + (high - low) * height
         frame[f"{name}_low"] = frame[name] - 0.04 * (high - low)
         frame[f"{name}_high"] = np.minimum(frame[name] + 0.04 * (high - low), high)
@@ -42,8 +52,11 @@ def separation(n_layers: int) -> pd.DataFrame:
 
 def nulls(n_layers: int) -> pd.DataFrame:
     parts = []
-    for score, low, high in (("separation", -0.08, 0.08), ("accuracy", 0.42, 0.58),
-                             ("auroc", 0.41, 0.59)):  # fmt: skip
+    for score, low, high in (
+        ("separation", -0.08, 0.08),
+        ("accuracy", 0.42, 0.58),
+        ("auroc", 0.41, 0.59),
+    ):
         for kind in ("permutation", "random"):
             own = places(n_layers).assign(kind=kind, score=score, n_draws=200, p_value=0.005)
             parts.append(own.assign(low=low, median=(low + high) / 2, high=high))
@@ -69,11 +82,18 @@ def learning_curve() -> pd.DataFrame:
 
 def clip_sweep() -> pd.DataFrame:
     rows = [
-        {"hook_point": f"blocks.{layer}.hook_resid_post", "position": "last",
-         "clip_quantile": quantile, "separation": 0.1 * layer + 0.3 * quantile if quantile else 0.4,
-         "accuracy": 0.9, "auroc": 0.95, "cosine_to_unclipped": quantile or 1.0}
-        for layer in (3, 5) for quantile in (0.9, 0.95, 0.99, 0.995, 0.999, None)
-    ]  # fmt: skip
+        {
+            "hook_point": f"blocks.{layer}.hook_resid_post",
+            "position": "last",
+            "clip_quantile": quantile,
+            "separation": 0.1 * layer + 0.3 * quantile if quantile else 0.4,
+            "accuracy": 0.9,
+            "auroc": 0.95,
+            "cosine_to_unclipped": quantile or 1.0,
+        }
+        for layer in (3, 5)
+        for quantile in (0.9, 0.95, 0.99, 0.995, 0.999, None)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -88,20 +108,34 @@ def coordinates(n_layers: int) -> pd.DataFrame:
 def nested_choice() -> pd.DataFrame:
     generator = np.random.default_rng(0)
     rows = [
-        {"repeat": repeat, "fold": fold,
-         "hook_point": f"blocks.{4 + (repeat + fold) % 3}.hook_resid_post", "position": "last",
-         "separation": generator.normal(0.9, 0.05), "accuracy": generator.normal(0.97, 0.01),
-         "auroc": 0.99}
+        {
+            "repeat": repeat,
+            "fold": fold,
+            "hook_point": f"blocks.{4 + (repeat + fold) % 3}.hook_resid_post",
+            "position": "last",
+            "separation": generator.normal(0.9, 0.05),
+            "accuracy": generator.normal(0.97, 0.01),
+            "auroc": 0.99,
+        }
         for repeat, fold in itertools.product(range(3), range(5))
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
 def confounds() -> pd.DataFrame:
     frame = pd.DataFrame(
-        {"feature": ["token_count", "final_punctuation", "first_word", "bag_of_words", "direction"],
-         "auroc": [0.55, 0.5, 0.62, 0.81, 0.995], "accuracy": [0.53, 0.5, 0.6, 0.74, 0.98]}
-    )  # fmt: skip
+        {
+            "feature": [
+                "token_count",
+                "final_punctuation",
+                "first_word",
+                "bag_of_words",
+                "direction",
+            ],
+            "auroc": [0.55, 0.5, 0.62, 0.81, 0.995],
+            "accuracy": [0.53, 0.5, 0.6, 0.74, 0.98],
+        }
+    )
     return frame.assign(auroc_low=frame["auroc"] - 0.05, auroc_high=frame["auroc"] + 0.005)
 
 
@@ -112,36 +146,60 @@ def methods(n_layers: int) -> pd.DataFrame:
             frame = places(n_layers)
             height = rise(frame) * (1 - 0.1 * shift - 0.03 * is_clipped)
             parts.append(
-                frame.assign(method=method, is_clipped=is_clipped, separation=height,
-                             accuracy=0.5 + height / 2, auroc=0.5 + height / 2, cohens_d=4 * height,
-                             cosine_to_difference_of_means=1 - 0.2 * shift - 0.05 * is_clipped)
-            )  # fmt: skip
+                frame.assign(
+                    method=method,
+                    is_clipped=is_clipped,
+                    separation=height,
+                    accuracy=0.5 + height / 2,
+                    auroc=0.5 + height / 2,
+                    cohens_d=4 * height,
+                    cosine_to_difference_of_means=1 - 0.2 * shift - 0.05 * is_clipped,
+                )
+            )
     return pd.concat(parts, ignore_index=True)
 
 
 def categories(n_layers: int) -> pd.DataFrame:
     rows = [
-        {**place, "category": category, "is_harmful": number < 4, "n": 20 + number,
-         "mean_cosine": (0.5 if number < 4 else -0.5) + 0.03 * number,
-         "share_called_harmful": 0.98 - 0.1 * number if number < 4 else 0.05 * (number - 3),
-         "separation": 0.9}
+        {
+            **place,
+            "category": category,
+            "is_harmful": number < 4,
+            "n": 20 + number,
+            "mean_cosine": (0.5 if number < 4 else -0.5) + 0.03 * number,
+            "share_called_harmful": 0.98 - 0.1 * number if number < 4 else 0.05 * (number - 3),
+            "separation": 0.9,
+        }
         for place in places(n_layers).to_dict("records")
         for number, category in enumerate(CATEGORIES)
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
 def misread(n_layers: int, n_prompts: int = 7) -> pd.DataFrame:
     rows = [
-        {"hook_point": f"blocks.{n_layers - 1}.hook_resid_post", "position": "last",
-         "prompt_id": f"{'harmful' if number % 3 else 'harmless'}-{number:03d}",
-         "category": CATEGORIES[number % 6], "is_harmful": number % 3 > 0,
-         "text": f"Number {number}: please tell me how somebody would go about this & that <b>.",
-         "projection": 1.0, "margin": (-1 if number % 3 else 1) * (0.2 + 0.3 * number)}
+        {
+            "hook_point": f"blocks.{n_layers - 1}.hook_resid_post",
+            "position": "last",
+            "prompt_id": f"{'harmful' if number % 3 else 'harmless'}-{number:03d}",
+            "category": CATEGORIES[number % 6],
+            "is_harmful": number % 3 > 0,
+            "text": f"Number {number}: please tell me how somebody would go about this & that <b>.",
+            "projection": 1.0,
+            "margin": (-1 if number % 3 else 1) * (0.2 + 0.3 * number),
+        }
         for number in range(n_prompts)
-    ]  # fmt: skip
-    columns = ["hook_point", "position", "prompt_id", "category", "is_harmful", "text",
-               "projection", "margin"]  # fmt: skip
+    ]
+    columns = [
+        "hook_point",
+        "position",
+        "prompt_id",
+        "category",
+        "is_harmful",
+        "text",
+        "projection",
+        "margin",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -171,8 +229,11 @@ def causal_scores(n_layers: int) -> pd.DataFrame:
 def dose_response() -> pd.DataFrame:
     rows = []
     sources = [("fitted", 0), *(("random", seed) for seed in range(3)), ("permuted", 0)]
-    for intervention, strengths in (("ablate", [0, 0.5, 1]), ("affine_ablate", [0, 0.5, 1]),
-                                    ("add", [0, 0.5, 1, 2])):  # fmt: skip
+    for intervention, strengths in (
+        ("ablate", [0, 0.5, 1]),
+        ("affine_ablate", [0, 0.5, 1]),
+        ("add", [0, 0.5, 1, 2]),
+    ):
         for (direction, seed), strength, is_harmful in itertools.product(
             sources, strengths, (True, False)
         ):
@@ -184,13 +245,24 @@ def dose_response() -> pd.DataFrame:
             score = (4 if is_harmful else -6) + slope * strength
             rate = 1 / (1 + math.exp(-score))
             rows.append(
-                {"intervention": intervention, "direction": direction, "seed": seed,
-                 "strength": strength, "hook_point": "blocks.5.hook_resid_post", "position": "last",
-                 "is_harmful": is_harmful, "refusal_score": score, "refusal_score_low": score - 1,
-                 "refusal_score_high": score + 1, "refusal_rate": rate,
-                 "refusal_rate_low": max(rate - 0.1, 0), "refusal_rate_high": min(rate + 0.1, 1),
-                 "kl": 0.01, "text_loss": 1.0}
-            )  # fmt: skip
+                {
+                    "intervention": intervention,
+                    "direction": direction,
+                    "seed": seed,
+                    "strength": strength,
+                    "hook_point": "blocks.5.hook_resid_post",
+                    "position": "last",
+                    "is_harmful": is_harmful,
+                    "refusal_score": score,
+                    "refusal_score_low": score - 1,
+                    "refusal_score_high": score + 1,
+                    "refusal_rate": rate,
+                    "refusal_rate_low": max(rate - 0.1, 0),
+                    "refusal_rate_high": min(rate + 0.1, 1),
+                    "kl": 0.01,
+                    "text_loss": 1.0,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -212,36 +284,74 @@ def attribution(n_layers: int, n_heads: int = 4) -> pd.DataFrame:
 def unembedding() -> pd.DataFrame:
     words = ["I", " cannot", " sorry", "Sorry", "\n", "<b>", " $5$", "不", " unfortunately", "As"]
     rows = [
-        {"hook_point": "blocks.7.hook_resid_post", "position": "last", "rank": rank, "end": end,
-         "token_id": 10 * rank + (end == "top"), "token": word,
-         "logit": (1 if end == "top" else -1) * (3 - 0.2 * rank)}
-        for end in ("top", "bottom") for rank, word in enumerate(words, start=1)
-    ]  # fmt: skip
+        {
+            "hook_point": "blocks.7.hook_resid_post",
+            "position": "last",
+            "rank": rank,
+            "end": end,
+            "token_id": 10 * rank + (end == "top"),
+            "token": word,
+            "logit": (1 if end == "top" else -1) * (3 - 0.2 * rank),
+        }
+        for end in ("top", "bottom")
+        for rank, word in enumerate(words, start=1)
+    ]
     return pd.DataFrame(rows)
 
 
 def prompt_tokens(n_prompts: int = 3) -> pd.DataFrame:
-    words = ["<|im_start|>", "user", "\n", "Can", " you", " give", " me", " advice", " for",
-             " delivering", " fighting", " roosters", "?", "<|im_end|>", "\n", "<|im_start|>",
-             "assistant", "\n"]  # fmt: skip
+    words = [
+        "<|im_start|>",
+        "user",
+        "\n",
+        "Can",
+        " you",
+        " give",
+        " me",
+        " advice",
+        " for",
+        " delivering",
+        " fighting",
+        " roosters",
+        "?",
+        "<|im_end|>",
+        "\n",
+        "<|im_start|>",
+        "assistant",
+        "\n",
+    ]
     rows = [
-        {"prompt_id": f"{'harmful' if number % 2 else 'harmless'}-{number:03d}", "index": index,
-         "token_id": index, "token": word, "hook_point": "blocks.5.hook_resid_post",
-         "projection": math.sin(index + number) * 8, "cosine": math.sin(index + number)}
-        for number in range(n_prompts) for index, word in enumerate(words * (1 + number))
-    ]  # fmt: skip
+        {
+            "prompt_id": f"{'harmful' if number % 2 else 'harmless'}-{number:03d}",
+            "index": index,
+            "token_id": index,
+            "token": word,
+            "hook_point": "blocks.5.hook_resid_post",
+            "projection": math.sin(index + number) * 8,
+            "cosine": math.sin(index + number),
+        }
+        for number in range(n_prompts)
+        for index, word in enumerate(words * (1 + number))
+    ]
     return pd.DataFrame(rows)
 
 
 def every_table(n_layers: int) -> dict[str, pd.DataFrame]:
     """All tables that a figure reads, by name."""
     return {
-        "nulls": nulls(n_layers), "stability": stability(n_layers),
-        "learning_curve": learning_curve(), "clip_sweep": clip_sweep(),
-        "coordinates": coordinates(n_layers), "nested_choice": nested_choice(),
-        "confounds": confounds(), "methods": methods(n_layers),
-        "categories": categories(n_layers), "misread": misread(n_layers),
-        "causal_scores": causal_scores(n_layers), "dose_response": dose_response(),
-        "attribution": attribution(n_layers), "unembedding": unembedding(),
+        "nulls": nulls(n_layers),
+        "stability": stability(n_layers),
+        "learning_curve": learning_curve(),
+        "clip_sweep": clip_sweep(),
+        "coordinates": coordinates(n_layers),
+        "nested_choice": nested_choice(),
+        "confounds": confounds(),
+        "methods": methods(n_layers),
+        "categories": categories(n_layers),
+        "misread": misread(n_layers),
+        "causal_scores": causal_scores(n_layers),
+        "dose_response": dose_response(),
+        "attribution": attribution(n_layers),
+        "unembedding": unembedding(),
         "prompt_tokens": prompt_tokens(),
-    }  # fmt: skip
+    }

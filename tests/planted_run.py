@@ -98,9 +98,14 @@ def make_scores(
     # One position a little better than the others: the best place is not a matter of rounding.
     separation[:, 1:] *= 0.8
     scores = make_separation(
-        separation, accuracy, separation + 0.01, accuracy.clamp(max=0.99) + 0.01, names, positions,
+        separation,
+        accuracy,
+        separation + 0.01,
+        accuracy.clamp(max=0.99) + 0.01,
+        names,
+        positions,
         5,
-    )  # fmt: skip
+    )
     projections = Projections(
         values, values / 20, called, thresholds, labels, names, positions, True
     )
@@ -153,64 +158,108 @@ def places(n_layers: int = 4) -> list[dict[str, Any]]:
 def nulls(p_value: float) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "kind": kind, "score": score, **place, "low": -0.1, "median": 0.0, "high": 0.1,
-            "n_draws": 1000, "p_value": p_value / 2, "p_value_corrected": p_value,
+            "kind": kind,
+            "score": score,
+            **place,
+            "low": -0.1,
+            "median": 0.0,
+            "high": 0.1,
+            "n_draws": 1000,
+            "p_value": p_value / 2,
+            "p_value_corrected": p_value,
         }
         for kind in ("permutation", "random")
         for score in ("separation", "accuracy")
         for place in places()
-    )  # fmt: skip
+    )
 
 
 def stability(cosine: float) -> pd.DataFrame:
     return pd.DataFrame(
-        {**place, "split_half_cosine": cosine, "bootstrap_cosine": 0.9,
-         "bootstrap_cosine_low": 0.85, "bootstrap_cosine_high": 0.95, "raw_norm": 3.0}
+        {
+            **place,
+            "split_half_cosine": cosine,
+            "bootstrap_cosine": 0.9,
+            "bootstrap_cosine_low": 0.85,
+            "bootstrap_cosine_high": 0.95,
+            "raw_norm": 3.0,
+        }
         for place in places()
-    )  # fmt: skip
+    )
 
 
 def confounds(bag_of_words: float) -> pd.DataFrame:
     scores = {"token_count": 0.6, "first_word": 0.5, "bag_of_words": bag_of_words}
     return pd.DataFrame(
-        {"feature": feature, "accuracy": auroc, "auroc": auroc, "auroc_low": auroc - 0.05,
-         "auroc_high": min(1.0, auroc + 0.05)}
+        {
+            "feature": feature,
+            "accuracy": auroc,
+            "auroc": auroc,
+            "auroc_low": auroc - 0.05,
+            "auroc_high": min(1.0, auroc + 0.05),
+        }
         for feature, auroc in {**scores, "direction": 0.99}.items()
-    )  # fmt: skip
+    )
 
 
 def causal_scores(verdict: str, chosen_layer: int = 3) -> pd.DataFrame:
     return pd.DataFrame(
-        {**place, "intervention": "affine_ablate", "bypass": -5.0, "induce": 3.0, "kl": 0.05,
-         "is_chosen": (place["layer"], place["position"]) == (chosen_layer, "last"),
-         "verdict": verdict}
+        {
+            **place,
+            "intervention": "affine_ablate",
+            "bypass": -5.0,
+            "induce": 3.0,
+            "kl": 0.05,
+            "is_chosen": (place["layer"], place["position"]) == (chosen_layer, "last"),
+            "verdict": verdict,
+        }
         for place in places()
-    )  # fmt: skip
+    )
 
 
 def learning_curve() -> pd.DataFrame:
     return pd.DataFrame(
-        {"hook_point": BEST["hook_point"], "position": "last", "n_per_class": n,
-         "degrees": 100 / n**0.5, "degrees_low": 90 / n**0.5,
-         "degrees_high": 110 / n**0.5, "is_extrapolated": n > 40}
+        {
+            "hook_point": BEST["hook_point"],
+            "position": "last",
+            "n_per_class": n,
+            "degrees": 100 / n**0.5,
+            "degrees_low": 90 / n**0.5,
+            "degrees_high": 110 / n**0.5,
+            "is_extrapolated": n > 40,
+        }
         for n in (10, 20, 40, 80, 160)
-    )  # fmt: skip
+    )
 
 
 def nested_choice() -> pd.DataFrame:
     return pd.DataFrame(
-        {"repeat": 0, "fold": fold, "hook_point": f"blocks.{layer}.hook_resid_post",
-         "position": "last", "separation": 0.8, "accuracy": 0.9, "auroc": 0.95}
+        {
+            "repeat": 0,
+            "fold": fold,
+            "hook_point": f"blocks.{layer}.hook_resid_post",
+            "position": "last",
+            "separation": 0.8,
+            "accuracy": 0.9,
+            "auroc": 0.95,
+        }
         for fold, layer in enumerate((3, 3, 2, 3, 3))
-    )  # fmt: skip
+    )
 
 
 def misread(run_folder: RunFolder) -> pd.DataFrame:
     prompts = run_folder.read_prompts()
     return pd.DataFrame(
-        {"hook_point": f"blocks.{layer}.hook_resid_post", "position": "last",
-         "prompt_id": prompt.id, "category": prompt.category, "is_harmful": True,
-         "text": "as the CSV tells it", "projection": -1.0 - i, "margin": 1.0 + i}
+        {
+            "hook_point": f"blocks.{layer}.hook_resid_post",
+            "position": "last",
+            "prompt_id": prompt.id,
+            "category": prompt.category,
+            "is_harmful": True,
+            "text": "as the CSV tells it",
+            "projection": -1.0 - i,
+            "margin": 1.0 + i,
+        }
         for layer in (2, 3)
         for i, prompt in enumerate(prompts.harmful)
-    )  # fmt: skip
+    )

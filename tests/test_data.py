@@ -31,16 +31,19 @@ def test_there_are_as_many_as_the_readme_says(requests, borderline):
 
 
 def test_every_request_has_one_twin_on_the_same_topic(requests):
-    sides = [{p.pair: p.group for p in side.prompts} for side in
-             (requests.harmful, requests.harmless)]  # fmt: skip
+    sides = [
+        {p.pair: p.group for p in side.prompts} for side in (requests.harmful, requests.harmless)
+    ]
     assert sides[0] == sides[1]
     assert len(sides[0]) == len(requests.harmful)
     assert "" not in sides[0]
 
 
 def test_topics_are_twelve_evenly_filled_and_the_same_in_all_files(requests, borderline):
-    topics = [Counter(p.group for p in side.prompts) for side in
-              (requests.harmful, requests.harmless, borderline)]  # fmt: skip
+    topics = [
+        Counter(p.group for p in side.prompts)
+        for side in (requests.harmful, requests.harmless, borderline)
+    ]
     assert topics[0] == topics[1]
     assert set(topics[0].values()) == {14}
     assert set(topics[2].values()) == {8}

@@ -133,9 +133,12 @@ def fuzz(name: str, attacks: st.SearchStrategy, attempt: Callable[[Any], object]
     tried = 0
 
     @settings(
-        max_examples=n, deadline=None, database=None, derandomize=True,
+        max_examples=n,
+        deadline=None,
+        database=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(attacks)
     def attack(drawn: Any) -> None:
         nonlocal tried
@@ -323,9 +326,17 @@ def callback_bodies(asked: list[dict[str, Any]]) -> st.SearchStrategy[bytes]:
 STORED = st.sampled_from(["light", "dark", "?layer=1", "?selected=0-9999999", "resid_post"])
 METHODS = st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "ODD"])
 PATHS = st.sampled_from(
-    ["", "_dash-layout", "_dash-dependencies", "_dash-update-component", "_reload-hash",
-     "_favicon.ico", "assets/../server.py", "_dash-component-suites/dash/../../x.py"]
-) | st.text(max_size=20).map(lambda text: quote(text, errors="replace"))  # fmt: skip
+    [
+        "",
+        "_dash-layout",
+        "_dash-dependencies",
+        "_dash-update-component",
+        "_reload-hash",
+        "_favicon.ico",
+        "assets/../server.py",
+        "_dash-component-suites/dash/../../x.py",
+    ]
+) | st.text(max_size=20).map(lambda text: quote(text, errors="replace"))
 KINDS = st.sampled_from(["application/json", "text/plain", "multipart/form-data", ""])
 
 
@@ -337,9 +348,12 @@ def test_requests_to_the_explorer_are_answered_without_a_traceback(server, is_lo
     ]
     free = st.tuples(METHODS, PATHS, st.text(max_size=30), KINDS, st.binary(max_size=60))
     posted = st.tuples(
-        st.just("POST"), st.just("_dash-update-component"), st.just(""),
-        st.just("application/json"), callback_bodies(asked),
-    )  # fmt: skip
+        st.just("POST"),
+        st.just("_dash-update-component"),
+        st.just(""),
+        st.just("application/json"),
+        callback_bodies(asked),
+    )
     statuses: set[int] = set()
 
     def attempt(request: tuple[str, str, str, str, bytes]) -> None:

@@ -123,8 +123,10 @@ def test_killed_at_random_moments_every_stage_ends_with_the_same_bits(tmp_path, 
     begun = time.monotonic()
     script = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path), json.dumps(stages), str(N_KILLS)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert script.returncode == 0, script.stderr
     outcomes = json.loads(script.stdout)
     assert len(outcomes) == N_KILLS

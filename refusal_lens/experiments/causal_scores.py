@@ -133,12 +133,19 @@ def causal_scores(
     )
     runs = runner.run(candidates, removes)
     scored = [
-        _Scored(candidate, name, runs.seen(index, name), refusal, rule.max_kl, seed,
-                *held_out_auroc(candidate, activations, parts),
-                *(_units(activations, rows, side) for side in (True, False)))
+        _Scored(
+            candidate,
+            name,
+            runs.seen(index, name),
+            refusal,
+            rule.max_kl,
+            seed,
+            *held_out_auroc(candidate, activations, parts),
+            *(_units(activations, rows, side) for side in (True, False)),
+        )
         for name in removes
         for index, candidate in enumerate(candidates)
-    ]  # fmt: skip
+    ]
     ranked = runner.rank(scored, n_controls, seed)
     table = pd.DataFrame([each.row() for each in ranked])
     table, choice = judge_table(table, model.cfg.n_layers, rule, intervention)
@@ -147,8 +154,11 @@ def causal_scores(
 
 def _units(activations: Activations, rows: Sequence[int], is_harmful: bool) -> list[int]:
     """Number the prompts of one class so that twins and near-duplicates share a number."""
-    return [int(activations.groups.pair[i]) for i in rows
-            if bool(activations.is_harmful[i]) is is_harmful]  # fmt: skip
+    return [
+        int(activations.groups.pair[i])
+        for i in rows
+        if bool(activations.is_harmful[i]) is is_harmful
+    ]
 
 
 @dataclass(frozen=True, eq=False)

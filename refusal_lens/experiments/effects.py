@@ -279,8 +279,10 @@ class _Scores:
             return torch.full(shape, torch.nan, dtype=torch.float64)
 
         names = ("refusal_score", "kl", "kl_answer", "text_loss")
-        return cls({name: nans(n_arms, n_prompts) for name in names},
-                   {name: nans(n_prompts) for name in ("refusal_score", "text_loss")})  # fmt: skip
+        return cls(
+            {name: nans(n_arms, n_prompts) for name in names},
+            {name: nans(n_prompts) for name in ("refusal_score", "text_loss")},
+        )
 
     def keep(self, arms: Sequence[int], rows: Sequence[int], read: _Read) -> None:
         for name, values in self.arms.items():

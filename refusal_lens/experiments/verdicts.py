@@ -213,15 +213,16 @@ def _effects(evidence: Evidence, max_kl: float, seed: int) -> list[Check]:
     n_prompts = min(len(evidence.harmful), len(evidence.harmless))
     shown = [
         _check("gap between the classes", gap, gap - FEW_REFUSED, FEW_REFUSED, n_prompts),
-        _check(REMOVED, _share(removed, gap), removed - CAUSAL_SHARE * gap,
-               CAUSAL_SHARE, n_prompts),
-        _check(INDUCED, _share(induced, gap), induced - CAUSAL_SHARE * gap,
-               CAUSAL_SHARE, n_prompts),
+        _check(
+            REMOVED, _share(removed, gap), removed - CAUSAL_SHARE * gap, CAUSAL_SHARE, n_prompts
+        ),
+        _check(
+            INDUCED, _share(induced, gap), induced - CAUSAL_SHARE * gap, CAUSAL_SHARE, n_prompts
+        ),
         _check(LEFT, draws.left, MAX_LEFT - draws.left, MAX_LEFT, n_prompts),
-        _check(AFTER, draws.after, draws.after - MIN_INDUCED, MIN_INDUCED,
-               n_prompts),
+        _check(AFTER, draws.after, draws.after - MIN_INDUCED, MIN_INDUCED, n_prompts),
         _check("KL on harmless prompts", draws.kl, max_kl - draws.kl, max_kl, n_prompts),
-    ]  # fmt: skip
+    ]
     if len(evidence.loss_rise):
         rise = draws.loss_rise
         margin = MAX_LOSS_RISE - np.abs(rise)
@@ -300,9 +301,15 @@ class _Draws:
         draws = resample_means(values, units, seed)
         seen = [
             _mean(each)
-            for each in (evidence.harmful, evidence.left, evidence.harmless, evidence.induced,
-                         evidence.kl, rise)
-        ]  # fmt: skip
+            for each in (
+                evidence.harmful,
+                evidence.left,
+                evidence.harmless,
+                evidence.induced,
+                evidence.kl,
+                rise,
+            )
+        ]
         harmful, left, harmless, after, kl, rise = np.concatenate([np.array([seen]), draws]).T
         return cls(harmful, left, harmless, after, kl, rise)
 

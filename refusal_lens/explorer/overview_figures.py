@@ -13,9 +13,7 @@ from refusal_lens.plots.comparison import cell_names, cell_order
 from refusal_lens.plots.style import NEUTRAL_COLOUR
 from refusal_lens.validation.densities import Ridges
 
-SEE_THROUGH = dict.fromkeys(
-    ("paper_bgcolor", "plot_bgcolor", "modebar_bgcolor"), "rgba(0,0,0,0)"
-)  # fmt: skip
+SEE_THROUGH = dict.fromkeys(("paper_bgcolor", "plot_bgcolor", "modebar_bgcolor"), "rgba(0,0,0,0)")
 """Lets the page's own background show, whether it is light or dark."""
 
 

@@ -200,11 +200,15 @@ def _histogram_layout() -> dict[str, Any]:
         **SEE_THROUGH,
         "legend": {"orientation": "h", "x": 0, "y": 1.1, "yanchor": "bottom"},
         "xaxis": {"anchor": "y2", "zeroline": False},
-        "yaxis": {"title": {"text": "prompts per bin"}, "domain": [0.34, 1], "rangemode": "tozero",
-                  "fixedrange": True},
+        "yaxis": {
+            "title": {"text": "prompts per bin"},
+            "domain": [0.34, 1],
+            "rangemode": "tozero",
+            "fixedrange": True,
+        },
         "yaxis2": {"domain": [0, 0.3], "fixedrange": True, "showgrid": False, "zeroline": False}
         | rows,
-    }  # fmt: skip
+    }
 
 
 # --- two places --------------------------------------------------------------------------------

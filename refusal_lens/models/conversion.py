@@ -214,12 +214,15 @@ def _resize_gemma(cfg: Any, hf_config: dict[str, Any]) -> None:
         "eps": hf_config["rms_norm_eps"],
         "act_fn": hf_config.get("hidden_activation") or "gelu_pytorch_tanh",
         "window_size": hf_config.get("sliding_window"),
-        "attn_types": [kind.removesuffix("_attention").replace("sliding", "local")
-                       .replace("full", "global") for kind in layer_types or []] or None,
+        "attn_types": [
+            kind.removesuffix("_attention").replace("sliding", "local").replace("full", "global")
+            for kind in layer_types or []
+        ]
+        or None,
         "attn_scores_soft_cap": hf_config.get("attn_logit_softcapping") or -1.0,
         "output_logits_soft_cap": hf_config.get("final_logit_softcapping") or -1.0,
         "rotary_base": rope.get("full_attention", rope).get("rope_theta", cfg.rotary_base),
-    }  # fmt: skip
+    }
     if "sliding_attention" in rope:
         sizes["rotary_base_local"] = rope["sliding_attention"]["rope_theta"]
     for name, value in sizes.items():

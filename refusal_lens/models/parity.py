@@ -106,8 +106,10 @@ def check_parity(model: Any, reference: Reference, hf_model: PreTrainedModel, ad
     streams, log_probs = _read(model, reference)
     # Half precision loses about three digits over a network's depth; a wrong conversion loses all.
     tolerance = 1e-3 if hf_model.dtype == torch.float32 else 0.1
-    found = {"log-probabilities": (log_probs - reference.log_probs).abs().max()
-             / reference.log_probs.abs().max()}  # fmt: skip
+    found = {
+        "log-probabilities": (log_probs - reference.log_probs).abs().max()
+        / reference.log_probs.abs().max()
+    }
     wanted = [] if reference.streams is None else list(reference.streams)
     for layer, (got, expected) in enumerate(zip(streams, wanted, strict=True)):
         distance = (got.to(expected.device).float() - expected.float()).norm(dim=-1)

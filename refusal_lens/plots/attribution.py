@@ -109,10 +109,19 @@ def _attribution_heatmap(
         colorscale=signed_scale(template),
         xgap=1 if len(columns) < 24 else 0,
         ygap=1 if len(layers) < 40 else 0,
-        colorbar={"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom",
-                  "thickness": 10, "len": 0.6, "x": 0, "xanchor": "left", "nticks": 5},
+        colorbar={
+            "orientation": "h",
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "thickness": 10,
+            "len": 0.6,
+            "x": 0,
+            "xanchor": "left",
+            "nticks": 5,
+        },
         hovertemplate="layer %{y}, %{x}: %{z:.3~f}<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def _largest_bars(own: pd.DataFrame) -> tuple[list[str], list[go.Bar]]:
@@ -216,10 +225,13 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         name_rows(figure)
     if len(prompts) > 1:
         buttons = [
-            {"method": "restyle", "label": escape(str(own["prompt_id"].iloc[0])),
-             "args": [{key: [value] for key, value in lay_out(own).items()}]}
+            {
+                "method": "restyle",
+                "label": escape(str(own["prompt_id"].iloc[0])),
+                "args": [{key: [value] for key, value in lay_out(own).items()}],
+            }
             for own in prompts
-        ]  # fmt: skip
+        ]
         layout["updatemenus"] = [menu(buttons, x=0, xanchor="left")]
     return dress(
         figure,

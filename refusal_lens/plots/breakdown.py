@@ -92,8 +92,9 @@ def misread_prompts(table: pd.DataFrame, *, template: str = "plotly_white") -> g
         range=[0, 2.6 * max(map(abs, own["margin"].tolist()))],
     )
     ids = [escape(str(name)) for name in own["prompt_id"]]
-    name_rows(figure, dtick=1, categoryorder="array", categoryarray=ids,
-              range=[-0.6, len(own) - 0.4])  # fmt: skip
+    name_rows(
+        figure, dtick=1, categoryorder="array", categoryarray=ids, range=[-0.6, len(own) - 0.4]
+    )
     return dress(
         figure,
         template,

@@ -32,8 +32,10 @@ from refusal_lens.validation.frames import rows_that
 
 _SCORES = ("bypass", "induce", "kl")
 _TITLES = ("bypass (nats)", "induce (nats)", "KL (nats)")
-_BASELINES = {1: ("baseline_harmful", "harmful, untouched"),
-              2: ("baseline_harmless", "harmless, untouched")}  # fmt: skip
+_BASELINES = {
+    1: ("baseline_harmful", "harmful, untouched"),
+    2: ("baseline_harmless", "harmless, untouched"),
+}
 """By panel: the column of the score without intervention, and its name."""
 
 _DASHES = ("solid", "dot", "dash", "dashdot")
@@ -127,10 +129,14 @@ def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
             x=chosen["layer"].tolist(),
             y=chosen[score].tolist(),
             mode="markers",
-            marker={"symbol": "circle-open", "size": 18, "color": NEUTRAL_COLOUR,
-                    "line": {"width": 3}},
+            marker={
+                "symbol": "circle-open",
+                "size": 18,
+                "color": NEUTRAL_COLOUR,
+                "line": {"width": 3},
+            },
             hoverinfo="skip",
-        )  # fmt: skip
+        )
 
 
 def _add_limits(figure: go.Figure, frame: pd.DataFrame, min_induce: float, max_kl: float) -> None:

@@ -84,8 +84,9 @@ def _methods_at_one_place(frame: pd.DataFrame, place: str, template: str) -> go.
         heights = [shift - names.index(method) for method in own["method"]]
         look = LineLook(LINE_COLOURS[0], "circle", size=10.0, is_hollow=bool(is_clipped))
         for column, (score, said) in enumerate(METHOD_SCORES.items(), start=1):
-            trace = line(name, own[score], heights, look, "", mode="markers",
-                         showlegend=column == 1)  # fmt: skip
+            trace = line(
+                name, own[score], heights, look, "", mode="markers", showlegend=column == 1
+            )
             trace.update(
                 text=[str(method).replace("_", " ") for method in own["method"]],
                 hovertemplate=f"%{{text}}, {name}<br>{said.replace('<br>', ' ')} %{{x:.4~f}}"
@@ -136,10 +137,14 @@ def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
             y=names,
             x=(table[score] * (100 if score == "accuracy" else 1)).tolist(),
             mode="markers",
-            marker={"color": LINE_COLOURS[0], "symbol": "line-ns-open", "size": 16,
-                    "line": {"width": 2}},
+            marker={
+                "color": LINE_COLOURS[0],
+                "symbol": "line-ns-open",
+                "size": 16,
+                "line": {"width": 2},
+            },
             hovertemplate=f"%{{y}}: {said} %{{x:.3~f}} on the outer fold<extra></extra>",
-        )  # fmt: skip
+        )
         figure.add_trace(marks, row=1, col=column)
         figure.update_xaxes(title_text=said, nticks=5, row=1, col=column)
     figure.update_xaxes(title_text="times chosen", rangemode="tozero", nticks=5, row=1, col=1)

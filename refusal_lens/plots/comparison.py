@@ -129,15 +129,17 @@ def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _row_labels(frame: pd.DataFrame) -> list[str]:
     """Name each row by what differs between rows."""
-    columns = {name: frame[name].tolist() for name in ("site", "position", "method")
-               if name in frame}  # fmt: skip
+    columns = {
+        name: frame[name].tolist() for name in ("site", "position", "method") if name in frame
+    }
     if "method" in columns:
         columns["method"] = [name.replace("_", " ") for name in columns["method"]]
     if "is_clipped" in frame:
         is_clipped = frame["is_clipped"].tolist()
         columns["clip"] = ["clipped" if each else "not clipped" for each in is_clipped]
-    shown = [labels for name, labels in columns.items()
-             if name == "position" or len(set(labels)) > 1]  # fmt: skip
+    shown = [
+        labels for name, labels in columns.items() if name == "position" or len(set(labels)) > 1
+    ]
     return [", ".join(map(str, labels)) for labels in zip(*shown, strict=True)]
 
 
@@ -242,10 +244,20 @@ def cosine_heatmap(
     )
     for number, (name, values) in enumerate(panels, start=1):
         figure.add_trace(_cosine_cells(labels, values, name), row=1, col=number)
-    figure.update_yaxes(autorange="reversed", constrain="domain", constraintoward="top",
-                        type="category", showgrid=False)  # fmt: skip
-    figure.update_xaxes(constrain="domain", type="category", showgrid=False, title_text=axis,
-                        tickangle=-45 if _long(labels) else 0)  # fmt: skip
+    figure.update_yaxes(
+        autorange="reversed",
+        constrain="domain",
+        constraintoward="top",
+        type="category",
+        showgrid=False,
+    )
+    figure.update_xaxes(
+        constrain="domain",
+        type="category",
+        showgrid=False,
+        title_text=axis,
+        tickangle=-45 if _long(labels) else 0,
+    )
     figure.update_yaxes(title_text=axis, col=1)
     for suffix in ("", "2")[: len(panels)]:
         figure.layout[f"xaxis{suffix}"].update(scaleanchor=f"y{suffix}", scaleratio=1)
@@ -342,11 +354,20 @@ def transfer_matrix(
             line={"color": NEUTRAL_COLOUR, "width": 1.5},
         )
     high = 1.0 if score in CHANCE else max(float(np.nanmax(grid.to_numpy(), initial=0)), 1e-9)
-    figure.update_xaxes(title_text="tested on (framed: the same, cross-fitted)",
-                        type="category", constrain="domain",
-                        tickangle=-45 if _long(names) else 0)  # fmt: skip
-    figure.update_yaxes(title_text="fitted on", type="category", autorange="reversed",
-                        constrain="domain", constraintoward="top", scaleanchor="x")  # fmt: skip
+    figure.update_xaxes(
+        title_text="tested on (framed: the same, cross-fitted)",
+        type="category",
+        constrain="domain",
+        tickangle=-45 if _long(names) else 0,
+    )
+    figure.update_yaxes(
+        title_text="fitted on",
+        type="category",
+        autorange="reversed",
+        constrain="domain",
+        constraintoward="top",
+        scaleanchor="x",
+    )
     figure.update_layout(
         template=template,
         height=int(np.clip(200 + 34 * len(names), 320, 900)),

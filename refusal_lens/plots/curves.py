@@ -120,8 +120,11 @@ def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fig
         table: `clip_sweep`: scores by `clip_quantile` (empty: no clipping) at one or more places.
         template: Name of a plotly template.
     """
-    panels = {"separation": "separation", "accuracy": "accuracy (%)",
-              "cosine_to_unclipped": "cosine to unclipped"}  # fmt: skip
+    panels = {
+        "separation": "separation",
+        "accuracy": "accuracy (%)",
+        "cosine_to_unclipped": "cosine to unclipped",
+    }
     figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
     levels = sorted(table["clip_quantile"].dropna().unique())
     for (name, own), look in zip(_of_places(table), line_looks(), strict=False):
@@ -164,8 +167,10 @@ def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
                 fillcolor=faded(look.colour, 0.2),
             )
             figure.add_trace(interval)
-        for column, said, dash in (("bootstrap_cosine", "resampled", "solid"),
-                                   ("split_half_cosine", "halves", "dot")):  # fmt: skip
+        for column, said, dash in (
+            ("bootstrap_cosine", "resampled", "solid"),
+            ("split_half_cosine", "halves", "dot"),
+        ):
             hover = f"{name}, layer %{{x}}<br>{said}: %{{y:.3f}}"
             x, y = own["layer"], own[column]
             figure.add_trace(line(f"{name}, {said}", x, y, replace(look, dash=dash), hover))
@@ -186,8 +191,11 @@ def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") ->
     """
     frame = by_layer(table)
     layers = frame["layer"].tolist()
-    shares = {"share_top_1": "largest coordinate", "share_top_10": "ten largest",
-              "share_top_1_percent": "largest 1 %"}  # fmt: skip
+    shares = {
+        "share_top_1": "largest coordinate",
+        "share_top_10": "ten largest",
+        "share_top_1_percent": "largest 1 %",
+    }
     figure = go.Figure()
     for (column, said), look in zip(shares.items(), line_looks(), strict=False):
         for suffix, how in (("", "raw"), ("_clipped", "clipped")):

@@ -211,8 +211,12 @@ def _layout(data: list[list[Data]]) -> dict[str, Any]:
     """Return the layout: headline, legend, bars, marks and, below, the slider."""
     hidden = {"visible": False, "fixedrange": True, "range": [0, 1]}
     domain = [0.22, 0.74]
-    bars = [of_view[f"{style.name} bars"]["y"] for of_step in data for of_view in of_step
-            for style in CLASSES]  # fmt: skip
+    bars = [
+        of_view[f"{style.name} bars"]["y"]
+        for of_step in data
+        for of_view in of_step
+        for style in CLASSES
+    ]
     highest = max((count for of_bars in bars for count in of_bars), default=0)
     # There are no half prompts.
     whole = {"dtick": 1} if highest <= 8 else {}
@@ -320,8 +324,11 @@ def _shape_menu(n_views: int) -> dict[str, Any]:
     Not their visibility, which is the other menu's.
     """
     kinds = ("bars", "density", "share")
-    at = [(index, name.split()[-1]) for index, name in enumerate(TRACES * n_views)
-          if name.split()[-1] in kinds]  # fmt: skip
+    at = [
+        (index, name.split()[-1])
+        for index, name in enumerate(TRACES * n_views)
+        if name.split()[-1] in kinds
+    ]
     touched = [index for index, _ in at]
     buttons = []
     for label, opacities in (

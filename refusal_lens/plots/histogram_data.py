@@ -33,12 +33,15 @@ BLANK = " "
 
 TRACES = (
     "null",
-    *(f"{style.name} {kind}" for kind in ("bars", "density", "share", "marks", "mean")
-      for style in CLASSES),
+    *(
+        f"{style.name} {kind}"
+        for kind in ("bars", "density", "share", "marks", "mean")
+        for style in CLASSES
+    ),
     "threshold",
     "marks threshold",
     "headline",
-)  # fmt: skip
+)
 """The traces of one view, in the order they are drawn."""
 
 Data = dict[str, dict[str, Any]]
@@ -108,8 +111,9 @@ def place_data(view: View, step: int | str) -> Data:
     data = _class_data(view, numbers, row, column)
     top = max(max(data[f"{style.name} bars"]["y"]) for style in CLASSES)
     decimals = decimals_of(numbers)
-    means = [numbers[view.projections.is_harmful == style.is_harmful].mean().item()
-             for style in CLASSES]  # fmt: skip
+    means = [
+        numbers[view.projections.is_harmful == style.is_harmful].mean().item() for style in CLASSES
+    ]
     data |= mean_data(means, 1.1 * top, decimals)
     data["null"] = _null_data(view, hook_point, sum(means) / 2, 1.25 * top, decimals)
     data["headline"] = _headline_data(headline)

@@ -54,8 +54,12 @@ def key_traces(
         )
         for style, prompts in zip(CLASSES, of_class, strict=True)
     ]
-    misread = {"color": NEUTRAL_COLOUR, "size": 8, "symbol": MISREAD,
-               "line": {"color": NEUTRAL_COLOUR, "width": 1.5}}  # fmt: skip
+    misread = {
+        "color": NEUTRAL_COLOUR,
+        "size": 8,
+        "symbol": MISREAD,
+        "line": {"color": NEUTRAL_COLOUR, "width": 1.5},
+    }
     looks: dict[str, Any] = {"x": [None], "y": [None], "hoverinfo": "skip"}
     keys.append(
         go.Scatter(name="misread prompt", yaxis="y2", mode="markers", marker=misread, **looks)

@@ -35,8 +35,11 @@ from refusal_lens.validation.thresholds import (
     MIN_SEPARATION,
 )
 
-_PANELS = {"separation": ("separation", 1.0), "accuracy": ("accuracy (%)", 100.0),
-           "auroc": ("AUROC", 1.0)}  # fmt: skip
+_PANELS = {
+    "separation": ("separation", 1.0),
+    "accuracy": ("accuracy (%)", 100.0),
+    "auroc": ("AUROC", 1.0),
+}
 """Scores drawn where the table has them: the axis's title, and what the score is multiplied by."""
 
 _MOST_INTERVALS = 2
@@ -184,10 +187,14 @@ def _best_marks(best: Choice) -> Iterator[go.Scatter]:
             x=[best.layer],
             y=[value],
             mode="markers",
-            marker={"symbol": "circle-open", "size": 17, "color": NEUTRAL_COLOUR,
-                    "line": {"width": 3}},
+            marker={
+                "symbol": "circle-open",
+                "size": 17,
+                "color": NEUTRAL_COLOUR,
+                "line": {"width": 3},
+            },
             hoverinfo="skip",
-        )  # fmt: skip
+        )
 
 
 def _add_bands(figure: go.Figure, panels: list[str]) -> None:

@@ -206,14 +206,17 @@ def _is_aligned(prompts: ContrastSet) -> bool:
     if n != len(prompts.harmless) or n < 4:
         return False
     shown = np.arange(n) if n <= N_SEARCHED else np.linspace(0, n - 1, N_SEARCHED).astype(int)
-    sides = [[side.prompts[row].text for row in shown] for side in
-             (prompts.harmful, prompts.harmless)]  # fmt: skip
+    sides = [
+        [side.prompts[row].text for row in shown] for side in (prompts.harmful, prompts.harmless)
+    ]
     grams = _grams([*sides[0], *sides[1]])
     harmful, harmless = grams[: len(shown)], grams[len(shown) :]
     aligned = np.asarray(harmful.multiply(harmless).sum(axis=1)).ravel()
     shifts = np.unique(np.linspace(1, len(shown) - 1, min(len(shown) - 1, 50)).astype(int))
-    others = [harmful.multiply(harmless[np.roll(np.arange(len(shown)), shift)]).sum(axis=1)
-              for shift in shifts]  # fmt: skip
+    others = [
+        harmful.multiply(harmless[np.roll(np.arange(len(shown)), shift)]).sum(axis=1)
+        for shift in shifts
+    ]
     bar = np.quantile(np.concatenate([np.asarray(each).ravel() for each in others]), 0.95)
     return bool((aligned > bar).mean() >= ALIGNED_SHARE)
 

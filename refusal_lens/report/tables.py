@@ -157,14 +157,16 @@ TABLES = {
     ),
     "dose_response": _Told("Dose and response", "The same by strength, beside controls."),
     "attribution": _Told(
-        "Attribution", "The components that write the best direction, largest first.",
+        "Attribution",
+        "The components that write the best direction, largest first.",
         _largest_parts,
     ),
     "unembedding": _Told(
-        "Through the unembedding", "The tokens that the best direction speaks for and against.",
+        "Through the unembedding",
+        "The tokens that the best direction speaks for and against.",
         _of_best,
     ),
-}  # fmt: skip
+}
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -247,12 +249,21 @@ def _columns(table: pd.DataFrame) -> list[str]:
 # --- cells --------------------------------------------------------------------------------------
 
 HEADINGS = {
-    "auroc": "AUROC", "cohens_d": "Cohen's d", "kl": "KL (nats)", "is_valid": "valid",
-    "is_harmful": "class", "prompt_id": "prompt", "is_chosen": "chosen",
-    "p_value": "p", "p_value_corrected": "p, corrected", "n_per_class": "prompts a side",
-    "n_chosen": "times chosen", "is_eligible": "eligible", "is_extrapolated": "extrapolated",
+    "auroc": "AUROC",
+    "cohens_d": "Cohen's d",
+    "kl": "KL (nats)",
+    "is_valid": "valid",
+    "is_harmful": "class",
+    "prompt_id": "prompt",
+    "is_chosen": "chosen",
+    "p_value": "p",
+    "p_value_corrected": "p, corrected",
+    "n_per_class": "prompts a side",
+    "n_chosen": "times chosen",
+    "is_eligible": "eligible",
+    "is_extrapolated": "extrapolated",
     "cosine_to_difference_of_means": "cosine to difference of means",
-}  # fmt: skip
+}
 """Headings that are not the column's name with spaces."""
 
 _SHARES = re.compile(r"accuracy|^share|_share|rate$")
@@ -271,8 +282,10 @@ def _write(table: pd.DataFrame, column: str) -> list[Cell]:
     if column == "is_harmful":
         return [Cell("harmful" if bool(value) else "harmless") for value in values]
     if column == "hook_point":
-        return [Cell(str(value), float(place)) for place, value in zip(
-            pd.factorize(values)[0], values, strict=True)]  # fmt: skip
+        return [
+            Cell(str(value), float(place))
+            for place, value in zip(pd.factorize(values)[0], values, strict=True)
+        ]
     if column == "position":
         return [Cell(str(value)) for value in values]
     if pd.api.types.is_bool_dtype(values):

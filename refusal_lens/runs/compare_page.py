@@ -119,8 +119,11 @@ def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[s
         "ways to fit": rows_where(mine, kind="methods", **here),
         "categories": rows_where(mine, kind="categories", **here),
     }
-    where = {"layers": position, "sites": f"layer {layer_of(hook_point)}, {position}",
-             "positions": short_name(hook_point)}  # fmt: skip
+    where = {
+        "layers": position,
+        "sites": f"layer {layer_of(hook_point)}, {position}",
+        "positions": short_name(hook_point),
+    }
     figures = {
         f"{run.name}: cosines between {kind} at {where.get(kind, _said(run.best))}": (
             plots.cosine_heatmap(*square_cosines(table))

@@ -143,7 +143,7 @@ def _ridgeline(run_folder: RunFolder, template: str) -> go.Figure:
             for site, position in columns
         ],
         template=template,
-    )  # fmt: skip
+    )
 
 
 def _layer_profile(run_folder: RunFolder, template: str) -> go.Figure:

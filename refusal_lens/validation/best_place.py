@@ -43,12 +43,16 @@ def choose_best(separation: Separation, n_layers: int) -> Choice | None:
         The choice; None when there is no direction anywhere.
     """
     scored = [
-        (separation.separation[row, column].item(), separation.accuracy[row, column].item(),
-         hook_point, position)
+        (
+            separation.separation[row, column].item(),
+            separation.accuracy[row, column].item(),
+            hook_point,
+            position,
+        )
         for row, hook_point in enumerate(separation.hook_points)
         for column, position in enumerate(separation.positions)
         if not separation.separation[row, column].isnan()
-    ]  # fmt: skip
+    ]
     if not scored:
         return None
     accurate = [score for score in scored if score[1] >= BEST_ACCURACY]

@@ -36,8 +36,10 @@ def category_table(projections: Projections, prompts: Sequence[Prompt]) -> pd.Da
         minus harmless, so that positive is right for both).
     """
     labels = projections.is_harmful
-    means = {True: projections.cosines[labels].mean(dim=0),
-             False: projections.cosines[~labels].mean(dim=0)}  # fmt: skip
+    means = {
+        True: projections.cosines[labels].mean(dim=0),
+        False: projections.cosines[~labels].mean(dim=0),
+    }
     groups: dict[tuple[str, bool], list[int]] = {}
     for row, prompt in enumerate(prompts):
         groups.setdefault((prompt.category, bool(labels[row])), []).append(row)

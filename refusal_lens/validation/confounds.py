@@ -75,8 +75,15 @@ def score_confounds(
     rows = []
     for feature, (classifier, rows_in) in inputs.items():
         decided = _decide(classifier, rows_in, labels, folds.numpy())
-        rows.append(_row(feature, torch.from_numpy(decided), torch.from_numpy(decided > 0),
-                         torch.from_numpy(labels), units))  # fmt: skip
+        rows.append(
+            _row(
+                feature,
+                torch.from_numpy(decided),
+                torch.from_numpy(decided > 0),
+                torch.from_numpy(labels),
+                units,
+            )
+        )
     return pd.DataFrame(rows)
 
 

@@ -193,8 +193,11 @@ def difference_noise(
 def _per_prompt(across: list[float], is_harmful: Bool[Tensor, " n_prompts"], units: Units) -> float:
     """Return the noise of one prompt of each class, from that of the kinds of units."""
     n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())
-    sizes = {MIXED: 2 / (1 / n_harmful + 1 / n_harmless), HARMFUL_ONLY: n_harmful,
-             HARMLESS_ONLY: n_harmless}  # fmt: skip
+    sizes = {
+        MIXED: 2 / (1 / n_harmful + 1 / n_harmless),
+        HARMFUL_ONLY: n_harmful,
+        HARMLESS_ONLY: n_harmless,
+    }
     kinds = [kind for kind in sizes if int((units.kind == kind).sum())]
     return sum(part * sizes[kind] for part, kind in zip(across, kinds, strict=True))
 
@@ -247,9 +250,10 @@ def draw_disjoint(
     """
     drawn = np.zeros((2, n_draws, units.n_units), dtype=bool)
     n_mixed = int((units.kind == MIXED).sum())
-    for kind, n_class in ((MIXED, min(units.n_per_class)), *zip((HARMFUL_ONLY, HARMLESS_ONLY),
-                                                                units.n_per_class,
-                                                                strict=True)):  # fmt: skip
+    for kind, n_class in (
+        (MIXED, min(units.n_per_class)),
+        *zip((HARMFUL_ONLY, HARMLESS_ONLY), units.n_per_class, strict=True),
+    ):
         members = np.flatnonzero(units.kind.numpy() == kind)
         if not len(members):
             continue

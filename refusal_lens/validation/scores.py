@@ -225,8 +225,9 @@ class _Sides:
 
     def means(self, values: Tensor) -> Tensor:
         """Return the mean of each prompt's class, prompt by prompt."""
-        harmful, harmless = (values[side].mean(dim=0) for side in (self.is_harmful,
-                                                                   ~self.is_harmful))  # fmt: skip
+        harmful, harmless = (
+            values[side].mean(dim=0) for side in (self.is_harmful, ~self.is_harmful)
+        )
         return torch.where(self.sign > 0, harmful, harmless)
 
     def is_right(self) -> Tensor:

@@ -169,8 +169,10 @@ def log2_labellings(units: Units, folds: Int[Tensor, " n_prompts"]) -> float:
     fold_of_unit[units.of_prompt] = folds
     total = float((units.kind == MIXED).sum())
     for fold in range(int(folds.max()) + 1):
-        counts = [int(((fold_of_unit == fold) & (units.kind == kind)).sum())
-                  for kind in (HARMFUL_ONLY, HARMLESS_ONLY)]  # fmt: skip
+        counts = [
+            int(((fold_of_unit == fold) & (units.kind == kind)).sum())
+            for kind in (HARMFUL_ONLY, HARMLESS_ONLY)
+        ]
         total += math.log2(math.comb(sum(counts), counts[0]))
     return total
 

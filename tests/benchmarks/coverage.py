@@ -83,11 +83,13 @@ CASES = {
     "twins in topics, 16 of 12": Case((16, 16), 12, topic=0.6, pair=0.8),
     "twins in topics, 16 of 12, no topic effect": Case((16, 16), 12, pair=0.8),
     "twins in topics, 16 of 2": Case((16, 16), 2, topic=0.6, pair=0.8),
-    "twins in topics, 16 of 12, d 896": Case((16, 16), 12, topic=0.4, pair=0.5, d_model=896,
-                                             effect=4.0),
-    "topics x frames that differ by class": Case((16, 16), 12, topic=0.4, frame=0.4, n_frames=12,
-                                                 effect=2.5),
-}  # fmt: skip
+    "twins in topics, 16 of 12, d 896": Case(
+        (16, 16), 12, topic=0.4, pair=0.5, d_model=896, effect=4.0
+    ),
+    "topics x frames that differ by class": Case(
+        (16, 16), 12, topic=0.4, frame=0.4, n_frames=12, effect=2.5
+    ),
+}
 
 
 class World:
@@ -104,15 +106,25 @@ class World:
         self.frames = self._frames()
 
     def _draw(self, n: int, deviation: float) -> np.ndarray:
-        return deviation * self.rng.normal(size=(n, self.case.d_model)) if deviation else (
-            np.zeros((n, self.case.d_model)))  # fmt: skip
+        return (
+            deviation * self.rng.normal(size=(n, self.case.d_model))
+            if deviation
+            else (np.zeros((n, self.case.d_model)))
+        )
 
     def _frames(self) -> list[np.ndarray]:
         n = max(1, self.case.n_frames)
         return [self._draw(n, self.case.frame) for _ in (0, 1)]
 
-    def prompts(self, side: int, topic: np.ndarray, frame: np.ndarray, shared: np.ndarray,
-                topics: np.ndarray, frames: np.ndarray) -> np.ndarray:  # fmt: skip
+    def prompts(
+        self,
+        side: int,
+        topic: np.ndarray,
+        frame: np.ndarray,
+        shared: np.ndarray,
+        topics: np.ndarray,
+        frames: np.ndarray,
+    ) -> np.ndarray:
         """Draw one prompt of each topic and frame named; `shared` is what twins have in common."""
         n, d = len(topic), self.case.d_model
         noise = self.rng.normal(size=(n, d))
@@ -122,10 +134,7 @@ class World:
         sign = np.full(n, 1.0 if side == 0 else -1.0)
         sign[self.rng.random(n) < self.case.atypical] *= -1
         effect = self.case.effect / 2 * sign[:, None] * self.unit
-        return (
-            self.offset + effect + topics[topic] + frames[frame] + shared
-            + noise * self.spread
-        )  # fmt: skip
+        return self.offset + effect + topics[topic] + frames[frame] + shared + noise * self.spread
 
     def sample(self) -> Activations:
         """Draw the prompts of a run, with their groups."""
@@ -173,11 +182,16 @@ def _activations(values: np.ndarray, labels: list[bool], groups: list, case: Cas
     pair, topic, frame = (torch.from_numpy(np.concatenate(each)) for each in sides)
     alone = torch.arange(len(values))
     has_topics = case.n_each > case.copies
-    found = Groups(pair, topic if has_topics else pair, frame if case.n_frames else alone,
-                   dict.fromkeys(("pair", "topic", "frame"), "given"))  # fmt: skip
+    found = Groups(
+        pair,
+        topic if has_topics else pair,
+        frame if case.n_frames else alone,
+        dict.fromkeys(("pair", "topic", "frame"), "given"),
+    )
     tensor = torch.from_numpy(values).float()[:, None, None]
-    return Activations(tensor, torch.tensor(labels), ("blocks.0.hook_resid_post",), ("last",), {},
-                       found)  # fmt: skip
+    return Activations(
+        tensor, torch.tensor(labels), ("blocks.0.hook_resid_post",), ("last",), {}, found
+    )
 
 
 def replicate(name: str, case: Case, seed: int) -> dict[str, float]:
@@ -189,21 +203,32 @@ def replicate(name: str, case: Case, seed: int) -> dict[str, float]:
     unit = next(iter(fit_directions(activations))).unit.double().numpy()
     row = nulls.p_values().iloc[0]
     result = {"p": row["p_value"], "p_same": row["p_value_same_topics"]}
-    middle = np.mean([(activations.values[side, 0, 0].double().numpy() @ unit).mean()
-                      for side in (activations.is_harmful, ~activations.is_harmful)])  # fmt: skip
+    middle = np.mean(
+        [
+            (activations.values[side, 0, 0].double().numpy() @ unit).mean()
+            for side in (activations.is_harmful, ~activations.is_harmful)
+        ]
+    )
     for kind, scores in (("same", separation.scores), ("new", separation.new_topics)):
         if not scores:
             continue
         projected, cosines, is_harmful = world.fresh(unit, kind == "new")
-        truths = score(torch.from_numpy(cosines), torch.from_numpy(projected - middle),
-                       torch.from_numpy(is_harmful))  # fmt: skip
+        truths = score(
+            torch.from_numpy(cosines),
+            torch.from_numpy(projected - middle),
+            torch.from_numpy(is_harmful),
+        )
         for score_name in SCORED:
             one, truth = scores[score_name], truths[score_name].item()
             value, low, high = (getattr(one, part).item() for part in ("value", "low", "high"))
             key = f"{kind} {score_name}"
-            result |= {f"{key} value": value, f"{key} truth": truth, f"{key} width": high - low,
-                       f"{key} covers": float(low <= truth <= high),
-                       f"{key} below": float(truth < low)}  # fmt: skip
+            result |= {
+                f"{key} value": value,
+                f"{key} truth": truth,
+                f"{key} width": high - low,
+                f"{key} covers": float(low <= truth <= high),
+                f"{key} below": float(truth < low),
+            }
     return result
 
 
@@ -215,10 +240,14 @@ def _task(task: tuple[str, Case, int]) -> tuple[str, dict[str, float]]:
 def table(replicates: int, wanted: str, n_processes: int) -> list[str]:
     """Run all cases and return the lines of two Markdown tables."""
     cases = {name: case for name, case in CASES.items() if wanted in name}
-    nulls = {f"{name}|null": replace(case, effect=0.0, atypical=0.0)
-             for name, case in cases.items()}  # fmt: skip
-    tasks = [(name, case, seed) for name, case in {**cases, **nulls}.items()
-             for seed in range(replicates)]  # fmt: skip
+    nulls = {
+        f"{name}|null": replace(case, effect=0.0, atypical=0.0) for name, case in cases.items()
+    }
+    tasks = [
+        (name, case, seed)
+        for name, case in {**cases, **nulls}.items()
+        for seed in range(replicates)
+    ]
     with multiprocessing.get_context("spawn").Pool(n_processes) as pool:
         done = pool.map(_task, tasks, chunksize=5)
     results: dict[str, dict[str, np.ndarray]] = {}
@@ -272,8 +301,11 @@ def main() -> None:
     options = parser.parse_args()
     lines = table(options.replicates, options.case, options.processes)
     error = 1.96 * math.sqrt(0.05 * 0.95 / options.replicates)
-    lines.insert(0, f"{options.replicates} replicates a line; Monte-Carlo error of a share near "
-                    f".95 or .05: {error:.3f} (95 %).\n")  # fmt: skip
+    lines.insert(
+        0,
+        f"{options.replicates} replicates a line; Monte-Carlo error of a share near "
+        f".95 or .05: {error:.3f} (95 %).\n",
+    )
     Console(width=200).print("\n".join(lines), markup=False, highlight=False)
     if options.write:
         before, rest = README.read_text(encoding="utf-8").split(BEGIN)

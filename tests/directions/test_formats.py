@@ -137,11 +137,21 @@ def test_file_saved_on_a_gpu_opens_on_a_cpu(tmp_path):
 def test_published_scores_get_this_projects_names(tmp_path):
     path = tmp_path / "direction_evaluations.json"
     rows = [
-        {"position": -1, "layer": 0, "refusal_score": 5.6, "steering_score": -13.9,
-         "kl_div_score": 0.0},
-        {"position": -2, "layer": 10, "refusal_score": -10.5, "steering_score": 2.5,
-         "kl_div_score": 0.07},
-    ]  # fmt: skip
+        {
+            "position": -1,
+            "layer": 0,
+            "refusal_score": 5.6,
+            "steering_score": -13.9,
+            "kl_div_score": 0.0,
+        },
+        {
+            "position": -2,
+            "layer": 10,
+            "refusal_score": -10.5,
+            "steering_score": 2.5,
+            "kl_div_score": 0.07,
+        },
+    ]
     path.write_text(json.dumps(rows, indent=4))
     frame = read_scores(path)
     assert list(frame.columns) == [

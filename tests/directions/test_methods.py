@@ -61,8 +61,9 @@ def test_rotated_activations_give_the_rotated_direction(name):
     harmful, harmless = make(n=60)
     rotation = torch.from_numpy(ortho_group.rvs(12, random_state=1))
     turned = METHODS[name](harmful @ rotation, harmless @ rotation)
-    torch.testing.assert_close(turned, METHODS[name](harmful, harmless) @ rotation, rtol=1e-3,
-                               atol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        turned, METHODS[name](harmful, harmless) @ rotation, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -38,14 +38,21 @@ def toy(monkeypatch) -> str:
 def test_a_new_row_is_scored_chosen_by_and_drawn(toy, model, prompts, activations):
     answers = [Answer("", "", h, "", "a", "answered", 0.0) for h in prompts.is_harmful]
     scores = causal_scores(
-        model, activations, prompts, RefusalReport(tuple(answers), ("a",), (5,)),
-        intervention=toy, n_answer_tokens=2, show_progress=False,
-    )  # fmt: skip
+        model,
+        activations,
+        prompts,
+        RefusalReport(tuple(answers), ("a",), (5,)),
+        intervention=toy,
+        n_answer_tokens=2,
+        show_progress=False,
+    )
     table = scores.table
     assert list(dict.fromkeys(table["intervention"])) == ["toy", "ablate", "affine_ablate"]
     assert len(table) == 3 * scores.choice.n_candidates
-    by_name = {name: own.set_index(["hook_point", "position"])["bypass"]
-               for name, own in table.groupby("intervention")}  # fmt: skip
+    by_name = {
+        name: own.set_index(["hook_point", "position"])["bypass"]
+        for name, own in table.groupby("intervention")
+    }
     assert (by_name["toy"] - by_name["affine_ablate"]).abs().max() > 1e-3
     chosen = table[table["is_chosen"]]
     assert set(chosen["intervention"]) <= {"toy"}
@@ -63,9 +70,14 @@ def test_a_new_row_is_tried_at_several_strengths(toy, model, prompts, activation
     candidate = fit_candidates(activations, parts)[4]
     labelled = list(zip(prompts.prompts, prompts.is_harmful, strict=True))
     response = dose_response(
-        model, labelled, plan_trials(candidate, activations, parts, plan), refusal_ids=[5],
-        judge=lambda prompt, answer: "a" in answer, plan=plan, show_progress=False,
-    )  # fmt: skip
+        model,
+        labelled,
+        plan_trials(candidate, activations, parts, plan),
+        refusal_ids=[5],
+        judge=lambda prompt, answer: "a" in answer,
+        plan=plan,
+        show_progress=False,
+    )
     tried = response.table.groupby("intervention")["strength"].unique()
     assert {name: sorted(each) for name, each in tried.items()} == {
         "toy": [0.0, 1.0, 2.0],

@@ -47,10 +47,16 @@ def classifier(tmp_path_factory):
     save_checkpoint(folder, "qwen2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=1, num_labels=2, pad_token_id=0,
-        id2label={0: "complies", 1: "declines"}, label2id={"complies": 0, "declines": 1},
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_labels=2,
+        pad_token_id=0,
+        id2label={0: "complies", 1: "declines"},
+        label2id={"complies": 0, "declines": 1},
+    )
     model = LlamaForSequenceClassification(config)
 
     torch.nn.init.zeros_(model.score.weight)

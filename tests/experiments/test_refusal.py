@@ -199,8 +199,9 @@ def test_what_a_judge_failed_on_is_in_no_rate():
 def test_threshold_of_the_score_lies_between_refused_and_answered():
     def report(scores: list[float], refused: list[bool]) -> RefusalReport:
         pairs = zip(scores, refused, strict=True)
-        answers = [Answer("p", "c", True, "q", "a", "refused" if r else "answered", s)
-                   for s, r in pairs]  # fmt: skip
+        answers = [
+            Answer("p", "c", True, "q", "a", "refused" if r else "answered", s) for s, r in pairs
+        ]
         return RefusalReport(tuple(answers), ("I",))
 
     # All scores are negative, and yet they tell refusals from answers.

@@ -149,8 +149,11 @@ def test_arrow_keys_slider_and_cells_go_from_place_to_place(explore, folder):
     says(page, "headline", "resid_post 0 · position last")
     _, numbers = numbers_of(folder, "blocks.0.hook_resid_post")
     drawn = until(page, "document.querySelector('#histogram .js-plotly-plot').data[3].x")
-    until(page, f"document.querySelector('#histogram .js-plotly-plot').data[3].x[0].toFixed(2)"
-                f" === '{numbers[0]:.2f}'")  # fmt: skip
+    until(
+        page,
+        f"document.querySelector('#histogram .js-plotly-plot').data[3].x[0].toFixed(2)"
+        f" === '{numbers[0]:.2f}'",
+    )
     assert len(drawn) == 40
     cell = page.evaluate(
         """() => {

@@ -137,9 +137,16 @@ def test_an_address_holds_the_view(view, runs, changes):
 
 @pytest.mark.parametrize(
     "search",
-    ["", "?", None, "?run=none&hook_point=x&position=9&threshold=high&selected=9999999,a-b",
-     "?selected=5-1&scale=log&listed=some&method=magic&category=?", "?run", "?%zz=%"],
-)  # fmt: skip
+    [
+        "",
+        "?",
+        None,
+        "?run=none&hook_point=x&position=9&threshold=high&selected=9999999,a-b",
+        "?selected=5-1&scale=log&listed=some&method=magic&category=?",
+        "?run",
+        "?%zz=%",
+    ],
+)
 def test_an_address_may_say_anything(view, runs, search):
     assert settle(View.from_search(search), runs) == view
 

@@ -90,12 +90,16 @@ def test_pickle_with_more_than_tensors_is_not_run(folder):
     [
         (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, "saved from inside torch.compile"),
         (lambda w: {f"module.{k}": v for k, v in w.items()}, "DistributedDataParallel"),
-        (lambda w: {k: v for k, v in w.items() if ".layers.2." not in k},
-         r"lack model\.layers\.2\.input_layernorm\.weight, .* and 9 more: transformers would make"),
-        (lambda w: w | {"model.layers.4.mlp.up_proj.weight": torch.ones(2)},
-         r"hold model\.layers\.4\.mlp\.up_proj\.weight, which its architecture does not have"),
+        (
+            lambda w: {k: v for k, v in w.items() if ".layers.2." not in k},
+            r"lack model\.layers\.2\.input_layernorm\.weight, .* and 9 more: transformers would",
+        ),
+        (
+            lambda w: w | {"model.layers.4.mlp.up_proj.weight": torch.ones(2)},
+            r"hold model\.layers\.4\.mlp\.up_proj\.weight, which its architecture does not have",
+        ),
     ],
-)  # fmt: skip
+)
 def test_weights_that_were_not_loaded_are_named(folder, change, expected):
     rename(folder, change)
     assert re.search(expected, refusal(folder))
@@ -109,8 +113,11 @@ def test_missing_head_is_named(folder):
 
 def test_shape_that_differs_from_the_config_is_named(folder):
     edit(folder, vocab_size=400)
-    assert re.search(r"lm_head\.weight .* is \[\d+, 32\] in its file and \[400, 32\] by "
-                     r"its config\.json", refusal(folder))  # fmt: skip
+    assert re.search(
+        r"lm_head\.weight .* is \[\d+, 32\] in its file and \[400, 32\] by "
+        r"its config\.json",
+        refusal(folder),
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -240,9 +247,12 @@ def adapted(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     base = AutoModelForCausalLM.from_pretrained(checkpoint)
     config = peft.LoraConfig(
-        r=4, lora_alpha=32, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=32,
+        target_modules=["q_proj", "up_proj"],
+        task_type="CAUSAL_LM",
         base_model_name_or_path=str(checkpoint),
-    )  # fmt: skip
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an older name
         model = peft.get_peft_model(base, config)

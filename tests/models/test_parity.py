@@ -132,4 +132,6 @@ def test_overflow_of_float16_is_not_blamed_on_the_conversion(checkpoint, tmp_pat
             load_model(tmp_path, device="cpu", dtype="float16", backend=backend)
         assert re.search(
             r"forward of this MistralForCausalLM in float16 is not finite from block 2 on.* use "
-            r"bfloat16 or float32", str(caught.value))  # fmt: skip
+            r"bfloat16 or float32",
+            str(caught.value),
+        )

@@ -62,8 +62,15 @@ def test_each_run_has_a_panel_and_its_best_place_a_frame():
 def test_place_that_was_not_scored_is_left_empty_and_a_hook_point_outside_the_blocks_named():
     frame = make_frame(runs=("a", "b"))
     frame = frame[~((frame["run"] == "b") & (frame["layer"] == 1))]
-    outside = {"run": "b", "method": "lda", "hook_point": "hook_embed", "site": "embed",
-               "layer": float("nan"), "position": "last", "auroc": 0.6}  # fmt: skip
+    outside = {
+        "run": "b",
+        "method": "lda",
+        "hook_point": "hook_embed",
+        "site": "embed",
+        "layer": float("nan"),
+        "position": "last",
+        "auroc": 0.6,
+    }
     figure = place_heatmap(pd.concat([frame, pd.DataFrame([outside])]), "auroc")
     second = figure.data[1]
     assert list(second.x) == ["0", "1", "2", "embed"]

@@ -22,10 +22,12 @@ from refusal_lens.validation.densities import activation_norms, shared_densities
 
 # The places of a view's traces. Views: every position raw, then every position as cosines.
 BARS, DENSITY, SHARE, MARKS, MEANS = (
-    {is_harmful: TRACES.index(f"{'harmful' if is_harmful else 'harmless'} {kind}")
-     for is_harmful in (False, True)}
+    {
+        is_harmful: TRACES.index(f"{'harmful' if is_harmful else 'harmless'} {kind}")
+        for is_harmful in (False, True)
+    }
     for kind in ("bars", "density", "share", "marks", "mean")
-)  # fmt: skip
+)
 NULL, THRESHOLD, MARKS_THRESHOLD, HEADLINE = (
     TRACES.index(name) for name in ("null", "threshold", "marks threshold", "headline")
 )
@@ -131,8 +133,10 @@ def test_misread_prompts_have_another_symbol_and_say_so(is_harmful):
     is_right = (projections.is_called_harmful[own, 0, 0] == is_harmful).tolist()
     assert set(is_right) == {True, False}
     assert [{"": True, ", misread": False}[said] for said in marks.customdata] == is_right
-    right, wrong = ({s for s, ok in zip(marks.marker.symbol, is_right, strict=True) if ok is want}
-                    for want in (True, False))  # fmt: skip
+    right, wrong = (
+        {s for s, ok in zip(marks.marker.symbol, is_right, strict=True) if ok is want}
+        for want in (True, False)
+    )
     assert len(right) == len(wrong) == 1
     assert right != wrong
     (key,) = [trace for trace in figure.data if trace.name == "misread prompt"]
@@ -143,9 +147,15 @@ def test_small_differences_far_from_zero_stay_apart():
     projections, separation, prompts = planted()
     values = 1e6 + projections.values / 1000
     far = Projections(
-        values, values, projections.is_called_harmful, projections.thresholds / 1000 + 1e6,
-        projections.is_harmful, projections.hook_points, projections.positions, True,
-    )  # fmt: skip
+        values,
+        values,
+        projections.is_called_harmful,
+        projections.thresholds / 1000 + 1e6,
+        projections.is_harmful,
+        projections.hook_points,
+        projections.positions,
+        True,
+    )
     figure = projection_histogram(far, separation, prompts)
     marks = group(figure, 1)[MARKS[True]]
     np.testing.assert_allclose(
@@ -175,14 +185,22 @@ def test_mean_labels_point_away_from_each_other_when_classes_are_reversed():
     projections, separation, prompts = planted()
     values = -projections.values
     reversed_ = Projections(
-        values, values, projections.is_called_harmful, -projections.thresholds,
-        projections.is_harmful, projections.hook_points, projections.positions, True,
-    )  # fmt: skip
+        values,
+        values,
+        projections.is_called_harmful,
+        -projections.thresholds,
+        projections.is_harmful,
+        projections.hook_points,
+        projections.positions,
+        True,
+    )
     sides = [
-        [group(projection_histogram(shown, separation, prompts), 1)[MEANS[label]].textposition
-         for label in (False, True)]
+        [
+            group(projection_histogram(shown, separation, prompts), 1)[MEANS[label]].textposition
+            for label in (False, True)
+        ]
         for shown in (projections, reversed_)
-    ]  # fmt: skip
+    ]
     assert sides == [["middle left", "middle right"], ["middle right", "middle left"]]
 
 
@@ -363,13 +381,19 @@ def test_no_slider_for_one_hook_point():
     figure = projection_histogram(*planted(hook_points=1, positions=("last",)))
     assert figure.layout.sliders == ()
     assert [b.label for b in figure.layout.updatemenus[0].buttons] == [
-        "position last", "position last · cosine",
-    ]  # fmt: skip
+        "position last",
+        "position last · cosine",
+    ]
 
 
 def test_several_sites_are_views_and_share_the_slider():
-    names = ("hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out",
-             "blocks.1.hook_mlp_out", "ln_final.hook_normalized")  # fmt: skip
+    names = (
+        "hook_embed",
+        "blocks.0.hook_resid_pre",
+        "blocks.0.hook_mlp_out",
+        "blocks.1.hook_mlp_out",
+        "ln_final.hook_normalized",
+    )
     projections, separation, prompts = planted(hook_points=names, positions=("last",))
     figure = projection_histogram(
         projections, separation, prompts, initial=("blocks.1.hook_mlp_out", "last")
@@ -379,8 +403,11 @@ def test_several_sites_are_views_and_share_the_slider():
     assert slider.active == 2
     menu = figure.layout.updatemenus[0]
     assert [button.label for button in menu.buttons] == [
-        "resid_pre, last", "mlp_out, last", "resid_pre, last · cosine", "mlp_out, last · cosine",
-    ]  # fmt: skip
+        "resid_pre, last",
+        "mlp_out, last",
+        "resid_pre, last · cosine",
+        "mlp_out, last · cosine",
+    ]
     assert menu.active == 1
     embed, zero, one, _ = (
         [step_data(figure, row, view, "x")[MARKS[True]] for view in (0, 1)] for row in range(4)
@@ -410,9 +437,11 @@ def test_methods_are_views_named_by_themselves():
         prompts,
     )
     assert [button.label for button in figure.layout.updatemenus[0].buttons] == [
-        "difference of means, position last", "difference of means, position last · cosine",
-        "lda, position last", "lda, position last · cosine",
-    ]  # fmt: skip
+        "difference of means, position last",
+        "difference of means, position last · cosine",
+        "lda, position last",
+        "lda, position last · cosine",
+    ]
     assert (
         group(figure, 2)[HEADLINE].text[0].startswith("<b>resid_post 2 · position last · lda</b>")
     )
@@ -477,9 +506,12 @@ def null_table(low: float, high: float) -> pd.DataFrame:
 def test_null_band_is_as_wide_as_shuffled_labels_put_the_means_apart():
     projections, separation, prompts = planted()
     figure = projection_histogram(
-        projections, separation, prompts, nulls=null_table(-0.3, 0.2),
+        projections,
+        separation,
+        prompts,
+        nulls=null_table(-0.3, 0.2),
         initial=("blocks.2.hook_resid_post", "mean"),
-    )  # fmt: skip
+    )
     raw, cosine = (group(figure, view)[NULL] for view in (1, 3))
     assert max(cosine.x) - min(cosine.x) == pytest.approx(0.3, abs=1e-3)
     norm = activation_norms(projections)[2, 1].item()
@@ -542,8 +574,11 @@ def test_wants_the_prompts_that_were_projected():
 
 def test_wants_the_same_methods_of_both():
     projections, separation, prompts = planted(hook_points=1)
-    for given in (({"lda": projections}, separation), ({"lda": projections}, {"pca": separation}),
-                  ({}, {})):  # fmt: skip
+    for given in (
+        ({"lda": projections}, separation),
+        ({"lda": projections}, {"pca": separation}),
+        ({}, {}),
+    ):
         with pytest.raises(RefusalLensError) as caught:
             projection_histogram(*given, prompts)
         assert str(caught.value) == (
@@ -587,16 +622,22 @@ def test_profile_lines_are_the_frame_s_numbers():
     figure = layer_profile(separation)
     frame = separation.to_frame()
     names = {trace.name for trace in figure.data} - {"in sample"}
-    assert names == {f"{site}, {position}" for site in ("resid_post", "mlp_out")
-                     for position in ("last", "mean")}  # fmt: skip
+    assert names == {
+        f"{site}, {position}" for site in ("resid_post", "mlp_out") for position in ("last", "mean")
+    }
     for position in ("last", "mean"):
         own = frame[(frame.site == "resid_post") & (frame.position == position)].sort_values(
             "layer"
         )
         lines = profile_lines(figure, f"resid_post, {position}")
-        expected = [own.separation_in_sample, own.separation,
-                    100 * own.accuracy_in_sample, 100 * own.accuracy,
-                    own.auroc_in_sample, own.auroc]  # fmt: skip
+        expected = [
+            own.separation_in_sample,
+            own.separation,
+            100 * own.accuracy_in_sample,
+            100 * own.accuracy,
+            own.auroc_in_sample,
+            own.auroc,
+        ]
         for line, numbers in zip(lines, expected, strict=True):
             assert list(line.x) == [0, 1]
             np.testing.assert_allclose(line.y, numbers)
@@ -611,8 +652,14 @@ def test_profile_shows_the_bands():
     lines = {(shape.yref, shape.y0) for shape in figure.layout.shapes if shape.y0 == shape.y1}
     assert lines == {("y", 0.30), ("y", 0.15), ("y2", 80), ("y2", 65), ("y2", 50), ("y3", 0.5)}
     said = [note.text for note in figure.layout.annotations]
-    assert said == ["good 0.30", "acceptable 0.15", "good 80%", "acceptable 65%", "chance 50%",
-                    "chance 0.5"]  # fmt: skip
+    assert said == [
+        "good 0.30",
+        "acceptable 0.15",
+        "good 80%",
+        "acceptable 65%",
+        "chance 50%",
+        "chance 0.5",
+    ]
 
 
 @pytest.mark.parametrize("lowest", [0.12, -0.4])

@@ -25,9 +25,15 @@ def test_directions_are_a_table_of_places():
     vectors = torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]])
     directions = Directions(vectors, vectors.any(dim=-1), HOOK_POINTS, ("last",))
     expected = pd.DataFrame(
-        {"hook_point": HOOK_POINTS, "site": ["embed", "resid_post"], "layer": [None, 3],
-         "position": "last", "is_kept": [True, False], "length": [5.0, 0.0]}
-    )  # fmt: skip
+        {
+            "hook_point": HOOK_POINTS,
+            "site": ["embed", "resid_post"],
+            "layer": [None, 3],
+            "position": "last",
+            "is_kept": [True, False],
+            "length": [5.0, 0.0],
+        }
+    )
     pd.testing.assert_frame_equal(directions.to_frame(), expected)
     shown = directions._repr_html_()
     assert shown.startswith("<p>Directions(1 of 2 places, 2 hook points, positions last")
@@ -52,9 +58,15 @@ def test_reprs_say_what_there_is_and_print_no_numbers():
     assert "highest separation none" in repr(nowhere)
     values = torch.zeros(4, 2, 1).double()
     projections = Projections(
-        values, values, values > 0, values[0], torch.tensor([True, False, False, False]),
-        HOOK_POINTS, ("last",), True,
-    )  # fmt: skip
+        values,
+        values,
+        values > 0,
+        values[0],
+        torch.tensor([True, False, False, False]),
+        HOOK_POINTS,
+        ("last",),
+        True,
+    )
     assert repr(projections) == (
         "Projections(4 prompts (1 harmful), 2 hook points, positions last, held out)"
     )

@@ -249,8 +249,10 @@ def test_dose_response_draws_a_line_a_class_direction_and_seed():
     np.testing.assert_allclose(lines[2].y, own["refusal_score"])
     np.testing.assert_allclose(lines[5].y, 100 * own["refusal_rate"])
     for name, colour in (("harmful", HARMFUL_COLOUR), ("harmless", HARMLESS_COLOUR)):
-        dashes = [named(figure, f"{name}, {kind}")[-1].line.dash
-                  for kind in ("fitted", "random", "permuted")]  # fmt: skip
+        dashes = [
+            named(figure, f"{name}, {kind}")[-1].line.dash
+            for kind in ("fitted", "random", "permuted")
+        ]
         assert dashes == ["solid", "dot", "dashdot"]
         assert named(figure, f"{name}, fitted")[-1].line.color == colour
     entries = [trace.name for trace in figure.data if trace.showlegend]
@@ -319,8 +321,11 @@ def test_tokens_at_several_hook_points_are_a_row_for_each():
         one.assign(hook_point=f"blocks.{layer}.hook_resid_post", cosine=one["cosine"] / (layer + 1))
         for layer in range(3)
     )
-    (heatmap,) = plots.prompt_tokens(table.sample(frac=1, random_state=0).sort_values(
-        ["prompt_id", "hook_point"], ascending=[False, True])).data  # fmt: skip
+    (heatmap,) = plots.prompt_tokens(
+        table.sample(frac=1, random_state=0).sort_values(
+            ["prompt_id", "hook_point"], ascending=[False, True]
+        )
+    ).data
     own = one[one["prompt_id"] == "harmless-002"]
     assert list(heatmap.y) == ["resid_post 0", "resid_post 1", "resid_post 2"]
     assert len(set(heatmap.x)) == len(own)  # "\n" stands there three times
@@ -402,12 +407,15 @@ def test_directions_stand_side_by_side():
     projections, prompts = planted_projections()
     panels = [
         plots.Panel(
-            f"layer {layer}", prompts, projections.values[:, layer, 0], projections.is_harmful,
+            f"layer {layer}",
+            prompts,
+            projections.values[:, layer, 0],
+            projections.is_harmful,
             projections.thresholds[layer, 0].item(),
             shared_densities(projections.values[:, layer, 0], projections.is_harmful),
         )
         for layer in (0, 2)
-    ]  # fmt: skip
+    ]
     figure = plots.directions_side_by_side(panels)
     assert [note.text for note in figure.layout.annotations] == ["layer 0", "layer 2"]
     marks = [trace for trace in figure.data if trace.mode == "markers"]
@@ -420,9 +428,13 @@ def test_directions_stand_side_by_side():
 def test_tables_are_not_changed():
     for name, table in planted.every_table(3).items():
         before = table.copy(deep=True)
-        plot = {"coordinates": "coordinate_shares", "methods": "method_comparison",
-                "categories": "category_breakdown", "misread": "misread_prompts",
-                "attribution": "head_attribution"}.get(name, name)  # fmt: skip
+        plot = {
+            "coordinates": "coordinate_shares",
+            "methods": "method_comparison",
+            "categories": "category_breakdown",
+            "misread": "misread_prompts",
+            "attribution": "head_attribution",
+        }.get(name, name)
         if name != "nulls":
             getattr(plots, plot)(table)
         pd.testing.assert_frame_equal(table, before)

@@ -55,10 +55,15 @@ def test_files_that_are_not_aligned_have_no_pairs(files):
 
 
 def test_texts_of_one_frame_in_any_order_are_no_pairs():
-    acts = [f"{verb} a {thing}" for verb in ("paint", "lift", "draw") for thing in
-            ("house", "boat", "tree", "lamp", "wheel", "garden")]  # fmt: skip
-    sides = [f"How do I {act} today?" for act in acts], [f"How do I {act} now?" for act in
-                                                        reversed(acts)]  # fmt: skip
+    acts = [
+        f"{verb} a {thing}"
+        for verb in ("paint", "lift", "draw")
+        for thing in ("house", "boat", "tree", "lamp", "wheel", "garden")
+    ]
+    sides = (
+        [f"How do I {act} today?" for act in acts],
+        [f"How do I {act} now?" for act in reversed(acts)],
+    )
     assert find_groups(ContrastSet.from_texts(*sides)).origin["topic"] == "none"
 
 
@@ -73,26 +78,40 @@ def test_near_duplicates_are_joined_within_and_across_classes():
 def test_frames_are_topics_where_nothing_is_said():
     frames = ("Write a short poem on", "Tell me something of", "List five facts about")
     harmful = [f"{frame} {word}" for frame in frames for word in ("knives", "poison", "bombs")]
-    harmless = [f"What is the price of {word} in {town}?" for word in ("bread", "rice", "wine")
-                for town in ("Lima", "Oslo")]  # fmt: skip
+    harmless = [
+        f"What is the price of {word} in {town}?"
+        for word in ("bread", "rice", "wine")
+        for town in ("Lima", "Oslo")
+    ]
     groups = find_groups(ContrastSet.from_texts(harmful, harmless))
     assert groups.origin["topic"] == "found"
     assert groups.topic[:9].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_groups_go_before_categories():
-    sides = [PromptSet(name, tuple(Prompt(f"{name}-{i}", f"{name} {word}", "c", "", group)
-                                   for i, (word, group) in enumerate(rows)))
-             for name, rows in (("harmful", (("x", "a"), ("y", "a"), ("z", ""))),
-                                ("harmless", (("u", "b"), ("v", "a"))))]  # fmt: skip
+    sides = [
+        PromptSet(
+            name,
+            tuple(
+                Prompt(f"{name}-{i}", f"{name} {word}", "c", "", group)
+                for i, (word, group) in enumerate(rows)
+            ),
+        )
+        for name, rows in (
+            ("harmful", (("x", "a"), ("y", "a"), ("z", ""))),
+            ("harmless", (("u", "b"), ("v", "a"))),
+        )
+    ]
     groups = find_groups(ContrastSet(*sides, "given"))
     assert groups.topic.tolist() == [0, 0, 1, 2, 0]
     assert groups.origin["topic"] == "given"
 
 
 def test_one_category_a_class_is_no_topic():
-    sides = [PromptSet(name, tuple(Prompt(f"{name}-{i}", f"{name} {i}", name) for i in range(3)))
-             for name in ("harmful", "harmless")]  # fmt: skip
+    sides = [
+        PromptSet(name, tuple(Prompt(f"{name}-{i}", f"{name} {i}", name) for i in range(3)))
+        for name in ("harmful", "harmless")
+    ]
     assert find_groups(ContrastSet(*sides, "given")).origin["topic"] == "none"
 
 

@@ -265,10 +265,12 @@ def test_everything_that_acts_is_reached_by_keyboard(open_report):
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate(
-            "(at => at.closest('.controls, thead, summary, nav, .skip, pre')"
-            "?.className || at.tagName)(document.activeElement)"
-        ))  # fmt: skip
+        reached.add(
+            page.evaluate(
+                "(at => at.closest('.controls, thead, summary, nav, .skip, pre')"
+                "?.className || at.tagName)(document.activeElement)"
+            )
+        )
     assert {"skip", "contents", "controls"} <= reached
     assert page.evaluate("document.activeElement !== document.body")
     page.keyboard.press("Home")

@@ -85,10 +85,13 @@ def test_scores_are_those_of_the_runs_at_every_place_and_method(compared, runs):
 
 def test_cosines_between_models_are_those_of_their_directions(compared, runs):
     cosines = read(compared[0], "cosines")
-    row = cosines[(cosines["kind"] == "models") & (cosines["a"] == "refuser")
-                  & (cosines["b"] == "complier")].iloc[0]  # fmt: skip
-    units = [RunFolder(path).read_directions()[row["hook_point"], row["position"]].unit
-             for path in (runs[0], runs[2])]  # fmt: skip
+    row = cosines[
+        (cosines["kind"] == "models") & (cosines["a"] == "refuser") & (cosines["b"] == "complier")
+    ].iloc[0]
+    units = [
+        RunFolder(path).read_directions()[row["hook_point"], row["position"]].unit
+        for path in (runs[0], runs[2])
+    ]
     assert row["cosine"] == pytest.approx((units[0] @ units[1]).item(), abs=1e-6)
     # The same prompts, the same noise: a ceiling of other prompts does not hold.
     assert pd.isna(row["ceiling"])
@@ -111,8 +114,9 @@ def test_transfer_between_prompt_sets(compared, runs):
     assert row["auroc"] == pytest.approx(wins)
     assert row["n_tested"] == 384
     kept = pairs[pairs["fit_on"] == pairs["test_on"]]
-    own = read(compared[0], "scores").set_index(["run", "method", "is_clipped", "hook_point",
-                                                 "position"])  # fmt: skip
+    own = read(compared[0], "scores").set_index(
+        ["run", "method", "is_clipped", "hook_point", "position"]
+    )
     for held in kept.to_dict("records"):
         key = (held["fit_on"], "difference_of_means", True, held["hook_point"], held["position"])
         assert held["auroc"] == pytest.approx(own.loc[key, "auroc"])

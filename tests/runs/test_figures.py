@@ -44,9 +44,17 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     cosines = cosines / 2 + 0.4 * is_harmful[:, None, None]
     thresholds = 10 * cosines.mean(dim=0)
     run_folder.write_projections(
-        Projections(10 * cosines, cosines, 10 * cosines > thresholds, thresholds, is_harmful,
-                    hook_points, ("last", "mean"), True)
-    )  # fmt: skip
+        Projections(
+            10 * cosines,
+            cosines,
+            10 * cosines > thresholds,
+            thresholds,
+            is_harmful,
+            hook_points,
+            ("last", "mean"),
+            True,
+        )
+    )
     vectors = torch.randn(N_LAYERS, 2, D_MODEL, generator=generator)
     is_kept = torch.ones(N_LAYERS, 2, dtype=torch.bool)
     run_folder.write_directions(Directions(vectors, is_kept, hook_points, ("last", "mean")))
@@ -161,8 +169,9 @@ def test_data_and_pages_are_written_whole(bare, tmp_path: Path):
     assert "margin: 0; height: 100%; background: rgb(17,17,17)" in page
     assert "cdn.plot.ly" not in page.split("plotly.js v")[0]
     assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [
-        "a.html", "a.json",
-    ]  # fmt: skip
+        "a.html",
+        "a.json",
+    ]
 
 
 def test_other_formats_are_refused(bare, tmp_path: Path):

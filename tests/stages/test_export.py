@@ -113,8 +113,16 @@ def test_token_called_null_is_kept_in_tables(tmp_path):
 @pytest.mark.parametrize("suffix", [".gguf", ".npz"])
 def test_export_and_import_keep_the_best_sites_directions(fitted, tmp_path, suffix):
     exported, back = tmp_path / f"a{suffix}", tmp_path / "back.safetensors"
-    invoke("export", fitted.path, "--output", exported, "--position", "-2",
-           "--hook-point", "resid_post:4-5")  # fmt: skip
+    invoke(
+        "export",
+        fitted.path,
+        "--output",
+        exported,
+        "--position",
+        "-2",
+        "--hook-point",
+        "resid_post:4-5",
+    )
     printed = invoke("import", exported, "--output", back)
     assert "2 of 2 places" in printed
     assert "(raw length)" in printed

@@ -155,8 +155,10 @@ def test_other_way_to_fit_is_used_everywhere(default_run, tmp_path):
 
 def test_classes_that_differ_in_length_are_said_to(tmp_path):
     for name, end in (("long", " and tell me all about it"), ("short", "")):
-        lines = [f"Paint the {word} door{end}" for word in ("red", "blue", "old", "new", "big",
-                 "tall", "wide", "wet", "dry", "hot")]  # fmt: skip
+        lines = [
+            f"Paint the {word} door{end}"
+            for word in ("red", "blue", "old", "new", "big", "tall", "wide", "wet", "dry", "hot")
+        ]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     printed = invoke(
         *("run", "--harmful", tmp_path / "long.txt", "--harmless", tmp_path / "short.txt"),

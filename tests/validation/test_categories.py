@@ -59,8 +59,11 @@ def test_misread_prompts_are_those_on_the_wrong_side_the_worst_first():
         assert row["is_harmful"] == row["text"].startswith("bad")
         assert row["margin"] == pytest.approx(row["projection"] - projections.thresholds.item())
     called = projections.is_called_harmful[:, 0, 0]
-    wrong = {p.text + p.category for p, c, h in zip(prompts, called, projections.is_harmful,
-                                                    strict=True) if c != h}  # fmt: skip
+    wrong = {
+        p.text + p.category
+        for p, c, h in zip(prompts, called, projections.is_harmful, strict=True)
+        if c != h
+    }
     assert set(table["text"] + table["category"]) <= wrong
 
 
@@ -125,9 +128,15 @@ def test_subspace_holds_the_planted_axes():
 
 def test_subspace_of_one_dimension_is_the_direction_of_one_category():
     activations, prompts = planted({"theft": (0,), "fraud": (0,)})
-    one = fit_subspace(activations, prompts[:N] + [Prompt(p.id, p.text, "theft") for p in
-                       prompts[N : 2 * N]] + prompts[2 * N :], "blocks.2.hook_resid_post", "last",
-                       k=1)  # fmt: skip
+    one = fit_subspace(
+        activations,
+        prompts[:N]
+        + [Prompt(p.id, p.text, "theft") for p in prompts[N : 2 * N]]
+        + prompts[2 * N :],
+        "blocks.2.hook_resid_post",
+        "last",
+        k=1,
+    )
     labels = activations.is_harmful
     values = activations.values[:, 0, 0]
     difference = values[labels].mean(0) - values[~labels].mean(0)

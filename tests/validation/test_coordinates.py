@@ -26,8 +26,9 @@ def test_shares_of_equal_coordinates_are_their_counts():
 def test_clipping_takes_an_outsize_coordinate_down():
     vectors = torch.ones(1, 1, 400).double()
     vectors[..., 7] = -40.0
-    directions = Directions(vectors, torch.ones(1, 1, dtype=torch.bool), ("a",), ("last",),
-                            clip_quantile=0.99)  # fmt: skip
+    directions = Directions(
+        vectors, torch.ones(1, 1, dtype=torch.bool), ("a",), ("last",), clip_quantile=0.99
+    )
     row = coordinate_table(directions).iloc[0]
     assert row["share_top_1"] == pytest.approx(1600 / 1999)
     assert row["share_top_1_clipped"] == pytest.approx(1 / 400)

@@ -38,9 +38,12 @@ def test_methods_stand_beside_each_other_clipped_and_not():
         assert row["separation"] == pytest.approx(separation.separation.item())
         assert row["accuracy"] == separation.accuracy.item()
     assert table["cosine_to_difference_of_means"].iloc[:2].tolist() == pytest.approx([1.0, 1.0])
-    units = [fit_directions(activations, clip_quantile=None, method=name)
-             ["blocks.3.hook_resid_post", "last"].unit
-             for name in ("difference_of_means", "lda")]  # fmt: skip
+    units = [
+        fit_directions(activations, clip_quantile=None, method=name)[
+            "blocks.3.hook_resid_post", "last"
+        ].unit
+        for name in ("difference_of_means", "lda")
+    ]
     expected = (units[0] @ units[1]).item()
     assert table["cosine_to_difference_of_means"].iloc[3] == pytest.approx(expected, abs=1e-6)
     assert len(compare_methods(activations, folds, ["lda"], clip_quantile=None)) == 1
@@ -64,8 +67,10 @@ def test_reliability_is_the_cosine_with_a_direction_from_other_prompts(shift, n)
     found, cosines = [], []
     for seed in range(30):
         pair = [make(n, 64, shift, seed=2 * seed + which) for which in (0, 1)]
-        a, b = (fit_directions(each, clip_quantile=None)["blocks.3.hook_resid_post", "last"].unit
-                for each in pair)  # fmt: skip
+        a, b = (
+            fit_directions(each, clip_quantile=None)["blocks.3.hook_resid_post", "last"].unit
+            for each in pair
+        )
         cosines.append((a @ b).item())
         found.append(reliabilities(pair[0], clip_quantile=None).item())
     assert sum(cosines) / 30 == pytest.approx(expected, abs=0.04)
@@ -84,8 +89,12 @@ def grid() -> Activations:
     """Two sites of two layers at two positions: the second layer has the first's axes swapped."""
     one = make(40, 6, 4.0).values
     swapped = one.roll(1, dims=-1)
-    names = ("blocks.0.hook_resid_mid", "blocks.0.hook_resid_post",
-             "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post")  # fmt: skip
+    names = (
+        "blocks.0.hook_resid_mid",
+        "blocks.0.hook_resid_post",
+        "blocks.1.hook_resid_mid",
+        "blocks.1.hook_resid_post",
+    )
     values = torch.cat([one, one, swapped, swapped], dim=1).repeat(1, 1, 2, 1)
     values[:, :, 1] *= -1
     return Activations(values, torch.arange(80) < 40, names, ("last", "mean"))
@@ -110,8 +119,12 @@ def test_places_are_compared_along_one_axis_at_a_time():
 def test_rotating_all_activations_changes_no_cosine():
     activations = grid()
     rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))).Q
-    turned = Activations(activations.values @ rotation, activations.is_harmful,
-                         activations.hook_points, activations.positions)  # fmt: skip
+    turned = Activations(
+        activations.values @ rotation,
+        activations.is_harmful,
+        activations.hook_points,
+        activations.positions,
+    )
     tables = [
         place_cosines(
             fit_directions(each, clip_quantile=None), reliabilities(each, clip_quantile=None)
@@ -169,8 +182,13 @@ def test_transfer_leaves_out_prompts_that_both_sets_hold():
     pair = table[(table["fit_on"] == "one") & (table["test_on"] == "same")].iloc[0]
     assert pair["n_tested"] == 0
     assert torch.tensor(pair["auroc"]).isnan()
-    partly = Sample(same.values, same.is_harmful, ("x", *same.texts[1:-3], "y", "z", "u"),
-                    same.unit, same.held_out)  # fmt: skip
+    partly = Sample(
+        same.values,
+        same.is_harmful,
+        ("x", *same.texts[1:-3], "y", "z", "u"),
+        same.unit,
+        same.held_out,
+    )
     table = transfer_between({"one": one, "partly": partly}, ("a", "last"))
     pair = table[(table["fit_on"] == "one") & (table["test_on"] == "partly")].iloc[0]
     assert pair["n_tested"] == 4

@@ -54,9 +54,15 @@ def test_densities_of_a_class_without_spread_are_finite(numbers):
 def projections_of(cosines: torch.Tensor, norms: torch.Tensor) -> Projections:
     values = cosines * norms
     return Projections(
-        values, cosines, values > 0, values.mean(dim=0), torch.arange(len(values)) % 2 == 0,
-        HOOK_POINTS, ("last", "mean"), True,
-    )  # fmt: skip
+        values,
+        cosines,
+        values > 0,
+        values.mean(dim=0),
+        torch.arange(len(values)) % 2 == 0,
+        HOOK_POINTS,
+        ("last", "mean"),
+        True,
+    )
 
 
 def test_ridges_are_each_layer_s_densities_of_cosines():

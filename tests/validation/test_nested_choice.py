@@ -42,9 +42,9 @@ def test_outer_fold_helps_neither_to_choose_nor_to_fit():
     before = choose_nested(activations, 5, n_repeats=1)
     moved = activations.values.clone()
     moved[assign_folds(activations.is_harmful, 5, 0) == 2] *= -3.0
-    changed = Activations(moved, activations.is_harmful, *(
-        activations.hook_points, activations.positions
-    ))  # fmt: skip
+    changed = Activations(
+        moved, activations.is_harmful, *(activations.hook_points, activations.positions)
+    )
     after = choose_nested(changed, 5, n_repeats=1)
     assert after.loc[2, "hook_point"] == before.loc[2, "hook_point"]
     # Mirrored, every prompt of that fold lies as far on the other side.

@@ -196,9 +196,11 @@ def test_nulls_are_seeded_and_blind_to_scale_and_rotation(monkeypatch):
     again = draw_nulls(activations, n_permutations=50, clip_quantile=None)
     other = draw_nulls(activations, n_permutations=50, clip_quantile=None, seed=1)
     turn = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(1)))[0]
-    moved = Activations(activations.values @ turn * 50, activations.is_harmful, *(
-        activations.hook_points, activations.positions
-    ))  # fmt: skip
+    moved = Activations(
+        activations.values @ turn * 50,
+        activations.is_harmful,
+        *(activations.hook_points, activations.positions),
+    )
     rotated = draw_nulls(moved, n_permutations=50, clip_quantile=None)
     for kind in KINDS:
         for name, draws in first.draws[kind].items():

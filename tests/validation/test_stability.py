@@ -65,9 +65,11 @@ def test_stability_is_seeded_and_blind_to_scale():
     assert first.layers.equals(again.layers)
     other = measure_stability(activations, n_resamples=30, seed=1)
     assert not torch.equal(first.split_half_cosine, other.split_half_cosine)
-    scaled = Activations(activations.values * 64, activations.is_harmful, *(
-        activations.hook_points, activations.positions
-    ))  # fmt: skip
+    scaled = Activations(
+        activations.values * 64,
+        activations.is_harmful,
+        *(activations.hook_points, activations.positions),
+    )
     far = measure_stability(scaled, n_resamples=30)
     torch.testing.assert_close(far.split_half_cosine, first.split_half_cosine)
     torch.testing.assert_close(far.raw_norm, 64 * first.raw_norm)

@@ -28,8 +28,17 @@ from refusal_lens.validation.units import (
 D_MODEL = 48
 
 
-def planted(n_topics: int, n_each: int, n_places: int, *, effect: float = 0.0, topic: float = 0.0,
-            pair: float = 0.0, has_twins: bool = True, seed: int = 0) -> Activations:  # fmt: skip
+def planted(
+    n_topics: int,
+    n_each: int,
+    n_places: int,
+    *,
+    effect: float = 0.0,
+    topic: float = 0.0,
+    pair: float = 0.0,
+    has_twins: bool = True,
+    seed: int = 0,
+) -> Activations:
     """Twins in topics: place after place another draw of the same groups."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -44,15 +53,20 @@ def planted(n_topics: int, n_each: int, n_places: int, *, effect: float = 0.0, t
     topics = torch.arange(2 * n_topics).repeat_interleave(n_each)
     groups = Groups(twins, topics if n_each > 1 else twins, torch.arange(2 * n))
     return Activations(
-        values.reshape(2 * n, n_places, 1, D_MODEL), torch.arange(2 * n) < n,
-        tuple(f"blocks.{i}.hook_resid_post" for i in range(n_places)), ("last",), {}, groups,
-    )  # fmt: skip
+        values.reshape(2 * n, n_places, 1, D_MODEL),
+        torch.arange(2 * n) < n,
+        tuple(f"blocks.{i}.hook_resid_post" for i in range(n_places)),
+        ("last",),
+        {},
+        groups,
+    )
 
 
 def alone(activations: Activations) -> Activations:
     """The same, taken for independent prompts: what the tool did before."""
-    return Activations(activations.values, activations.is_harmful, activations.hook_points,
-                       activations.positions)  # fmt: skip
+    return Activations(
+        activations.values, activations.is_harmful, activations.hook_points, activations.positions
+    )
 
 
 # --- dealing, shuffling, weighting --------------------------------------------------------------
@@ -61,8 +75,10 @@ def alone(activations: Activations) -> Activations:
 @pytest.mark.parametrize("has_twins", [True, False])
 def test_no_unit_lies_in_two_folds_and_classes_are_dealt_evenly(has_twins):
     activations = planted(8, 6, 1, has_twins=has_twins)
-    for units in (pair_units(activations.is_harmful, activations.groups),
-                  topic_units(activations.is_harmful, activations.groups)):  # fmt: skip
+    for units in (
+        pair_units(activations.is_harmful, activations.groups),
+        topic_units(activations.is_harmful, activations.groups),
+    ):
         folds = assign_folds(activations.is_harmful, 4, 0, units)
         for unit in range(units.n_units):
             assert len(folds[units.of_prompt == unit].unique()) == 1
@@ -135,8 +151,10 @@ def test_variance_of_a_mean_over_units_is_that_of_unit_means():
 
 def test_intraclass_correlation_and_effective_number_are_the_planted_ones():
     generator = torch.Generator().manual_seed(0)
-    values = (0.5 * torch.randn(400, generator=generator).repeat_interleave(5)
-              + torch.randn(2000, generator=generator)).double()  # fmt: skip
+    values = (
+        0.5 * torch.randn(400, generator=generator).repeat_interleave(5)
+        + torch.randn(2000, generator=generator)
+    ).double()
     labels, topics = torch.arange(2000) < 1000, torch.arange(400).repeat_interleave(5)
     correlation, n_effective = intraclass_correlation(values, labels, topics)
     assert correlation.item() == pytest.approx(0.2, abs=0.04)
@@ -165,7 +183,8 @@ def test_twins_with_an_effect_have_the_auroc_of_fresh_pairs():
     assert separation.auroc.mean().item() == pytest.approx(truth, abs=0.02)
     low, high = (getattr(separation.scores["auroc"], end)[:, 0].numpy() for end in ("low", "high"))
     covered = (low <= norm.cdf(along / math.sqrt(2 * (1 + pair**2)))) & (
-        norm.cdf(along / math.sqrt(2 * (1 + pair**2))) <= high)  # fmt: skip
+        norm.cdf(along / math.sqrt(2 * (1 + pair**2))) <= high
+    )
     # 60 experiments: two standard errors of 95 % are 5.6 %.
     assert covered.mean() >= 0.89
 

@@ -89,10 +89,12 @@ def _read_bare(values: np.ndarray, path: Path, hints: ReadHints) -> Found:
         )
     prefix, layer, site = _split(hints.hook_point, is_layered=values.ndim == 2)
     vectors = {
-        (f"{prefix}{layer + row}{site}" if values.ndim == 2 else hints.hook_point,
-         hints.position or "last"): _tensor(vector, path)
+        (
+            f"{prefix}{layer + row}{site}" if values.ndim == 2 else hints.hook_point,
+            hints.position or "last",
+        ): _tensor(vector, path)
         for row, vector in enumerate(np.atleast_2d(values))
-    }  # fmt: skip
+    }
     return Found(vectors, IMPORTED, hints.n_layers)
 
 

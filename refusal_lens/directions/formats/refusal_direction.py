@@ -148,11 +148,13 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
         table = [
-            {"hook_point": LAYOUT.hook_point(row["layer"]),
-             "position": normalise_position(str(row["position"])),
-             **{name: float(row[theirs]) for theirs, name in SCORES.items()}}
+            {
+                "hook_point": LAYOUT.hook_point(row["layer"]),
+                "position": normalise_position(str(row["position"])),
+                **{name: float(row[theirs]) for theirs, name in SCORES.items()},
+            }
             for row in rows
-        ]  # fmt: skip
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise RefusalLensError(
             f"direction_evaluations.json is a list of objects with position, layer, "

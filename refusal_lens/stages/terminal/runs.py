@@ -17,8 +17,13 @@ def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> Non
     columns = ("run", "model", "best place", "AUROC", "separation", "d'")
     for column in columns:
         justify = "right" if column in columns[3:] else "left"
-        table.add_column(column, justify=justify, no_wrap=column != "run", overflow="fold",
-                         min_width=8 if column == "run" else None)  # fmt: skip
+        table.add_column(
+            column,
+            justify=justify,
+            no_wrap=column != "run",
+            overflow="fold",
+            min_width=8 if column == "run" else None,
+        )
     for row in tables["summary"].to_dict("records"):
         scores = ["no direction", "", "", ""]
         if isinstance(row.get("hook_point"), str):
