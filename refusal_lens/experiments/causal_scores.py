@@ -17,7 +17,7 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE, project
-from refusal_lens.experiments.arms import ADDITION, Arm, removal_of, removals
+from refusal_lens.experiments.arms import ADDITION, Arm, arm_hooks, removal_of, removals
 from refusal_lens.experiments.candidates import (
     SELECT,
     Candidate,
@@ -361,20 +361,28 @@ class _Runner:
 
 def answer_plainly(model: Model, tokens: Tokens, n_answer_tokens: int) -> Continued:
     """Answer prompts greedily and put the answers behind them, for the KL of later tokens."""
+    answers = answer_ids(model, tokens, None, n_answer_tokens)
+    return continue_prompts(tokens, answers, n_answer_tokens)
+
+
+def answer_ids(model: Model, tokens: Tokens, arm: Arm | None, n_new_tokens: int) -> list[list[int]]:
+    """Answer prompts greedily under an intervention, or plainly; hooks are gone afterwards."""
     answers: list[list[int]] = [[]] * len(tokens)
 
     def answer(rows: list[int]) -> None:
-        generated, _ = generate_greedily(model, tokens.select(rows), n_answer_tokens)
+        hooks = [] if arm is None else arm_hooks(model, [arm], len(rows))
+        generated, _ = generate_greedily(model, tokens.select(rows), n_new_tokens, hooks)
         for row, ids in zip(rows, generated, strict=True):
             answers[row] = ids
 
     run_in_batches(
-        [length + n_answer_tokens for length in tokens.lengths],
+        [length + n_new_tokens for length in tokens.lengths],
         answer,
         token_budget=ANSWER_BUDGET,
         device=str(model.cfg.device),
+        name_of=lambda row: tokens.prompt_ids[row],
     )
-    return continue_prompts(tokens, answers, n_answer_tokens)
+    return answers
 
 
 # --- the table ----------------------------------------------------------------------------------

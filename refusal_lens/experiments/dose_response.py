@@ -17,15 +17,12 @@ from torch import Tensor
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Outcome
 from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
-from refusal_lens.experiments.arms import INTERVENTIONS, Arm, arm_hooks, intervention_of
+from refusal_lens.experiments.arms import INTERVENTIONS, Arm, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
-from refusal_lens.experiments.causal_scores import answer_plainly
+from refusal_lens.experiments.causal_scores import answer_ids, answer_plainly
 from refusal_lens.experiments.effects import Effects, measure_effects
 from refusal_lens.experiments.judges import Judge, decide, wilson_interval
-from refusal_lens.experiments.refusal import ANSWER_BUDGET
 from refusal_lens.experiments.verdicts import Evidence
-from refusal_lens.models.batching import run_in_batches
-from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
@@ -367,22 +364,8 @@ class _Side:
 def answer_under(model: Model, tokens: Tokens, arm: Arm | None, n_new_tokens: int) -> list[str]:
     """Answer prompts greedily under an intervention, or plainly; hooks are gone afterwards."""
     tokenizer = tokenizer_of(model)
-    answers = [""] * len(tokens)
-
-    def answer(rows: list[int]) -> None:
-        hooks = [] if arm is None else arm_hooks(model, [arm], len(rows))
-        generated, _ = generate_greedily(model, tokens.select(rows), n_new_tokens, hooks)
-        for row, ids in zip(rows, generated, strict=True):
-            answers[row] = tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-    run_in_batches(
-        [length + n_new_tokens for length in tokens.lengths],
-        answer,
-        token_budget=ANSWER_BUDGET,
-        device=str(model.cfg.device),
-        name_of=lambda row: tokens.prompt_ids[row],
-    )
-    return answers
+    answers = answer_ids(model, tokens, arm, n_new_tokens)
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
 
 
 def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
