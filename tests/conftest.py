@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 # Before torch is imported: test processes run beside each other, a core each.
@@ -40,6 +41,7 @@ from transformers import (
 
 from refusal_lens import Activations, ContrastSet, collect, load_model
 from refusal_lens.models.loading import Model
+from refusal_lens.prompts import chat_format
 from refusal_lens.validation.scores import Score
 from refusal_lens.validation.separation import Separation
 
@@ -220,3 +222,18 @@ def some_prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         paths.append(folder / f"{name}.json")
         paths[-1].write_text(json.dumps(whole[1::2]))
     return paths
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock that templates read the date off; a test sets its day."""
+
+    class Clock(datetime):
+        day = datetime(2026, 11, 27, 23, 59, 59)
+
+        @classmethod
+        def now(cls):
+            return cls.day
+
+    monkeypatch.setattr(chat_format, "datetime", Clock)
+    return Clock

@@ -6,7 +6,6 @@ from datetime import datetime
 import pytest
 from conftest import CHATML, make_tokenizer
 
-from refusal_lens.prompts import chat_format
 from refusal_lens.prompts.chat_format import (
     ChatFormat,
     date_of,
@@ -27,21 +26,6 @@ INST = (
     "{% else %} {{ m['content'] }}{% endif %}{% endfor %}"
 )
 DATED = "{{ 'Today Date: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock whose day a test sets."""
-
-    class Clock(datetime):
-        day = datetime(2026, 11, 27, 23, 59, 59)
-
-        @classmethod
-        def now(cls):
-            return cls.day
-
-    monkeypatch.setattr(chat_format, "datetime", Clock)
-    return Clock
 
 
 @pytest.mark.parametrize("template", [CHATML, CLOSED_THINK, INST, None])

@@ -11,26 +11,12 @@ from refusal_lens import RefusalLensError, RefusalLensWarning, collect
 from refusal_lens.config import Config, EngineConfig
 from refusal_lens.config_files import load_config
 from refusal_lens.models.loading import load_model, tokenizer_of
-from refusal_lens.prompts import chat_format
 from refusal_lens.prompts.chat_format import date_of, render
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages import study
 
 DATED = "{{ strftime_now('%d %b %Y') + '\n' }}" + CHATML
 BEGUN, LATER = "27 Nov 2026\n", "28 Nov 2026\n"
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    class Clock(datetime):
-        day = datetime(2026, 11, 27, 23, 59, 59)
-
-        @classmethod
-        def now(cls):
-            return cls.day
-
-    monkeypatch.setattr(chat_format, "datetime", Clock)
-    return Clock
 
 
 def make_config(folder: Path, template: str, *overrides: str) -> Config:
