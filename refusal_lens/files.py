@@ -10,7 +10,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +87,11 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file's content; a file that has not changed since is not read again."""
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    """Hash a file's content, anew each time.
 
-
-@lru_cache(maxsize=4096)
-def _sha256(path: Path, *_: int) -> str:
-    """Hash a file; what follows its path tells one state of it from the next."""
+    Nothing that the system tells of a file says that its bytes are the same: one that is rewritten
+    in place within a tick of its clock has the same size, time and inode.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

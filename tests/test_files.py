@@ -1,12 +1,19 @@
 """Files are whole or not there, and a pointer is not taken for the file it points to."""
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.files import WriteError, refuse_lfs_pointer, remove_partial, write_whole
+from refusal_lens.files import (
+    WriteError,
+    file_sha256,
+    refuse_lfs_pointer,
+    remove_partial,
+    write_whole,
+)
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 51234\n"
 
@@ -37,6 +44,22 @@ def test_a_write_that_the_system_refuses_names_the_file_and_what_is_kept(tmp_pat
         fill_the_disk(path)
     assert path.read_text() == "first"
     assert pickle.loads(pickle.dumps(WriteError("no space", 28))).errno == 28
+
+
+def test_a_file_rewritten_in_place_has_another_checksum_though_its_clock_stands_still(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"0.50")
+    checksum, before = file_sha256(path), path.stat()
+    with path.open("rb+") as file:
+        file.write(b"0.90")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
+        4,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+    assert file_sha256(path) != checksum
 
 
 def test_what_a_killed_write_left_is_removed_in_all_folders(tmp_path):

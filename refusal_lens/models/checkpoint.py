@@ -1,14 +1,10 @@
 """Where a checkpoint is and what it is, found out before its weights are read.
 
-Knows folders, GGUF files, adapters and configs, and which of them no backend can take. Does not
-load weights.
+Knows folders, adapters and configs, and which of them no backend can take. Does not load weights.
 """
 
-import hashlib
 import json
-import re
 import struct
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +18,13 @@ from transformers.models.auto.modeling_auto import (
 from refusal_lens.config_files import find_resource
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import refuse_lfs_pointer
+from refusal_lens.models.gguf_files import SPLIT_NAME
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In one file; in several, a file of this name and `.index.json` lists them."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-SPLIT_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 MOST_CONFIG_BYTES = 2**24
 """A config.json is a few kilobytes; far beyond that it is none."""
@@ -297,80 +293,3 @@ def _kind(config: Any, architecture: str) -> str:
         f"{architecture} writes no text (an encoder, a classifier, or a model without its head). "
         "Give a checkpoint whose architecture ends in ForCausalLM."
     )
-
-
-# --- GGUF -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GgufContent:
-    """What a GGUF file says of itself.
-
-    Attributes:
-        architecture: llama.cpp's name, such as `qwen2`.
-        quantisation: How many tensors are stored in which type.
-    """
-
-    architecture: str
-    quantisation: dict[str, int]
-
-
-def read_gguf(path: Path) -> GgufContent:
-    """Read a GGUF file's header, and refuse what cannot become a chat model.
-
-    Raises:
-        RefusalLensError: The file is a part of several, broken, or without its tokenizer; or the
-            package gguf is missing.
-    """
-    refuse_lfs_pointer(path)
-    _refuse_part(path)
-    _check_gguf_size(path)
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise RefusalLensError(
-            "Reading GGUF files needs the package gguf: pip install 'refusal-lens[gguf]'."
-        ) from error
-    try:
-        reader = GGUFReader(path)
-        types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
-        architecture = str(reader.fields["general.architecture"].contents())
-        has_tokenizer = "tokenizer.ggml.tokens" in reader.fields
-    except Exception as error:
-        raise RefusalLensError(
-            f"{path} is no whole GGUF file ({type(error).__name__}: {error}). Download it again."
-        ) from error
-    if not has_tokenizer:
-        raise RefusalLensError(
-            f"{path} holds no tokenizer (tokenizer.ggml.tokens), and prompts need one. Give a GGUF "
-            "file converted with its tokenizer, or the original checkpoint folder."
-        )
-    return GgufContent(architecture, dict(sorted(types.items())))
-
-
-def _refuse_part(path: Path) -> None:
-    part = SPLIT_NAME.search(path.name)
-    if part and int(part[2]) > 1:
-        first = SPLIT_NAME.sub(rf"-00001-of-{part[2]}.gguf", path.name)
-        raise RefusalLensError(
-            f"{path.name} is one of {int(part[2])} parts of a split GGUF file. Join them with "
-            f"llama.cpp's tool, and give the whole: llama-gguf-split --merge {first} whole.gguf"
-        )
-
-
-def _check_gguf_size(path: Path) -> None:
-    """Refuse counts that the file's size cannot hold, before anything counts up to them."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(24)
-    n_tensors, n_fields = struct.unpack("<QQ", head[8:24]) if len(head) == 24 else (0, 0)
-    if head[:4] != b"GGUF" or 24 * n_tensors + 12 * n_fields > size or not n_tensors:
-        raise RefusalLensError(
-            f"{path} is no whole GGUF file with weights ({size:,} bytes). Download it again."
-        )
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

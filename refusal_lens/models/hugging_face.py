@@ -29,7 +29,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
-from refusal_lens.errors import RefusalLensError
+from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models.checkpoint import (
     TOKENIZER_FILES,
     Checkpoint,
@@ -48,9 +48,14 @@ WRAPPERS = {
 """What trainers wrap a model in, by the prefix that it leaves on the names of its tensors."""
 
 LEFT_OVER = re.compile(
-    r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$"
+    r"(rotary_emb\.(inv_freq|(cos|sin)_cached)|position_ids|\.(attn|attention)\.(masked_)?bias"
+    r"|self_attn\.(k|v|q|prob)_scale|\.[kvq]_proj\.(output_scale|[kv]_scale|output_zero_point)"
+    r"|v_head\.(summary\.)?(weight|bias))$"
 )
-"""Tables that older versions saved and that are computed now."""
+"""What may be left out of a checkpoint: tables that older versions saved and that are computed now,
+scales for a quantised cache of keys and values, and the value head that reinforcement learning put
+beside the language model's. None of them changes what the model computes. Scales of weights are not
+among them: without them the weights are others."""
 
 
 def open_checkpoint(name: str, gguf_file: str | None, revision: str | None) -> Checkpoint:
@@ -113,6 +118,8 @@ def read_weights(
 def check_report(report: dict[str, Any], name: str) -> None:
     """Refuse a load in which a tensor was made up, left out, or of another shape.
 
+    Tensors that change nothing may be left out (`LEFT_OVER`): they are named in a warning.
+
     Args:
         report: transformers' `output_loading_info`.
         name: What the user calls the checkpoint.
@@ -128,8 +135,8 @@ def check_report(report: dict[str, Any], name: str) -> None:
             f"config.json ({len(mismatched)} such tensors). Give weights and config that belong "
             "together."
         )
-    missing = sorted(report["missing_keys"])
-    unexpected = sorted(key for key in report["unexpected_keys"] if not LEFT_OVER.search(key))
+    missing, extra = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    unexpected = [key for key in extra if not LEFT_OVER.search(key)]
     wrapper = next((w for w in WRAPPERS if unexpected and unexpected[0].startswith(w)), None)
     if wrapper is not None:
         raise RefusalLensError(
@@ -143,6 +150,12 @@ def check_report(report: dict[str, Any], name: str) -> None:
             f"The weights of {name} {' and '.join(filter(None, (lacks, has)))}: transformers would "
             "make up what lacks at random, and leave out the rest. Give the whole checkpoint, with "
             "its own config.json."
+        )
+    if extra:
+        warnings.warn(
+            f"{name} holds {_few(extra)}, which a forward pass does not use: left out.",
+            RefusalLensWarning,
+            stacklevel=2,
         )
 
 
@@ -184,7 +197,9 @@ def merge_adapter(hf_model: PreTrainedModel, folder: Path, name: str) -> PreTrai
             f"The adapter {folder} does not fit {name}: {_few(lost)} has no counterpart. Give the "
             "base that it was trained on."
         )
-    warnings.warn(f"The adapter {folder} was merged in memory into {name}.", stacklevel=2)
+    warnings.warn(
+        f"The adapter {folder} was merged in memory into {name}.", RefusalLensWarning, stacklevel=2
+    )
     return merged
 
 

@@ -16,8 +16,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.checkpoint import Checkpoint, file_sha256, read_gguf
+from refusal_lens.files import file_sha256
+from refusal_lens.models.checkpoint import Checkpoint
 from refusal_lens.models.conversion import convert
+from refusal_lens.models.gguf_files import headers_read_once, read_gguf
 from refusal_lens.models.hugging_face import (
     check_vocabulary,
     first_line,
@@ -98,7 +100,7 @@ def load_model(
     """
     target = _pick_device(device)
     _check_processing(backend, processing)
-    with plain_torch():
+    with plain_torch(), headers_read_once():
         checkpoint = open_checkpoint(str(name_or_path), gguf_file, revision)
         described = _describe_origin(checkpoint, gguf_file)
         config = read_config(checkpoint, revision)
@@ -133,7 +135,7 @@ def load_tokenizer(
     Raises:
         RefusalLensError: The name is unknown, or the checkpoint cannot be reached.
     """
-    with plain_torch():
+    with plain_torch(), headers_read_once():
         checkpoint = open_checkpoint(str(name_or_path), gguf_file, revision)
         read_config(checkpoint, revision)
         return read_tokenizer(checkpoint, revision)

@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import struct
+import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer, save_checkpoint
@@ -19,8 +21,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.checkpoint import find_checkpoint, read_gguf
+from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.models.checkpoint import find_checkpoint
+from refusal_lens.models.gguf_files import headers_read_once, read_gguf
 from refusal_lens.models.loading import load_model, load_tokenizer
 
 
@@ -103,6 +106,38 @@ def test_pickle_with_more_than_tensors_is_not_run(folder):
 def test_weights_that_were_not_loaded_are_named(folder, change, expected):
     rename(folder, change)
     assert re.search(expected, refusal(folder))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.cos_cached",
+        "model.embeddings.position_ids",
+        "model.layers.1.self_attn.k_proj.output_scale",
+        "model.layers.1.self_attn.k_scale",
+        "v_head.summary.weight",
+    ],
+)
+def test_tensors_that_change_nothing_are_named_and_left_out(folder, checkpoint, extra):
+    rename(folder, lambda w: w | {extra: torch.ones(2)})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", RefusalLensWarning)
+        model = load_model(folder, device="cpu")
+    ids = torch.arange(3, 20)[None]
+    torch.testing.assert_close(
+        model(ids), load_model(checkpoint, device="cpu")(ids), rtol=0, atol=0
+    )
+    # transformers itself leaves some out without a word.
+    expected = f"{folder} holds {extra}, which a forward pass does not use: left out."
+    assert [str(each.message) for each in told] in ([expected], [])
+    assert told or "inv_freq" in extra
+
+
+@pytest.mark.parametrize("name", ["q_proj.weight_scale", "q_proj.bias_correction", "k_norm.weight"])
+def test_tensors_that_would_change_the_numbers_are_refused(folder, name):
+    rename(folder, lambda w: w | {f"model.layers.1.self_attn.{name}": torch.ones(32)})
+    assert f"hold model.layers.1.self_attn.{name}, which" in refusal(folder)
 
 
 def test_missing_head_is_named(folder):
@@ -272,7 +307,7 @@ def test_adapter_is_merged_and_said_so(adapted, checkpoint, tmp_path, place):
     shutil.copytree(adapted / "adapter", folder)
     if place == "beside its base":
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
-    with pytest.warns(UserWarning, match="The adapter .*tuned was merged in memory into"):
+    with pytest.warns(RefusalLensWarning, match="The adapter .*tuned was merged in memory into"):
         model = load_model(folder, device="cpu")
     ids = torch.arange(3, 20)[None]
     expected = load_model(adapted / "merged", device="cpu")(ids)
@@ -309,6 +344,11 @@ def test_part_of_a_split_gguf_file(tmp_path):
     assert "llama-gguf-split --merge m-00001-of-00003.gguf whole.gguf" in message
 
 
+def gguf_header(value):
+    """A file of one tensor and one field, which is to have this value."""
+    return b"GGUF" + struct.pack("<IQQQ", 3, 1, 1, 1) + b"a" + value + bytes(200)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -317,12 +357,48 @@ def test_part_of_a_split_gguf_file(tmp_path):
         b"GGUF" + struct.pack("<IQQ", 3, 2**40, 2),
         b"GGUF" + struct.pack("<IQQ", 3, 2, 2**40),
         b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + b"\0" * 500,
+        # A text of 2^60 bytes; lists of 2^40 numbers, of 2^40 texts, and of lists, 5,000 deep.
+        gguf_header(struct.pack("<IQ", 8, 2**60)),
+        gguf_header(struct.pack("<IIQ", 9, 4, 2**40)),
+        gguf_header(struct.pack("<IIQ", 9, 8, 2**40)),
+        gguf_header(struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5_000),
     ],
 )
 def test_broken_gguf_file(tmp_path, content):
     (tmp_path / "m.gguf").write_bytes(content)
+    begun = time.monotonic()
     with pytest.raises(RefusalLensError, match="is no whole GGUF file"):
         read_gguf(tmp_path / "m.gguf")
+    assert time.monotonic() - begun < 5
+
+
+def test_gguf_header_is_read_once_a_load(tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    read = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path):
+            read.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    writer.add_tensor("token_embd.weight", np.ones((2, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with headers_read_once():
+        for _ in range(2):
+            assert read_gguf(tmp_path / "m.gguf").quantisation == {"F32": 1}
+        gguf.GGUFReader(str(tmp_path / "m.gguf"))  # as transformers calls it
+    assert len(read) == 1
+    # What is loaded next is another file, perhaps of the same name.
+    with headers_read_once():
+        read_gguf(tmp_path / "m.gguf")
+    assert len(read) == 2
+    assert gguf.GGUFReader is Counted
 
 
 def test_folder_of_several_gguf_files_asks_which(tmp_path):

@@ -24,6 +24,7 @@ from refusal_lens.directions.formats.layouts import (
 from refusal_lens.directions.formats.model_types import model_type_of
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import write_whole
+from refusal_lens.models.gguf_files import check_gguf_header, gguf_library
 
 LAYOUT = Layout(
     "gguf",
@@ -60,8 +61,8 @@ def read(path: Path, hints: ReadHints) -> Found:
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the header and the tensors of a control vector, copied out of the file."""
-    gguf = _library()
-    _check_header(path)
+    gguf = gguf_library()
+    check_gguf_header(path)
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
@@ -73,54 +74,6 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"general.architecture is {ARCHITECTURE}."
         )
     return fields, {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
-
-
-_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a number of each GGUF type; 8 is a text and 9 a list."""
-
-
-def _check_header(path: Path) -> None:
-    """Make sure that the counts in a header are those of things that the file holds.
-
-    The library believes them, and would count to 2^40.
-
-    Raises:
-        RefusalLensError: They are not.
-
-    Source:
-        https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-
-        def number(width: int = 8) -> int:
-            return int.from_bytes(file.read(width), "little")
-
-        def skip(n_bytes: int) -> None:
-            if file.tell() + n_bytes > size:
-                raise RefusalLensError(f"{path} is no whole GGUF file: it ends too early.")
-            file.seek(n_bytes, 1)
-
-        def skip_values(kind: int, count: int) -> None:
-            if kind in _WIDTHS:
-                skip(_WIDTHS[kind] * count)
-                return
-            # A text has 8 bytes at least, a list 12: more of them than fit are refused at once.
-            if kind not in (8, 9) or file.tell() + 8 * count > size:
-                raise RefusalLensError(f"{path} is no whole GGUF file: its header is damaged.")
-            for _ in range(count):
-                if kind == 9:
-                    skip_values(number(4), number())
-                else:
-                    skip(number())
-
-        skip(8)
-        n_tensors, n_fields = number(), number()
-        if 24 + 12 * n_fields + 24 * n_tensors > size:
-            raise RefusalLensError(f"{path} is no whole GGUF file: its counts are too large.")
-        for _ in range(n_fields):
-            skip(number())
-            skip_values(number(4), 1)
 
 
 def _value(field: Any, gguf: Any) -> Any:
@@ -141,7 +94,7 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
     recommended, in `refusal_lens.recommended_scale`, is 1/n. -1/n pushes the other way; an
     ablation it is not.
     """
-    gguf = _library()
+    gguf = gguf_library()
     placed = place(directions, LAYOUT, context)
     first = next(iter(placed.values()))
     with write_whole(path) as file:
@@ -156,13 +109,3 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-
-
-def _library() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise RefusalLensError(
-            "GGUF files need the library gguf: pip install 'refusal-lens[gguf]'."
-        ) from error
-    return gguf
