@@ -20,15 +20,16 @@ ROOMS = {
     "directions": "methods direction kernel guard subspaces formats files",
     "validation": "thresholds frames units scores crossfit many_fits separation best_place nulls "
     "learning_curve stability nested_choice confounds coordinates categories cosines densities",
-    "experiments": "interventions arms outcomes judges refusal refusal_states effects candidates "
-    "causal_choice resampling verdicts causal_scores dose_response attribution token_readout",
+    "experiments": "interventions arms outcomes judges refusal refusal_states hand_labels effects "
+    "candidates causal_choice resampling verdicts causal_scores dose_response attribution "
+    "token_readout",
     "plots": "style text tables histogram_data histogram_traces histogram profile shapes curves "
     "choices breakdown comparison causal attribution picture_files",
     "runs": "checksums folder tables diagnosis figures compare compare_page",
     "report": "evidence tables drawings answer page",
     "explorer": "runs view overview_figures moves place_figures scene drawing layout callbacks "
     "server",
-    "stages": "terminal fit study attribute experiment export",
+    "stages": "terminal fit study attribute experiment judging export",
     "cli": "base study directions experiments explore",
 }
 """A room imports only rooms above it; inside a room, a module only modules before it."""

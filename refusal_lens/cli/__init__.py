@@ -20,7 +20,7 @@ app = typer.Typer(
 
 STUDY = (study.run, study.collect, study.refusal_rate, study.fit, study.plot, study.report)
 DIRECTIONS = (directions.compare, directions.inspect, directions.attribute, directions.export)
-EXPERIMENTS = (experiments.select, experiments.ablate, experiments.chat)
+EXPERIMENTS = (experiments.select, experiments.ablate, experiments.judge, experiments.chat)
 
 for command in (*STUDY, *DIRECTIONS):
     app.command()(command)

@@ -1,5 +1,6 @@
-"""Commands of experiments on the running model: select, ablate, chat."""
+"""Commands of experiments: select, ablate and chat with the running model; judge its answers."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -70,3 +71,58 @@ def chat(
 
         request = experiment.read_request(direction, intervention, coefficient)
         experiment.chat_stage(settings, run_folder, console, request)
+
+
+def judge(
+    run_path: RunArgument,
+    sheet: Annotated[
+        int | None,
+        typer.Option(
+            "--sheet", help="Draw so many answers at random into a sheet to fill in.", min=1
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE.csv",
+            help="A filled sheet: confusion table, kappa, and every rate corrected by it.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="JUDGE",
+            help="Another judge, written as refusal.judge is, to read the same answers.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="File of the sheet. Default: RUN/answers_to_read.csv."),
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """Hold the judge against people, or against another judge, on stored answers."""
+    with existing_run(run_path, set_) as (settings, run_folder):
+        from refusal_lens.errors import RefusalLensError
+        from refusal_lens.stages import judging, terminal
+
+        if sheet is None and labels is None and against is None:
+            raise RefusalLensError("Give --sheet 60, --labels FILE.csv or --against JUDGE.")
+        written = []
+        if sheet is not None:
+            file = output or run_folder.path / "answers_to_read.csv"
+            written.append(judging.sheet_stage(settings, run_folder, sheet, file))
+        if labels is not None:
+            written += judging.labels_stage(settings, run_folder, labels, console)
+        if against is not None:
+            written += judging.against_stage(settings, run_folder, against, console)
+        terminal.show_paths(console, written)
+        if sheet is not None:
+            console.print(
+                f"Fill in the column label, then: refusal-lens judge {run_folder.path} --labels "
+                f"{written[0]}",
+                markup=False,
+                soft_wrap=True,
+            )

@@ -15,6 +15,7 @@ from refusal_lens.activations.engines import make_engine
 from refusal_lens.activations.provenance import describe_machine
 from refusal_lens.config import Config
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
 from refusal_lens.files import remove_partial
 from refusal_lens.models.hook_points import resolve_hook_points
@@ -146,7 +147,7 @@ def measure_and_store(
     report = measure_refusal(
         model,
         prompts,
-        phrases=config.refusal.phrases,
+        judge=judge_of(config.refusal),
         first_words=config.refusal.first_words,
         n_new_tokens=config.refusal.n_new_tokens,
         system_prompt=config.prompts.system_prompt,

@@ -15,6 +15,7 @@ from refusal_lens.stages.terminal.experiments import (
     show_causal_choice,
     show_interventions,
 )
+from refusal_lens.stages.terminal.judging import show_labels, show_two_judges
 from refusal_lens.stages.terminal.prompts import (
     show_groups,
     show_positions,
@@ -49,6 +50,7 @@ __all__ = [
     "show_headline",
     "show_imported",
     "show_interventions",
+    "show_labels",
     "show_methods",
     "show_nested",
     "show_others",
@@ -60,5 +62,6 @@ __all__ = [
     "show_report",
     "show_separation",
     "show_stability",
+    "show_two_judges",
     "show_unembedding",
 ]

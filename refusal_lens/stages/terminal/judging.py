@@ -1,0 +1,68 @@
+"""Prints how far a judge can be believed: beside people, and beside another judge."""
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from refusal_lens.experiments.hand_labels import HandLabels
+from refusal_lens.validation.frames import rows_that, rows_where
+
+
+def show_labels(console: Console, labels: HandLabels, rates: pd.DataFrame) -> None:
+    """Print the confusion table, Cohen's kappa, and rates corrected by both."""
+    confusion = labels.confusion()
+    table = Table(title="What people read in the answers", title_justify="left")
+    named = [name for name in confusion.columns[2:] if name != "n_judged"]
+    for column in ("class", "judged", *named, "in the run"):
+        table.add_column(column, justify="left" if column in ("class", "judged") else "right")
+    for row in confusion.to_dict("records"):
+        counts = (str(row[name]) for name in (*named, "n_judged"))
+        table.add_row(_class_of(row["is_harmful"]), row["judged"], *counts)
+    console.print(table)
+    kappa = "" if labels.kappa != labels.kappa else f" Cohen's kappa {labels.kappa:.2f}."
+    console.print(
+        f"{len(labels.table)} answers read.{kappa} Rates as they would be if all had been read:"
+    )
+    table = Table()
+    for column in ("answers", "class", "outcome", "judged", "corrected"):
+        table.add_column(column, justify="right" if column in ("judged", "corrected") else "left")
+    told = rows_that(rates, (rates["outcome"] == "refused") | (rates["intervention"] == ""))
+    for row in rows_that(told, told["direction"].isin(["", "fitted"])).to_dict("records"):
+        under = f"{row['intervention']} {row['strength']:g}" if row["intervention"] else "plain"
+        corrected = f"{row['rate']:.1%} ({row['rate_low']:.0%}-{row['rate_high']:.0%})"
+        table.add_row(
+            under,
+            _class_of(row["is_harmful"]),
+            row["outcome"],
+            f"{row['judged_rate']:.1%}",
+            corrected,
+        )
+    console.print(table)
+    if not rows_where(rates, method="Rogan-Gladen").empty:
+        console.print(
+            "Under interventions nobody has read the answers: those rates take the judge to err "
+            "as it does on the plain ones.",
+            soft_wrap=True,
+        )
+
+
+def show_two_judges(console: Console, table: pd.DataFrame, judge: str) -> None:
+    """Print how far two judges agree, class by class."""
+    shown = Table(title="Two judges on the same answers", title_justify="left")
+    columns = ("class", "n", "agree", "kappa", "refused: the run's judge", f"refused: {judge}")
+    for column in columns:
+        shown.add_column(column, justify="left" if column == "class" else "right")
+    for row in table.to_dict("records"):
+        shown.add_row(
+            _class_of(row["is_harmful"]),
+            str(row["n_answers"]),
+            f"{row['share']:.1%}",
+            "" if row["kappa"] != row["kappa"] else f"{row['kappa']:.2f}",
+            f"{row['refused']:.1%}",
+            f"{row['refused_other']:.1%}",
+        )
+    console.print(shown)
+
+
+def _class_of(is_harmful: bool) -> str:
+    return "harmful" if is_harmful else "harmless"
