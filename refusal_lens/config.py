@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 if TYPE_CHECKING:
-    import refusal_lens.models.loading
+    import refusal_lens.models.backends
 
 # Specific enough to stay out of plain compliance: "I can" or "sorry" alone would not.
 REFUSAL_PHRASES = (
@@ -117,7 +117,7 @@ class ModelConfig(_Section):
     processing: Literal["none", "folded"] = "none"
     n_devices: int = Field(default=1, ge=1)
 
-    def load(self) -> "refusal_lens.models.loading.Model":
+    def load(self) -> "refusal_lens.models.backends.Model":
         """Load the model as these settings say, see `load_model`.
 
         Example:

@@ -40,7 +40,7 @@ from transformers import (
 )
 
 from refusal_lens import Activations, ContrastSet, collect, load_model
-from refusal_lens.models.loading import Model
+from refusal_lens.models.backends import Model
 from refusal_lens.prompts import chat_format
 from refusal_lens.validation.scores import Score
 from refusal_lens.validation.separation import Separation

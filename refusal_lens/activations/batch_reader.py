@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.backends import HookedTransformer, Model, is_hooked
 from refusal_lens.models.batching import fits
 from refusal_lens.models.fast_forward import KeyValues, Stop, forward, why_not_fast
 from refusal_lens.models.hook_points import layer_of, resolve_hook_points, site_of, stop_layer
-from refusal_lens.models.loading import Model
 from refusal_lens.models.matmul import fast_products, library_of_products
 from refusal_lens.prompts.positions import (
     Read,
@@ -87,7 +86,7 @@ def make_reader(
     reason, products = why_not_fast(model), library_of_products(model.cfg)
     if reason is None and stop_layer(names) is None:
         reason = "a hook point stands behind the last block"
-    if reason is not None or not isinstance(model, HookedTransformer):
+    if reason is not None or not is_hooked(model):
         path = {"path": "TransformerLens", "why": reason, "n_prefix": 0, "products": products}
         read = partial(_read_plain, model, names, wanted, sinks)
         return Reader(read, names, wanted, path, model.cfg.d_model, sinks)

@@ -18,8 +18,8 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.provenance import describe_collection, reading_key
 from refusal_lens.activations.shard_reader import no_moments, read_moments, read_shard
 from refusal_lens.activations.store import Store, load_activations, open_store, shard_rows
+from refusal_lens.models.backends import Model
 from refusal_lens.models.batching import BatchRecord
-from refusal_lens.models.loading import Model
 from refusal_lens.models.torch_defaults import plain_torch
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet

@@ -14,7 +14,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.ray_driver import RayEngine
 from refusal_lens.activations.store import date_of_store
 from refusal_lens.config import EngineConfig, ModelConfig
-from refusal_lens.models.loading import Model, tokenizer_of
+from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.prompts.chat_format import keep_date
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.positions import Sinks

@@ -15,8 +15,8 @@ import torch
 from refusal_lens.activations.batch_reader import Reader
 from refusal_lens.activations.collection import Collection
 from refusal_lens.activations.shard_reader import LeftOut
+from refusal_lens.models.backends import Model, describe_model
 from refusal_lens.models.batching import BatchRecord
-from refusal_lens.models.loading import Model, describe_model
 from refusal_lens.prompts.positions import MEANS, SINK_RATIO
 
 VERSIONED = ("refusal-lens", "torch", "transformer-lens", "transformers", "plotly")

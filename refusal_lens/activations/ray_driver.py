@@ -29,8 +29,8 @@ from refusal_lens.activations.store import load_activations, open_store, shard_r
 from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.config_files import find_resource
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.backends import LoadRecord, Model
 from refusal_lens.models.batching import BatchRecord
-from refusal_lens.models.loading import LoadRecord, Model
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.groups import find_groups
 

@@ -24,7 +24,7 @@ from refusal_lens.activations.shard_reader import (
 from refusal_lens.activations.store import Store, describe_difference
 from refusal_lens.config import ModelConfig
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.loading import LoadRecord, Model
+from refusal_lens.models.backends import LoadRecord, Model
 from refusal_lens.prompts.positions import Sinks
 from refusal_lens.prompts.tokens import Tokens
 

@@ -36,7 +36,7 @@ SetOption = Annotated[
 def existing_run(path: Path, overrides: list[str] | None) -> Iterator[tuple["Config", "RunFolder"]]:
     """Open a run and read its settings, with overrides laid over them."""
     with plain_errors():
-        with console.status("Starting (importing torch and TransformerLens)"):
+        with console.status("Starting"):
             from refusal_lens.runs.folder import RunFolder
 
         run_folder = RunFolder.open(path)

@@ -35,7 +35,7 @@ def compare(
 ) -> None:
     """Put runs beside each other: places, methods, cosines, transfer; no forward pass."""
     with plain_errors(), told_where(output):
-        with console.status("Starting (importing torch and TransformerLens)"):
+        with console.status("Starting"):
             from refusal_lens.files import write_whole
             from refusal_lens.runs.compare import compare_runs, open_runs
             from refusal_lens.runs.compare_page import draw_comparison, render_page
@@ -100,7 +100,7 @@ def export(
 ) -> None:
     """Write a run's directions in another project's format; by default the best site's."""
     with plain_errors():
-        with console.status("Starting (importing torch and TransformerLens)"):
+        with console.status("Starting"):
             from refusal_lens.stages import terminal
             from refusal_lens.stages.export import export_stage
         export_stage(source, output, format_, hook_point or (), position or ())
@@ -123,7 +123,7 @@ def import_(
 ) -> None:
     """Read another project's directions into a .safetensors file of this one."""
     with plain_errors():
-        with console.status("Starting (importing torch and TransformerLens)"):
+        with console.status("Starting"):
             from refusal_lens.directions.formats import read_directions, save_directions
             from refusal_lens.stages import terminal
 

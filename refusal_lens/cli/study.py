@@ -226,7 +226,7 @@ def _new_run(
         if is_begun and output is not None:
             check(output, "config.yaml")
         settings = load_config(begun if is_begun else config, overrides)
-        with console.status("Starting (importing torch and TransformerLens)"):
+        with console.status("Starting"):
             from refusal_lens.stages import study
         name = "default" if config is None else Path(config).stem
         run_folder = study.new_run_folder(settings, name, output, resume=resume)

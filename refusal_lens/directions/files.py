@@ -12,7 +12,7 @@ from typing import Any
 from refusal_lens.directions.direction import Direction, Directions
 from refusal_lens.directions.formats import read_directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.models.loading import Model, describe_model
+from refusal_lens.models.backends import Model, describe_model
 
 
 def load_directions(path: str | Path, model: Model | None = None) -> Directions:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.interventions import ablate, add, clamp, residual_writes
+from refusal_lens.models.backends import Model
 from refusal_lens.models.hook_points import Hook, layer_of
-from refusal_lens.models.loading import Model
 
 
 @dataclass(frozen=True, eq=False)

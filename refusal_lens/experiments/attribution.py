@@ -13,14 +13,13 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from refusal_lens.activations.batch_reader import pad_right
 from refusal_lens.directions.direction import Direction
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.backends import HookedTransformer, Model, is_hooked, tokenizer_of
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.hook_points import layer_of, site_of, stop_layer
-from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.positions import (
@@ -239,7 +238,7 @@ def only_hooked(model: Model, what: str) -> HookedTransformer:
     Raises:
         RefusalLensError: It runs on a bridge.
     """
-    if not isinstance(model, HookedTransformer):
+    if not is_hooked(model):
         raise RefusalLensError(
             f"{what} reads weights and norms as HookedTransformer lays them out; this model runs "
             "on TransformerBridge. Load it with model.backend: hooked."

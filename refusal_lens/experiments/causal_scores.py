@@ -49,10 +49,10 @@ from refusal_lens.experiments.verdicts import (
     doubt_score,
     is_met_but_for_controls,
 )
+from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import layer_of, site_of
-from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.tokens import Tokens, tokenise

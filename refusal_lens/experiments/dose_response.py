@@ -23,8 +23,8 @@ from refusal_lens.experiments.causal_scores import answer_ids, answer_plainly
 from refusal_lens.experiments.effects import Effects, measure_effects
 from refusal_lens.experiments.judges import Judge, decide, wilson_interval
 from refusal_lens.experiments.verdicts import Evidence
+from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import layer_of, site_of
-from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.prompts.tokens import Tokens, tokenise

@@ -11,14 +11,13 @@ from itertools import groupby
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from refusal_lens.experiments.arms import Arm, arm_hooks
 from refusal_lens.experiments.refusal import refusal_score
+from refusal_lens.models.backends import Model, is_hooked
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.fast_forward import embed, run_blocks, why_not_fast
 from refusal_lens.models.hook_points import Hook
-from refusal_lens.models.loading import Model
 from refusal_lens.models.matmul import fast_products
 from refusal_lens.models.unembedding import unembed
 from refusal_lens.prompts.tokens import Ragged, Tokens
@@ -158,7 +157,7 @@ class _Forked:
         self.model = model
         self.ids = ids.to(model.cfg.device)
         self.residual: dict[int, Tensor] = {}
-        if isinstance(model, HookedTransformer):
+        if is_hooked(model):
             self.is_fast = why_not_fast(model) is None
             residual = embed(model, self.ids) if self.is_fast else model(self.ids, stop_at_layer=0)
             done = 0
@@ -170,7 +169,7 @@ class _Forked:
 
     def cost(self, start: int) -> float:
         """Return the share of the layers that runs."""
-        if not isinstance(self.model, HookedTransformer):
+        if not is_hooked(self.model):
             return 1.0
         return 1 - start / self.model.cfg.n_layers
 
@@ -178,7 +177,7 @@ class _Forked:
         """Run the rest once for each arm; without hooks, from wherever the plain pass stopped."""
         n_rows = len(self.ids)
         with self.model.hooks(fwd_hooks=list(hooks)):
-            if isinstance(self.model, HookedTransformer):
+            if is_hooked(self.model):
                 start = start if hooks else self.plain_start
                 begun = self.residual[start].repeat(n_arms, 1, 1)
                 last = self._run(begun, start, self.model.cfg.n_layers)
@@ -188,7 +187,7 @@ class _Forked:
         def logits_at(positions: Int[Tensor, "batch n_read"]) -> Tensor:
             index = positions.to(last.device).repeat(n_arms, 1)
             taken = last[torch.arange(len(last), device=last.device)[:, None], index]
-            if isinstance(self.model, HookedTransformer):
+            if is_hooked(self.model):
                 taken = unembed(self.model, taken)
             return taken.float().unflatten(0, (n_arms, n_rows))
 
@@ -197,7 +196,7 @@ class _Forked:
     def _run(self, residual: Tensor, start: int, stop: int) -> Tensor:
         if start == stop:
             return residual
-        if isinstance(self.model, HookedTransformer) and self.is_fast:
+        if is_hooked(self.model) and self.is_fast:
             return run_blocks(self.model, residual, start, stop)
         return self.model(residual, start_at_layer=start, stop_at_layer=stop)
 

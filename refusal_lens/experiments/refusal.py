@@ -25,10 +25,10 @@ from refusal_lens.experiments.judges import (
     newcombe_interval,
     wilson_interval,
 )
+from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import Hook
-from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.tokens import Tokens, check_control_tokens, tokenise

@@ -12,13 +12,12 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from refusal_lens.directions.direction import Direction, cosine_project, project
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.attribution import only_hooked
+from refusal_lens.models.backends import HookedTransformer, Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points, stop_layer
-from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.prompts.tokens import check_control_tokens, tokenise
 

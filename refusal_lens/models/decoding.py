@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
+from refusal_lens.models.backends import HookedTransformer
 from refusal_lens.models.fast_forward import (
     BlockInput,
     Slots,

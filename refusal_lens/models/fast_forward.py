@@ -12,8 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias, causal_lower_right
-from transformer_lens import HookedTransformer
-from transformer_lens.components.rms_norm import RMSNorm
+
+from refusal_lens.models.backends import HookedTransformer, is_hooked
 
 Queries = Float[Tensor, "batch n_query n_heads d_head"]
 Keys = Float[Tensor, "batch n_keys n_kv_heads d_head"]
@@ -77,7 +77,7 @@ class Stop:
 
 def why_not_fast(model: Any) -> str | None:
     """Say why this model needs TransformerLens's own forward; None where the fast one is exact."""
-    if not isinstance(model, HookedTransformer):
+    if not is_hooked(model):
         return "the model runs on TransformerBridge"
     cfg = model.cfg
     if cfg.positional_embedding_type not in ("rotary", "standard"):
@@ -220,7 +220,8 @@ def _normalise(
     norm: Any, x: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch pos d_model"]:
     """Normalise in one kernel where nobody looks at the steps in between."""
-    if type(norm) is not RMSNorm or norm.hook_scale.fwd_hooks or norm.hook_normalized.fwd_hooks:
+    is_rms = type(norm).__name__ == "RMSNorm"
+    if not is_rms or norm.hook_scale.fwd_hooks or norm.hook_normalized.fwd_hooks:
         return norm(x)
     return F.rms_norm(x, (norm.length,), norm.w, norm.eps)
 

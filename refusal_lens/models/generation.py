@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
+from refusal_lens.models.backends import HookedTransformer, Model, eos_token_ids, is_hooked
 from refusal_lens.models.decoding import Decoder, can_decode, pad_left
 from refusal_lens.models.hook_points import Hook
-from refusal_lens.models.loading import Model, eos_token_ids
 from refusal_lens.models.matmul import fast_products
 from refusal_lens.models.torch_defaults import plain_torch
 from refusal_lens.models.unembedding import unembed
@@ -40,7 +38,7 @@ def generate_greedily(
     """
     longest = max(tokens.lengths) + n_new_tokens
     # Asked before the hooks are set: afterwards any hook would speak against it.
-    fast = model if isinstance(model, HookedTransformer) else None
+    fast = model if is_hooked(model) else None
     if fast is not None and not can_decode(fast, longest, hooks):
         fast = None
     with torch.no_grad(), fast_products(model.cfg), model.hooks(fwd_hooks=list(hooks)):
@@ -109,7 +107,9 @@ def _next_logits(model: Model) -> Callable[[Tensor, Tensor], Float[Tensor, "batc
     `HookedTransformer` keeps keys and values between calls; a bridge reads everything again.
     """
     device = model.cfg.device
-    if isinstance(model, HookedTransformer):
+    if is_hooked(model):
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
         cache: list[TransformerLensKeyValueCache] = []
 
         def step(ids: Tensor, mask: Tensor) -> Tensor:

@@ -6,17 +6,16 @@ Does not know prompts, chat templates or activations.
 
 import hashlib
 import warnings
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import file_sha256
+from refusal_lens.models.backends import LoadRecord, Model
 from refusal_lens.models.checkpoint import Checkpoint
 from refusal_lens.models.conversion import convert
 from refusal_lens.models.gguf_files import headers_read_once, read_gguf
@@ -30,30 +29,6 @@ from refusal_lens.models.hugging_face import (
 )
 from refusal_lens.models.parity import check_parity, read_reference
 from refusal_lens.models.torch_defaults import plain_torch
-
-Model = HookedTransformer | TransformerBridge
-
-
-@dataclass(frozen=True)
-class LoadRecord:
-    """What was loaded, and how: kept on the model as `model.load_record`.
-
-    `weights_sha256` identifies a local folder or GGUF file, `revision` a commit of the hub; the one
-    that does not apply is None. `gguf` says what a GGUF file stores its tensors in, and that they
-    were dequantised; `adapter` names the folder of an adapter that was merged in, and its hash.
-    """
-
-    name: str
-    architecture: str
-    revision: str | None
-    weights_sha256: str | None
-    dtype: str
-    device: str
-    backend: str
-    processing: str
-    eos_token_ids: tuple[int, ...]
-    gguf: dict[str, Any] | None = None
-    adapter: dict[str, str] | None = None
 
 
 def load_model(
@@ -139,51 +114,6 @@ def load_tokenizer(
         checkpoint = open_checkpoint(str(name_or_path), gguf_file, revision)
         read_config(checkpoint, revision)
         return read_tokenizer(checkpoint, revision)
-
-
-def describe_model(model: Model) -> dict[str, Any]:
-    """Say which model this is, as plain values for provenance.
-
-    Works for models that `load_model` did not load: what is not known is left out.
-
-    Example:
-        >>> describe_model(tiny_model)["architecture"]
-        'Qwen2ForCausalLM'
-    """
-    sizes = {"n_layers": model.cfg.n_layers, "d_model": model.cfg.d_model}
-    record = getattr(model, "load_record", None)
-    if isinstance(record, LoadRecord):
-        return asdict(record) | sizes
-    return sizes | {
-        "name": model.cfg.model_name,
-        "architecture": getattr(model.cfg, "original_architecture", None),
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
-        "device": str(model.cfg.device),
-        "backend": "bridge" if isinstance(model, TransformerBridge) else "hooked",
-    }
-
-
-def eos_token_ids(model: Model) -> tuple[int, ...]:
-    """Return every token id that ends the model's turn."""
-    record = getattr(model, "load_record", None)
-    if isinstance(record, LoadRecord):
-        return record.eos_token_ids
-    eos = tokenizer_of(model).eos_token_id
-    return () if eos is None else (eos,)
-
-
-def tokenizer_of(model: Model) -> Any:
-    """Return the model's tokenizer.
-
-    Raises:
-        RefusalLensError: It has none.
-    """
-    if model.tokenizer is None:
-        raise RefusalLensError(
-            "Prompts need a tokenizer, and this model has none. Load it with load_model, or set "
-            "model.tokenizer."
-        )
-    return model.tokenizer
 
 
 def _describe_origin(checkpoint: Checkpoint, gguf_file: str | None) -> dict[str, Any]:

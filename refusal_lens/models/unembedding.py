@@ -6,7 +6,8 @@ Knows the last norm, the unembedding and its cap. Does not know where the residu
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
+
+from refusal_lens.models.backends import HookedTransformer
 
 
 def unembed(

@@ -26,8 +26,8 @@ from refusal_lens.directions.formats.torch_files import tensors_as_bytes
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.experiments.dose_response import Completion
 from refusal_lens.experiments.refusal import Answer, RefusalReport
+from refusal_lens.models.backends import Model, describe_model, tokenizer_of
 from refusal_lens.models.hook_points import layer_of, select_hook_points, site_of
-from refusal_lens.models.loading import Model, describe_model, tokenizer_of
 from refusal_lens.prompts.chat_format import ChatFormat, set_chat_format
 from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
 from refusal_lens.runs.checksums import check, record, way_back, write_recorded

@@ -37,8 +37,8 @@ from refusal_lens.experiments.dose_response import (
 from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.experiments.verdicts import Verdict, compare_removals, decide_cause, summarise
+from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points
-from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
 from refusal_lens.prompts.positions import normalise_position
 from refusal_lens.prompts.tokens import check_control_tokens, tokenise

@@ -18,8 +18,8 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
 from refusal_lens.files import remove_partial
+from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points
-from refusal_lens.models.loading import Model, tokenizer_of
 from refusal_lens.plots.picture_files import export
 from refusal_lens.prompts.chat_format import ChatFormat, keep_date, set_chat_format
 from refusal_lens.prompts.contrast import ContrastSet

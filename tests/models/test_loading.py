@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from refusal_lens.activations.collector import make_reader
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.loading import describe_model, load_model
+from refusal_lens.models.backends import describe_model
+from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.tokens import Tokens
 
 N_LAYERS = 4

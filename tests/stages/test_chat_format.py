@@ -10,7 +10,8 @@ from rich.console import Console
 from refusal_lens import RefusalLensError, RefusalLensWarning, collect
 from refusal_lens.config import Config, EngineConfig
 from refusal_lens.config_files import load_config
-from refusal_lens.models.loading import load_model, tokenizer_of
+from refusal_lens.models.backends import tokenizer_of
+from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.chat_format import date_of, render
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages import study

@@ -67,6 +67,25 @@ def test_default_run_prints_what_the_user_is_to_see_in_order(default_run):
     assert printed.rstrip().endswith(str(default_run[0].path / "report.html"))
 
 
+def test_what_only_reads_a_run_starts_without_transformer_lens(default_run, tmp_path):
+    run_folder = default_run[0].path
+    commands = [
+        ["inspect", str(run_folder / "directions.safetensors")],
+        ["plot", str(run_folder), "--output", str(tmp_path)],
+        ["report", str(run_folder)],
+        ["compare", str(run_folder), "--output", str(tmp_path)],
+    ]
+    code = (
+        "import sys; from refusal_lens.cli import app\n"
+        f"for command in {commands}: app(command, standalone_mode=False)\n"
+        "print('modules:', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.rpartition("modules:")[2].split()
+    assert "refusal_lens.report.page" in modules, "what was run must have been run here"
+    assert "transformer_lens" not in modules
+
+
 def test_run_folder_holds_everything(default_run):
     run_folder, printed = default_run
     names = {path.name for path in run_folder.path.iterdir()}
