@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from refusal_lens.config import Config as Config
     from refusal_lens.config import EngineConfig as EngineConfig
     from refusal_lens.config import ModelConfig as ModelConfig
+    from refusal_lens.config import RefusalConfig as RefusalConfig
     from refusal_lens.config_files import load_config as load_config
     from refusal_lens.directions.direction import Direction as Direction
     from refusal_lens.directions.direction import Directions as Directions
@@ -97,6 +98,7 @@ _PUBLIC = {
     "Projections": "validation.crossfit",
     "Prompt": "prompts.contrast",
     "PromptSet": "prompts.contrast",
+    "RefusalConfig": "config",
     "RefusalLensError": "errors",
     "RefusalLensWarning": "errors",
     "RefusalReport": "experiments.refusal",

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE, project
-from refusal_lens.experiments.arms import ADDITION, Arm, arm_hooks, removal_of, removals
+from refusal_lens.experiments.answers import answer_ids
+from refusal_lens.experiments.arms import ADDITION, Arm, removal_of, removals
 from refusal_lens.experiments.candidates import (
     SELECT,
     Candidate,
@@ -37,7 +38,7 @@ from refusal_lens.experiments.effects import (
     continue_prompts,
     measure_effects,
 )
-from refusal_lens.experiments.refusal import ANSWER_BUDGET, RefusalReport
+from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.experiments.verdicts import (
     AFTER,
     INDUCED,
@@ -50,8 +51,6 @@ from refusal_lens.experiments.verdicts import (
     is_met_but_for_controls,
 )
 from refusal_lens.models.backends import Model, tokenizer_of
-from refusal_lens.models.batching import run_in_batches
-from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
@@ -361,28 +360,8 @@ class _Runner:
 
 def answer_plainly(model: Model, tokens: Tokens, n_answer_tokens: int) -> Continued:
     """Answer prompts greedily and put the answers behind them, for the KL of later tokens."""
-    answers = answer_ids(model, tokens, None, n_answer_tokens)
+    answers = answer_ids(model, tokens, n_answer_tokens)
     return continue_prompts(tokens, answers, n_answer_tokens)
-
-
-def answer_ids(model: Model, tokens: Tokens, arm: Arm | None, n_new_tokens: int) -> list[list[int]]:
-    """Answer prompts greedily under an intervention, or plainly; hooks are gone afterwards."""
-    answers: list[list[int]] = [[]] * len(tokens)
-
-    def answer(rows: list[int]) -> None:
-        hooks = [] if arm is None else arm_hooks(model, [arm], len(rows))
-        generated, _ = generate_greedily(model, tokens.select(rows), n_new_tokens, hooks)
-        for row, ids in zip(rows, generated, strict=True):
-            answers[row] = ids
-
-    run_in_batches(
-        [length + n_new_tokens for length in tokens.lengths],
-        answer,
-        token_budget=ANSWER_BUDGET,
-        device=str(model.cfg.device),
-        name_of=lambda row: tokens.prompt_ids[row],
-    )
-    return answers
 
 
 # --- the table ----------------------------------------------------------------------------------

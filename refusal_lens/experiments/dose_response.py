@@ -17,9 +17,10 @@ from torch import Tensor
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Outcome
 from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
+from refusal_lens.experiments.answers import answer_ids, write_out
 from refusal_lens.experiments.arms import INTERVENTIONS, Arm, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
-from refusal_lens.experiments.causal_scores import answer_ids, answer_plainly
+from refusal_lens.experiments.causal_scores import answer_plainly
 from refusal_lens.experiments.effects import Effects, measure_effects
 from refusal_lens.experiments.judges import Judge, decide, wilson_interval
 from refusal_lens.experiments.verdicts import Evidence
@@ -270,8 +271,9 @@ class _Side:
         counts = {self.name: len(self.prompts) * (len(trials) + 1)}
         with ClassProgress("Answering,", counts, self.show_progress) as progress:
             answered = []
-            for arm in (None, *(trial.arm for trial in trials)):
-                answered.append(answer_under(self.model, self.tokens, arm, self.plan.n_new_tokens))
+            for arm in ((), *(trial.arm for trial in trials)):
+                ids = answer_ids(self.model, self.tokens, self.plan.n_new_tokens, arm)
+                answered.append(write_out(self.model, ids))
                 progress.advance({self.name: len(self.prompts)})
         return answered
 
@@ -359,13 +361,6 @@ class _Side:
                 self.prompts, answers[0], answers[index + 1], strict=True
             )
         ]
-
-
-def answer_under(model: Model, tokens: Tokens, arm: Arm | None, n_new_tokens: int) -> list[str]:
-    """Answer prompts greedily under an intervention, or plainly; hooks are gone afterwards."""
-    tokenizer = tokenizer_of(model)
-    answers = answer_ids(model, tokens, arm, n_new_tokens)
-    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
 
 
 def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:

@@ -14,28 +14,24 @@ from jaxtyping import Float
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from refusal_lens.config import FIRST_WORDS, REFUSAL_PHRASES, Outcome
+from refusal_lens.config import FIRST_WORDS, Outcome, RefusalConfig
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.answers import answer_ids, write_out
 from refusal_lens.experiments.judges import (
     Agreement,
     Judge,
     agree,
     decide,
-    judge_by_phrases,
+    judge_of,
     newcombe_interval,
     wilson_interval,
 )
 from refusal_lens.models.backends import Model, tokenizer_of
-from refusal_lens.models.batching import run_in_batches
-from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import Hook
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.tokens import Tokens, check_control_tokens, tokenise
 from refusal_lens.validation.thresholds import CONTRAST_GAP, FEW_REFUSED
-
-ANSWER_BUDGET = 4096
-"""Tokens in a batch of answers: each step of an answer is a small forward, so many go together."""
 
 N_FINDING = 64
 """Prompts of each class that refusal tokens are found on."""
@@ -161,14 +157,11 @@ class RefusalReport:
 def measure_refusal(
     model: Model,
     prompts: ContrastSet,
+    settings: RefusalConfig | None = None,
     *,
-    phrases: Sequence[str] = REFUSAL_PHRASES,
-    first_words: Sequence[str] | None = None,
     judge: Judge | None = None,
     hooks: Sequence[Hook] = (),
-    n_new_tokens: int = 24,
     system_prompt: str | None = None,
-    token_budget: int = ANSWER_BUDGET,
     show_progress: bool | None = None,
 ) -> RefusalReport:
     """Answer every prompt greedily and judge whether it was refused.
@@ -183,74 +176,42 @@ def measure_refusal(
     Args:
         model: A model with its tokenizer.
         prompts: Harmful and harmless prompts.
-        phrases: An answer that contains one of them is a refusal; upper and lower case and
-            typographic apostrophes do not matter.
-        first_words: Words that refusals start with; their first tokens are the refusal tokens.
+        settings: How long answers are, who judges, and the words that refusals start with.
         judge: Takes a prompt and its answer and says what became of the request; it decides
-            instead of the phrases.
+            instead of the one that the settings name.
         hooks: Interventions to answer under; they are gone afterwards, also after an error.
-        n_new_tokens: Most tokens in an answer.
         system_prompt: What the system says before each prompt.
-        token_budget: Most tokens in a batch, prompt and answer together.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Returns:
         Answers in the order of `prompts.prompts`.
+
+    Raises:
+        RefusalLensError: There is no such judge, or a prompt holds control tokens.
     """
+    settings = settings or RefusalConfig()
+    judge = judge or judge_of(settings)
     tokens = tokenise(tokenizer_of(model), prompts.prompts, system_prompt)
     check_control_tokens(tokenizer_of(model), prompts.prompts, tokens)
-    choices = [find_refusal_tokens(model, FIRST_WORDS if first_words is None else first_words)]
-    if first_words is None:
+    words = settings.first_words
+    choices = [find_refusal_tokens(model, FIRST_WORDS if words is None else words)]
+    if words is None:
         choices.insert(0, discover_refusal_tokens(model, tokens, prompts.is_harmful))
     choices = [ids for ids in choices if ids]
-    answered = _answer_all(
-        model,
-        tokens,
-        prompts,
-        choices,
-        n_new_tokens=n_new_tokens,
-        hooks=hooks,
-        token_budget=token_budget,
-        show_progress=show_progress,
-    )
-    judge = judge or judge_by_phrases(phrases)
-    return _choose_report(_reports(tokenizer_of(model), prompts, answered, judge, choices))
-
-
-def _answer_all(
-    model: Model,
-    tokens: Tokens,
-    prompts: ContrastSet,
-    choices: Sequence[tuple[int, ...]],
-    *,
-    n_new_tokens: int,
-    hooks: Sequence[Hook],
-    token_budget: int,
-    show_progress: bool | None,
-) -> list[tuple[str, list[float]]]:
-    """Return every answer, with the score of its first token under each choice of tokens."""
-    tokenizer = tokenizer_of(model)
-    answered: list[tuple[str, list[float]]] = [("", [])] * len(tokens)
+    scores: list[list[float]] = [[]] * len(tokens)
     counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
     with ClassProgress("Answering", counts, show_progress) as progress:
 
-        def answer(rows: list[int]) -> None:
-            generated, first = generate_greedily(model, tokens.select(rows), n_new_tokens, hooks)
-            scores = zip(*(refusal_score(first, ids).tolist() for ids in choices), strict=True)
-            for row, ids, score in zip(rows, generated, scores, strict=True):
-                text = tokenizer.decode(ids, skip_special_tokens=True)
-                answered[row] = (text.strip(), list(score))
+        def score(rows: list[int], first: Tensor) -> None:
+            by_choice = (refusal_score(first, ids).tolist() for ids in choices)
+            for row, each in zip(rows, zip(*by_choice, strict=True), strict=True):
+                scores[row] = list(each)
             n_harmful = sum(prompts.is_harmful[row] for row in rows)
             progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
 
-        run_in_batches(
-            [length + n_new_tokens for length in tokens.lengths],
-            answer,
-            token_budget=token_budget,
-            device=str(model.cfg.device),
-            name_of=lambda row: tokens.prompt_ids[row],
-        )
-    return answered
+        ids = answer_ids(model, tokens, settings.n_new_tokens, hooks, on_batch=score)
+    answered = list(zip(write_out(model, ids), scores, strict=True))
+    return _choose_report(_reports(tokenizer_of(model), prompts, answered, judge, choices))
 
 
 def _reports(
@@ -333,12 +294,12 @@ def _mean_first_probabilities(
 ) -> Float[Tensor, " d_vocab"]:
     chosen = tokens.select(rows[:N_FINDING])
     sums: list[Tensor] = []
-
-    def read(batch: list[int]) -> None:
-        _, first = generate_greedily(model, chosen.select(batch), 1)
-        sums.append(first.double().softmax(dim=-1).sum(dim=0))
-
-    run_in_batches(chosen.lengths, read, token_budget=ANSWER_BUDGET, device=str(model.cfg.device))
+    answer_ids(
+        model,
+        chosen,
+        1,
+        on_batch=lambda _, first: sums.append(first.double().softmax(dim=-1).sum(dim=0)),
+    )
     return torch.stack(sums).sum(dim=0) / len(chosen)
 
 

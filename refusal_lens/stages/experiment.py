@@ -16,6 +16,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.answers import answer_ids, write_out
 from refusal_lens.experiments.arms import ADDITION, intervention_of, removal_of
 from refusal_lens.experiments.candidates import (
     TEST,
@@ -29,7 +30,6 @@ from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.experiments.causal_scores import causal_scores, held_out_auroc
 from refusal_lens.experiments.dose_response import (
     Plan,
-    answer_under,
     dose_response,
     evidence_of,
     plan_trials,
@@ -153,8 +153,8 @@ def chat_stage(config: Config, run_folder: RunFolder, console: Console, request:
         tokens = tokenise(tokenizer_of(model), [prompt], config.prompts.system_prompt)
         check_control_tokens(tokenizer_of(model), [prompt], tokens)
         plain, intervened = (
-            answer_under(model, tokens, each, config.refusal.n_new_tokens)[0]
-            for each in (None, arm)
+            write_out(model, answer_ids(model, tokens, config.refusal.n_new_tokens, each))[0]
+            for each in ((), arm)
         )
         terminal.show_answers(console, plain, intervened)
 

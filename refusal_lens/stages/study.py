@@ -15,7 +15,6 @@ from refusal_lens.activations.engines import make_engine
 from refusal_lens.activations.provenance import describe_machine
 from refusal_lens.config import Config
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
 from refusal_lens.files import remove_partial
 from refusal_lens.models.backends import Model, tokenizer_of
@@ -144,14 +143,8 @@ def measure_and_store(
     config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet
 ) -> RefusalReport:
     """Measure refusal as the settings say, and write the answers down."""
-    report = measure_refusal(
-        model,
-        prompts,
-        judge=judge_of(config.refusal),
-        first_words=config.refusal.first_words,
-        n_new_tokens=config.refusal.n_new_tokens,
-        system_prompt=config.prompts.system_prompt,
-    )
+    system_prompt = config.prompts.system_prompt
+    report = measure_refusal(model, prompts, config.refusal, system_prompt=system_prompt)
     run_folder.write_refusal(report)
     return report
 

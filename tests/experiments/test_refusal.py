@@ -8,7 +8,7 @@ import torch
 from conftest import ARCHITECTURES, save_checkpoint
 from scipy.special import logit
 
-from refusal_lens.config import FIRST_WORDS, Config
+from refusal_lens.config import FIRST_WORDS, RefusalConfig
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.judges import agree, newcombe_interval, wilson_interval
 from refusal_lens.experiments.refusal import (
@@ -22,8 +22,6 @@ from refusal_lens.experiments.refusal import (
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.tokens import tokenise
-
-PHRASES = Config().refusal.phrases
 
 
 def test_score_equals_the_logit_of_the_summed_probability():
@@ -86,16 +84,10 @@ def test_answers_stop_before_every_end_of_turn_id(model, prompts):
     assert stopped[0] == free[0][: free[0].index(third)]
 
 
-def test_report_keeps_the_order_of_the_prompts(model, prompts):
-    report = measure_refusal(
-        model,
-        prompts,
-        phrases=PHRASES,
-        first_words=["I"],
-        n_new_tokens=2,
-        token_budget=60,
-        show_progress=False,
-    )
+def test_report_keeps_the_order_of_the_prompts(model, prompts, monkeypatch):
+    monkeypatch.setattr("refusal_lens.experiments.answers.ANSWER_BUDGET", 60)
+    settings = RefusalConfig(n_new_tokens=2, first_words=["I"])
+    report = measure_refusal(model, prompts, settings, show_progress=False)
     assert [a.prompt_id for a in report.answers] == [p.id for p in prompts.prompts]
     assert [a.is_harmful for a in report.answers] == list(prompts.is_harmful)
     assert report.state == "unclear"
@@ -224,8 +216,8 @@ def test_any_callable_can_judge(model, prompts):
     report = measure_refusal(
         model,
         prompts,
+        RefusalConfig(n_new_tokens=2),
         judge=lambda prompt, answer: prompt in {p.text for p in prompts.harmful},
-        n_new_tokens=2,
         show_progress=False,
     )
     assert (report.rate(True), report.rate(False)) == (1.0, 0.0)
@@ -243,7 +235,7 @@ def test_refusal_tokens_are_found_where_answers_begin_otherwise(model, prompts, 
         rows = [(p_harmful if h else p_harmless).log() for h in is_harmful]
         return [[]] * len(rows), torch.stack(rows)
 
-    monkeypatch.setattr("refusal_lens.experiments.refusal.generate_greedily", answer)
+    monkeypatch.setattr("refusal_lens.experiments.answers.generate_greedily", answer)
     assert discover_refusal_tokens(model, tokens, prompts.is_harmful) == (5, 9)
     shuffled = [i % 2 == 0 for i in range(len(tokens))]
     assert discover_refusal_tokens(model, tokens, shuffled) == ()
@@ -251,7 +243,7 @@ def test_refusal_tokens_are_found_where_answers_begin_otherwise(model, prompts, 
 
 def test_found_tokens_are_not_used_where_nothing_is_refused(model, prompts, monkeypatch):
     monkeypatch.setattr("refusal_lens.experiments.refusal.discover_refusal_tokens", lambda *_: (5,))
-    unused = measure_refusal(model, prompts, n_new_tokens=2, show_progress=False)
+    unused = measure_refusal(model, prompts, RefusalConfig(n_new_tokens=2), show_progress=False)
     assert unused.refusal_ids == find_refusal_tokens(model, FIRST_WORDS)
 
 
@@ -259,9 +251,8 @@ def test_answers_can_be_given_under_hooks(model, prompts):
     shift = [("blocks.2.hook_resid_post", lambda x, hook: x + 30 * x.new_ones(32))]
 
     def first_answers(hooks):
-        report = measure_refusal(
-            model, prompts, hooks=hooks, n_new_tokens=3, first_words=["I"], show_progress=False
-        )
+        settings = RefusalConfig(n_new_tokens=3, first_words=["I"])
+        report = measure_refusal(model, prompts, settings, hooks=hooks, show_progress=False)
         return [answer.answer for answer in report.answers]
 
     before = first_answers([])
