@@ -20,6 +20,7 @@ from refusal_lens.models.backends import HookedTransformer, Model, is_hooked
 from refusal_lens.models.batching import fits
 from refusal_lens.models.fast_forward import KeyValues, Stop, forward, why_not_fast
 from refusal_lens.models.hook_points import layer_of, resolve_hook_points, site_of, stop_layer
+from refusal_lens.models.layout import lay_out
 from refusal_lens.models.matmul import fast_products, library_of_products
 from refusal_lens.prompts.positions import (
     Read,
@@ -90,8 +91,10 @@ def make_reader(
         path = {"path": "TransformerLens", "why": reason, "n_prefix": 0, "products": products}
         read = partial(_read_plain, model, names, wanted, sinks)
         return Reader(read, names, wanted, path, model.cfg.d_model, sinks)
+    lay_out(model)
     prefix = _run_prefix(model, tokens.shared_prefix(), names)
     path = {"path": "fast", "why": None, "n_prefix": prefix.n_tokens, "products": products}
+    path["weights"] = "laid out so that transposes are views; shapes and values unchanged"
     read = partial(_read_fast, model, names, wanted, sinks, prefix)
     return Reader(read, names, wanted, path, model.cfg.d_model, sinks)
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hugging_face import first_line
+from refusal_lens.models.layout import lay_out
 from refusal_lens.models.parity import (
     check_parity,
     far_boundary,
@@ -74,6 +75,7 @@ def convert(
     check_parity(model, kept, hf_model, advice)
     cfg.device = device
     model.move_model_modules_to_device()
+    lay_out(model)
     return model
 
 

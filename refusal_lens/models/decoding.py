@@ -4,20 +4,24 @@ Knows where each row's tokens stand and which keys they see. Does not know which
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_lens.models.backends import HookedTransformer
 from refusal_lens.models.fast_forward import (
     BlockInput,
+    Mask,
     Slots,
     Stop,
     embed,
     forward,
     run_block,
+    to_block,
     why_not_fast,
 )
 from refusal_lens.models.hook_points import Hook
@@ -26,6 +30,9 @@ from refusal_lens.prompts.tokens import Tokens
 
 NOT_CALLED = ("hook_attn_scores", "hook_pattern", "hook_result")
 """Hook points inside the fused attention, which never writes them out."""
+
+ALIGNED = 16
+"""CUDA's attention reads masks in rows of so many numbers, and copies those of another length."""
 
 
 def can_decode(model: HookedTransformer, longest: int, hooks: Sequence[Hook]) -> bool:
@@ -48,20 +55,44 @@ class Decoder:
     Prompts are padded on the left, so that every answer's next token stands in the same slot. What
     all prompts share at the beginning may be run once, for a single row; with hooks it is not,
     since a hook may do what it does by row.
+
+    Args:
+        model: A model for which `can_decode` holds.
+        tokens: The prompts.
+        n_new_tokens: Most tokens of an answer.
+        shares_prefix: Run once what all prompts share.
+        counts_on_device: Count on the device which slot is next. Then a step is the same from the
+            first to the last, and can be captured; all slots are looked at, filled or not.
     """
 
     def __init__(
-        self, model: HookedTransformer, tokens: Tokens, n_new_tokens: int, *, shares_prefix: bool
+        self,
+        model: HookedTransformer,
+        tokens: Tokens,
+        n_new_tokens: int,
+        *,
+        shares_prefix: bool,
+        counts_on_device: bool = False,
     ) -> None:
         prefix = tokens.shared_prefix() if shares_prefix else ()
+        device = torch.device(str(model.cfg.device))
         self.model = model
-        self.ids, is_token = pad_left(tokens, len(prefix))
-        n_slots = len(prefix) + self.ids.shape[1] + n_new_tokens
-        device = model.cfg.device
-        self.ids, is_token = self.ids.to(device), is_token.to(device)
-        before = torch.ones(len(tokens), len(prefix), dtype=torch.bool, device=device)
-        self.is_token = torch.cat([before, is_token.bool()], dim=1)
+        ids, is_token = pad_left(tokens, len(prefix))
+        self.ids = ids.to(device)
+        self.n_filled = len(prefix)
+        n_slots = len(prefix) + ids.shape[1] + n_new_tokens
+        if counts_on_device:
+            n_slots += -n_slots % ALIGNED
+        n_answer = n_slots - len(prefix) - ids.shape[1]
+        filled = F.pad(
+            F.pad(is_token.bool(), (len(prefix), 0), value=True), (0, n_answer), value=True
+        )
+        self.is_token = filled.to(device)
+        self.places = (self.is_token.cumsum(dim=1) - 1).clamp(min=0)
         self.slots = [_room(block, len(tokens), n_slots) for block in _blocks(model)]
+        # From the first answer token on.
+        first = torch.tensor([n_slots - n_answer], device=device)
+        self.next_slot = first if counts_on_device else None
         if prefix:
             row = torch.tensor([prefix], device=device)
             past = forward(model, row, Stop(model.cfg.n_layers))
@@ -73,53 +104,74 @@ class Decoder:
 
     def read_prompts(self) -> Float[Tensor, "batch d_vocab"]:
         """Run the prompts, and return the logits of every answer's first token, on the device."""
-        return self._run(self.ids)
+        logits = self._append(self.ids)
+        for slots in self.slots:
+            slots.at = self.next_slot
+        return logits
 
     def read_token(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
         """Run one more token of every answer, and return the logits of the next."""
-        one_more = torch.ones(len(ids), 1, dtype=torch.bool, device=self.is_token.device)
-        self.is_token = torch.cat([self.is_token, one_more], dim=1)
-        return self._run(ids[:, None].to(self.is_token.device))
+        ids = ids[:, None].to(self.ids.device)
+        if self.next_slot is None:
+            return self._append(ids)
+        logits = self._run(ids, self.next_slot, self.is_token.shape[1])
+        self.next_slot += 1
+        return logits
 
     def keep(self, rows: Int[Tensor, " n_kept"]) -> None:
         """Let the other rows go: their answers have ended."""
-        rows = rows.to(self.is_token.device)
-        self.is_token = self.is_token[rows]
-        self.slots = [Slots(s.keys[rows], s.values[rows], s.n_filled) for s in self.slots]
+        self.is_token, self.places = (
+            kept[rows.to(kept.device)] for kept in (self.is_token, self.places)
+        )
+        self.slots = [
+            replace(s, keys=s.keys[rows.to(s.keys.device)], values=s.values[rows.to(s.keys.device)])
+            for s in self.slots
+        ]
 
-    def _run(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_vocab"]:
-        places = (self.is_token.cumsum(dim=1) - 1).clamp(min=0)
-        positions = places[:, -ids.shape[1] :]
-        masks: dict[str, Tensor] = {}
+    def _append(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_vocab"]:
+        stop = self.n_filled + ids.shape[1]
+        at = torch.arange(self.n_filled, stop, device=ids.device)
+        self.n_filled = stop
+        return self._run(ids, at, stop)
+
+    def _run(
+        self, ids: Int[Tensor, "batch pos"], at: Int[Tensor, " pos"], n_keys: int
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """Run tokens that stand `at` these slots, over the keys of the first `n_keys` slots."""
+        positions = self.places[:, at]
         residual = embed(self.model, ids, positions)
         last = len(self.slots) - 1
+        masks: dict[tuple[str, torch.device], Mask] = {}
         for layer, block in enumerate(_blocks(self.model)):
-            kind = block.attn.attn_type
-            if kind not in masks:
-                masks[kind] = self._mask(places, positions, _window(block))
+            residual = to_block(self.model, block, residual)
+            key = block.attn.attn_type, residual.device
+            if key not in masks:
+                masks[key] = self._mask(at, n_keys, block).to(residual.device)
             # Of the last block only the last token's output is needed.
-            read = torch.full_like(ids[:, :1], ids.shape[1] - 1) if layer == last else None
-            mask = masks[kind][:, :, -1:] if layer == last else masks[kind]
-            given = BlockInput(mask=mask, offset=positions, slots=self.slots[layer], read=read)
+            is_read = layer == last and ids.shape[1] > 1
+            read = torch.full_like(ids[:, :1], ids.shape[1] - 1) if is_read else None
+            given = BlockInput(
+                mask=masks[key][:, :, -1:] if is_read else masks[key],
+                offset=positions.to(residual.device),
+                slots=self.slots[layer],
+                read=None if read is None else read.to(residual.device),
+            )
             residual, _ = run_block(block, residual, given)
-        return unembed(self.model, residual)[:, 0].float()
+        return unembed(self.model, residual)[:, 0]
 
-    def _mask(
-        self,
-        places: Int[Tensor, "batch n_filled"],
-        positions: Int[Tensor, "batch pos"],
-        window: int | None,
-    ) -> Bool[Tensor, "batch 1 pos n_filled"]:
+    def _mask(self, at: Int[Tensor, " pos"], n_keys: int, block: Any) -> Mask:
         """Say which keys each token sees: those before it and itself, padding left out."""
-        away = positions[:, :, None] - places[:, None, :]
-        sees = (away >= 0) & self.is_token[:, None, :]
-        if window is not None:
-            sees &= away < window
+        away = self.places[:, at, None] - self.places[:, None, :n_keys]
+        sees = (away >= 0) & self.is_token[:, None, :n_keys]
+        if block.attn.attn_type == "local":
+            sees &= away < block.attn.cfg.window_size
         # Padding sees itself: a softmax over nothing would be NaN, and spread.
-        n_before = places.shape[1] - positions.shape[1]
-        own = torch.arange(positions.shape[1], device=sees.device)
-        sees[:, own, n_before + own] = True
-        return sees[:, None]
+        sees |= at[:, None] == torch.arange(n_keys, device=at.device)
+        if self.model.cfg.attn_scores_soft_cap > 0:
+            return sees[:, None]
+        # Added up once, and not by the attention of every layer anew.
+        scores = torch.zeros(sees.shape, dtype=self.slots[0].keys.dtype, device=sees.device)
+        return scores.masked_fill_(~sees, -torch.inf)[:, None]
 
 
 def pad_left(
@@ -144,13 +196,9 @@ def _blocks(model: HookedTransformer) -> list[Any]:
     return list(model.blocks)
 
 
-def _window(block: Any) -> int | None:
-    attn = block.attn
-    return attn.cfg.window_size if attn.attn_type == "local" else None
-
-
 def _room(block: Any, n_rows: int, n_slots: int) -> Slots:
     cfg, like = block.attn.cfg, block.attn.W_Q
     shape = (n_rows, cfg.n_key_value_heads or cfg.n_heads, n_slots, cfg.d_head)
-    empty = torch.empty(shape, dtype=like.dtype, device=like.device)
-    return Slots(empty, torch.empty_like(empty))
+    # Zeros: what a mask hides is multiplied by zero, and zero times what lies there must be zero.
+    empty = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    return Slots(empty, torch.zeros_like(empty))

@@ -4,7 +4,7 @@ Knows which parts of a `HookedTransformer` it can run exactly, and calls the mod
 on the way. Changes nothing on the model; does not know what hooks do with what they are given.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from refusal_lens.models.backends import HookedTransformer, is_hooked
 
 Queries = Float[Tensor, "batch n_query n_heads d_head"]
 Keys = Float[Tensor, "batch n_keys n_kv_heads d_head"]
+Mask = Bool[Tensor, "*rows n_query n_keys"] | Float[Tensor, "*rows n_query n_keys"]
 
 FLAGS_THAT_CHANGE_THE_BLOCK = (
     *("use_attn_in", "use_split_qkv_input", "use_attn_result", "use_hook_mlp_in"),
@@ -39,12 +40,15 @@ class KeyValues:
 class Slots:
     """Keys and values of one layer, kept in place: room for all that will come, filled from left.
 
-    Nothing is copied when a token is added, as it would be by joining tensors.
+    Nothing is copied when a token is added, as it would be by joining tensors. With `at`, a place
+    that the device itself counts on, all slots are given back, filled or not: shapes and addresses
+    are then those of every step, and the mask hides what is not filled.
     """
 
     keys: Float[Tensor, "batch n_kv_heads n_slots d_head"]
     values: Float[Tensor, "batch n_kv_heads n_slots d_head"]
     n_filled: int = 0
+    at: Int[Tensor, " n_new"] | None = None
 
     def append(
         self,
@@ -55,6 +59,10 @@ class Slots:
         Float[Tensor, "batch n_kept n_kv_heads d_head"],
     ]:
         """Put new positions behind those kept, and return all of them."""
+        if self.at is not None:
+            self.keys.index_copy_(2, self.at, keys.transpose(1, 2))
+            self.values.index_copy_(2, self.at, values.transpose(1, 2))
+            return self.keys.transpose(1, 2), self.values.transpose(1, 2)
         stop = self.n_filled + keys.shape[1]
         kept = []
         for place, new in ((self.keys, keys), (self.values, values)):
@@ -84,8 +92,6 @@ def why_not_fast(model: Any) -> str | None:
         return f"positional embedding {cfg.positional_embedding_type}"
     if cfg.original_architecture in POST_NORM:
         return f"{cfg.original_architecture} normalises after its sublayers"
-    if cfg.n_devices > 1:
-        return "the layers are spread over several devices"
     if cfg.attention_dir != "causal":
         return "attention is not causal"
     on = [flag for flag in FLAGS_THAT_CHANGE_THE_BLOCK if getattr(cfg, flag, False)]
@@ -118,19 +124,20 @@ def forward(
     """
     offset = past[0].keys.shape[1] if past else 0
     residual = embed(model, ids, offset)
-    masks = {kind: _mask(model, kind, ids, offset) for kind in _attention_kinds(model)}
+    masks = _Masks(model, offset)
     kept = []
     for layer in range(stop.n_blocks):
         block: Any = model.blocks[layer]
         is_last = layer == stop.n_blocks - 1
+        residual = to_block(model, block, residual)
         residual, key_values = run_block(
             block,
             residual,
             BlockInput(
                 past=past[layer] if past else None,
-                mask=masks[block.attn.attn_type],
+                mask=masks.of(block, residual),
                 offset=offset,
-                read=read if is_last else None,
+                read=read.to(residual.device) if read is not None and is_last else None,
                 stop_site=stop.site if is_last else "resid_post",
             ),
         )
@@ -164,10 +171,18 @@ def run_blocks(
     model: HookedTransformer, residual: Float[Tensor, "batch pos d_model"], start: int, stop: int
 ) -> Float[Tensor, "batch pos d_model"]:
     """Run the blocks from `start` up to, and without, `stop` over prompts padded on the right."""
-    masks = {kind: _mask(model, kind, residual, 0) for kind in _attention_kinds(model)}
+    masks = _Masks(model, 0)
     for block in list(model.blocks)[start:stop]:
-        residual, _ = run_block(block, residual, BlockInput(mask=masks[block.attn.attn_type]))
+        residual = to_block(model, block, residual)
+        residual, _ = run_block(block, residual, BlockInput(mask=masks.of(block, residual)))
     return residual
+
+
+def to_block(
+    model: HookedTransformer, block: Any, residual: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """Bring the residual stream to the device of a block, where layers are spread over several."""
+    return residual.to(block.attn.W_O.device) if model.cfg.n_devices > 1 else residual
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +190,8 @@ class BlockInput:
     """What a block needs besides the residual stream.
 
     Args:
-        mask: Which keys each query sees; None where plain causal attention says it all.
+        mask: Which keys each query sees, or what is added to their scores; None where plain causal
+            attention says it all.
         offset: Positions before the first of the residual's; or the position of every one.
         past: Keys and values of a prefix that all rows share.
         slots: Where keys and values are kept; instead of `past`.
@@ -183,7 +199,7 @@ class BlockInput:
         stop_site: The last hook point needed.
     """
 
-    mask: Bool[Tensor, "*rows n_query n_keys"] | CausalBias | None
+    mask: Mask | CausalBias | None
     offset: int | Int[Tensor, "batch n_new"] = 0
     past: KeyValues | None = None
     slots: Slots | None = None
@@ -268,6 +284,13 @@ def _fused(
     cap = attn.cfg.attn_scores_soft_cap or -1.0
     if cap > 0:
         return _soft_capped(q, k, v, mask, attn.attn_scale, cap).transpose(1, 2)
+    if q.shape[2] == 1 and mask is not None and mask.ndim == 4:
+        # One query a head: the heads of a group are so many queries of one head, and no key is
+        # read or repeated for each of them.
+        grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+        scale = 1 / float(attn.attn_scale)
+        z = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+        return z.reshape(q.shape).transpose(1, 2)
     if mask is not None and q.is_cuda and not isinstance(mask, CausalBias):
         # With a mask, CUDA's fused kernels take no grouped heads, and torch falls back to the one
         # that writes the scores out.
@@ -302,22 +325,37 @@ def _repeat_groups(
     return heads.repeat_interleave(n_heads // heads.shape[1], dim=1)
 
 
+@dataclass(eq=False)
+class _Masks:
+    """The masks of one forward: one a kind of attention and device."""
+
+    model: HookedTransformer
+    offset: int
+    made: dict[tuple[str, torch.device], Mask | CausalBias | None] = field(default_factory=dict)
+
+    def of(self, block: Any, residual: Tensor) -> Mask | CausalBias | None:
+        """Return the mask of a block, made at first use."""
+        key = block.attn.attn_type, residual.device
+        if key not in self.made:
+            self.made[key] = _mask(block.attn, residual, self.offset)
+        return self.made[key]
+
+
 def _mask(
-    model: HookedTransformer, kind: str, ids: Tensor, offset: int
+    attn: Any, residual: Float[Tensor, "batch pos d_model"], offset: int
 ) -> Bool[Tensor, "pos key_pos"] | CausalBias | None:
     """Say which keys each query sees; None where plain causal attention says it all.
 
     Padding on the right needs no mask: no real token comes after it.
     """
-    n_keys = offset + ids.shape[1]
-    is_windowed = kind == "local" and n_keys > (model.cfg.window_size or n_keys)
+    n_keys = offset + residual.shape[1]
+    is_windowed = attn.attn_type == "local" and n_keys > (attn.cfg.window_size or n_keys)
     if offset == 0 and not is_windowed:
         return None
-    if ids.is_cuda and not is_windowed and not model.cfg.attn_scores_soft_cap > 0:
+    if residual.is_cuda and not is_windowed and not attn.cfg.attn_scores_soft_cap > 0:
         # Said in words, not as a tensor, so that CUDA's flash kernel takes it.
-        return causal_lower_right(ids.shape[1], n_keys)
-    attn = next(block.attn for block in model.blocks if block.attn.attn_type == kind)
-    return _visible(attn, torch.arange(offset, n_keys, device=ids.device), n_keys)
+        return causal_lower_right(residual.shape[1], n_keys)
+    return _visible(attn, torch.arange(offset, n_keys, device=residual.device), n_keys)
 
 
 def _visible(
@@ -329,10 +367,6 @@ def _visible(
     return (
         visible & (keys > queries - attn.cfg.window_size) if attn.attn_type == "local" else visible
     )
-
-
-def _attention_kinds(model: HookedTransformer) -> set[str]:
-    return {block.attn.attn_type for block in model.blocks}
 
 
 def _behind(

@@ -9,7 +9,8 @@ Each method runs in a process of its own; the processes take turns, round by rou
 moment of the machine hits all of them (on a GPU that does not hold all their models, as many as
 fit). Weights are random, prompts random token ids behind a shared prefix; read is the last token at
 every layer. Ours searches its token budget while it runs, as it does for users; the bare forwards
-are given the best one, found beforehand. Prints a Markdown table: the median of the rounds.
+are given the best one, found beforehand, and every method multiplies by the library of ours.
+Prints a Markdown table: the median of the rounds.
 """
 
 import argparse
@@ -30,14 +31,18 @@ import torch
 from rich.console import Console
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
+from refusal_lens.models.matmul import fast_products
+
 N_PREFIX, N_SUFFIX = 24, 5
 WARM_UP = 8
 N_TUNING = 64
+PEERS_BATCH = 32
 BARE_BUDGETS = {"cpu": (512, 1024, 2048), "cuda": (8192, 16384, 32768, 65536, 131072)}
 """Tokens in a batch among which the bare forwards get the fastest."""
 
-GPU_SPARE = 12 * 2**30
-"""Bytes of a GPU's memory left for activations when it is shared out among models."""
+GPU_SPARE, GPU_SPARE_EACH = 12 * 2**30, 3 * 2**30
+"""Bytes of a GPU's memory left for activations when it is shared out among models: in all, and for
+each process."""
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
@@ -140,6 +145,59 @@ def names_filter(model: Qwen2ForCausalLM) -> Run:
     return run
 
 
+def module_hooks(model: Qwen2ForCausalLM) -> Run:
+    """Hooks on Hugging Face's blocks, 32 prompts padded on the left, logits of every position.
+
+    Source:
+        Arditi et al. 2024: `generate_directions.py` of refusal_direction, written anew.
+    """
+
+    def run(prompts: list[list[int]]) -> torch.Tensor:
+        read = []
+        for start in range(0, len(prompts), PEERS_BATCH):
+            rows, mask = pad_left(prompts[start : start + PEERS_BATCH], model.device)
+            states: list[torch.Tensor] = []
+
+            def keep(_module: Any, inputs: Any, states: list[torch.Tensor] = states) -> None:
+                states.append(inputs[0][:, -1].float().cpu())
+
+            handles = [layer.register_forward_pre_hook(keep) for layer in model.model.layers]
+            model(rows, attention_mask=mask)
+            for handle in handles:
+                handle.remove()
+            read.append(torch.stack(states, dim=1))
+        return torch.cat(read)
+
+    return run
+
+
+def one_token(model: Qwen2ForCausalLM) -> Run:
+    """`generate` of one token with all hidden states, 32 prompts padded on the left.
+
+    Source:
+        p-e-w/heretic: `Model.get_residuals`, written anew.
+    """
+
+    def run(prompts: list[list[int]]) -> torch.Tensor:
+        read = []
+        for start in range(0, len(prompts), PEERS_BATCH):
+            rows, mask = pad_left(prompts[start : start + PEERS_BATCH], model.device)
+            answered: Any = model.generate(
+                rows,
+                attention_mask=mask,
+                max_new_tokens=1,
+                do_sample=False,
+                pad_token_id=0,
+                output_hidden_states=True,
+                return_dict_in_generate=True,
+            )
+            states = answered.hidden_states[0][1:]
+            read.append(torch.stack([state[:, -1].float().cpu() for state in states], dim=1))
+        return torch.cat(read)
+
+    return run
+
+
 def bare(model: Qwen2ForCausalLM, budget: int | None, prefix: bool) -> Run:
     """Hugging Face's decoder alone, batches of like length, no hidden states, no unembedding."""
     if budget is None:
@@ -201,6 +259,12 @@ def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
     from refusal_lens.prompts.tokens import Tokens
 
     hooked = to_hooked(model)
+    if rung == "theirs":
+        for parameter in model.parameters():
+            parameter.data = torch.empty(0)  # so that the weights are there once
+        # As TransformerLens's own loading leaves them: each in a tensor of its own, contiguous.
+        for parameter in hooked.parameters():
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     if rung == "plain":
         batch_reader.why_not_fast = lambda model: "the benchmark asks for it"  # type: ignore[assignment]
     if rung == "fast":
@@ -222,11 +286,14 @@ def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
 METHODS: dict[str, tuple[str, Callable[[Any, int | None], Run]]] = {
     "article": ("one prompt at a time (the article)", lambda m, b: article(m)),
     "names_filter": ("run_with_cache, names filter, batch 32", lambda m, b: names_filter(m)),
+    "module_hooks": ("hooks on modules, full logits, batch 32", lambda m, b: module_hooks(m)),
+    "one_token": ("`generate` of one token, batch 32", lambda m, b: one_token(m)),
     "plain": ("ours, TransformerLens's forward", lambda m, b: ours(m, b, "plain")),
     "bare": ("bare Hugging Face forward", lambda m, b: bare(m, b, False)),
     "bare_prefix": ("bare, prefix once", lambda m, b: bare(m, b, True)),
     "fast": ("ours, fast forward", lambda m, b: ours(m, b, "fast")),
     "prefix": ("ours, fast forward, prefix once", lambda m, b: ours(m, b, "prefix")),
+    "theirs": ("ours, on TransformerLens's own model", lambda m, b: ours(m, b, "theirs")),
 }
 
 
@@ -246,6 +313,17 @@ def expand(past: DynamicCache, n_rows: int) -> DynamicCache:
     return cache
 
 
+def pad_left(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad on the left; return ids and the mask."""
+    longest = max(map(len, prompts))
+    rows = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(rows)
+    for row, ids in enumerate(prompts):
+        rows[row, longest - len(ids) :] = torch.tensor(ids)
+        mask[row, longest - len(ids) :] = 1
+    return rows.to(device), mask.to(device)
+
+
 def pad(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad on the right; return ids and the place of each last token."""
     longest = max(map(len, prompts))
@@ -263,7 +341,18 @@ def work(options: argparse.Namespace) -> None:
     dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
     attention = "eager" if options.worker == "article" else "sdpa"
     model = make_model(options.shape, options.device, dtype, attention)
-    run = METHODS[options.worker][1](model, options.budget)
+    method = METHODS[options.worker][1](model, options.budget)
+    cfg = argparse.Namespace(
+        device=options.device,
+        d_model=model.config.hidden_size,
+        d_mlp=model.config.intermediate_size,
+    )
+
+    def run(prompts: list[list[int]]) -> torch.Tensor:
+        # Every method multiplies by the library that ours chooses on this machine.
+        with fast_products(cfg):
+            return method(prompts)
+
     is_warm = False
     for line in sys.stdin:
         prompts = make_ids(int(line), not options.no_shared_prefix)
@@ -356,7 +445,8 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """Let all methods take turns, and print a table for each number of prompts."""
     console = Console(soft_wrap=True)
-    console.print(f"{options.shape}, {describe_machine(options.device)}")
+    dtype = "float32" if options.device == "cpu" else "bfloat16"
+    console.print(f"{options.shape}, {dtype}, {describe_machine(options.device)}")
     results: dict[int, dict[str, list[dict[str, float]]]] = {n: {} for n in options.n}
     for methods in groups(options):
         workers = {method: start(method, options) for method in methods}
@@ -378,7 +468,7 @@ def groups(options: argparse.Namespace) -> list[list[str]]:
             model = Qwen2ForCausalLM(make_config(options.shape))
         n_bytes = 2 * sum(parameter.numel() for parameter in model.parameters())
         total = torch.cuda.get_device_properties(0).total_memory
-        at_once = max(1, int((total - GPU_SPARE) / n_bytes))
+        at_once = max(1, int((total - GPU_SPARE) / (n_bytes + GPU_SPARE_EACH)))
     first = len(options.methods) % at_once
     starts = [*([0] if first else []), *range(first, len(options.methods), at_once)]
     return [
@@ -393,9 +483,8 @@ def describe_machine(device: str) -> str:
     names = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
     processor = names[0] if names else platform.machine()
     machine = torch.cuda.get_device_name() if device != "cpu" else processor
-    dtype = "float32" if device == "cpu" else "bfloat16"
     return (
-        f"{dtype}, {machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{datetime.date.today()}, load {os.getloadavg()[0]:.1f}"
     )
 
@@ -432,7 +521,7 @@ def serve_moments(n_prompts: int) -> None:
 def show_moments(numbers: list[int]) -> None:
     """Print time and memory of moments mode by the number of prompts, each in a fresh process."""
     console = Console(soft_wrap=True)
-    console.print(f"collect_moments, tiny-refuser, {describe_machine('cpu')}\n")
+    console.print(f"collect_moments, tiny-refuser, float32, {describe_machine('cpu')}\n")
     console.print("| prompts | prompts/s | the prompts themselves, MiB | extra at the peak, MiB |")
     console.print("|---|---|---|---|")
     for n in numbers:

@@ -86,3 +86,19 @@ def test_prompts_are_padded_on_the_left_from_the_token_asked_for(model, tokens):
     assert ids.shape[1] == max(tokens.lengths) - 2
     for row, prompt in enumerate(tokens.ids):
         assert ids[row][mask[row].bool()].tolist() == list(prompt[2:])
+
+
+def test_steps_that_count_on_the_device_answer_alike(model, tokens):
+    """A captured step looks at all slots, filled or not; CUDA's graphs need CUDA, this does not."""
+    with torch.no_grad():
+        plain, on_device = (
+            Decoder(model, tokens, N_NEW, shares_prefix=True, counts_on_device=counts)
+            for counts in (False, True)
+        )
+        first = plain.read_prompts()
+        torch.testing.assert_close(on_device.read_prompts(), first, rtol=1e-5, atol=1e-5)
+        latest = first.argmax(dim=-1)
+        for _ in range(N_NEW - 1):
+            logits = plain.read_token(latest)
+            torch.testing.assert_close(on_device.read_token(latest), logits, rtol=1e-4, atol=1e-4)
+            latest = logits.argmax(dim=-1)
