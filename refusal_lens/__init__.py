@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from refusal_lens.experiments.attribution import attribute as attribute
     from refusal_lens.experiments.causal_choice import CausalRule as CausalRule
     from refusal_lens.experiments.causal_choice import choose_causal as choose_causal
+    from refusal_lens.experiments.causal_scores import CausalPlan as CausalPlan
     from refusal_lens.experiments.causal_scores import CausalScores as CausalScores
     from refusal_lens.experiments.causal_scores import causal_scores as causal_scores
     from refusal_lens.experiments.interventions import ablate as ablate
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Activations": "activations.pooled",
     "Attribution": "experiments.attribution",
+    "CausalPlan": "experiments.causal_scores",
     "CausalRule": "experiments.causal_choice",
     "CausalScores": "experiments.causal_scores",
     "ChatFormat": "prompts.chat_format",

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from jaxtyping import Bool
@@ -30,6 +30,25 @@ from refusal_lens.prompts.tokens import Tokens, check_control_tokens, tokenise
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
+class Reading(TypedDict, total=False):
+    """How a collection is read and kept."""
+
+    sinks: Sinks
+    """Attention sinks (the first token, and norms above ten times the prompt's median) are
+    `left_out` of means, or `kept` in them."""
+    token_budget: int | None
+    """Most tokens in a batch, padding included; None finds what is fastest."""
+    dtype: Dtype
+    """Precision in a folder; no matter without one."""
+
+
+class CollectionOptions(Reading, total=False):
+    """What may be said beside prompts and places: keywords of whatever makes a `Collection`."""
+
+    system_prompt: str | None
+    """What the system says before each prompt."""
+
+
 @dataclass(frozen=True, eq=False)
 class Collection:
     """What is collected, in plain values; made by `Collection.of`, which tokenises once.
@@ -48,12 +67,10 @@ class Collection:
     hook_points: tuple[str, ...]
     """Selectors, see `resolve_hook_points`."""
     positions: tuple[str, ...]
+    # The others are as in `Reading`.
     sinks: Sinks = "left_out"
-    """Attention sinks are `left_out` of means, or `kept` in them."""
     token_budget: int | None = None
-    """Most tokens in a batch, padding included; None finds what is fastest."""
     dtype: Dtype = "float32"
-    """Precision on disk; no matter without a folder."""
 
     @classmethod
     def of(
@@ -64,7 +81,7 @@ class Collection:
         positions: str | Sequence[str] = "last",
         *,
         system_prompt: str | None = None,
-        **kept: Any,
+        **reading: Unpack[Reading],
     ) -> "Collection":
         """Tokenise prompts and check that each has every position.
 
@@ -73,10 +90,11 @@ class Collection:
         Args:
             tokenizer: A fast Hugging Face tokenizer.
             prompts: Harmful and harmless prompts.
-            hook_points: Selectors.
-            positions: Positions.
+            hook_points: Selectors, see `resolve_hook_points`.
+            positions: `last`, `mean` (all tokens of the formatted prompt), `instruction_mean` (the
+                user's own tokens), or `-k` (k-th token from the end).
             system_prompt: What the system says before each prompt.
-            kept: `sinks`, `token_budget` and `dtype`.
+            reading: `sinks`, `token_budget` and `dtype`, see `Reading`.
 
         Raises:
             RefusalLensError: As `tokenise`, or a prompt that holds control tokens or does not have
@@ -93,8 +111,8 @@ class Collection:
         check_positions(tokens, wanted, n_ctx=None)
         template = _describe_template(tokenizer, prompts, system_prompt)
         if template["ending"] is not None:
-            said = f"{template['ending']['cause']} {template['ending']['remedy']}"
-            warnings.warn(said, RefusalLensWarning, stacklevel=3)
+            sentences = f"{template['ending']['cause']} {template['ending']['remedy']}"
+            warnings.warn(sentences, RefusalLensWarning, stacklevel=3)
         harmful = tokens.select(range(min(3, len(prompts.harmful))))
         return cls(
             prompts,
@@ -103,7 +121,7 @@ class Collection:
             tuple(positions_read(tokenizer, harmful, wanted)),
             (hook_points,) if isinstance(hook_points, str) else tuple(hook_points),
             wanted,
-            **kept,
+            **reading,
         )
 
     def __len__(self) -> int:

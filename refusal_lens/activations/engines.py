@@ -5,9 +5,9 @@ Knows which engine is asked for. Does not know how either does it.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, Unpack, runtime_checkable
 
-from refusal_lens.activations.collection import Collection, Dtype
+from refusal_lens.activations.collection import Collection, CollectionOptions
 from refusal_lens.activations.collector import LocalEngine
 from refusal_lens.activations.moments import Moments
 from refusal_lens.activations.pooled import Activations
@@ -17,7 +17,6 @@ from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.prompts.chat_format import keep_date
 from refusal_lens.prompts.contrast import ContrastSet
-from refusal_lens.prompts.positions import Sinks
 
 
 @runtime_checkable
@@ -87,33 +86,25 @@ def collect(
     hook_points: str | Sequence[str] = "resid_post",
     positions: str | Sequence[str] = "last",
     *,
-    system_prompt: str | None = None,
-    sinks: Sinks = "left_out",
-    token_budget: int | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
-    dtype: Dtype = "float32",
     engine: EngineName = "local",
     show_progress: bool | None = None,
+    **options: Unpack[CollectionOptions],
 ) -> Activations:
     """Collect activations at any hook points and positions of the residual stream.
 
     Args:
         model: A model with its tokenizer, or the settings to load one by.
         prompts: Harmful and harmless prompts.
-        hook_points: Selectors, see `resolve_hook_points`.
-        positions: `last`, `mean` (all tokens of the formatted prompt), `instruction_mean` (the
-            user's own tokens), or `-k` (k-th token from the end).
-        system_prompt: What the system says before each prompt.
-        sinks: Attention sinks (the first token, and norms above ten times the prompt's median) are
-            `left_out` of means, or `kept` in them.
-        token_budget: Most tokens in a batch, padding included; None finds what is fastest here.
+        hook_points: As in `Collection.of`.
+        positions: As in `Collection.of`.
         folder: Where to store them, shard by shard; for Ray, one that all machines see.
         resume: Go on with what is in `folder`, on the date of its beginning where the template
             writes one; the result is the same to the last bit.
-        dtype: Precision in `folder`; no matter without one.
         engine: `local`, `ray`, or an `EngineConfig` that says what workers get.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
+        options: `system_prompt`, `sinks`, `token_budget` and `dtype`, see `CollectionOptions`.
 
     Returns:
         Activations in the order of `prompts.prompts`: harmful first, with the groups that
@@ -130,16 +121,7 @@ def collect(
     tokenizer, place = _tokenizer(model), None if folder is None else Path(folder)
     if place is not None and resume:
         keep_date(tokenizer, date_of_store(place))
-    collection = Collection.of(
-        tokenizer,
-        prompts,
-        hook_points,
-        positions,
-        system_prompt=system_prompt,
-        sinks=sinks,
-        token_budget=token_budget,
-        dtype=dtype,
-    )
+    collection = Collection.of(tokenizer, prompts, hook_points, positions, **options)
     reader = make_engine(model, engine)
     return reader.collect(collection, place, resume=resume, show_progress=show_progress)
 
@@ -150,11 +132,9 @@ def collect_moments(
     hook_points: str | Sequence[str] = "resid_post",
     positions: str | Sequence[str] = "last",
     *,
-    system_prompt: str | None = None,
-    sinks: Sinks = "left_out",
-    token_budget: int | None = None,
     engine: EngineName = "local",
     show_progress: bool | None = None,
+    **options: Unpack[CollectionOptions],
 ) -> Moments:
     """Collect only what `fit_directions` needs of millions of prompts: no activation is kept.
 
@@ -170,15 +150,7 @@ def collect_moments(
         >>> collect_moments(tiny_model, prompts, "resid_post:0-1").harmful.mean.shape
         torch.Size([2, 1, 32])
     """
-    collection = Collection.of(
-        _tokenizer(model),
-        prompts,
-        hook_points,
-        positions,
-        system_prompt=system_prompt,
-        sinks=sinks,
-        token_budget=token_budget,
-    )
+    collection = Collection.of(_tokenizer(model), prompts, hook_points, positions, **options)
     return make_engine(model, engine).collect_moments(collection, show_progress=show_progress)
 
 

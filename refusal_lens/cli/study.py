@@ -1,10 +1,11 @@
 """Commands of the study: run, and its stages one by one."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,35 +33,9 @@ ConfigArgument = Annotated[
         "that comes with the package, offline.",
     ),
 ]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Name on the Hugging Face hub, or a local folder.")
-]
-HarmfulOption = Annotated[
-    str | None, typer.Option("--harmful", help="File of prompts that the model refuses.")
-]
-HarmlessOption = Annotated[
-    str | None, typer.Option("--harmless", help="File of prompts that it answers.")
-]
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", help="Run folder. Default: <output>/<model>/<config>, numbered."),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
-]
-DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")
-]
-EngineOption = Annotated[
-    str | None,
-    typer.Option("--engine", help="local, or ray: workers on one or many machines collect."),
-]
-RayAddressOption = Annotated[
-    str | None,
-    typer.Option(
-        "--ray-address",
-        help="Cluster to join (host:6379). Default: RAY_ADDRESS, or a Ray started here.",
-    ),
 ]
 ResumeOption = Annotated[
     bool,
@@ -90,41 +65,53 @@ PlotOutputOption = Annotated[
 ]
 
 
+def _text(help_: str) -> Any:
+    return Annotated[str | None, typer.Option(help=help_)]
+
+
+KEY_OPTIONS: dict[str, tuple[str, Any]] = {
+    "model": ("model.name", _text("Name on the Hugging Face hub, or a local folder.")),
+    "harmful": ("prompts.harmful", _text("File of prompts that the model refuses.")),
+    "harmless": ("prompts.harmless", _text("File of prompts that it answers.")),
+    "hook_point": ("collect.hook_points", HookPointOption),
+    "position": ("collect.positions", PositionOption),
+    "device": ("model.device", _text("auto, cpu, cuda, cuda:1 or mps.")),
+    "dtype": ("model.dtype", _text("auto, float32, bfloat16 or float16.")),
+    "engine": (
+        "engine.name",
+        _text("local, or ray: workers on one or many machines collect."),
+    ),
+    "ray_address": (
+        "engine.ray_address",
+        _text("Cluster to join (host:6379). Default: RAY_ADDRESS, or a Ray started here."),
+    ),
+}
+"""Options that stand for a key of the config, by their names; a row is all that one more needs."""
+
+
 def _starts_a_run(act: Callable[["Config", "RunFolder", bool], None]) -> Callable[..., None]:
     """Make a command of what is to be done with a new run: its options, settings and folder."""
 
     def command(
         config: ConfigArgument = None,
-        model: ModelOption = None,
-        harmful: HarmfulOption = None,
-        harmless: HarmlessOption = None,
-        hook_point: HookPointOption = None,
-        position: PositionOption = None,
         output: OutputOption = None,
-        device: DeviceOption = None,
-        dtype: DtypeOption = None,
-        engine: EngineOption = None,
-        ray_address: RayAddressOption = None,
         resume: ResumeOption = False,
         set_: SetOption = None,
+        **by_name: Any,
     ) -> None:
-        options = _overrides(
-            {
-                "model.name": model,
-                "prompts.harmful": harmful,
-                "prompts.harmless": harmless,
-                "collect.hook_points": hook_point or None,
-                "collect.positions": position or None,
-                "model.device": device,
-                "model.dtype": dtype,
-                "engine.name": engine,
-                "engine.ray_address": ray_address,
-            },
-            set_,
-        )
-        with _new_run(config, options, output, resume) as (settings, run_folder):
+        # An option that was not given is None, or an empty list.
+        given = {KEY_OPTIONS[name][0]: value for name, value in by_name.items() if value != []}
+        with _new_run(config, _overrides(given, set_), output, resume) as (settings, run_folder):
             act(settings, run_folder, resume)
 
+    # What typer reads: the table's options stand where `by_name` takes them.
+    first, *others, _ = inspect.signature(command).parameters.values()
+    options = [
+        inspect.Parameter(name, first.kind, default=None, annotation=hint)
+        for name, (_, hint) in KEY_OPTIONS.items()
+    ]
+    signature = inspect.Signature([first, *options, *others])
+    command.__dict__.update(__signature__=signature)
     command.__name__, command.__doc__ = act.__name__, act.__doc__
     return command
 

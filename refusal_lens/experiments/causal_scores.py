@@ -58,6 +58,27 @@ from refusal_lens.prompts.tokens import Tokens, tokenise
 from refusal_lens.validation.frames import rows_where
 
 
+@dataclass(frozen=True)
+class CausalPlan:
+    """How candidates are scored and chosen among."""
+
+    rule: CausalRule = CausalRule()
+    """Thresholds."""
+    intervention: str = "affine_ablate"
+    """Name of one that removes refusal: the choice goes by it, and its rows come first. At zero
+    (`ablate`) the model may never be."""
+    n_answer_tokens: int = 8
+    """Answer tokens that the longer KL goes over."""
+    n_controls: int = 20
+    """Random directions of each candidate's length that it is ranked among."""
+    clip_quantile: float | None = CLIP_QUANTILE
+    """As in `fit_directions`."""
+    system_prompt: str | None = None
+    """What the system says before each prompt."""
+    seed: int = 0
+    """Of the split, of the random directions and of the bootstrap."""
+
+
 @dataclass(frozen=True, eq=False)
 class CausalScores:
     """One row a candidate and intervention that removes refusal, and the choice among them.
@@ -81,22 +102,15 @@ def causal_scores(
     activations: Activations,
     prompts: ContrastSet,
     refusal: RefusalReport,
+    plan: CausalPlan | None = None,
     *,
-    rule: CausalRule | None = None,
-    intervention: str = "affine_ablate",
-    n_answer_tokens: int = 8,
-    n_controls: int = 20,
-    clip_quantile: float | None = CLIP_QUANTILE,
-    system_prompt: str | None = None,
-    seed: int = 0,
     show_progress: bool | None = None,
 ) -> CausalScores:
     """Score every candidate by what it does to refusal, and choose one.
 
     Directions are fitted on one third of the prompts and scored on another; the last third is left
     for what is measured with the chosen one. All interventions that remove refusal stand side by
-    side; `intervention` says which of them the choice goes by. Affine ablation is the default,
-    because zero may be a place where the model never is.
+    side; `plan.intervention` says which of them the choice goes by.
 
     The verdict counts a prompt as refused where its refusal score reaches the threshold that
     follows the judge best (`RefusalReport.score_threshold`); where none does, it cannot tell.
@@ -107,13 +121,7 @@ def causal_scores(
         activations: Of all prompts, in their order.
         prompts: The prompts.
         refusal: What `measure_refusal` found: the refusal tokens, and what the judge said.
-        rule: Thresholds; None takes the paper's.
-        intervention: Name of one that removes refusal; its rows come first.
-        n_answer_tokens: Answer tokens that the longer KL goes over.
-        n_controls: Random directions of each candidate's length that it is ranked among.
-        clip_quantile: As in `fit_directions`.
-        system_prompt: What the system says before each prompt.
-        seed: Of the split, of the random directions and of the bootstrap.
+        plan: What is tried, and the limits of the choice.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Raises:
@@ -122,14 +130,12 @@ def causal_scores(
     Source:
         Arditi et al. 2024, arXiv 2406.11717, appendix C; Marshall et al. 2024, arXiv 2411.09003.
     """
-    rule = rule or CausalRule()
-    removes = tuple(each.name for each in removals(first=removal_of(intervention).name))
-    parts = deal_parts(activations, seed)
-    candidates = fit_candidates(activations, parts, clip_quantile=clip_quantile)
+    plan = plan or CausalPlan()
+    removes = tuple(each.name for each in removals(first=removal_of(plan.intervention).name))
+    parts = deal_parts(activations, plan.seed)
+    candidates = fit_candidates(activations, parts, clip_quantile=plan.clip_quantile)
     rows = take_prompts(prompts, parts, SELECT)
-    runner = _Runner.of(
-        model, prompts, rows, refusal, n_answer_tokens, system_prompt, show_progress
-    )
+    runner = _Runner.of(model, prompts, rows, refusal, plan, show_progress)
     runs = runner.run(candidates, removes)
     scored = [
         _Scored(
@@ -137,17 +143,17 @@ def causal_scores(
             name,
             runs.seen(index, name),
             refusal,
-            rule.max_kl,
-            seed,
+            plan.rule.max_kl,
+            plan.seed,
             *held_out_auroc(candidate, activations, parts),
             *(_units(activations, rows, side) for side in (True, False)),
         )
         for name in removes
         for index, candidate in enumerate(candidates)
     ]
-    ranked = runner.rank(scored, n_controls, seed)
+    ranked = runner.rank(scored, plan.n_controls, plan.seed)
     table = pd.DataFrame([each.row() for each in ranked])
-    table, choice = judge_table(table, model.cfg.n_layers, rule, intervention)
+    table, choice = judge_table(table, model.cfg.n_layers, plan.rule, plan.intervention)
     return CausalScores(table, choice, runner.n_passes, len(rows))
 
 
@@ -293,21 +299,20 @@ class _Runner:
         prompts: ContrastSet,
         rows: Sequence[int],
         refusal: RefusalReport,
-        n_answer_tokens: int,
-        system_prompt: str | None,
+        plan: CausalPlan,
         show_progress: bool | None,
     ) -> "_Runner":
         harmful, harmless = (
             tokenise(
                 tokenizer_of(model),
                 [prompts.prompts[i] for i in rows if prompts.is_harmful[i] is side],
-                system_prompt,
+                plan.system_prompt,
             )
             for side in (True, False)
         )
         # Nothing but the first token of answers to harmful prompts is scored.
         continued = continue_prompts(harmful, [()] * len(harmful), 1)
-        plain = answer_plainly(model, harmless, n_answer_tokens)
+        plain = answer_plainly(model, harmless, plan.n_answer_tokens)
         return cls(model, refusal.refusal_ids, continued, plain, show_progress)
 
     def run(self, candidates: Sequence[Candidate], removes: tuple[str, ...]) -> _Runs:

@@ -27,7 +27,7 @@ from refusal_lens.experiments.candidates import (
     take_prompts,
 )
 from refusal_lens.experiments.causal_choice import CausalRule
-from refusal_lens.experiments.causal_scores import causal_scores, held_out_auroc
+from refusal_lens.experiments.causal_scores import CausalPlan, causal_scores, held_out_auroc
 from refusal_lens.experiments.dose_response import (
     Plan,
     dose_response,
@@ -80,19 +80,16 @@ def select_stage(config: Config, run_folder: RunFolder, console: Console) -> lis
     removal_of(causal.intervention)
     prompts, activations, model = _open(config, run_folder, console)
     refusal = _refusal(config, run_folder, model, prompts)
-    scores = causal_scores(
-        model,
-        activations,
-        prompts,
-        refusal,
-        rule=CausalRule(causal.max_layer_share, causal.max_kl, causal.min_induce),
-        intervention=causal.intervention,
-        n_answer_tokens=causal.n_answer_tokens,
-        n_controls=config.dose.n_controls,
-        clip_quantile=config.directions.clip_quantile,
-        system_prompt=config.prompts.system_prompt,
-        seed=config.validation.seed,
+    plan = CausalPlan(
+        CausalRule(causal.max_layer_share, causal.max_kl, causal.min_induce),
+        causal.intervention,
+        causal.n_answer_tokens,
+        config.dose.n_controls,
+        config.directions.clip_quantile,
+        config.prompts.system_prompt,
+        config.validation.seed,
     )
+    scores = causal_scores(model, activations, prompts, refusal, plan)
     terminal.show_causal(console, scores)
     terminal.show_causal_choice(console, scores.choice, compare_removals(scores.table))
     return [run_folder.write_table("causal_scores", scores.table)]

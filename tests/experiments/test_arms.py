@@ -14,7 +14,7 @@ from refusal_lens.experiments.arms import (
     removal_of,
 )
 from refusal_lens.experiments.candidates import FIT, TEST, fit_candidates
-from refusal_lens.experiments.causal_scores import causal_scores
+from refusal_lens.experiments.causal_scores import CausalPlan, causal_scores
 from refusal_lens.experiments.dose_response import Plan, dose_response, plan_trials
 from refusal_lens.experiments.interventions import add
 from refusal_lens.experiments.refusal import Answer, RefusalReport
@@ -42,8 +42,7 @@ def test_a_new_row_is_scored_chosen_by_and_drawn(toy, model, prompts, activation
         activations,
         prompts,
         RefusalReport(tuple(answers), ("a",), (5,)),
-        intervention=toy,
-        n_answer_tokens=2,
+        CausalPlan(intervention=toy, n_answer_tokens=2),
         show_progress=False,
     )
     table = scores.table
