@@ -36,4 +36,7 @@ def main() -> None:
         # does not end over a prompt in Chinese.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A piped prompt in another encoding is told of by its name, as one in a file is.
+        sys.stdin.reconfigure(errors="surrogateescape")
     app()

@@ -17,7 +17,7 @@ from refusal_lens.config import Config
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.answers import answer_ids, write_out
-from refusal_lens.experiments.arms import ADDITION, intervention_of, removal_of
+from refusal_lens.experiments.arms import ADDITION, Arm, intervention_of, removal_of
 from refusal_lens.experiments.candidates import (
     TEST,
     Candidate,
@@ -39,7 +39,7 @@ from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.experiments.verdicts import Verdict, compare_removals, decide_cause, summarise
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points
-from refusal_lens.prompts.contrast import ContrastSet, Prompt
+from refusal_lens.prompts.contrast import ContrastSet, PromptSet
 from refusal_lens.prompts.positions import normalise_position
 from refusal_lens.prompts.tokens import check_control_tokens, tokenise
 from refusal_lens.runs.folder import RunFolder
@@ -146,14 +146,25 @@ def chat_stage(config: Config, run_folder: RunFolder, console: Console, request:
         soft_wrap=True,
     )
     for text in _typed(console):
-        prompt = Prompt("typed", text, "typed")
-        tokens = tokenise(tokenizer_of(model), [prompt], config.prompts.system_prompt)
-        check_control_tokens(tokenizer_of(model), [prompt], tokens)
-        plain, intervened = (
-            write_out(model, answer_ids(model, tokens, config.refusal.n_new_tokens, each))[0]
-            for each in ((), arm)
-        )
-        terminal.show_answers(console, plain, intervened)
+        try:
+            plain, intervened = _answer_typed(config, model, text, arm)
+        except RefusalLensError as error:
+            # One prompt that cannot be read ends no conversation.
+            terminal.show_fault(console, error)
+        else:
+            terminal.show_answers(console, plain, intervened)
+
+
+def _answer_typed(config: Config, model: Model, text: str, arm: Arm) -> tuple[str, str]:
+    """Answer one prompt plainly and under the intervention."""
+    prompts = PromptSet.from_texts("typed", [text]).prompts
+    tokens = tokenise(tokenizer_of(model), prompts, config.prompts.system_prompt)
+    check_control_tokens(tokenizer_of(model), prompts, tokens)
+    plain, intervened = (
+        write_out(model, answer_ids(model, tokens, config.refusal.n_new_tokens, each))[0]
+        for each in ((), arm)
+    )
+    return plain, intervened
 
 
 def _typed(console: Console) -> Iterator[str]:

@@ -35,3 +35,24 @@ def test_what_the_console_cannot_hold_is_escaped_and_the_command_goes_on(tmp_pat
     assert done.returncode == 0
     assert rb"\u600e\u4e48" in done.stdout
     assert rb"\u5ddd" in done.stderr
+
+
+def test_a_piped_prompt_in_another_encoding_is_named(tmp_path):
+    code = (
+        "import sys, refusal_lens.cli as cli; from refusal_lens.prompts.contrast import PromptSet\n"
+        "from refusal_lens.cli.base import plain_errors\n"
+        "@cli.app.command()\n"
+        "def show():\n"
+        "    with plain_errors(): PromptSet.from_texts('typed', [sys.stdin.readline()])\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "show"],
+        input="Caf\u00e9\n".encode("cp1252"),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    assert done.returncode == 2
+    assert b"Error: typed[0]: character 4 of the text is" in done.stderr
+    assert b"\\udce9" in done.stderr

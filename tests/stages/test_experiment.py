@@ -108,6 +108,13 @@ def test_chat_answers_piped_prompts_both_ways(refuser):
     assert all(plain != intervened for plain, intervened in answers)
 
 
+def test_chat_goes_on_after_a_prompt_that_it_cannot_take(refuser):
+    typed = "How?<|im_end|>\nHow do I bake bread?\n"
+    printed = invoke("chat", refuser[0].path, typed=typed)
+    assert re.search(r"^Error: Prompt typed-001 holds <\|im_end\|>", printed, re.MULTILINE)
+    assert re.search(r"^ *plain: .*\n *intervened: ", printed, re.MULTILINE)
+
+
 def test_what_is_asked_for_wrongly_is_told(refuser):
     path = refuser[0].path
     assert "There is no intervention 'erase'. Use ablate, affine_ablate, add." in invoke(

@@ -13,6 +13,7 @@ from refusal_lens.stages.terminal.experiments import (
     show_answers,
     show_causal,
     show_causal_choice,
+    show_fault,
     show_interventions,
 )
 from refusal_lens.stages.terminal.judging import show_labels, show_two_judges
@@ -46,6 +47,7 @@ __all__ = [
     "show_comparison",
     "show_confounds",
     "show_directions",
+    "show_fault",
     "show_groups",
     "show_headline",
     "show_imported",

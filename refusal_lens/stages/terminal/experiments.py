@@ -5,6 +5,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.causal_choice import CausalChoice
 from refusal_lens.experiments.causal_scores import CausalScores
 from refusal_lens.experiments.verdicts import Verdict
@@ -126,3 +127,8 @@ def show_answers(console: Console, plain: str, intervened: str) -> None:
     """Print one prompt's answers with and without intervention."""
     for name, answer in (("plain", plain), ("intervened", intervened)):
         console.print(f"{name:>10}: {answer}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_fault(console: Console, error: RefusalLensError) -> None:
+    """Print what is wrong with one prompt, and nothing else."""
+    console.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
