@@ -101,6 +101,28 @@ def test_functions_stay_short():
                 assert code_lines(node) <= 60, f"{path.name}: {node.name}"
 
 
+JUDGING = [
+    *(f"experiments/{name}" for name in ("verdicts", "causal_choice", "refusal_states")),
+    *(f"validation/{name}" for name in ("best_place", "stability", "confounds")),
+    *("runs/diagnosis", "report/answer", "report/tables", "stages/terminal/scores"),
+]
+
+
+@pytest.mark.parametrize("module", JUDGING)
+def test_limits_of_verdicts_stand_in_thresholds(module):
+    """What is left is counted (N_), shown (MAX_ROWS) or private to a formula."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    numbers = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name) and isinstance(node.value.value, int | float)
+    }
+    left = {name for name in numbers if not name.startswith(("N_", "_"))}
+    assert left <= {"MAX_ROWS", "MIN_OF_CATEGORY", "LAYER_DRAWS"}
+
+
 def modules_after(statement: str) -> set[str]:
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

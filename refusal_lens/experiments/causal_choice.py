@@ -11,11 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_lens.config import CausalConfig
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, site_of
 
 N_NEAR_MISSES = 3
 _COLUMNS = ("hook_point", "position", "bypass", "induce", "kl")
+_PAPER = CausalConfig()
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,14 @@ class CausalRule:
         so does this.
     """
 
-    max_layer_share: float = 0.8
-    max_kl: float = 0.1
-    min_induce: float = 0.0
+    max_layer_share: float = _PAPER.max_layer_share
+    max_kl: float = _PAPER.max_kl
+    min_induce: float = _PAPER.min_induce
+
+    @classmethod
+    def of(cls, settings: CausalConfig) -> "CausalRule":
+        """Take the thresholds of a run's settings."""
+        return cls(settings.max_layer_share, settings.max_kl, settings.min_induce)
 
     def reasons(self, scores: "CausalEntry", n_layers: int) -> tuple[str, ...]:
         """Say why a candidate is dropped; nothing where it may be chosen."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from refusal_lens.experiments.judges import wilson_interval
 from refusal_lens.experiments.refusal import RefusalReport, State
+from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 
 N_NAMED = 3
 MIN_OF_CATEGORY = 5
@@ -41,7 +42,7 @@ _MEANINGS: dict[State, StateWords] = {
     "contrast": StateWords("The model refuses {rates}.", ""),
     "unclear": StateWords(
         "Whether the model refuses cannot be told from so few prompts: it refuses {rates}.",
-        "Use more prompts; 30 a side tell no refusal from some.",
+        f"Use more prompts; {MIN_PROMPTS_PER_SIDE} a side tell no refusal from some.",
     ),
 }
 

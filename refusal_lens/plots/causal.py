@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from refusal_lens.experiments.arms import intervention_of
+from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
@@ -49,8 +50,7 @@ _CONTROLS = {"random": "dot", "permuted": "dashdot"}
 def causal_scores(
     table: pd.DataFrame,
     *,
-    max_kl: float = 0.1,
-    min_induce: float = 0.0,
+    rule: CausalRule | None = None,
     n_kept_layers: int | None = None,
     template: str = "plotly_white",
 ) -> go.Figure:
@@ -60,8 +60,7 @@ def causal_scores(
 
     Args:
         table: `causal_scores`.
-        max_kl: Candidates above are dropped, nats.
-        min_induce: Candidates below are dropped, nats.
+        rule: Candidates that it drops are hollow; None takes the paper's.
         n_kept_layers: Layers from this one on are dropped and shaded; None shades none.
         template: Name of a plotly template.
 
@@ -78,7 +77,7 @@ def causal_scores(
             lines[0].showlegend = row == 1
             figure.add_traces(lines, rows=row, cols=1)
     figure.add_traces(list(_chosen_marks(frame)), rows=[1, 2, 3], cols=1)
-    _add_limits(figure, frame, min_induce, max_kl)
+    _add_limits(figure, frame, rule or CausalRule())
     if n_kept_layers is not None and n_kept_layers <= last:
         _shade_from(figure, n_kept_layers, last)
     for row, said in enumerate(_TITLES, start=1):
@@ -139,11 +138,11 @@ def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
         )
 
 
-def _add_limits(figure: go.Figure, frame: pd.DataFrame, min_induce: float, max_kl: float) -> None:
+def _add_limits(figure: go.Figure, frame: pd.DataFrame, rule: CausalRule) -> None:
     """Draw thresholds and what the model does untouched."""
-    limit_line(figure, 2, min_induce, f"at least {min_induce:g}")
+    limit_line(figure, 2, rule.min_induce, f"at least {rule.min_induce:g}")
     # plotly wants the label of a logarithmic axis at the logarithm, but the line at the number.
-    limit_line(figure, 3, max_kl, f"at most {max_kl:g}", y=math.log10(max_kl))
+    limit_line(figure, 3, rule.max_kl, f"at most {rule.max_kl:g}", y=math.log10(rule.max_kl))
     for row, (column, said) in _BASELINES.items():
         measured = frame[column].dropna().tolist() if column in frame else []
         if measured:

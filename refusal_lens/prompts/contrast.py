@@ -30,6 +30,8 @@ JOINED = "+"
 """In a text field's name: several fields, joined by a blank line."""
 
 MIN_PROMPTS_PER_SIDE = 30
+"""Fewer only warn. A limit of prompts, which this room, before any that validates, speaks of."""
+
 UNCATEGORISED = "uncategorised"
 Grouping = Literal["found", "given", "off"]
 """Where pairs and groups come from: the files and else the texts, the files alone, or nowhere."""

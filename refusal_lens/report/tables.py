@@ -12,12 +12,10 @@ import pandas as pd
 
 from refusal_lens.report.evidence import Evidence, is_at
 from refusal_lens.validation.frames import rows_that
+from refusal_lens.validation.thresholds import STEADY_DEGREES
 
 MAX_ROWS = 400
 """Rows shown of one table; the file has all."""
-
-STEADY = 10
-"""A direction that turns by fewer degrees than this with other prompts stands."""
 
 Cut = Callable[[Evidence, pd.DataFrame], pd.DataFrame]
 
@@ -112,11 +110,11 @@ def _learning_said(curve: pd.DataFrame) -> str:
         f"With {last['n_per_class']:.0f} prompts a side the direction turns by about "
         f"{last['degrees']:.1f}°; "
     )
-    enough = rows_that(curve, curve["degrees"] <= STEADY).sort_values("n_per_class")
+    enough = rows_that(curve, curve["degrees"] <= STEADY_DEGREES).sort_values("n_per_class")
     if not len(enough):
-        return f"{said}even {curve['n_per_class'].max():.0f} are too few for {STEADY}°."
+        return f"{said}even {curve['n_per_class'].max():.0f} are too few for {STEADY_DEGREES}°."
     how = " (extrapolated)" if enough.iloc[0]["is_extrapolated"] else ""
-    return f"{said}{enough.iloc[0]['n_per_class']:.0f} are enough for {STEADY}°{how}."
+    return f"{said}{enough.iloc[0]['n_per_class']:.0f} are enough for {STEADY_DEGREES}°{how}."
 
 
 TABLES = {

@@ -207,7 +207,7 @@ def _table_at_best_column(name: str, plot: Callable[..., go.Figure]) -> Draw:
 
 def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
     table = _table(run_folder, "causal_scores")
-    rule = CausalRule(run_folder.read_config().causal.max_layer_share)
+    rule = CausalRule.of(run_folder.read_config().causal)
     n_layers = _n_layers(run_folder)
     late = [
         int(layer)
@@ -215,7 +215,7 @@ def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
         if rule.is_late(hook_point, n_layers)
     ]
     n_kept_layers = min(late, default=None)
-    return plots.causal_scores(table, n_kept_layers=n_kept_layers, template=template)
+    return plots.causal_scores(table, rule=rule, n_kept_layers=n_kept_layers, template=template)
 
 
 def _place_heatmap(run_folder: RunFolder, template: str) -> go.Figure:

@@ -81,7 +81,7 @@ def select_stage(config: Config, run_folder: RunFolder, console: Console) -> lis
     prompts, activations, model = _open(config, run_folder, console)
     refusal = _refusal(config, run_folder, model, prompts)
     plan = CausalPlan(
-        CausalRule(causal.max_layer_share, causal.max_kl, causal.min_induce),
+        CausalRule.of(causal),
         causal.intervention,
         causal.n_answer_tokens,
         config.dose.n_controls,

@@ -23,6 +23,7 @@ from refusal_lens.prompts.contrast import ContrastSet, Prompt
 from refusal_lens.prompts.groups import words_of
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.scores import auroc, auroc_interval
+from refusal_lens.validation.thresholds import NEAR_DUPLICATE
 from refusal_lens.validation.units import Units
 
 TOKEN_COUNT, FINAL_PUNCTUATION = "token_count", "final_punctuation"
@@ -30,9 +31,6 @@ FIRST_WORD, BAG_OF_WORDS, DIRECTION = "first_word", "bag_of_words", "direction"
 
 N_COMPARED = 2000
 """Most prompts of a class that are searched for near duplicates: the search grows as n squared."""
-
-NEAR_DUPLICATE = 0.9
-"""From this likeness on, two prompts say the same but for a letter or a short word."""
 
 N_PAIRS = 20
 

@@ -30,13 +30,11 @@ from refusal_lens.validation.learning_curve import (
 )
 from refusal_lens.validation.many_fits import Place, blocks_of, clip_rows
 from refusal_lens.validation.scores import percentiles
+from refusal_lens.validation.thresholds import LEAST_CEILING
 from refusal_lens.validation.units import Units, draw_weights, widest_units
 
 LAYER_DRAWS = 20
 """Split halves behind the corrected cosines of layers: all layers' directions are held at once."""
-
-LEAST_CEILING = 0.1
-"""Below, a cosine corrected for noise is noise itself."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,8 @@
 """Every limit that a verdict, a band or a warning goes by.
 
-Knows numbers. Compares nothing.
+Knows numbers. Compares nothing. Two stand elsewhere: how many prompts are few
+(`prompts.contrast.MIN_PROMPTS_PER_SIDE`), since prompts are warned of before there is anything to
+validate; and what may be set (`config.CausalConfig`), since settings stand before all rooms.
 """
 
 # --- does a place separate the classes? ---------------------------------------------------------
@@ -27,6 +29,15 @@ SIGNIFICANT = 0.05
 STABLE = 0.8
 """Two halves of the prompts should give directions at least this alike (cosine)."""
 
+LEAST_CEILING = 0.1
+"""Where two halves are less alike than this, a cosine corrected for noise is noise itself."""
+
+STEADY_DEGREES = 10
+"""A direction that turns by no more than this with other prompts stands."""
+
+FEW_PROMPTS = 40
+"""Prompts a side that the turning of a small set is told at."""
+
 OPTIMISTIC = 0.1
 """In-sample accuracy this far above held-out accuracy was learned by heart."""
 
@@ -52,6 +63,9 @@ SATURATED = 0.9
 
 FOLLOWS_LENGTH = 0.25
 """From this share of its within-class variance on, a direction is partly the prompts' length."""
+
+NEAR_DUPLICATE = 0.9
+"""From this likeness on, two prompts say the same but for a letter or a short word."""
 
 AS_GOOD = 0.02
 """A confound's AUROC this close to the direction's is as good."""

@@ -11,6 +11,7 @@ import torch
 
 from refusal_lens import plots
 from refusal_lens.directions.direction import Direction
+from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.plots.style import CLASSES, HARMFUL_COLOUR, HARMLESS_COLOUR
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.crossfit import Projections
@@ -227,7 +228,9 @@ def test_causal_scores_mark_what_passes_and_what_was_chosen():
 
 
 def test_causal_scores_label_limits_at_their_lines():
-    figure = plots.causal_scores(planted.causal_scores(8), max_kl=0.2, min_induce=1.0)
+    figure = plots.causal_scores(
+        planted.causal_scores(8), rule=CausalRule(max_kl=0.2, min_induce=1.0)
+    )
     notes = {note.text: note for note in figure.layout.annotations}
     assert notes["at least 1"].y == 1
     # The KL axis is logarithmic: plotly places labels there by the logarithm.

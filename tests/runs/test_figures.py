@@ -157,6 +157,15 @@ def test_causal_scores_shade_the_last_fifth(full):
     assert (band.x0, band.x1) == (1.5, 3.5)
 
 
+def test_limits_are_drawn_where_the_run_s_settings_have_them(full):
+    settings = full.read_config()
+    full.write_config(full.read_config(["causal.max_kl=0.25", "causal.min_induce=1.5"]))
+    figure = figures.draw_figure(full, "causal_scores")
+    full.write_config(settings)
+    notes = {note.text for note in figure.layout.annotations}
+    assert {"at least 1.5", "at most 0.25"} <= notes
+
+
 # ---- files ----
 
 

@@ -19,15 +19,14 @@ from refusal_lens.validation.scores import Score
 from refusal_lens.validation.separation import Separation
 from refusal_lens.validation.stability import Stability
 from refusal_lens.validation.thresholds import (
+    FEW_PROMPTS,
     GOOD_ACCURACY,
     GOOD_SEPARATION,
     MIN_ACCURACY,
     MIN_SEPARATION,
     SIGNIFICANT,
+    STEADY_DEGREES,
 )
-
-FEW_PROMPTS, WANTED_DEGREES = 40, 10
-"""What the learning curve is told at: prompts a side, and an angle."""
 
 BAND_STYLES = {"good": "green", "acceptable": "yellow", "poor": "red"}
 
@@ -170,7 +169,7 @@ def show_stability(console: Console, stability: Stability, best: Choice, n_per_c
         soft_wrap=True,
         highlight=False,
     )
-    enough = turning.prompts_for(WANTED_DEGREES)
+    enough = turning.prompts_for(STEADY_DEGREES)
     if enough == float("inf"):
         console.print(
             "These prompts cannot tell how far it lies from that of unlimited prompts: the classes "
@@ -180,14 +179,14 @@ def show_stability(console: Console, stability: Stability, best: Choice, n_per_c
         return
     angle, *ends = turning.delivered()
     shifts = turning.quantile, -turning.quantile
-    fewer, more = (turning.prompts_for(WANTED_DEGREES, shift) for shift in shifts)
+    fewer, more = (turning.prompts_for(STEADY_DEGREES, shift) for shift in shifts)
     most = f"{max(2, math.ceil(more)):,}" if math.isfinite(more) else "any number"
     console.print(
         f"With {n_per_class} prompts a side the direction (before clipping) lies about "
         f"{angle:.1f}° from that of unlimited prompts [{ends[0]:.1f}, {ends[1]:.1f}]; with "
         f"{FEW_PROMPTS} prompts a side the direction would turn by about "
         f"{turning.degrees(FEW_PROMPTS):.1f}°; {max(2, math.ceil(enough)):,} prompts are enough "
-        f"for {WANTED_DEGREES}° [{max(2, math.ceil(fewer)):,} to {most}].",
+        f"for {STEADY_DEGREES}° [{max(2, math.ceil(fewer)):,} to {most}].",
         soft_wrap=True,
         highlight=False,
     )
