@@ -29,7 +29,7 @@ ROOMS = {
     "report": "evidence tables drawings answer page",
     "explorer": "runs view overview_figures moves place_figures scene drawing layout callbacks "
     "server",
-    "stages": "terminal fit study attribute experiment judging export",
+    "stages": "outlook terminal fit study attribute experiment judging export",
     "cli": "base study directions experiments explore",
 }
 """A room imports only rooms above it; inside a room, a module only modules before it."""

@@ -44,6 +44,13 @@ ResumeOption = Annotated[
         help="Go on with the run in --output, with its own settings; what is there is kept.",
     ),
 ]
+WideOption = Annotated[
+    bool,
+    typer.Option(
+        "--wide",
+        help="Tables with all their columns: lengths, tokens read, intervals, scores in sample.",
+    ),
+]
 FigureOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -89,20 +96,21 @@ KEY_OPTIONS: dict[str, tuple[str, Any]] = {
 """Options that stand for a key of the config, by their names; a row is all that one more needs."""
 
 
-def _starts_a_run(act: Callable[["Config", "RunFolder", bool], None]) -> Callable[..., None]:
+def _starts_a_run(act: Callable[["Config", "RunFolder", bool, bool], None]) -> Callable[..., None]:
     """Make a command of what is to be done with a new run: its options, settings and folder."""
 
     def command(
         config: ConfigArgument = None,
         output: OutputOption = None,
         resume: ResumeOption = False,
+        wide: WideOption = False,
         set_: SetOption = None,
         **by_name: Any,
     ) -> None:
         # An option that was not given is None, or an empty list.
         given = {KEY_OPTIONS[name][0]: value for name, value in by_name.items() if value != []}
         with _new_run(config, _overrides(given, set_), output, resume) as (settings, run_folder):
-            act(settings, run_folder, resume)
+            act(settings, run_folder, resume, wide)
 
     # What typer reads: the table's options stand where `by_name` takes them.
     first, *others, _ = inspect.signature(command).parameters.values()
@@ -117,24 +125,28 @@ def _starts_a_run(act: Callable[["Config", "RunFolder", bool], None]) -> Callabl
 
 
 @_starts_a_run
-def run(settings: "Config", run_folder: "RunFolder", resume: bool) -> None:
+def run(settings: "Config", run_folder: "RunFolder", resume: bool, wide: bool) -> None:
     """Do the whole study: refusal rate, activations, directions, scores, figures, report."""
     from refusal_lens.stages import study
 
-    study.run(settings, run_folder, console, resume=resume)
+    study.run(settings, run_folder, console, resume=resume, is_wide=wide)
 
 
 @_starts_a_run
-def collect(settings: "Config", run_folder: "RunFolder", resume: bool) -> None:
+def collect(settings: "Config", run_folder: "RunFolder", resume: bool, wide: bool) -> None:
     """Collect activations into a run folder, for the other stages to work on."""
     from refusal_lens.stages import study
 
     loaded = None
     if settings.engine.name == "ray":
-        collection = study.prepare_without_model(settings, run_folder, console)
+        collection = study.prepare_without_model(settings, run_folder, console, is_wide=wide)
     else:
-        collection, loaded = study.prepare(settings, run_folder, console)
-    study.collect_stage(settings, run_folder, loaded, collection, console, resume=resume)
+        collection, loaded = study.prepare(
+            settings, run_folder, console, work=["activations"], is_wide=wide
+        )
+    study.collect_stage(
+        settings, run_folder, loaded, collection, console, resume=resume, is_wide=wide
+    )
     console.print(f"Next: refusal-lens fit {run_folder.path}", markup=False)
 
 
@@ -143,17 +155,17 @@ def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
     with existing_run(run_path, set_) as (settings, run_folder):
         from refusal_lens.stages import study
 
-        collection, loaded = study.prepare(settings, run_folder, console)
+        collection, loaded = study.prepare(settings, run_folder, console, work=["answers"])
         study.refusal_stage(settings, run_folder, loaded, collection.prompts, console)
         console.print(f"Answers: {run_folder.refusal_path}", markup=False, soft_wrap=True)
 
 
-def fit(run_path: RunArgument, set_: SetOption = None) -> None:
+def fit(run_path: RunArgument, wide: WideOption = False, set_: SetOption = None) -> None:
     """Fit and validate directions from a run's stored activations; no forward pass."""
     with existing_run(run_path, set_) as (settings, run_folder):
         from refusal_lens.stages import study, terminal
 
-        written = study.fit_stage(settings, run_folder, console)
+        written = study.fit_stage(settings, run_folder, console, is_wide=wide)
         run_folder.write_config(settings)
         terminal.show_paths(console, written)
 

@@ -21,7 +21,7 @@ from refusal_lens.report.evidence import Evidence, gather
 from refusal_lens.report.tables import readable, shown_tables
 from refusal_lens.runs.diagnosis import checklist, diagnose, diagnose_template
 from refusal_lens.runs.folder import RunFolder
-from refusal_lens.validation.best_place import suggest_kernel
+from refusal_lens.validation.best_place import layers_beside, suggest_kernel
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -110,13 +110,12 @@ def _when(moment: str) -> str:
 def _findings(evidence: Evidence) -> dict[str, Any]:
     """Return answer, reasons, checklist and diagnosis."""
     best, separation = evidence.best, evidence.separation
-    column = (site_of(best.hook_point), best.position) if best else separation.columns[0]
     findings = diagnose_template(evidence.provenance)
     findings += diagnose(evidence.prompts, separation, evidence.refusal)
     return {
         "replies": answer(evidence),
         "reasons": reasons(evidence),
-        "checks": checklist(evidence.prompts, separation.at(*column), best),
+        "checks": checklist(evidence.prompts, layers_beside(separation, best), best),
         "findings": findings,
     }
 

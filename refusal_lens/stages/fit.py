@@ -16,8 +16,9 @@ from refusal_lens.activations.provenance import describe_machine
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import Directions, fit_directions
 from refusal_lens.files import remove_partial
-from refusal_lens.models.hook_points import site_of
 from refusal_lens.prompts.groups import find_groups
+from refusal_lens.report.answer import answer
+from refusal_lens.report.evidence import gather
 from refusal_lens.runs.diagnosis import (
     Finding,
     checklist,
@@ -29,22 +30,24 @@ from refusal_lens.runs.diagnosis import (
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.runs.tables import Fitted, check_texts, compute_tables
 from refusal_lens.stages import terminal
-from refusal_lens.validation.best_place import Choice, suggest_kernel
+from refusal_lens.validation.best_place import Choice, layers_beside
+from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.nested_choice import choose_nested
 from refusal_lens.validation.nulls import Nulls, detectable_auroc, draw_nulls
 from refusal_lens.validation.separation import Separation, validate
 from refusal_lens.validation.stability import measure_stability
 
 
-def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[Path]:
+def fit_stage(
+    config: Config, run_folder: RunFolder, console: Console, *, is_wide: bool = False
+) -> list[Path]:
     """Fit and validate the directions, choose the best, and say what it is worth."""
     remove_partial(run_folder.path)
     prompts = replace(run_folder.read_prompts(), grouping=config.prompts.groups)
     activations = replace(
         run_folder.read_activations(config.directions.hook_points), groups=find_groups(prompts)
     )
-    clip_quantile = config.directions.clip_quantile
-    method = config.directions.method
+    clip_quantile, method = config.directions.clip_quantile, config.directions.method
     directions = fit_directions(activations, clip_quantile=clip_quantile, method=method)
     options = config.validation
     folds: dict[str, Any] = {"n_folds": options.n_folds, "seed": options.seed}
@@ -68,18 +71,12 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
         validation=options.model_dump(),
         versions=describe_machine()["versions"],
     )
-    run_folder.write_directions(directions)
-    run_folder.write_separation(separation, p_values)
-    run_folder.write_projections(projections)
-    run_folder.write_refusal_direction(directions, separation, p_values)
-    run_folder.write_table("nulls", nulls.to_frame())
-    shown = _show_scores(console, separation, p_values, best)
-    _doubt(config, run_folder, activations, best, console)
-    refusal = run_folder.read_refusal()
+    _write(run_folder, directions, projections, separation, nulls)
+    _doubt(config, run_folder, activations, console)
     least = min(p_values["p_value_corrected"].dropna().tolist(), default=None)
-    detectable = _show_power(console, separation, best, nulls)
+    detectable = detectable_auroc(nulls, separation)
     findings = diagnose_template(activations.provenance)
-    findings += diagnose(prompts, separation, refusal, least, detectable)
+    findings += diagnose(prompts, separation, run_folder.read_refusal(), least, detectable)
     fitted = Fitted(
         config=config,
         prompts=prompts,
@@ -89,7 +86,11 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
         best=best,
         token_counts=run_folder.read_token_counts(),
     )
-    findings += _tabulate(run_folder, fitted, console)
+    findings += _tabulate(run_folder, fitted)
+    terminal.show_replies(console, answer(gather(run_folder)))
+    shown = layers_beside(separation, best)
+    terminal.show_layers(console, shown, best, p_values, is_wide=is_wide)
+    terminal.show_best(console, separation, best, detectable)
     terminal.show_checklist(console, checklist(prompts, shown, best), findings)
     return [
         run_folder.path / "directions.safetensors",
@@ -99,38 +100,26 @@ def fit_stage(config: Config, run_folder: RunFolder, console: Console) -> list[P
     ]
 
 
-def _show_power(
-    console: Console, separation: Separation, best: Choice | None, nulls: Nulls
-) -> float:
-    """Print both headline numbers, and return the least AUROC that would be found."""
-    detectable = detectable_auroc(nulls, separation)
-    if best is not None:
-        terminal.show_headline(console, separation, best, nulls, detectable)
-    return detectable
-
-
-def _show_scores(
-    console: Console, separation: Separation, p_values: pd.DataFrame, best: Choice | None
-) -> Separation:
-    """Print the scores of the best place's site and position, and return them."""
-    column = (site_of(best.hook_point), best.position) if best else separation.columns[0]
-    shown = separation.at(*column)
-    terminal.show_separation(console, shown, *column, p_values)
-    others = [other for other in separation.columns if other != column]
-    terminal.show_others(console, [(*other, separation.at(*other)) for other in others])
-    kernel = suggest_kernel(separation, best) if best and best.is_eligible else None
-    terminal.show_best(console, shown, best, kernel)
-    return shown
+def _write(
+    run_folder: RunFolder,
+    directions: Directions,
+    projections: Projections,
+    separation: Separation,
+    nulls: Nulls,
+) -> None:
+    """Write what was fitted and how it did."""
+    p_values = nulls.p_values()
+    run_folder.write_directions(directions)
+    run_folder.write_separation(separation, p_values)
+    run_folder.write_projections(projections)
+    run_folder.write_refusal_direction(directions, separation, p_values)
+    run_folder.write_table("nulls", nulls.to_frame())
 
 
 def _doubt(
-    config: Config,
-    run_folder: RunFolder,
-    activations: Activations,
-    best: Choice | None,
-    console: Console,
+    config: Config, run_folder: RunFolder, activations: Activations, console: Console
 ) -> None:
-    """Measure how far other prompts would turn the directions and change the choice; say so."""
+    """Measure how far other prompts would turn the directions and change the choice."""
     options, clip_quantile = config.validation, config.directions.clip_quantile
     stability = measure_stability(
         activations,
@@ -151,14 +140,10 @@ def _doubt(
     run_folder.write_table("learning_curve", stability.curves)
     run_folder.write_table("layer_cosines", stability.layers)
     run_folder.write_table("nested_choice", nested)
-    if best is not None:
-        n_per_class = int(min(activations.is_harmful.sum(), (~activations.is_harmful).sum()))
-        terminal.show_stability(console, stability, best, n_per_class)
-        terminal.show_nested(console, nested)
 
 
-def _tabulate(run_folder: RunFolder, fitted: Fitted, console: Console) -> list[Finding]:
-    """Write what the fit says beyond its scores, print the main of it, and return its warnings."""
+def _tabulate(run_folder: RunFolder, fitted: Fitted) -> list[Finding]:
+    """Write what the fit says beyond its scores, and return its warnings."""
     tables = compute_tables(fitted)
     likeness, template = check_texts(fitted)
     tables["near_duplicates"] = likeness.pairs
@@ -166,9 +151,6 @@ def _tabulate(run_folder: RunFolder, fitted: Fitted, console: Console) -> list[F
         run_folder.write_table(name, table)
     if fitted.best is None:
         return []
-    if "methods" in tables:
-        terminal.show_methods(console, tables["methods"], fitted.best)
-    terminal.show_confounds(console, tables["confounds"], likeness)
     return diagnose_confounds(tables, fitted.best) + diagnose_texts(likeness, template)
 
 

@@ -31,27 +31,41 @@ from refusal_lens.runs import figures
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages import terminal
 from refusal_lens.stages.fit import fit_stage
+from refusal_lens.stages.outlook import Outlook, Work, look_ahead
 
 DEFAULT_FIGURES = ("projection_histogram", "layer_profile")
 TEMPLATES = {"light": "plotly_white", "dark": "plotly_dark"}
 
 
-def run(config: Config, run_folder: RunFolder, console: Console, *, resume: bool = False) -> None:
+def run(
+    config: Config,
+    run_folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool = False,
+    is_wide: bool = False,
+) -> None:
     """Do the whole study and leave it in the run folder; what is there already is not redone."""
-    collection, model = prepare(config, run_folder, console)
     measured = run_folder.read_refusal() if resume else None
+    work: list[Work] = ["answers", "activations"] if measured is None else ["activations"]
+    collection, model = prepare(config, run_folder, console, work=work, is_wide=is_wide)
     if measured is None:
-        refusal_stage(config, run_folder, model, collection.prompts, console)
-    else:
-        terminal.show_refusal(console, measured)
-    collect_stage(config, run_folder, model, collection, console, resume=resume)
-    written = fit_stage(config, run_folder, console)
-    written += plot_stage(run_folder)
-    terminal.show_paths(console, written)
+        measured = measure_and_store(config, run_folder, model, collection.prompts)
+    terminal.show_refusal(console, measured, is_wide=is_wide)
+    collect_stage(config, run_folder, model, collection, console, resume=resume, is_wide=is_wide)
+    fit_stage(config, run_folder, console, is_wide=is_wide)
+    plot_stage(run_folder)
     report_stage(run_folder, console)
 
 
-def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[Collection, Model]:
+def prepare(
+    config: Config,
+    run_folder: RunFolder,
+    console: Console,
+    *,
+    work: Sequence[Work],
+    is_wide: bool = False,
+) -> tuple[Collection, Model]:
     """Read prompts, load the model, and check both against the settings before long work starts."""
     prompts = _read_prompts(config, run_folder)
     with console.status(f"Loading {config.model.name}"):
@@ -59,16 +73,20 @@ def prepare(config: Config, run_folder: RunFolder, console: Console) -> tuple[Co
     resolve_hook_points(model, config.collect.hook_points)
     collection = _collection(config, run_folder, tokenizer_of(model), prompts)
     check_positions(collection.tokens, collection.positions, getattr(model.cfg, "n_ctx", None))
-    _begin(config, run_folder, collection, console)
+    outlook = look_ahead(collection, model, work, config.refusal.n_new_tokens)
+    _begin(config, run_folder, collection, outlook, console, is_wide=is_wide)
     return collection, model
 
 
-def prepare_without_model(config: Config, run_folder: RunFolder, console: Console) -> Collection:
+def prepare_without_model(
+    config: Config, run_folder: RunFolder, console: Console, *, is_wide: bool = False
+) -> Collection:
     """Read prompts and check them as far as the tokenizer can: workers will load the model."""
     prompts = _read_prompts(config, run_folder)
     tokenizer = config.model.tokenizer()
     collection = _collection(config, run_folder, tokenizer, prompts)
-    _begin(config, run_folder, collection, console)
+    outlook = look_ahead(collection, None, ["activations"], config.refusal.n_new_tokens)
+    _begin(config, run_folder, collection, outlook, console, is_wide=is_wide)
     return collection
 
 
@@ -99,16 +117,26 @@ def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
     return prompts
 
 
-def _begin(config: Config, run_folder: RunFolder, collection: Collection, console: Console) -> None:
+def _begin(
+    config: Config,
+    run_folder: RunFolder,
+    collection: Collection,
+    outlook: Outlook,
+    console: Console,
+    *,
+    is_wide: bool,
+) -> None:
     """Show what will be read, then begin the run folder."""
     prompts, n_harmful = collection.prompts, len(collection.prompts.harmful)
     tokens = {
         "harmful": collection.tokens.select(range(n_harmful)),
         "harmless": collection.tokens.select(range(n_harmful, len(collection))),
     }
-    terminal.show_prompts(console, prompts, tokens)
-    terminal.show_groups(console, find_groups(prompts))
-    terminal.show_positions(console, collection.tokens_read)
+    terminal.show_outlook(console, outlook, config.model.name, collection.tokens_read)
+    if is_wide:
+        terminal.show_prompts(console, prompts, tokens)
+        terminal.show_groups(console, find_groups(prompts))
+        terminal.show_positions(console, collection.tokens_read)
     remove_partial(run_folder.path)
     run_folder.write_config(config, date=collection.chat_template["date"])
     run_folder.write_prompts(prompts)
@@ -157,6 +185,7 @@ def collect_stage(
     console: Console,
     *,
     resume: bool = False,
+    is_wide: bool = False,
 ) -> None:
     """Collect activations, shard by shard, and write where they came from.
 
@@ -167,8 +196,8 @@ def collect_stage(
     activations = engine.collect(collection, run_folder.activations_path, resume=resume)
     if not run_folder.provenance_path.is_file():
         run_folder.write_provenance({**activations.provenance, **describe_machine()})
-    console.print(f"Collected {activations}", markup=False, highlight=False)
-    terminal.show_sinks(console, activations.provenance["sinks"])
+    if is_wide:
+        terminal.show_sinks(console, activations.provenance["sinks"])
 
 
 def plot_stage(

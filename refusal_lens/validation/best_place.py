@@ -77,6 +77,16 @@ def choose_best(separation: Separation, n_layers: int) -> Choice | None:
     )
 
 
+def layers_beside(separation: Separation, best: Choice | None) -> Separation:
+    """Return the scores of the best place's site and position: one row a layer.
+
+    Where there is no direction anywhere, those of the first site and position.
+    """
+    if best is None:
+        return separation.at(*separation.columns[0])
+    return separation.at(site_of(best.hook_point), best.position)
+
+
 def suggest_kernel(separation: Separation, best: Choice) -> WeightKernel | None:
     """Suggest how far around the best layer to act.
 

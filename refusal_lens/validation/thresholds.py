@@ -35,9 +35,6 @@ LEAST_CEILING = 0.1
 STEADY_DEGREES = 10
 """A direction that turns by no more than this with other prompts stands."""
 
-FEW_PROMPTS = 40
-"""Prompts a side that the turning of a small set is told at."""
-
 OPTIMISTIC = 0.1
 """In-sample accuracy this far above held-out accuracy was learned by heart."""
 

@@ -177,7 +177,7 @@ def test_command_line_over_ray_collects_what_it_does_without(ray, checkpoint, tm
             app, ["collect", *files, *chosen, "--output", str(folder), *options]
         )
         assert outcome.exit_code == 0, outcome.output
-        assert "Positions read" in outcome.output
+        assert "reads " in outcome.output
         return load_activations(folder / "activations")
 
     near = run(tmp_path / "near")

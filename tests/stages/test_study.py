@@ -31,9 +31,16 @@ def invoke(*arguments: str, exit_code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def default_run(tmp_path_factory):
-    """The run without arguments, and what it printed."""
+    """The run without arguments, and what it printed in 80 columns."""
     folder = tmp_path_factory.mktemp("runs") / "default"
-    return RunFolder(folder), invoke("run", "--output", folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "refusal_lens", "run", "--output", folder],
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return RunFolder(folder), done.stdout
 
 
 def test_default_run_finds_the_refusal_direction(default_run):
@@ -50,7 +57,7 @@ def test_default_run_finds_the_refusal_direction(default_run):
     assert 0.85 <= rates["harmful"] <= 0.97
     assert 0.02 <= rates["harmless"] <= 0.1
     assert "Best layer: " in printed
-    assert printed.count("pass") == 4
+    assert "Checklist: 4 of 4 passed." in printed
 
 
 def test_default_run_prints_what_the_user_is_to_see_in_order(default_run):
@@ -58,9 +65,10 @@ def test_default_run_prints_what_the_user_is_to_see_in_order(default_run):
     places = [
         printed.index(text)
         for text in (
-            *("Prompts", "Positions read", "Does the model refuse?", "Collected Activations"),
-            *("Layers: resid_post", "Valid layers", "Best layer", "Ways to fit at"),
-            *("Told apart by texts alone?", "Checklist", "Wrote", "Report: "),
+            *("model ", "prompts ", "reads ", "less than a minute", "The model refuses"),
+            *("Is there a direction? Yes.", "Where? Layer", "Can it be trusted?"),
+            *("Layers of resid_post at last", "Valid layers", "Best layer", "Checklist"),
+            "Report: ",
         )
     ]
     assert places == sorted(places)
@@ -84,6 +92,29 @@ def test_what_only_reads_a_run_starts_without_transformer_lens(default_run, tmp_
     modules = done.stdout.rpartition("modules:")[2].split()
     assert "refusal_lens.report.page" in modules, "what was run must have been run here"
     assert "transformer_lens" not in modules
+
+
+def test_default_run_fits_a_screen(default_run):
+    # It once printed 125 lines and no answer, some of them 250 characters long.
+    run_folder, printed = default_run
+    lines = printed.splitlines()
+    assert len(lines) <= 45
+    assert not [line for line in lines if len(line) > 80 and str(run_folder.path) not in line]
+    assert len(re.findall(r"^ +\d+ .*[✓✗]", printed, re.MULTILINE)) == 8
+
+
+def test_intervals_and_scores_in_sample_come_with_wide(default_run, tmp_path):
+    assert "95 % interval" not in default_run[1]
+    folder = tmp_path / "run"
+    options = ("--hook-point", "resid_post:1", "--position", "mean", "--wide")
+    printed = invoke("collect", "--output", folder, *options)
+    assert "upper quartile" in printed
+    assert "Prompts that depend on each other: 184 pairs" in printed
+    assert "as attention sinks" in printed
+    printed = invoke("fit", folder, "--wide")
+    row = RunFolder(folder).read_separation().iloc[0]
+    ends = f"[{row['separation_low']:.3f}, {row['separation_high']:.3f}]"
+    assert f"{row['separation']:.3f} {ends} ({row['separation_in_sample']:.3f})" in printed
 
 
 def test_run_folder_holds_everything(default_run):
@@ -114,9 +145,8 @@ def test_scores_come_with_interval_and_p_value(default_run):
     # The two layers before the decision are near chance; all others beat every shuffle.
     assert frame[frame["layer"] >= 2]["p_value"].to_numpy() == pytest.approx(1 / 1001)
     assert (frame["p_value"] <= frame["p_value_corrected"]).all()
-    assert re.search(r"with 40 prompts a side the direction would turn by about \d+\.\d°", printed)
-    assert re.search(r"\d prompts are enough for 10°", printed)
-    assert "Chosen anew without each fold, of 15 choices: blocks." in printed
+    assert re.search(r"\d of 15 choices made on part of the prompts", " ".join(printed.split()))
+    assert "would be found four times in five" in printed
     assert "There is no direction here" not in printed
 
 
@@ -161,9 +191,8 @@ def test_other_way_to_fit_is_used_everywhere(default_run, tmp_path):
     folder = tmp_path / "refit"
     subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
     options = ("directions.method=lda", "directions.compare_methods=[]")
-    printed = invoke("fit", folder, *(part for each in options for part in ("--set", each)))
+    invoke("fit", folder, *(part for each in options for part in ("--set", each)))
     refit, first = RunFolder(folder), default_run[0]
-    assert "Ways to fit at" not in printed
     assert refit.read_directions().method == "lda"
     best = refit.read_directions().provenance["best"]
     place = best["hook_point"], best["position"]
@@ -241,7 +270,7 @@ def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_pa
     options = ["--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run"]
     printed = invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
     said = "There is no refusal to find: the model refuses 0%"
-    assert printed.index(said) < printed.index("Layers: resid_post")
+    assert printed.index(said) < printed.index("Layers of resid_post")
     assert printed.rindex(said) > printed.index("Checklist")
 
 
@@ -312,8 +341,10 @@ def test_resumed_run_keeps_what_is_there(default_run, tmp_path):
     printed = invoke("run", "--resume", "--output", folder)
     assert [(folder / name).stat().st_mtime_ns for name in kept] == before
     assert (folder / "separation.csv").read_text() == (first / "separation.csv").read_text()
-    assert "Does the model refuse?" in printed
+    assert "The model refuses 9" in printed
     assert "Best layer: " in printed
+    # Answers are there: only activations are still to be done.
+    assert "answers of" not in printed
 
 
 def test_damaged_prompts_are_named_and_come_back_by_what_the_message_says(default_run, tmp_path):

@@ -19,6 +19,7 @@ from refusal_lens.stages.terminal.experiments import (
 from refusal_lens.stages.terminal.judging import show_labels, show_two_judges
 from refusal_lens.stages.terminal.prompts import (
     show_groups,
+    show_outlook,
     show_positions,
     show_prompts,
     show_refusal,
@@ -28,13 +29,8 @@ from refusal_lens.stages.terminal.runs import show_comparison, show_paths, show_
 from refusal_lens.stages.terminal.scores import (
     show_best,
     show_checklist,
-    show_confounds,
-    show_headline,
-    show_methods,
-    show_nested,
-    show_others,
-    show_separation,
-    show_stability,
+    show_layers,
+    show_replies,
 )
 
 __all__ = [
@@ -45,25 +41,21 @@ __all__ = [
     "show_causal_choice",
     "show_checklist",
     "show_comparison",
-    "show_confounds",
     "show_directions",
     "show_fault",
     "show_groups",
-    "show_headline",
     "show_imported",
     "show_interventions",
     "show_labels",
-    "show_methods",
-    "show_nested",
-    "show_others",
+    "show_layers",
+    "show_outlook",
     "show_paths",
     "show_positions",
     "show_sinks",
     "show_prompts",
     "show_refusal",
+    "show_replies",
     "show_report",
-    "show_separation",
-    "show_stability",
     "show_two_judges",
     "show_unembedding",
 ]

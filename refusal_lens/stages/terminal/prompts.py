@@ -1,4 +1,4 @@
-"""Prints what there is to start from: prompts, the tokens read, and whether the model refuses."""
+"""Prints what there is to start from: what will be done, prompts, tokens read, refusals."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,117 @@ from torch import Tensor
 
 from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.experiments.refusal_states import describe_state
+from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import FACTORS, Groups, n_groups
 from refusal_lens.prompts.positions import PositionRead
 from refusal_lens.prompts.tokens import Tokens
+from refusal_lens.stages.outlook import ModelSize, Outlook
 
 
-def show_prompts(console: Console, prompts: ContrastSet, tokens: dict[str, Tokens]) -> None:
+def show_outlook(
+    console: Console, outlook: Outlook, model_name: str, read: Sequence[PositionRead]
+) -> None:
+    """Print what will be done and what it takes, a line each."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {
+        "model": f"{model_name}{_size_said(outlook.model)}",
+        "prompts": f"{outlook.n_harmful} harmful and {outlook.n_harmless} harmless, "
+        f"{outlook.n_tokens:,} tokens; {_components_said(outlook)}",
+        "reads": f"{_places_said(outlook.hook_points)} at {_positions_said(read)}",
+        "work": _work_said(outlook),
+    }
+    for name, text in rows.items():
+        table.add_row(name, escape(text))
+    console.print(table)
+
+
+def _size_said(size: ModelSize | None) -> str:
+    if size is None:
+        return ", loaded by workers"
+    return (
+        f": {size.n_layers} layers, {_short(size.n_parameters)} parameters, {size.dtype} "
+        f"({size_of(size.n_bytes)}) on {size.device}"
+    )
+
+
+def _short(count: int) -> str:
+    """Write a count of parameters as people say it: 1.7 M, 0.5 B.
+
+    Example:
+        >>> _short(494_032_768)
+        '0.5 B'
+    """
+    return f"{count / 1e9:.1f} B" if count >= 1e8 else f"{count / 1e6:.1f} M"
+
+
+def size_of(n_bytes: int) -> str:
+    """Write a size as people read it.
+
+    Example:
+        >>> size_of(3_145_728), size_of(2_400_000_000)
+        ('3.1 MB', '2.4 GB')
+    """
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def _components_said(outlook: Outlook) -> str:
+    if outlook.n_components == outlook.n_harmful + outlook.n_harmless:
+        return "each taken as independent"
+    return f"pairs and topics join them to {outlook.n_components} independent parts"
+
+
+def _places_said(hook_points: Sequence[str]) -> str:
+    """Count the layers of each site; name the rest."""
+    counts: dict[str, int] = {}
+    for name in hook_points:
+        counts[site_of(name)] = counts.get(site_of(name), 0) + (layer_of(name) is not None)
+    return ", ".join(
+        f"{site} of {n} layer{'s' if n > 1 else ''}" if n else site for site, n in counts.items()
+    )
+
+
+def _positions_said(read: Sequence[PositionRead]) -> str:
+    """Name the positions, each with what it reads in the first prompt."""
+    first = {row.position: row for row in reversed(read)}
+    return ", ".join(
+        f"{name} ({row.tokens!r})" if row.token_indices.isdigit() else f"{name} ({row.token_ids})"
+        for name, row in reversed(first.items())
+    )
+
+
+def _work_said(outlook: Outlook) -> str:
+    """Say what the model is run for and how long that will be."""
+    parts = {
+        "answers": f"answers of {outlook.n_answer_tokens} tokens",
+        "activations": "activations"
+        + ("" if outlook.stored_bytes is None else f" ({size_of(outlook.stored_bytes)})"),
+    }
+    said = " and ".join(parts[each] for each in outlook.work)
+    return said if outlook.seconds is None else f"{said}: {_duration(outlook.seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    """Say roughly how long: what was timed is a small part.
+
+    Example:
+        >>> _duration(12.0), _duration(190.0), _duration(9000.0)
+        ('less than a minute', 'about 3 minutes', 'about 2.5 hours')
+    """
+    minutes = seconds / 60
+    if minutes < 1:
+        return "less than a minute"
+    if minutes >= 90:
+        return f"about {minutes / 60:.1f} hours"
+    return f"about {minutes:.0f} minute{'' if round(minutes) == 1 else 's'}"
+
+
+# --- with --wide ------------------------------------------------------------------------------
+
+
+def show_prompts(console: Console, prompts: ContrastSet, tokens: Mapping[str, Tokens]) -> None:
     """Print how many prompts there are and how long they are."""
     table = Table(title="Prompts", title_justify="left")
     columns = ("class", "n", "shortest", "lower quartile", "median", "upper quartile", "longest")
@@ -90,8 +194,16 @@ def show_sinks(console: Console, sinks: Mapping[str, Any]) -> None:
         )
 
 
-def show_refusal(console: Console, report: RefusalReport) -> None:
+# --- refusals ---------------------------------------------------------------------------------
+
+
+def show_refusal(console: Console, report: RefusalReport, *, is_wide: bool = False) -> None:
     """Print whether the model refuses these prompts at all."""
+    words = describe_state(report)
+    style = "bold red" if words.remedy else ""
+    console.print(f"{words.sentence} {words.remedy}".strip(), style=style, markup=False)
+    if not is_wide:
+        return
     table = Table(title="Does the model refuse?", title_justify="left")
     for column in ("class", "refused", "evaded", "broken", "mean refusal score (nats)"):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -108,6 +220,3 @@ def show_refusal(console: Console, report: RefusalReport) -> None:
         f"Refusal tokens: {', '.join(repr(token) for token in report.refusal_tokens)}.",
         markup=False,
     )
-    words = describe_state(report)
-    if words.remedy:
-        console.print(f"[bold red]{escape(words.sentence)}[/] {escape(words.remedy)}\n")

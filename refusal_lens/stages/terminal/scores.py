@@ -1,80 +1,108 @@
-"""Prints how good directions are: layers, the best, stability, ways to fit, confounds, checks."""
+"""Prints what a fit is worth: the answer, the layers, the best of them, checks and causes."""
 
-import math
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from refusal_lens.directions.kernel import WeightKernel
+from refusal_lens.report.answer import Reply
 from refusal_lens.runs.diagnosis import Check, Finding, band
-from refusal_lens.validation.best_place import Choice
-from refusal_lens.validation.confounds import Likeness
-from refusal_lens.validation.frames import rows_where
-from refusal_lens.validation.nulls import Nulls
+from refusal_lens.validation.best_place import Choice, layers_beside
 from refusal_lens.validation.scores import Score
 from refusal_lens.validation.separation import Separation
-from refusal_lens.validation.stability import Stability
 from refusal_lens.validation.thresholds import (
-    FEW_PROMPTS,
     GOOD_ACCURACY,
     GOOD_SEPARATION,
     MIN_ACCURACY,
     MIN_SEPARATION,
     SIGNIFICANT,
-    STEADY_DEGREES,
 )
 
 BAND_STYLES = {"good": "green", "acceptable": "yellow", "poor": "red"}
+GRADE_STYLES = {"good": "bold green", "fair": "bold yellow", "poor": "bold red"}
 
 
-def show_separation(
+def show_replies(console: Console, replies: Sequence[Reply]) -> None:
+    """Print the answer in three sentences, each behind its question."""
+    console.print()
+    for reply in replies:
+        verdict = f"[{GRADE_STYLES[reply.grade]}]{escape(reply.verdict)}[/]"
+        console.print(
+            f"[bold]{reply.question}[/] {verdict}. {escape(reply.sentence)}", highlight=False
+        )
+
+
+def show_layers(
     console: Console,
-    separation: Separation,
-    site: str,
-    position: str,
-    p_values: pd.DataFrame | None = None,
+    shown: Separation,
+    best: Choice | None,
+    p_values: pd.DataFrame,
+    *,
+    is_wide: bool = False,
 ) -> None:
-    """Print the scores of every layer at one site and position, with p-values."""
+    """Print a line a layer of one site and position.
+
+    Args:
+        console: Where to print.
+        shown: Scores of that site and position.
+        best: The best place, whose line stands out.
+        p_values: Corrected for every place looked at.
+        is_wide: Intervals and the scores in sample too.
+    """
+    site, position = shown.columns[0]
+    console.print()
     table = Table(
-        title=f"Layers: {site} at position {position}, {separation.n_folds}-fold cross-fitted",
+        title=f"Layers of {site} at {position}, {shown.n_folds}-fold cross-fitted",
         title_justify="left",
         caption="[..]: 95 % interval. (..): on the prompts that it was fitted to.\n"
-        "p: how often shuffled labels give as high an AUROC at any place.",
+        "p: how often shuffled labels give as high an AUROC at any place."
+        if is_wide
+        else None,
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
     )
-    for column in ("layer", "separation", "accuracy", "p", "valid"):
-        table.add_column(column, justify="right")
-    frame = separation.to_frame()
-    if p_values is not None:
-        frame = frame.merge(p_values, on=["hook_point", "position"])
+    for column in ("layer", "separation", "accuracy", "AUROC", "p", "valid"):
+        # Wide rows may break on a narrow console; cut off they would lose numbers.
+        table.add_column(column, justify="right", no_wrap=not is_wide)
+    table.add_column()
+    frame = shown.to_frame().merge(p_values, on=["hook_point", "position"])
     for row in frame.to_dict("records"):
         layer = row["hook_point"] if row["layer"] is None else f"{row['layer']:.0f}"
         if row["separation"] != row["separation"]:  # NaN: there is no direction
-            table.add_row(layer, "no direction", *[""] * 3)
+            table.add_row(layer, "no direction")
             continue
+        is_best = best is not None and row["hook_point"] == best.hook_point
+        scores = (_scored(row, name, is_wide) for name in ("separation", "accuracy", "auroc"))
         table.add_row(
             layer,
-            _scored(row, "separation"),
-            _scored(row, "accuracy"),
-            _p_value(row["p_value_corrected"]) if "p_value_corrected" in row else "",
+            *scores,
+            _p_value(row["p_value_corrected"]),
             "[green]✓[/]" if row["is_valid"] else "[red]✗[/]",
+            "best" if is_best else "",
+            style="bold" if is_best else None,
         )
     console.print(table)
 
 
-def _scored(row: Mapping[Hashable, Any], name: str) -> str:
-    """Write a score in the colour of its band, its interval, and the score in sample."""
-    value, low, high, before = (row[name + end] for end in ("", "_low", "_high", "_in_sample"))
-    if name == "separation":
-        style = BAND_STYLES[band(value, MIN_SEPARATION, GOOD_SEPARATION)]
-        return rf"[{style}]{value:.3f}[/] \[{low:.2f}, {high:.2f}] [dim]({before:.3f})[/]"
-    style = BAND_STYLES[band(value, MIN_ACCURACY, GOOD_ACCURACY)]
-    ends = f"{100 * low:.0f}, {100 * high:.0f}"
-    return rf"[{style}]{value:.1%}[/] \[{ends}] [dim]({before:.1%})[/]"
+def _scored(row: Mapping[Hashable, Any], name: str, is_wide: bool) -> str:
+    """Write a score in the colour of its band; and its interval and the score in sample."""
+    written = "{:.1%}" if name == "accuracy" else "{:.3f}"
+    limits = {
+        "separation": (MIN_SEPARATION, GOOD_SEPARATION),
+        "accuracy": (MIN_ACCURACY, GOOD_ACCURACY),
+    }
+    value, low, high, before = (
+        written.format(row[name + end]) for end in ("", "_low", "_high", "_in_sample")
+    )
+    if name in limits:
+        value = f"[{BAND_STYLES[band(row[name], *limits[name])]}]{value}[/]"
+    return rf"{value} \[{low}, {high}] [dim]({before})[/]" if is_wide else value
 
 
 def _p_value(p: float) -> str:
@@ -82,73 +110,41 @@ def _p_value(p: float) -> str:
     return f"[{style}]{p:.3f}[/]" if p >= 0.001 else f"[{style}]<.001[/]"
 
 
-def show_others(console: Console, others: Sequence[tuple[str, str, Separation]]) -> None:
-    """Print one line for each other site and position."""
-    for site, position, separation in others:
-        highest = separation.separation.nan_to_num(-1.0).max().item()
-        console.print(
-            f"Also collected: {site} at position {position}: {int(separation.is_valid.sum())}/"
-            f"{separation.is_valid.numel()} valid, highest separation {highest:.4f}"
-        )
-
-
 def show_best(
-    console: Console, separation: Separation, best: Choice | None, kernel: WeightKernel | None
+    console: Console, separation: Separation, best: Choice | None, detectable: float
 ) -> None:
-    """Print how many layers are valid, the best of them and the weight kernel around it."""
-    n_valid, n_layers = int(separation.is_valid.sum()), separation.is_valid.numel()
-    console.print(f"\nValid layers: {n_valid}/{n_layers}")
+    """Print how many layers are valid, the best of them, and what these prompts could tell.
+
+    Args:
+        console: Where to print.
+        separation: Scores of every place.
+        best: The best place; None where there is no direction anywhere.
+        detectable: From `nulls.detectable_auroc`; NaN where it is not known.
+    """
+    shown = layers_beside(separation, best)
+    n_valid, n_layers = int(shown.is_valid.sum()), shown.is_valid.numel()
     if best is None:
-        console.print("Best layer: none (there is no direction anywhere)")
+        console.print(f"Valid layers: {n_valid}/{n_layers}. No direction anywhere.")
         return
     label = "Best layer" if best.is_eligible else "Nearest miss, layer"
     layer = best.hook_point if best.layer is None else best.layer
-    console.print(
-        f"{label}: {layer} ({best.hook_point} at {best.position}: separation "
-        f"{best.separation:.4f}, accuracy {best.accuracy:.2%}; {best.reason})"
-    )
-    if kernel is not None:
-        console.print(
-            f"Suggested weight kernel: peak {kernel.peak:g} at layer {kernel.position:g}, falling "
-            f"linearly to {kernel.floor:g} at {kernel.distance:g} layers away"
-        )
-
-
-EXCHANGED = {
-    "topics": "the classes of whole topics exchanged",
-    "pairs": "the classes of twins exchanged",
-    "prompts": "the classes of prompts exchanged",
-}
-
-
-def show_headline(
-    console: Console, separation: Separation, best: Choice, nulls: Nulls, detectable: float
-) -> None:
-    """Print the AUROC on new prompts and on new topics, and what these prompts could tell."""
-    row = separation.hook_points.index(best.hook_point)
-    place = row, separation.positions.index(best.position)
-    lines = [f"AUROC on new prompts of the same topics: {_ends(separation.scores, place)}"]
+    place = separation.hook_points.index(best.hook_point), separation.positions.index(best.position)
+    lines = [
+        f"Valid layers: {n_valid}/{n_layers}. {label}: {layer} ({best.reason}).",
+        f"Its AUROC on new prompts of the same topics: {_ends(separation.scores, place)}",
+    ]
     if separation.new_topics:
-        lines.append(f"on new topics: {_ends(separation.new_topics, place)}")
-        lines.append(f"{separation.gap[place].item():.3f} apart")
-    if separation.intraclass_correlation is not None and separation.n_effective is not None:
+        lines[-1] += f", on new topics: {_ends(separation.new_topics, place)}"
+    lines[-1] += "."
+    if detectable == detectable:
         lines.append(
-            f"intraclass correlation {separation.intraclass_correlation[place].item():.2f}, so "
-            f"that these prompts are worth {separation.n_effective[place].item():.0f} independent "
-            "ones"
+            f"With these prompts an AUROC of {detectable:.2f} would be found four times in five."
         )
-    power = (
-        f" With these prompts an AUROC of {detectable:.2f} would be found four times in five."
-        if detectable == detectable
-        else ""
-    )
-    console.print(
-        f"{'; '.join(lines)}. p: {EXCHANGED[nulls.shuffled]}, exact for that "
-        f"({2 ** min(nulls.log2_labellings, 60):.3g} labellings).{power}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    others = [f"{site} at {position}" for site, position in separation.columns]
+    if len(others) > 1:
+        others.remove(" at ".join(shown.columns[0]))
+        lines.append(f"In the report too: {', '.join(others)}.")
+    console.print("\n".join(lines), highlight=False, markup=False)
 
 
 def _ends(scores: Mapping[str, Score], place: tuple[int, int]) -> str:
@@ -159,115 +155,15 @@ def _ends(scores: Mapping[str, Score], place: tuple[int, int]) -> str:
     return f"{one.value[place].item():.3f} {ends}"
 
 
-def show_stability(console: Console, stability: Stability, best: Choice, n_per_class: int) -> None:
-    """Print how far the best direction would turn with other prompts, or with more."""
-    row = stability.hook_points.index(best.hook_point)
-    cosine = stability.split_half_cosine[row, stability.positions.index(best.position)].item()
-    turning = stability.turning[best.hook_point, best.position]
-    console.print(
-        f"Stability: two halves of the prompts give directions at a cosine of {cosine:.2f}.",
-        soft_wrap=True,
-        highlight=False,
-    )
-    enough = turning.prompts_for(STEADY_DEGREES)
-    if enough == float("inf"):
-        console.print(
-            "These prompts cannot tell how far it lies from that of unlimited prompts: the classes "
-            "differ by no more than chance.",
-            soft_wrap=True,
-        )
-        return
-    angle, *ends = turning.delivered()
-    shifts = turning.quantile, -turning.quantile
-    fewer, more = (turning.prompts_for(STEADY_DEGREES, shift) for shift in shifts)
-    most = f"{max(2, math.ceil(more)):,}" if math.isfinite(more) else "any number"
-    console.print(
-        f"With {n_per_class} prompts a side the direction (before clipping) lies about "
-        f"{angle:.1f}° from that of unlimited prompts [{ends[0]:.1f}, {ends[1]:.1f}]; with "
-        f"{FEW_PROMPTS} prompts a side the direction would turn by about "
-        f"{turning.degrees(FEW_PROMPTS):.1f}°; {max(2, math.ceil(enough)):,} prompts are enough "
-        f"for {STEADY_DEGREES}° [{max(2, math.ceil(fewer)):,} to {most}].",
-        soft_wrap=True,
-        highlight=False,
-    )
-
-
-def show_nested(console: Console, nested: pd.DataFrame) -> None:
-    """Print which places win when chosen without the prompts they are scored on."""
-    if nested.empty:
-        return
-    chosen = [
-        f"{name} at {at}" for name, at in zip(nested["hook_point"], nested["position"], strict=True)
-    ]
-    wins = Counter(chosen)
-    said = ", ".join(f"{name} {n}" for name, n in wins.most_common(3))
-    means = nested[["separation", "accuracy", "auroc"]].mean()
-    console.print(
-        f"Chosen anew without each fold, of {len(nested)} choices: {said}"
-        f"{', others' if len(wins) > 3 else ''}. On the folds left out: separation "
-        f"{means['separation']:.4f}, accuracy {means['accuracy']:.2%}, AUROC {means['auroc']:.3f}.",
-        soft_wrap=True,
-        highlight=False,
-    )
-
-
-def show_methods(console: Console, methods: pd.DataFrame, best: Choice) -> None:
-    """Print the ways to fit beside each other at the best place."""
-    here = rows_where(methods, hook_point=best.hook_point, position=best.position)
-    table = Table(
-        title=f"Ways to fit at {best.hook_point}, {best.position}, cross-fitted",
-        title_justify="left",
-        caption="cosine: with the difference of means, clipped alike.",
-    )
-    for column in ("method", "clip", "separation", "accuracy", "AUROC", "d'", "cosine"):
-        is_name = column == "method"
-        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
-    for row in here.to_dict("records"):
-        table.add_row(
-            row["method"].replace("_", " "),
-            "yes" if row["is_clipped"] else "no",
-            f"{row['separation']:.4f}",
-            f"{row['accuracy']:.2%}",
-            f"{row['auroc']:.4f}",
-            f"{row['cohens_d']:.2f}",
-            f"{row['cosine_to_difference_of_means']:+.3f}",
-        )
-    console.print(table)
-
-
-def show_confounds(console: Console, confounds: pd.DataFrame, likeness: Likeness) -> None:
-    """Print how well the classes are told apart by what has nothing to do with the model."""
-    table = Table(title="Told apart by texts alone?", title_justify="left")
-    for column in ("feature", "accuracy", "AUROC", "95 % interval"):
-        table.add_column(column, justify="left" if column == "feature" else "right")
-    for row in confounds.to_dict("records"):
-        is_direction = row["feature"] == "direction"
-        table.add_row(
-            "the direction" if is_direction else row["feature"].replace("_", " "),
-            f"{row['accuracy']:.2%}",
-            f"{row['auroc']:.3f}",
-            f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}",
-            style="bold" if is_direction else "",
-        )
-    table.caption = (
-        f"The classes share {likeness.shared_words:.0%} of their words and "
-        f"{likeness.shared_openings:.0%} of their openings (three words); "
-        f"{likeness.n_near} of {likeness.n_compared} harmful prompts have a near duplicate among "
-        "the harmless ones. AUROC below 0.5 tells nothing: where prompts are matched across the "
-        "classes, what is held out is what the others lack."
-    )
-    console.print(table)
-
-
 def show_checklist(console: Console, checks: Sequence[Check], findings: Sequence[Finding]) -> None:
-    """Print the checklist with pass or fail, then the causes and remedies that apply."""
-    table = Table(title="Checklist", title_justify="left", show_header=False)
-    for _ in range(4):
-        table.add_column()
-    for check in checks:
-        mark = "[green]pass[/]" if check.is_passed else "[red]fail[/]"
-        table.add_row(mark, check.name, check.came, f"[dim]wanted: {check.wanted}[/]")
-    console.print(table)
+    """Print what of the checklist fails, then the causes and remedies that apply."""
+    failed = [check for check in checks if not check.is_passed]
+    n_passed = len(checks) - len(failed)
+    console.print(f"Checklist: {n_passed} of {len(checks)} passed.", highlight=False)
+    for check in failed:
+        console.print(
+            f"  [red]fail[/] {check.name}: {check.came}; wanted: {check.wanted}", highlight=False
+        )
     if findings:
         console.print("Diagnosis", style="bold")
     for finding in findings:
