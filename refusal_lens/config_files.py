@@ -1,6 +1,8 @@
 """Config files: read, overridden, checked all at once, written; and what ships with the package.
 
 Knows YAML and where files lie. What the keys mean stands in `config`.
+
+Tested in tests/test_config.py.
 """
 
 import difflib

@@ -1,6 +1,8 @@
 """The two faults a user meets: one that stops the work and one that only warns.
 
 Knows no messages: each is written where the fault is found.
+
+Tested in tests/cli/test_console.py.
 """
 
 

@@ -1,4 +1,7 @@
-"""Progress bars of long work: what, how much, how fast, how long still."""
+"""Progress bars of long work: what, how much, how fast, how long still.
+
+Tested in tests/activations/test_collector.py.
+"""
 
 import importlib.util
 import sys

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 CATEGORIES = ("weapons", "contraband", "attack", "a category with a long name", "cooking", "travel")
 
@@ -355,3 +356,8 @@ def every_table(n_layers: int) -> dict[str, pd.DataFrame]:
         "unembedding": unembedding(),
         "prompt_tokens": prompt_tokens(),
     }
+
+
+def named(figure: go.Figure, name: str) -> list:
+    """Return a figure's traces of one name."""
+    return [trace for trace in figure.data if trace.name == name]

@@ -1,6 +1,7 @@
 """The data flows one way: a room imports only rooms before it, a module only modules before it."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,18 @@ def test_the_root_holds_the_ground_and_rooms():
 def test_every_module_has_its_place(room):
     names = {path.stem for path in (PACKAGE / room).glob("[!_]*")}
     assert names - {"README", "assets", "templates"} == set(ROOMS[room].split())
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("[!_]*.py")), ids=module_of)
+def test_every_module_says_where_it_is_tested(path):
+    """By a test file of its name in its room's folder, or by a line of its docstring."""
+    tests, module = Path(__file__).parent, path.relative_to(PACKAGE)
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    told = re.findall(r"^Tested in tests/(\S+\.py)\.$", docstring, re.MULTILINE)
+    named = module.with_name(f"test_{module.name}")
+    assert all((tests / name).is_file() for name in told)
+    # A line beside a file of the name would be one more thing to keep.
+    assert bool(told) != (tests / named).is_file(), f"{module}: tests/{named}, or say where"
 
 
 LATE = {"config": {"models.loading"}}

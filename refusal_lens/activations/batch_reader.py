@@ -2,6 +2,8 @@
 
 Knows which forward can read what is asked for. Does not know how prompts are batched, nor what the
 activations are for.
+
+Tested in tests/activations/test_collector.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,8 @@
 """The same collection by either engine: in this process, or by workers over Ray.
 
 Knows which engine is asked for. Does not know how either does it.
+
+Tested in tests/activations/test_collector.py.
 """
 
 from collections.abc import Sequence

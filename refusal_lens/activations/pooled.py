@@ -1,6 +1,8 @@
 """Pooled activations: what is collected, stored and fitted.
 
 Knows neither how they come about nor files.
+
+Tested in tests/activations/test_collector.py.
 """
 
 from dataclasses import dataclass, field, replace

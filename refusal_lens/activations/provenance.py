@@ -1,6 +1,8 @@
 """What a collection is made of, in plain values: what it depends on, and where it came from.
 
 Knows what must be the same for shards to belong together. Does not know how they are read.
+
+Tested in tests/activations/test_collector.py.
 """
 
 import hashlib

@@ -1,6 +1,8 @@
 """Ray itself: joining or starting it, what a worker gets, its noise and its errors.
 
 Does not know what workers do.
+
+Tested in tests/activations/test_ray_driver.py.
 """
 
 import logging

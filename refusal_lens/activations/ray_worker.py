@@ -1,6 +1,8 @@
 """What a worker does: it holds one model, reads the shards it is brought, and says what went wrong.
 
 Knows how a process on another machine reads exactly what the first one would. Does not know Ray.
+
+Tested in tests/activations/test_ray_driver.py.
 """
 
 import socket

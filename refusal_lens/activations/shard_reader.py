@@ -1,6 +1,8 @@
 """The prompts of one shard, read in batches that fit: every activation, or their moments alone.
 
 Knows how batches add up. Does not know how a batch is read, nor where shards are kept.
+
+Tested in tests/activations/test_collector.py.
 """
 
 import time

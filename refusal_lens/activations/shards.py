@@ -2,6 +2,8 @@
 
 Knows how files are written whole or not at all, and how each is laid out. Does not know which
 shards belong together.
+
+Tested in tests/activations/test_store.py.
 """
 
 import hashlib

@@ -1,4 +1,7 @@
-"""What commands share: two consoles, options, plain errors, an opened run."""
+"""What commands share: two consoles, options, plain errors, an opened run.
+
+Tested in tests/cli/test_console.py.
+"""
 
 import os
 import warnings

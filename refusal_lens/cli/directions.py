@@ -1,4 +1,7 @@
-"""Commands on directions: compare, inspect, attribute, export, import."""
+"""Commands on directions: compare, inspect, attribute, export, import.
+
+Tested in tests/cli/test_console.py.
+"""
 
 from pathlib import Path
 from typing import Annotated

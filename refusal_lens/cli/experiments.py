@@ -1,4 +1,7 @@
-"""Commands of experiments: select, ablate and chat with the running model; judge its answers."""
+"""Commands of experiments: select, ablate and chat with the running model; judge its answers.
+
+Tested in tests/cli/test_console.py.
+"""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,7 @@
-"""The command that opens the explorer."""
+"""The command that opens the explorer.
+
+Tested in tests/cli/test_console.py.
+"""
 
 from contextlib import suppress
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Commands of the study: run, and its stages one by one."""
+"""Commands of the study: run, and its stages one by one.
+
+Tested in tests/cli/test_console.py.
+"""
 
 import inspect
 import json

@@ -1,6 +1,8 @@
 """What a file of directions has to keep before its numbers are believed.
 
 Knows bounds, checksums of content, and what a sound vector is. Knows no format.
+
+Tested in tests/directions/test_formats.py.
 """
 
 import hashlib

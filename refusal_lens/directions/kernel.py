@@ -1,6 +1,8 @@
 """How strongly to act at each layer.
 
 Knows the shape of the weights. Does not know where the best layer is.
+
+Tested in tests/experiments/test_interventions.py.
 """
 
 from dataclasses import dataclass

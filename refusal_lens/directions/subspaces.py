@@ -1,6 +1,8 @@
 """Refusal as a subspace: orthonormal vectors that span what categories of harm have in common.
 
 Knows how a basis comes from the categories' directions. Does not intervene with it.
+
+Tested in tests/validation/test_categories.py.
 """
 
 from collections.abc import Sequence

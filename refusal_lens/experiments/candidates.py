@@ -2,6 +2,8 @@
 
 Knows how prompts are dealt to fitting, selection and test, and what an experiment needs beside a
 direction. Does not run the model.
+
+Tested in tests/experiments/test_dose_response.py.
 """
 
 from dataclasses import dataclass, replace

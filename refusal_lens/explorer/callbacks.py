@@ -2,6 +2,8 @@
 
 Knows which component has which property. Decides and draws nothing itself: see `moves` and
 `drawing`.
+
+Tested in tests/explorer/test_server.py.
 """
 
 import math

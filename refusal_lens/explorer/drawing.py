@@ -1,6 +1,8 @@
 """From a scene to what figures, sentences and the list of prompts show.
 
 Knows which parts stay in the page, so that only what changed is sent. Knows no callbacks.
+
+Tested in tests/explorer/test_browser.py.
 """
 
 import math

@@ -1,6 +1,8 @@
 """The page: which controls and figures there are, where, and what they are called.
 
 Knows no run and no numbers: what controls hold is set by `callbacks`.
+
+Tested in tests/explorer/test_server.py.
 """
 
 from typing import Any

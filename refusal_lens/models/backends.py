@@ -2,6 +2,8 @@
 
 Knows both backends by name. Does not load models, and does not import the libraries that do: what
 reads a run starts without them.
+
+Tested in tests/models/test_loading.py.
 """
 
 from dataclasses import asdict, dataclass

@@ -2,6 +2,8 @@
 
 Knows how TransformerLens converts configs and weights, where it goes wrong, and how to tell. Does
 not know where the model came from.
+
+Tested in tests/models/test_loading.py.
 """
 
 import json

@@ -2,6 +2,8 @@
 
 Knows which parts of a `HookedTransformer` it can run exactly, and calls the model's own hook points
 on the way. Changes nothing on the model; does not know what hooks do with what they are given.
+
+Tested in tests/activations/test_collector.py.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,8 @@
 """GGUF files: what one says of itself, found out without believing its counts.
 
 Knows the header. Does not know how weights are dequantised.
+
+Tested in tests/models/test_checkpoint.py.
 """
 
 import re

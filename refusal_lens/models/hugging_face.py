@@ -1,6 +1,8 @@
 """A checkpoint as transformers opens it: config, weights and tokenizer, and nothing of its code.
 
 Knows what transformers reports of a load, and what its errors mean. Does not know hooks.
+
+Tested in tests/models/test_loading.py.
 """
 
 import difflib

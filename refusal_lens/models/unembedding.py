@@ -1,6 +1,8 @@
 """Logits of some positions.
 
 Knows the last norm, the unembedding and its cap. Does not know where the residual stream came from.
+
+Tested in tests/experiments/test_token_readout.py.
 """
 
 import torch

@@ -1,6 +1,8 @@
 """What the histogram's traces show at one place, in one scale.
 
 Knows the numbers behind the marks, bars and lines. How they look is `histogram_traces`'s.
+
+Tested in tests/plots/test_histogram.py.
 """
 
 import math

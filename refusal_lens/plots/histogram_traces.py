@@ -1,6 +1,8 @@
 """How the histogram's traces look: what stays when the slider moves.
 
 Knows colours, axes and hover. The numbers are `histogram_data`'s.
+
+Tested in tests/plots/test_histogram.py.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """Figures into files: pages, data and pictures.
 
 Knows formats and the browser that pictures need. Does not know what a figure shows.
+
+Tested in tests/runs/test_figures.py.
 """
 
 import tempfile

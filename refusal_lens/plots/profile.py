@@ -1,6 +1,8 @@
 """The layer profile: separation, accuracy and AUROC over the layers.
 
 Knows the bands of the article. Scores come from `validation`.
+
+Tested in tests/plots/test_histogram.py.
 """
 
 import itertools

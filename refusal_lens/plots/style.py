@@ -1,6 +1,8 @@
 """The looks that figures share: one colour a class, everywhere.
 
 Knows colours, shapes, templates and the frame around a figure. Draws no numbers.
+
+Tested in tests/plots/test_histogram.py.
 """
 
 import itertools

@@ -1,6 +1,8 @@
 """How texts stand in figures: escaped, shortened, wrapped, signed.
 
 Knows plotly's markup. Knows nothing of what the texts mean.
+
+Tested in tests/plots/test_histogram.py.
 """
 
 import html

@@ -1,6 +1,8 @@
 """Parquet tables of prompts: only the columns that may be wanted, within bounds.
 
 Knows Arrow, and that a small file can hold a huge table. Does not know what a sound prompt is.
+
+Tested in tests/prompts/test_files.py.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """The answer in three sentences: is there a direction, where, and can it be trusted.
 
 Knows the words, and from which numbers on each is used. Computes no scores.
+
+Tested in tests/report/test_page.py.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,8 @@
 """From a run's figures to what the page carries of them.
 
 Knows plotly's JSON and what the page takes over: title, colours, theme. Draws no figure itself.
+
+Tested in tests/report/test_page.py.
 """
 
 import html

@@ -1,6 +1,8 @@
 """What a run has found, gathered from its folder for the report.
 
 Knows which files hold it, and that most of them may be missing. Words nothing.
+
+Tested in tests/report/test_page.py.
 """
 
 from collections.abc import Mapping

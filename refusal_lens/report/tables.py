@@ -1,6 +1,8 @@
 """From the tables of a run to the tables of its report: which, what of them, and how written.
 
 Knows titles, headings and number formats. Does not know HTML.
+
+Tested in tests/report/test_page.py.
 """
 
 import math

@@ -1,6 +1,8 @@
 """Compared runs as figures, and as one page that opens from disk.
 
 Knows which figures there are and their titles. Computes nothing.
+
+Tested in tests/runs/test_compare.py.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """The tables of one run beyond its scores: what a fit computes from stored activations.
 
 Knows which tables there are, and which need a best place or token counts. Does not write them.
+
+Tested in tests/runs/test_folder.py.
 """
 
 from dataclasses import dataclass

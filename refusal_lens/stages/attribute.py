@@ -1,6 +1,8 @@
 """A fitted run's direction taken apart on its model: what writes it, and what it says.
 
 Knows which model and place of a run are meant. Computes nothing itself.
+
+Tested in tests/stages/test_export.py.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """From stored activations to directions, scores, doubts and tables in the run folder.
 
 Knows what follows what after collection. Runs no model.
+
+Tested in tests/stages/test_study.py.
 """
 
 from collections.abc import Mapping

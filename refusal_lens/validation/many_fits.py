@@ -2,6 +2,8 @@
 
 Knows how to make, clip and project many directions at one place, in float32 around the place's
 mean. Does not know why they are wanted.
+
+Tested in tests/validation/test_nulls.py.
 """
 
 from collections.abc import Iterator, Sequence

@@ -3,6 +3,8 @@
 Knows numbers. Compares nothing. Two stand elsewhere: how many prompts are few
 (`prompts.contrast.MIN_PROMPTS_PER_SIDE`), since prompts are warned of before there is anything to
 validate; and what may be set (`config.CausalConfig`), since settings stand before all rooms.
+
+Tested in tests/test_architecture.py.
 """
 
 # --- does a place separate the classes? ---------------------------------------------------------

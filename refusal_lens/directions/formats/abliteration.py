@@ -1,6 +1,8 @@
 """Measurements of llm-abliteration: class means and their difference, a dict of one row a layer.
 
 Knows that project's file. Its layer k is the input of block k, at the last token.
+
+Tested in tests/directions/test_formats.py.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """NumPy files: an array a hook point in `.npz`, bare vectors in `.npy`.
 
 Knows how they are laid out. Never opens arrays of Python objects, which are pickles.
+
+Tested in tests/directions/test_formats.py.
 """
 
 import json

@@ -4,6 +4,8 @@ Knows that file, in its two kinds. The article's scripts read Hugging Face's `hi
 last is after the final norm and is no place of the stream, and keep unit vectors only. This
 project's hold residual-stream vectors in every layer, raw ones among them, and say where they
 stand and what they came from. In both, layer k is block k.
+
+Tested in tests/directions/test_formats.py.
 """
 
 from collections.abc import Collection, Mapping, Sequence

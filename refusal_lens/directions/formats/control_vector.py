@@ -1,6 +1,8 @@
 """GGUF control vectors, as repeng writes and llama.cpp adds them.
 
 Knows that file. `direction.N` is added at the output of block N, at every position, N from 1 on.
+
+Tested in tests/directions/test_formats.py.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,8 @@
 
 Knows which hook point an index means, which has no home, and what an imported grid records. Does
 not know any file.
+
+Tested in tests/directions/test_formats.py.
 """
 
 import hashlib

@@ -1,6 +1,8 @@
 """What Hugging Face calls a model's type, which some files name.
 
 Knows one table of transformers.
+
+Tested in tests/directions/test_formats.py.
 """
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -1,6 +1,8 @@
 """`directions.safetensors`: this project's file, with everything directions came from inside it.
 
 Knows its tensors and its header. Does not know what else a run holds.
+
+Tested in tests/directions/test_formats.py.
 """
 
 import json

@@ -1,6 +1,8 @@
 """Artefacts of refusal_direction (Arditi et al. 2024): mean differences, a direction, scores.
 
 Knows that project's files. Its layer k is the input of block k.
+
+Tested in tests/directions/test_formats.py.
 """
 
 import json

@@ -2,6 +2,8 @@
 
 Knows the rows of both. A persona vector's row k is Hugging Face's `hidden_states[k]`, the input of
 block k; the assistant axis's is the output of block k.
+
+Tested in tests/directions/test_formats.py.
 """
 
 from collections.abc import Sequence

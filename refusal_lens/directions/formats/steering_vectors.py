@@ -1,6 +1,8 @@
 """Objects of the library steering-vectors.
 
 Knows `layer_activations` and `layer_type`. Its layer k is the output of block k.
+
+Tested in tests/directions/test_formats.py.
 """
 
 import importlib

@@ -1,6 +1,8 @@
 """IBM's activation-steering: `.svec`, JSON with a unit vector a layer.
 
 Knows that file. Its layer k is the output of block k, and its last is read after the final norm.
+
+Tested in tests/directions/test_formats.py.
 """
 
 import json

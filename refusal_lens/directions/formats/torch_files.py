@@ -1,6 +1,8 @@
 """Files that torch.save wrote, opened without running anything in them.
 
 Knows how to load tensors safely. Does not know what they mean.
+
+Tested in tests/directions/test_formats.py.
 """
 
 import io

@@ -1,4 +1,7 @@
-"""Prints what a direction is: its file, what writes it, what it says."""
+"""Prints what a direction is: its file, what writes it, what it says.
+
+Tested in tests/stages/test_study.py.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

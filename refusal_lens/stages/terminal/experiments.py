@@ -1,4 +1,7 @@
-"""Prints what interventions do: causal scores, the choice, doses, answers."""
+"""Prints what interventions do: causal scores, the choice, doses, answers.
+
+Tested in tests/stages/test_experiment.py.
+"""
 
 import pandas as pd
 from rich import box

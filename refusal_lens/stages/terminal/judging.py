@@ -1,4 +1,7 @@
-"""Prints how far a judge can be believed: beside people, and beside another judge."""
+"""Prints how far a judge can be believed: beside people, and beside another judge.
+
+Tested in tests/stages/test_judging.py.
+"""
 
 import pandas as pd
 from rich.console import Console

@@ -1,4 +1,7 @@
-"""Prints what there is to start from: what will be done, prompts, tokens read, refusals."""
+"""Prints what there is to start from: what will be done, prompts, tokens read, refusals.
+
+Tested in tests/stages/test_study.py.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,7 @@
-"""Prints run folders: what lies in them and between them."""
+"""Prints run folders: what lies in them and between them.
+
+Tested in tests/stages/test_study.py.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Prints what a fit is worth: the answer, the layers, the best of them, checks and causes."""
+"""Prints what a fit is worth: the answer, the layers, the best of them, checks and causes.
+
+Tested in tests/stages/test_study.py.
+"""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
