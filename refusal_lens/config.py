@@ -217,6 +217,8 @@ class ValidationConfig(_Section):
         n_resamples: Resamples behind every interval and stability.
         n_permutations: Shuffled labellings behind the p-values, and draws of the other nulls; with
             fewer than 19 no p-value could reach 0.05.
+        best_by: Rule for the place that later stages take: `cohens_d` (the highest d' on held-out
+            prompts) or `article` (the highest separation, near-ties nearest the middle).
         seed: Seed of the folds, the nulls and the resamples; 32 bits, as NumPy's are.
     """
 
@@ -224,6 +226,7 @@ class ValidationConfig(_Section):
     n_repeats: int = Field(default=3, ge=1, le=1000)
     n_resamples: int = Field(default=1000, ge=20, le=1_000_000)
     n_permutations: int = Field(default=1000, ge=19, le=1_000_000)
+    best_by: Literal["cohens_d", "article"] = "cohens_d"
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 

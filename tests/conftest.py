@@ -170,13 +170,14 @@ def make_separation(
 ) -> Separation:
     """Scores made by hand: every one there is, with an interval of a tenth to either side."""
 
-    shares = ("accuracy", "balanced_accuracy", "auroc", "cohens_d")
+    shares = ("accuracy", "balanced_accuracy", "auroc")
     ends = (accuracy - 0.1).clamp(min=0), (accuracy + 0.1).clamp(max=1)
     around = separation - 0.1, separation + 0.1
     return Separation(
         {
             "separation": Score(separation, *around, separation_in_sample),
             **{name: Score(accuracy, *ends, accuracy_in_sample) for name in shares},
+            "cohens_d": Score(*(5 * part for part in (separation, *around, separation_in_sample))),
         },
         hook_points,
         positions,

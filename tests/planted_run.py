@@ -169,7 +169,7 @@ def nulls(p_value: float) -> pd.DataFrame:
             "p_value_corrected": p_value,
         }
         for kind in ("permutation", "random")
-        for score in ("separation", "accuracy")
+        for score in ("separation", "auroc")
         for place in places()
     )
 

@@ -26,7 +26,7 @@ ROOMS = {
     "dose_response attribution token_readout",
     "plots": "style text tables histogram_data histogram_traces histogram profile shapes curves "
     "choices breakdown comparison causal attribution picture_files",
-    "runs": "checksums folder tables diagnosis figures compare compare_page",
+    "runs": "checksums folder tables decision diagnosis figures compare compare_page",
     "report": "evidence tables drawings answer page",
     "explorer": "runs view overview_figures moves place_figures scene drawing layout callbacks "
     "server",

@@ -169,7 +169,6 @@ def fit(run_path: RunArgument, wide: WideOption = False, set_: SetOption = None)
         from refusal_lens.stages import study, terminal
 
         written = study.fit_stage(settings, run_folder, console, is_wide=wide)
-        run_folder.write_config(settings)
         terminal.show_paths(console, written)
 
 

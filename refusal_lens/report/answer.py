@@ -14,14 +14,11 @@ from refusal_lens.experiments.verdicts import CANNOT_TELL, SEPARATES_AND_CAUSES
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence
+from refusal_lens.runs.diagnosis import diagnose_random
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.thresholds import (
     AS_GOOD,
-    GOOD_ACCURACY,
-    GOOD_SEPARATION,
-    MIN_ACCURACY,
-    MIN_SEPARATION,
     OPTIMISTIC,
     SIGNIFICANT,
     STABLE,
@@ -65,27 +62,12 @@ def answer(evidence: Evidence) -> tuple[Reply, Reply, Reply]:
 
 
 def _is_there(evidence: Evidence) -> Reply:
-    question = "Is there a direction?"
-    best = evidence.best
-    if best is None:
-        said = "The means of harmful and harmless prompts differ nowhere, so there is no direction."
-        return Reply(question, "No", "poor", said)
-    scores = f"separation {best.separation:.2f}, accuracy {best.accuracy:.0%}"
-    if not _separates(best):
-        said = (
-            "Nowhere does a direction tell harmful from harmless prompts that it has not seen: the "
-            f"nearest miss has {scores}."
-        )
-        return Reply(question, "No", "poor", said)
-    p_value = _p_value(evidence)
-    if p_value is not None and p_value > SIGNIFICANT:
-        said = (
-            f"The best place has {scores}, but shuffled labels do as well ({_p_said(p_value)}): "
-            "there is no more here than chance gives."
-        )
-        return Reply(question, "No", "poor", said)
-    told = f"A direction tells harmful from harmless prompts that it has not seen ({scores})"
-    return _with_refusal(evidence, question, told, _is_strong(best))
+    question, decision = "Is there a direction?", evidence.diagnosis.decision
+    if decision.is_found:
+        told = decision.sentence.removesuffix(".")
+        return _with_refusal(evidence, question, told, decision.verdict == "found")
+    verdict = "Cannot tell" if decision.verdict == "cannot tell" else "No"
+    return Reply(question, verdict, "poor", decision.sentence)
 
 
 def _with_refusal(evidence: Evidence, question: str, told: str, is_strong: bool) -> Reply:
@@ -104,14 +86,6 @@ def _with_refusal(evidence: Evidence, question: str, told: str, is_strong: bool)
     return Reply(question, "Of harm, not of refusal", "poor", told)
 
 
-def _separates(best: Choice) -> bool:
-    return best.separation >= MIN_SEPARATION and best.accuracy >= MIN_ACCURACY
-
-
-def _is_strong(best: Choice) -> bool:
-    return best.separation >= GOOD_SEPARATION and best.accuracy >= GOOD_ACCURACY
-
-
 # --- where? -------------------------------------------------------------------------------------
 
 
@@ -122,15 +96,15 @@ def _where(evidence: Evidence) -> Reply:
     short = short_name(best.hook_point)
     verdict = short if best.layer is None else f"Layer {best.layer}"
     place = f"{best.hook_point}, read at position {best.position}"
-    if not _separates(best):
+    if not evidence.diagnosis.decision.is_found:
         said = f"The nearest miss is {place}; no place can be recommended."
         return Reply(question, "Nowhere", "poor", said)
     shown = evidence.separation.at(site_of(best.hook_point), best.position)
     n_valid, n_places = int(shown.is_valid.sum()), shown.is_valid.numel()
     of = "" if best.layer is None else f" of 0 to {evidence.n_layers - 1}"
     said = (
-        f"{verdict}{of} is the place to take it from ({place}); {n_valid} of the {n_places} hook "
-        f"points of this kind are valid{_nested_said(evidence)}."
+        f"{verdict}{of} is the place to take it from ({place}): {best.reason}. {n_valid} of the "
+        f"{n_places} hook points of this kind are valid{_nested_said(evidence)}."
     )
     return Reply(question, verdict, "good" if 2 * n_valid >= n_places else "fair", said)
 
@@ -166,7 +140,7 @@ def _is_trusted(evidence: Evidence) -> Reply:
     question = "Can it be trusted?"
     found = reasons(evidence)
     against = [reason.text for reason in found if reason.kind == "against"]
-    if _is_there(evidence).verdict == "No":
+    if not evidence.diagnosis.decision.is_found:
         return Reply(question, "No", "poor", "There is nothing to trust: see the causes below.")
     if against:
         also = f" (and {len(against) - 1} more, below)" if len(against) > 1 else ""
@@ -206,27 +180,15 @@ def _held_out_reason(evidence: Evidence, best: Choice) -> Iterator[Reason]:
 
 
 def _chance_reason(evidence: Evidence) -> Iterator[Reason]:
-    p_value = _p_value(evidence)
+    p_value = evidence.chance.p_value
     if p_value is None:
         yield Reason("open", "Shuffled labels were not tried: refusal-lens fit RUN.")
     elif p_value > SIGNIFICANT:
         yield Reason("against", f"Shuffled labels do as well ({_p_said(p_value)}).")
     else:
         yield Reason("for", f"Shuffled labels hardly ever do as well ({_p_said(p_value)}).")
-
-
-def _p_value(evidence: Evidence) -> float | None:
-    """Return the p-value of the best place, corrected for all the places looked at."""
-    nulls = evidence.at_best("nulls")
-    if nulls is None or "p_value_corrected" not in nulls:
-        return None
-    permutation = rows_that(nulls, nulls["kind"] == "permutation").dropna(
-        subset=["p_value_corrected"]
-    )
-    # The AUROC's, as everywhere: its null has the same spread at every layer.
-    of_auroc = rows_that(permutation, permutation["score"] == "auroc")
-    found = of_auroc if len(of_auroc) else permutation
-    return float(found.iloc[0]["p_value_corrected"]) if len(found) else None
+    for finding in diagnose_random(evidence.chance):
+        yield Reason("against", finding.cause)
 
 
 def _p_said(p_value: float) -> str:

@@ -13,6 +13,8 @@ import pandas as pd
 
 from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.runs.decision import Chance, read_chance
+from refusal_lens.runs.diagnosis import Diagnosis, diagnose_run
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.frames import rows_that
@@ -32,6 +34,8 @@ class Evidence:
     best: Choice | None
     n_layers: int
     provenance: Mapping[str, Any]
+    diagnosis: Diagnosis
+    chance: Chance
     refusal: RefusalReport | None = None
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
@@ -57,13 +61,16 @@ def gather(run_folder: RunFolder) -> Evidence:
         RefusalLensError: The run has no scores yet.
     """
     scores, provenance = run_folder.read_separation(), run_folder.read_provenance()
+    best = run_folder.best()
     return Evidence(
         prompts=run_folder.read_prompts(),
         separation=run_folder.separation(),
         scores=scores,
-        best=run_folder.best(),
+        best=best,
         n_layers=provenance["model"]["n_layers"],
         provenance=provenance,
+        diagnosis=diagnose_run(run_folder),
+        chance=read_chance(run_folder, best),
         refusal=run_folder.read_refusal(),
         tables=_read_tables(run_folder),
     )

@@ -19,9 +19,8 @@ from refusal_lens.report.answer import answer, reasons
 from refusal_lens.report.drawings import ShownFigure, draw_all, embed, themes
 from refusal_lens.report.evidence import Evidence, gather
 from refusal_lens.report.tables import readable, shown_tables
-from refusal_lens.runs.diagnosis import checklist, diagnose, diagnose_template
 from refusal_lens.runs.folder import RunFolder
-from refusal_lens.validation.best_place import layers_beside, suggest_kernel
+from refusal_lens.validation.best_place import suggest_kernel
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -109,14 +108,11 @@ def _when(moment: str) -> str:
 
 def _findings(evidence: Evidence) -> dict[str, Any]:
     """Return answer, reasons, checklist and diagnosis."""
-    best, separation = evidence.best, evidence.separation
-    findings = diagnose_template(evidence.provenance)
-    findings += diagnose(evidence.prompts, separation, evidence.refusal)
     return {
         "replies": answer(evidence),
         "reasons": reasons(evidence),
-        "checks": checklist(evidence.prompts, layers_beside(separation, best), best),
-        "findings": findings,
+        "checks": evidence.diagnosis.checks,
+        "findings": evidence.diagnosis.findings,
     }
 
 

@@ -3,7 +3,6 @@
 Knows the bands for people and the advice that goes with them. Computes no scores.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,10 @@ import pandas as pd
 from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.experiments.refusal_states import describe_state
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE, ContrastSet, either
-from refusal_lens.validation.best_place import Choice
-from refusal_lens.validation.confounds import Likeness
+from refusal_lens.runs.decision import Chance, Decision, decide, read_chance
+from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation.best_place import Choice, layers_beside
+from refusal_lens.validation.confounds import Likeness, template_tokens
 from refusal_lens.validation.frames import rows_where
 from refusal_lens.validation.separation import Separation
 from refusal_lens.validation.thresholds import (
@@ -23,13 +24,13 @@ from refusal_lens.validation.thresholds import (
     GOOD_SEPARATION,
     LARGE_GAP,
     MIN_ACCURACY,
+    MIN_AUROC,
     MIN_SEPARATION,
     ONE_COORDINATE,
     OPTIMISTIC,
     SATURATED,
     SIGNIFICANT,
     VALID_SHARE,
-    WORTH_FINDING,
 )
 
 
@@ -63,12 +64,49 @@ def band(value: float, least: float, good: float) -> str:
     return "acceptable" if value >= least else "poor"
 
 
-def checklist(prompts: ContrastSet, separation: Separation, best: Choice | None) -> list[Check]:
-    """Go through the article's checklist."""
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a run's numbers mean: what terminal and report both show."""
+
+    decision: Decision
+    checks: tuple[Check, ...]
+    findings: tuple[Finding, ...]
+
+
+def diagnose_run(run_folder: RunFolder) -> Diagnosis:
+    """Go through what a run has found so far: the one account of it.
+
+    Raises:
+        RefusalLensError: The run has no scores yet.
+    """
+    prompts, separation = run_folder.read_prompts(), run_folder.separation()
+    best = run_folder.best(separation)
+    chance = read_chance(run_folder, best)
+    decision = decide(best, chance)
+    findings = [
+        *diagnose_template(run_folder.read_provenance()),
+        *diagnose(prompts, separation, run_folder.read_refusal(), decision),
+        *diagnose_random(chance),
+        *_diagnose_tables(run_folder, prompts, best),
+    ]
+    checks = checklist(prompts, layers_beside(separation, best), best, decision)
+    return Diagnosis(decision, tuple(checks), tuple(findings))
+
+
+def checklist(
+    prompts: ContrastSet, separation: Separation, best: Choice | None, decision: Decision
+) -> list[Check]:
+    """Go through the article's checklist.
+
+    Scores that exchanged labels reach pass nothing: a tick beside them would contradict the
+    decision.
+    """
     n_harmful, n_harmless = len(prompts.harmful), len(prompts.harmless)
     n_valid, n_places = int(separation.is_valid.sum()), separation.is_valid.numel()
     best_separation = float("nan") if best is None else best.separation
     best_accuracy = float("nan") if best is None else best.accuracy
+    is_chance = decision.verdict in ("chance", "cannot tell")
+    beside = ", no better than exchanged labels" if is_chance else ""
     return [
         Check(
             "prompts",
@@ -79,20 +117,20 @@ def checklist(prompts: ContrastSet, separation: Separation, best: Choice | None)
         Check(
             "valid layers",
             f"at least {VALID_SHARE:.0%}",
-            f"{n_valid} of {n_places}",
-            n_valid >= VALID_SHARE * n_places,
+            f"{n_valid} of {n_places}{beside}",
+            n_valid >= VALID_SHARE * n_places and not is_chance,
         ),
         Check(
             "best separation",
             f"at least {GOOD_SEPARATION:.2f}",
-            f"{best_separation:.2f}",
-            best_separation >= GOOD_SEPARATION,
+            f"{best_separation:.2f}{beside}",
+            best_separation >= GOOD_SEPARATION and not is_chance,
         ),
         Check(
             "best accuracy",
             f"at least {BEST_ACCURACY:.0%}",
-            f"{best_accuracy:.0%}",
-            best_accuracy >= BEST_ACCURACY,
+            f"{best_accuracy:.0%}{beside}",
+            best_accuracy >= BEST_ACCURACY and not is_chance,
         ),
     ]
 
@@ -101,8 +139,7 @@ def diagnose(
     prompts: ContrastSet,
     separation: Separation,
     refusal: RefusalReport | None,
-    p_value: float | None = None,
-    detectable: float = math.nan,
+    decision: Decision,
 ) -> list[Finding]:
     """Return the causes that apply, with their remedies; none when all is well.
 
@@ -110,17 +147,15 @@ def diagnose(
         prompts: The prompts of both classes.
         separation: Scores of every place.
         refusal: Whether the model refuses; None where that was not measured.
-        p_value: The smallest p-value of all places, corrected for having looked at all of them;
-            None where there is none.
-        detectable: From `nulls.detectable_auroc`; NaN where it is not known.
+        decision: Whether there is a direction.
     """
-    chance = [] if p_value is None else _diagnose_chance(p_value, separation, detectable)
-    findings = chance + _diagnose_topics(separation)
+    findings = _diagnose_chance(decision) + _diagnose_topics(separation)
     findings += [] if refusal is None else _diagnose_refusal(refusal)
-    best_separation = _highest(separation.separation)
-    best_accuracy = _highest(separation.accuracy)
-    if best_separation < MIN_SEPARATION:
+    if _highest(separation.headline["auroc"].value) < MIN_AUROC:
         findings += _diagnose_separation(prompts, refusal)
+    elif _highest(separation.separation) < MIN_SEPARATION:
+        findings += _diagnose_offset(separation)
+    best_accuracy = _highest(separation.accuracy)
     if best_accuracy < MIN_ACCURACY:
         findings += _diagnose_accuracy(separation)
     optimism = _highest(separation.accuracy_in_sample) - best_accuracy
@@ -133,6 +168,41 @@ def diagnose(
             )
         )
     return findings
+
+
+def diagnose_random(chance: Chance) -> list[Finding]:
+    """Say where random directions do as well as the fitted one."""
+    if chance.random_share is None or chance.random_share <= SIGNIFICANT:
+        return []
+    return [
+        Finding(
+            f"{chance.random_share:.0%} of random directions with the activations' covariance tell "
+            "the classes apart as well: they differ along most directions here, and this one is "
+            "not special by its scores.",
+            "Go by what acting on it does (refusal-lens select, ablate).",
+        )
+    ]
+
+
+def _diagnose_tables(
+    run_folder: RunFolder, prompts: ContrastSet, best: Choice | None
+) -> list[Finding]:
+    """Return what confounds and texts say, as far as they were looked at."""
+    names = ("confounds", "coordinates", "length_correlations", "near_duplicates", "likeness")
+    read = {name: run_folder.read_table(name) for name in names}
+    tables = {name: table for name, table in read.items() if table is not None}
+    if best is None or not {"confounds", "coordinates"} <= set(tables):
+        return []
+    findings = diagnose_confounds(tables, best)
+    if not {"near_duplicates", "likeness"} <= set(tables):
+        return findings
+    likeness = Likeness.of_tables(tables["near_duplicates"], tables["likeness"])
+    counts = run_folder.read_token_counts()
+    added = None
+    if counts is not None:
+        total, user = counts["n_tokens"].tolist(), counts["n_own_tokens"].tolist()
+        added = template_tokens(total, user, prompts.is_harmful)
+    return findings + diagnose_texts(likeness, added)
 
 
 # --- what else tells the classes apart --------------------------------------------------------
@@ -287,29 +357,14 @@ def _diagnose_topics(separation: Separation) -> list[Finding]:
     return findings
 
 
-def _diagnose_chance(p_value: float, separation: Separation, detectable: float) -> list[Finding]:
-    if p_value <= SIGNIFICANT:
-        return []
-    n_places = separation.separation.numel()
-    if not detectable <= WORTH_FINDING:
-        known = f" (one of {detectable:.2f} would be, four times in five)"
-        return [
-            Finding(
-                f"These prompts cannot tell whether there is a direction: with shuffled labels the "
-                f"best of all places ({n_places}) does as well in {p_value:.0%} of the draws, and "
-                f"an AUROC of {WORTH_FINDING} would often go unnoticed"
-                f"{known if detectable == detectable else ''}.",
-                "Use more prompts, on more topics.",
-            )
-        ]
-    return [
-        Finding(
-            "There is no direction here: with shuffled labels the best of all places "
-            f"({n_places}) does as well as this one in {p_value:.0%} of the draws.",
-            "Take nothing below for a finding. Check which file is which class, and that they "
-            "differ in harm; use more prompts.",
-        )
-    ]
+def _diagnose_chance(decision: Decision) -> list[Finding]:
+    remedies = {
+        "cannot tell": "Use more prompts, on more topics.",
+        "chance": "Take nothing below for a finding. Check which file is which class, and that "
+        "they differ in harm; use more prompts.",
+    }
+    remedy = remedies.get(decision.verdict)
+    return [] if remedy is None else [Finding(decision.sentence, remedy)]
 
 
 def _diagnose_refusal(refusal: RefusalReport) -> list[Finding]:
@@ -317,18 +372,30 @@ def _diagnose_refusal(refusal: RefusalReport) -> list[Finding]:
     return [Finding(words.sentence, words.remedy)] if words.remedy else []
 
 
+def _diagnose_offset(separation: Separation) -> list[Finding]:
+    highest = _highest(separation.headline["auroc"].value)
+    return [
+        Finding(
+            f"Separation is below {MIN_SEPARATION} everywhere although the AUROC reaches "
+            f"{highest:.2f}: as a difference of cosines it is small where prompts of both classes "
+            "share most of their activations.",
+            "Go by AUROC, accuracy and d'; the article's bands do not fit this model.",
+        )
+    ]
+
+
 def _diagnose_separation(prompts: ContrastSet, refusal: RefusalReport | None) -> list[Finding]:
     findings = [
         Finding(
-            f"Separation is below {MIN_SEPARATION} everywhere: harmful and harmless prompts may be "
-            "too alike.",
+            f"The AUROC is below {MIN_AUROC} everywhere: harmful and harmless prompts may be too "
+            "alike.",
             "Use prompts that differ more clearly in harm, and in nothing else.",
         )
     ]
     if refusal is None:
         findings.append(
             Finding(
-                f"Separation is below {MIN_SEPARATION} everywhere: the model may not refuse.",
+                f"The AUROC is below {MIN_AUROC} everywhere: the model may not refuse.",
                 "Measure it first: refusal-lens refusal-rate RUN.",
             )
         )

@@ -34,6 +34,7 @@ from refusal_lens.runs.checksums import check, record, way_back, write_recorded
 from refusal_lens.validation.best_place import Choice, choose_best
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.frames import read_frame
+from refusal_lens.validation.scores import SCORES
 from refusal_lens.validation.separation import Separation
 
 PROMPT_FIELDS = ("id", "text", "category", "pair", "group")
@@ -244,7 +245,7 @@ class RunFolder:
         """Read the scores of every place, with the columns that later stages added."""
         with self._reading(self.separation_path.name) as path:
             frame = read_frame(path)
-            frame[["hook_point", "position", "separation", "accuracy"]]  # KeyError without one
+            frame[["hook_point", "position", *SCORES]]  # KeyError without one
             return frame
 
     def separation(self) -> Separation:
@@ -255,6 +256,8 @@ class RunFolder:
     def best(self, separation: Separation | None = None) -> Choice | None:
         """Choose the best place of the run: the one way for figures, report and experiments.
 
+        The rule is that of its settings (`validation.best_by`).
+
         Args:
             separation: Scores to choose by; None takes those that the fit wrote.
 
@@ -262,7 +265,8 @@ class RunFolder:
             The choice; None when there is no direction anywhere.
         """
         scores = self.separation() if separation is None else separation
-        return choose_best(scores, self.read_provenance()["model"]["n_layers"])
+        n_layers = self.read_provenance()["model"]["n_layers"]
+        return choose_best(scores, n_layers, self.read_config().validation.best_by)
 
     def model(self) -> Model:
         """Load the model that the run was collected from, with its way to write prompts out.

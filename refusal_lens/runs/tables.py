@@ -16,12 +16,9 @@ from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.categories import category_table, misread_table, transfer_table
 from refusal_lens.validation.confounds import (
-    Likeness,
-    compare_texts,
     length_correlations,
     score_confounds,
     score_direction,
-    template_tokens,
 )
 from refusal_lens.validation.coordinates import clip_sweep, coordinate_table
 from refusal_lens.validation.cosines import (
@@ -108,13 +105,3 @@ def _cosines_at_best(fitted: Fitted, best: Choice) -> list[pd.DataFrame]:
         method_cosines(here, settings.compare_methods, **options),
         category_cosines(here, fitted.prompts.prompts, **options),
     ]
-
-
-def check_texts(fitted: Fitted) -> tuple[Likeness, dict[str, tuple[int, ...]] | None]:
-    """Compare the classes' texts, and the tokens that the template adds to each."""
-    counts = fitted.token_counts
-    added = None
-    if counts is not None:
-        own, total = counts["n_own_tokens"].tolist(), counts["n_tokens"].tolist()
-        added = template_tokens(total, own, fitted.prompts.is_harmful)
-    return compare_texts(fitted.prompts, seed=fitted.config.validation.seed), added

@@ -21,21 +21,14 @@ from refusal_lens.files import remove_partial
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.report.answer import answer
 from refusal_lens.report.evidence import gather
-from refusal_lens.runs.diagnosis import (
-    Finding,
-    checklist,
-    diagnose,
-    diagnose_confounds,
-    diagnose_template,
-    diagnose_texts,
-)
 from refusal_lens.runs.folder import RunFolder
-from refusal_lens.runs.tables import Fitted, check_texts, compute_tables
+from refusal_lens.runs.tables import Fitted, compute_tables
 from refusal_lens.stages import terminal
 from refusal_lens.validation.best_place import Choice, layers_beside
+from refusal_lens.validation.confounds import compare_texts
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.nested_choice import choose_nested
-from refusal_lens.validation.nulls import Nulls, detectable_auroc, draw_nulls
+from refusal_lens.validation.nulls import Nulls, draw_nulls, power_table
 from refusal_lens.validation.separation import Separation, validate
 from refusal_lens.validation.stability import measure_stability
 
@@ -46,9 +39,8 @@ def fit_stage(
     """Fit and validate the directions, choose the best, and say what it is worth."""
     remove_partial(run_folder.path)
     prompts = replace(run_folder.read_prompts(), grouping=config.prompts.groups)
-    activations = replace(
-        run_folder.read_activations(config.directions.hook_points), groups=find_groups(prompts)
-    )
+    stored = run_folder.read_activations(config.directions.hook_points)
+    activations = replace(stored, groups=find_groups(prompts))
     clip_quantile, method = config.directions.clip_quantile, config.directions.method
     directions = fit_directions(activations, clip_quantile=clip_quantile, method=method)
     options = config.validation
@@ -65,6 +57,7 @@ def fit_stage(
         activations, clip_quantile=clip_quantile, n_permutations=options.n_permutations, **folds
     )
     p_values = nulls.p_values()
+    run_folder.write_config(config)  # the choice, and all that reads it later, go by it
     best = run_folder.best(separation)
     directions = with_record(
         directions,
@@ -75,10 +68,6 @@ def fit_stage(
     )
     _write(run_folder, directions, projections, separation, nulls)
     _doubt(config, run_folder, activations, console)
-    least = min(p_values["p_value_corrected"].dropna().tolist(), default=None)
-    detectable = detectable_auroc(nulls, separation)
-    findings = diagnose_template(activations.provenance)
-    findings += diagnose(prompts, separation, run_folder.read_refusal(), least, detectable)
     fitted = Fitted(
         config=config,
         prompts=prompts,
@@ -88,12 +77,14 @@ def fit_stage(
         best=best,
         token_counts=run_folder.read_token_counts(),
     )
-    findings += _tabulate(run_folder, fitted)
-    terminal.show_replies(console, answer(gather(run_folder)))
+    _tabulate(run_folder, fitted)
+    evidence = gather(run_folder)
+    terminal.show_replies(console, answer(evidence))
     shown = layers_beside(separation, best)
     terminal.show_layers(console, shown, best, p_values, is_wide=is_wide)
-    terminal.show_best(console, separation, best, detectable)
-    terminal.show_checklist(console, checklist(prompts, shown, best), findings)
+    terminal.show_best(console, separation, best, evidence.chance.detectable)
+    told = evidence.diagnosis
+    terminal.show_checklist(console, told.checks, told.findings)
     return [
         run_folder.path / "directions.safetensors",
         run_folder.direction_path,
@@ -116,6 +107,7 @@ def _write(
     run_folder.write_projections(projections)
     run_folder.write_refusal_direction(directions, separation, p_values)
     run_folder.write_table("nulls", nulls.to_frame())
+    run_folder.write_table("power", power_table(nulls, separation))
 
 
 def _doubt(
@@ -137,6 +129,7 @@ def _doubt(
             n_folds=options.n_folds,
             n_repeats=options.n_repeats,
             seed=options.seed,
+            best_by=options.best_by,
         )
     run_folder.write_table("stability", stability.to_frame())
     run_folder.write_table("learning_curve", stability.curves)
@@ -144,16 +137,13 @@ def _doubt(
     run_folder.write_table("nested_choice", nested)
 
 
-def _tabulate(run_folder: RunFolder, fitted: Fitted) -> list[Finding]:
-    """Write what the fit says beyond its scores, and return its warnings."""
+def _tabulate(run_folder: RunFolder, fitted: Fitted) -> None:
+    """Write what the fit says beyond its scores."""
     tables = compute_tables(fitted)
-    likeness, template = check_texts(fitted)
-    tables["near_duplicates"] = likeness.pairs
+    likeness = compare_texts(fitted.prompts, seed=fitted.config.validation.seed)
+    tables |= {"near_duplicates": likeness.pairs, "likeness": likeness.to_frame()}
     for name, table in tables.items():
         run_folder.write_table(name, table)
-    if fitted.best is None:
-        return []
-    return diagnose_confounds(tables, fitted.best) + diagnose_texts(likeness, template)
 
 
 def with_record(

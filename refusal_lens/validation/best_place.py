@@ -1,22 +1,29 @@
 """Which place to take the direction from.
 
-Knows the article's best-layer rule, the weight kernel around its choice, and the rule that chooses
-by causal scores. Does not compute scores.
+Knows two rules that choose by held-out scores, the article's among them, and the weight kernel
+around their choice. Does not compute scores.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from refusal_lens.directions.kernel import WeightKernel
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.validation.separation import Separation
 from refusal_lens.validation.thresholds import BEST_ACCURACY, NEAR_TIE
 
+BestBy = Literal["cohens_d", "article"]
+
 
 @dataclass(frozen=True)
 class Choice:
     """The place chosen, or the nearest miss where none qualifies, and why.
 
-    `is_eligible` is False where no place reached the accuracy that the rule asks for.
+    `is_eligible` is False where no place reached the accuracy that the rules ask for. `auroc` and
+    `cohens_d` are those of new topics, where topics could be left out. `reason` names the place of
+    the article's rule too, where that is another one.
     """
 
     hook_point: str
@@ -25,6 +32,8 @@ class Choice:
     accuracy: float
     is_eligible: bool
     reason: str
+    auroc: float = math.nan
+    cohens_d: float = math.nan
 
     @property
     def layer(self) -> int | None:
@@ -32,49 +41,96 @@ class Choice:
         return layer_of(self.hook_point)
 
 
-def choose_best(separation: Separation, n_layers: int) -> Choice | None:
-    """Choose the place of the best direction by the article's rule.
+def choose_best(separation: Separation, n_layers: int, by: BestBy = "cohens_d") -> Choice | None:
+    """Choose the place of the best direction, among those with accuracy of at least 0.70.
 
-    Among places with accuracy of at least 0.70 the highest separation; among near-ties (within
-    0.02) the layer closest to the middle. Where no place is that accurate, the highest separation
-    is returned as the nearest miss, and says so.
+    - `cohens_d`: the highest d' on held-out prompts, of new topics where there are enough of them
+      for an interval. It is in units of the spread along the direction, which makes places
+      comparable; nearest the middle where places are exactly as good.
+    - `article`: the highest separation; among near-ties (within 0.02) the layer closest to the
+      middle. Separation is a difference of cosines, which shrinks as what all prompts share grows:
+      between layers it compares that as well.
+
+    Where no place is that accurate, the highest of all is the nearest miss, and says so.
 
     Returns:
         The choice; None when there is no direction anywhere.
     """
-    scored = [
-        (
-            separation.separation[row, column].item(),
-            separation.accuracy[row, column].item(),
+    scored = _scored(separation)
+    if not scored:
+        return None
+    article, ours = _article(scored, n_layers), _by_cohens_d(scored, n_layers)
+    if by == "article":
+        return article
+    if (article.hook_point, article.position) == (ours.hook_point, ours.position):
+        return ours
+    other = (
+        f"{ours.reason}. The article's rule takes {article.hook_point} at {article.position} "
+        f"(separation {article.separation:.2f}, d' {article.cohens_d:.2f}; here "
+        f"{ours.separation:.2f} and {ours.cohens_d:.2f}): separation depends on what all prompts "
+        "share, d' does not"
+    )
+    return replace(ours, reason=other)
+
+
+def _scored(separation: Separation) -> list[Choice]:
+    """List the places that have a direction, with the scores that rules go by."""
+    has_topics = bool(separation.new_topics) and not bool(
+        separation.new_topics["auroc"].low.isnan().all()
+    )
+    told = separation.new_topics if has_topics else separation.scores
+    return [
+        Choice(
             hook_point,
             position,
+            separation.separation[row, column].item(),
+            separation.accuracy[row, column].item(),
+            separation.accuracy[row, column].item() >= BEST_ACCURACY,
+            "",
+            told["auroc"].value[row, column].item(),
+            told["cohens_d"].value[row, column].item(),
         )
         for row, hook_point in enumerate(separation.hook_points)
         for column, position in enumerate(separation.positions)
         if not separation.separation[row, column].isnan()
     ]
-    if not scored:
-        return None
-    accurate = [score for score in scored if score[1] >= BEST_ACCURACY]
-    highest = max(score[0] for score in accurate or scored)
+
+
+def _article(scored: list[Choice], n_layers: int) -> Choice:
+    accurate = [place for place in scored if place.is_eligible]
     # Below the accuracy asked for there is nothing to break ties between: the nearest miss will do.
-    slack = NEAR_TIE if accurate else 0.0
-    tied = [score for score in accurate or scored if score[0] >= highest - slack]
+    best, n_tied = _nearest_highest(
+        accurate or scored, n_layers, lambda place: place.separation, NEAR_TIE if accurate else 0.0
+    )
+    if n_tied > 1 and accurate:
+        said = f"{n_tied} places within {NEAR_TIE} of the highest separation: nearest the middle"
+        return replace(best, reason=said)
+    return replace(best, reason=_reason("highest separation", len(accurate)))
+
+
+def _by_cohens_d(scored: list[Choice], n_layers: int) -> Choice:
+    accurate = [place for place in scored if place.is_eligible]
+    best, _ = _nearest_highest(accurate or scored, n_layers, _cohens_d, 0.0)
+    return replace(best, reason=_reason(f"highest d' ({best.cohens_d:.2f})", len(accurate)))
+
+
+def _cohens_d(place: Choice) -> float:
+    """Return d', lowest where projections do not vary and there is none."""
+    return -math.inf if math.isnan(place.cohens_d) else place.cohens_d
+
+
+def _nearest_highest(
+    places: list[Choice], n_layers: int, score: Callable[[Choice], float], slack: float
+) -> tuple[Choice, int]:
+    """Return the place nearest the middle of those near the highest score, and their number."""
+    highest = max(score(place) for place in places)
+    tied = [place for place in places if score(place) >= highest - slack]
     middle = (n_layers - 1) / 2
 
-    def away(hook_point: str) -> float:
-        layer = layer_of(hook_point)
-        return float(n_layers) if layer is None else abs(layer - middle)
+    def away(place: Choice) -> float:
+        return float(n_layers) if place.layer is None else abs(place.layer - middle)
 
-    best = min(tied, key=lambda score: (away(score[2]), -score[0]))
-    return Choice(
-        hook_point=best[2],
-        position=best[3],
-        separation=best[0],
-        accuracy=best[1],
-        is_eligible=bool(accurate),
-        reason=_reason(len(accurate), len(tied)),
-    )
+    return min(tied, key=lambda place: (away(place), -score(place))), len(tied)
 
 
 def layers_beside(separation: Separation, best: Choice | None) -> Separation:
@@ -114,12 +170,7 @@ def suggest_kernel(separation: Separation, best: Choice) -> WeightKernel | None:
     return WeightKernel(peak=1.0, position=best.layer, floor=0.0, distance=reach + 1)
 
 
-def _reason(n_accurate: int, n_tied: int) -> str:
+def _reason(what: str, n_accurate: int) -> str:
     if n_accurate == 0:
-        return f"no place reaches accuracy {BEST_ACCURACY}: the highest separation, a near miss"
-    if n_tied > 1:
-        return f"{n_tied} places within {NEAR_TIE} of the highest separation: nearest the middle"
-    return f"highest separation among {n_accurate} places with accuracy >= {BEST_ACCURACY}"
-
-
-# --- by causal scores ---------------------------------------------------------------------------
+        return f"no place reaches accuracy {BEST_ACCURACY}: the {what}, a near miss"
+    return f"{what} among {n_accurate} places with accuracy >= {BEST_ACCURACY}"

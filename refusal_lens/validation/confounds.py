@@ -223,6 +223,18 @@ class Likeness:
     shared_words: float
     shared_openings: float
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row of all but the pairs, which are a table of their own."""
+        names = ("n_near", "n_compared", "shared_words", "shared_openings")
+        return pd.DataFrame([{name: getattr(self, name) for name in names}])
+
+    @classmethod
+    def of_tables(cls, pairs: pd.DataFrame, rest: pd.DataFrame) -> "Likeness":
+        """Read back what `pairs` and `to_frame` hold."""
+        row = rest.iloc[0]
+        counts = int(row["n_near"]), int(row["n_compared"])
+        return cls(pairs, *counts, float(row["shared_words"]), float(row["shared_openings"]))
+
 
 def compare_texts(prompts: ContrastSet, *, seed: int = 0) -> Likeness:
     """Find near duplicates across the classes, and what their texts have in common.

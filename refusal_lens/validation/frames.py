@@ -16,7 +16,7 @@ PLACE = ("hook_point", "position")
 TEXT_COLUMNS = (
     *(*PLACE, "site", "run", "kind", "score", "method", "intervention", "verdict"),
     *("prompt_id", "category", "text", "token", "a", "b", "fit_on", "test_on"),
-    *("feature", "component", "reasons", "direction", "end"),
+    *("feature", "component", "reasons", "direction", "end", "shuffled"),
     *("harmful_id", "harmless_id", "harmful_text", "harmless_text"),
 )
 """Columns that are text whatever stands in them: a position may be "-2", a category "2024", a token

@@ -3,6 +3,9 @@
 Knows how to choose inside and score outside. Takes the rule itself from selection.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE
-from refusal_lens.validation.best_place import Choice, choose_best
+from refusal_lens.validation.best_place import BestBy, Choice, choose_best
 from refusal_lens.validation.crossfit import Splits, assign_folds, project_splits, repeat_folds
 from refusal_lens.validation.scores import Score, score
 from refusal_lens.validation.separation import Separation
@@ -30,8 +33,9 @@ def choose_nested(
     n_folds: int = 5,
     n_repeats: int = 3,
     seed: int = 0,
+    best_by: BestBy = "cohens_d",
 ) -> pd.DataFrame:
-    """Choose the best place on inner folds by the best-layer rule, and score it on the outer fold.
+    """Choose the best place on inner folds, and score it on the outer fold.
 
     The scores of the best of many places are optimistic: it is the best partly by luck on the very
     prompts that it is scored on. Here each outer fold helps neither to fit nor to choose.
@@ -43,6 +47,7 @@ def choose_nested(
         n_folds: Outer folds, and inner folds within each of their fitting sets.
         n_repeats: How often the outer folds are dealt anew.
         seed: Of all dealings; with the same one the outer folds are those of `validate`.
+        best_by: The rule, as in `choose_best`.
 
     Returns:
         One row an outer fold: the place chosen without it, and that place's scores on it. Folds
@@ -57,13 +62,14 @@ def choose_nested(
     units = widest_units(is_harmful, activations.groups)
     if min(units.n_per_class) < FEWEST:
         return pd.DataFrame(columns=list(COLUMNS))
+    rule = partial(choose_best, n_layers=n_layers, by=best_by)
     rows = []
     for repeat, outer in enumerate(repeat_folds(is_harmful, n_folds, n_repeats, seed, units)):
         rounds = _inner_folds(is_harmful, units, outer, n_folds, seed)
         splits = project_splits(activations, _splits_of(outer, rounds), clip_quantile)
         first = len(rounds)
         for fold, inner in enumerate(rounds):
-            best = _choose(activations, splits, inner, first, n_layers)
+            best = _choose(activations, splits, inner, first, rule)
             first += int(inner.max()) + 1
             if best is not None:
                 scores = _score_outside(activations, splits, outer == fold, fold, best)
@@ -104,21 +110,21 @@ def _choose(
     splits: Splits,
     inner: Int[Tensor, " n_prompts"],
     first: int,
-    n_layers: int,
+    rule: Callable[[Separation], Choice | None],
 ) -> Choice | None:
     """Choose the best place by cross-fitting inside; the inner splits begin at `first`."""
     is_inside = inner >= 0
     values, thresholds = splits.held_out(inner.clamp(min=0), first)
     cosines, margins = values / splits.norms, values - thresholds
     is_harmful = activations.is_harmful[is_inside]
-    scores = score(cosines[is_inside], margins[is_inside], is_harmful, ("separation", "accuracy"))
+    scores = score(cosines[is_inside], margins[is_inside], is_harmful)
     separation = Separation(
         {name: Score.of(values) for name, values in scores.items()},
         activations.hook_points,
         activations.positions,
         int(inner.max()) + 1,
     )
-    return choose_best(separation, n_layers)
+    return rule(separation)
 
 
 def _score_outside(

@@ -151,6 +151,19 @@ def detectable_auroc(nulls: Nulls, separation: Separation, share: float = 0.8) -
     return float(expit(logit(critical) + norm.ppf(share) * error))
 
 
+def power_table(nulls: Nulls, separation: Separation) -> pd.DataFrame:
+    """Return one row: what was exchanged, how many labellings there were, and the power."""
+    return pd.DataFrame(
+        [
+            {
+                "shuffled": nulls.shuffled,
+                "log2_labellings": nulls.log2_labellings,
+                "detectable_auroc": detectable_auroc(nulls, separation),
+            }
+        ]
+    )
+
+
 def p_value(
     observed: Float[Tensor, "*grid"], draws: Float[Tensor, " n_draws *grid"]
 ) -> Float[Tensor, "*grid"]:

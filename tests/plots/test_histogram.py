@@ -356,9 +356,9 @@ def test_first_shape_is_what_is_drawn():
     assert figure.layout.yaxis4.visible is axes["yaxis4.visible"] is False
 
 
-def test_starts_at_the_highest_separation():
+def test_starts_at_the_best_place():
     projections, separation, prompts = planted()
-    separation.separation[2, 0] = 0.99
+    separation.cohens_d[2, 0] = 99.0
     figure = projection_histogram(projections, separation, prompts)
     assert figure.layout.sliders[0].active == 2
     assert figure.layout.updatemenus[0].active == 0

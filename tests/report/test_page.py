@@ -75,14 +75,15 @@ def test_a_plain_run_answers_as_far_as_it_has_measured(run_folder):
     assert told(run_folder) == [
         (
             "Yes",
-            "A direction tells harmful from harmless prompts that it has not seen (separation "
-            "0.90, accuracy 100%). The model refuses 100% (91%-100%) of the harmful and 2% "
-            "(0%-13%) of the harmless prompts.",
+            "A direction tells harmful from harmless prompts that it has not seen (AUROC 1.00, "
+            "accuracy 100%, separation 0.90). The model refuses 100% (91%-100%) of the harmful "
+            "and 2% (0%-13%) of the harmless prompts.",
         ),
         (
             "Layer 3",
             "Layer 3 of 0 to 3 is the place to take it from (blocks.3.hook_resid_post, read at "
-            "position last); 3 of the 4 hook points of this kind are valid.",
+            "position last): highest d' (4.50) among 6 places with accuracy >= 0.7. 3 of the 4 "
+            "hook points of this kind are valid.",
         ),
         (
             "As a correlation",
@@ -160,8 +161,12 @@ def test_one_thing_against_it_is_named(run_folder, name, table, against):
 def test_scores_that_shuffled_labels_reach_are_no_direction(run_folder):
     measured(run_folder, nulls=nulls(0.3))
     (there, why), _, (trust, _) = told(run_folder)
-    assert (there, trust) == ("No", "No")
-    assert "shuffled labels do as well (p = 0.3, corrected for every place looked at)" in why
+    assert (there, trust) == ("Cannot tell", "No")
+    assert "exchanged labels the best of all places does as well in 30% of the draws" in why
+    # The page says it in the same words wherever it does.
+    assert gather(run_folder).diagnosis.findings[0].cause == why
+    power = pd.DataFrame([{"shuffled": "pairs", "detectable_auroc": 0.65}])
+    assert told(measured(run_folder, nulls=nulls(0.3), power=power))[0][0] == "No"
 
 
 def test_the_corrected_p_value_of_the_best_place_counts(run_folder):
@@ -178,8 +183,8 @@ def test_no_separation_is_no_direction(tmp_path):
     assert why.startswith("Nowhere does a direction tell harmful from harmless prompts that it has")
 
 
-def test_middling_separation_is_a_weak_direction(tmp_path):
-    assert told(make_run(tmp_path / "run", strength=0.25))[0][0] == "A weak one"
+def test_middling_scores_are_a_weak_direction(tmp_path):
+    assert told(make_run(tmp_path / "run", strength=0.12))[0][0] == "A weak one"
 
 
 def test_a_model_that_never_refuses_has_a_direction_of_harm_only(tmp_path):

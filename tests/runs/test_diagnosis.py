@@ -6,11 +6,13 @@ from conftest import make_separation
 from experiments.test_refusal import make_report
 
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.runs.decision import Chance, Decision, decide
 from refusal_lens.runs.diagnosis import (
     band,
     checklist,
     diagnose,
     diagnose_confounds,
+    diagnose_random,
     diagnose_template,
     diagnose_texts,
 )
@@ -29,16 +31,19 @@ def make(separation: float, accuracy: float, in_sample: float | None = None) -> 
     return make_separation(scores[0], scores[1], scores[0], scores[2], names)
 
 
+FOUND = Decision("found", "A direction.")
+
+
 def test_checklist_passes_what_is_good():
     separation = make(0.5, 0.9)
-    checks = checklist(make_prompts(30), separation, choose_best(separation, 4))
+    checks = checklist(make_prompts(30), separation, choose_best(separation, 4), FOUND)
     assert [check.is_passed for check in checks] == [True] * 4
-    assert diagnose(make_prompts(30), separation, make_report(10, 0)) == []
+    assert diagnose(make_prompts(30), separation, make_report(10, 0), FOUND) == []
 
 
 def test_checklist_fails_what_is_not():
     separation = make(0.1, 0.6)
-    checks = checklist(make_prompts(29), separation, choose_best(separation, 4))
+    checks = checklist(make_prompts(29), separation, choose_best(separation, 4), FOUND)
     assert [check.is_passed for check in checks] == [False] * 4
     assert [check.came for check in checks] == [
         "29 harmful, 29 harmless",
@@ -49,7 +54,7 @@ def test_checklist_fails_what_is_not():
 
 
 def test_model_that_refuses_nothing_is_said_plainly():
-    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(0, 0, 40))
+    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(0, 0, 40), FOUND)
     assert finding.cause == (
         "There is no refusal to find: the model refuses 0% (0%-9%) of the harmful and 0% (0%-9%) "
         "of the harmless prompts. A direction that separates them is what the model knows of harm, "
@@ -58,30 +63,32 @@ def test_model_that_refuses_nothing_is_said_plainly():
 
 
 def test_model_that_refuses_everything_is_told_apart():
-    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(40, 40, 40))
+    (finding,) = diagnose(make_prompts(30), make(0.9, 1.0), make_report(40, 40, 40), FOUND)
     assert "refuses everything: 100% (91%-100%) of the harmful" in finding.cause
 
 
 def test_low_separation_gives_the_causes_that_apply():
-    causes = [f.cause for f in diagnose(make_prompts(10), make(0.1, 0.9), make_report(32, 0, 40))]
-    assert causes == [
-        "Separation is below 0.15 everywhere: harmful and harmless prompts may be too alike.",
+    causes = [
+        f.cause for f in diagnose(make_prompts(10), make(0.1, 0.5), make_report(32, 0, 40), FOUND)
+    ]
+    assert causes[:3] == [
+        "The AUROC is below 0.6 everywhere: harmful and harmless prompts may be too alike.",
         "Only 80% of the harmful prompts are refused.",
         "There are few prompts (10 harmful, 10 harmless).",
     ]
-    unmeasured = diagnose(make_prompts(30), make(0.1, 0.9), None)
-    assert [f.remedy for f in unmeasured][1:] == [
-        "Measure it first: refusal-lens refusal-rate RUN."
-    ]
+    unmeasured = diagnose(make_prompts(30), make(0.1, 0.5), None, FOUND)
+    assert unmeasured[1].remedy == "Measure it first: refusal-lens refusal-rate RUN."
 
 
 def test_low_accuracy_suggests_the_mean_position():
-    remedies = [f.remedy for f in diagnose(make_prompts(30), make(0.5, 0.6), make_report(10, 0))]
+    remedies = [
+        f.remedy for f in diagnose(make_prompts(30), make(0.5, 0.6), make_report(10, 0), FOUND)
+    ]
     assert remedies[-1] == "Try --position mean as well."
 
 
 def test_optimism_of_the_in_sample_score_is_named():
-    findings = diagnose(make_prompts(30), make(0.5, 0.7, in_sample=0.95), make_report(10, 0))
+    findings = diagnose(make_prompts(30), make(0.5, 0.7, in_sample=0.95), make_report(10, 0), FOUND)
     assert [f.remedy for f in findings] == ["Use more prompts; trust the held-out numbers."]
 
 
@@ -91,22 +98,55 @@ def test_bands():
     ]
 
 
+# --- the decision ---------------------------------------------------------------------------------
+
+
+def findings_of(chance: Chance) -> list[str]:
+    separation = make(0.5, 0.9)
+    decision = decide(choose_best(separation, 4), chance)
+    causes = [f.cause for f in diagnose(make_prompts(30), separation, None, decision)]
+    assert (causes == [decision.sentence]) != decision.is_found
+    return causes
+
+
 def test_prompts_without_the_power_to_tell_say_so():
-    (finding,) = diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), p_value=0.43)
-    assert finding.cause.startswith("These prompts cannot tell whether there is a direction")
-    options = {"p_value": 0.43, "detectable": 0.85}
-    (finding,) = diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), **options)
-    assert "(one of 0.85 would be, four times in five)" in finding.cause
+    (cause,) = findings_of(Chance(0.43))
+    assert cause.startswith("These prompts cannot tell whether there is a direction")
+    (cause,) = findings_of(Chance(0.43, detectable=0.85))
+    assert "(one of 0.85 would be found, four times in five)" in cause
 
 
-def test_scores_that_shuffled_labels_reach_are_no_direction():
-    options = {"p_value": 0.43, "detectable": 0.65}
-    findings = diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), **options)
-    assert [f.cause for f in findings] == [
-        "There is no direction here: with shuffled labels the best of all places (4) does as well "
-        "as this one in 43% of the draws."
+def test_scores_that_exchanged_labels_reach_are_no_direction():
+    assert findings_of(Chance(0.43, detectable=0.65)) == [
+        "There is no direction here: with exchanged labels the best of all places does as well in "
+        "43% of the draws."
     ]
-    assert diagnose(make_prompts(30), make(0.5, 0.9), make_report(10, 0), p_value=0.05) == []
+    assert findings_of(Chance(0.05)) == []
+
+
+def test_no_tick_stands_beside_scores_that_exchanged_labels_reach():
+    separation = make(0.5, 0.9)
+    best = choose_best(separation, 4)
+    checks = checklist(make_prompts(30), separation, best, decide(best, Chance(0.43)))
+    assert [check.is_passed for check in checks] == [True, False, False, False]
+    assert checks[2].came == "0.50, no better than exchanged labels"
+
+
+def test_a_place_is_judged_by_auroc_and_accuracy_and_not_by_cosines():
+    separation = make(0.03, 0.9)
+    decision = decide(choose_best(separation, 4), Chance(0.001))
+    assert (decision.verdict, decision.is_found) == ("found", True)
+    (finding,) = diagnose(make_prompts(30), separation, None, decision)
+    assert finding.cause.startswith("Separation is below 0.15 everywhere although the AUROC reach")
+    assert decide(choose_best(make(0.5, 0.7), 4), Chance()).verdict == "weak"
+    assert decide(choose_best(make(0.5, 0.55), 4), Chance()).verdict == "miss"
+    assert decide(None, Chance()).verdict == "nowhere"
+
+
+def test_random_directions_that_do_as_well_are_named():
+    (finding,) = diagnose_random(Chance(0.001, random_share=0.4))
+    assert finding.cause.startswith("40% of random directions with the activations' covariance")
+    assert diagnose_random(Chance(0.001, random_share=0.001)) == []
 
 
 BEST = Choice("blocks.2.hook_resid_post", "last", 0.9, 0.95, True, "")

@@ -154,13 +154,18 @@ def test_the_best_place_is_the_one_that_the_rule_chooses_of_the_written_scores(t
     best = run_folder.best()
     assert best == choose_best(separation, 4) == run_folder.best(separation)
     assert best is not None
-    assert (best.hook_point, best.position) == ("blocks.1.hook_resid_post", "-2")
+    assert (best.hook_point, best.position) == ("blocks.3.hook_resid_post", "-2")
+    run_folder.write_config(run_folder.read_config(["validation.best_by=article"]))
+    best = run_folder.best()
+    assert best == choose_best(separation, 4, "article")
+    assert best is not None
+    assert best.layer == 1
 
 
 def test_every_reader_of_a_run_goes_to_the_same_best_place(tmp_path):
     folder = make_explored(tmp_path / "run", positions=("-2",))
     folder.write_separation(make_close(0.5))
-    place = ("blocks.1.hook_resid_post", "-2")
+    place = ("blocks.3.hook_resid_post", "-2")
     evidence = gather(folder).best
     assert evidence is not None
     assert (evidence.hook_point, evidence.position) == place

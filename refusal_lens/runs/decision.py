@@ -1,0 +1,133 @@
+"""Is there a direction?  The one decision of a run, and the sentence that says it everywhere.
+
+Knows the scores of the best place and what exchanged labels and random directions reach. Does not
+know refusal, and gives no advice.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation.best_place import Choice
+from refusal_lens.validation.frames import rows_where
+from refusal_lens.validation.thresholds import (
+    GOOD_ACCURACY,
+    MIN_AUROC,
+    SIGNIFICANT,
+    WORTH_FINDING,
+)
+
+Verdict = Literal["nowhere", "miss", "chance", "cannot tell", "weak", "found"]
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What there would be without a direction.
+
+    `p_value` is of the best place's AUROC, corrected for every place looked at; None where labels
+    were not exchanged. `detectable` is the AUROC that would be found four times in five, NaN where
+    that is not known. `random_share` is the share of random directions, with the activations' own
+    covariance, that do as well as the fitted one; None where none were tried.
+    """
+
+    p_value: float | None = None
+    detectable: float = math.nan
+    random_share: float | None = None
+
+    @property
+    def is_beaten(self) -> bool:
+        """Whether nothing measured says that chance does as well."""
+        return self.p_value is None or self.p_value <= SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether there is a direction, and the sentence that says so."""
+
+    verdict: Verdict
+    sentence: str
+
+    @property
+    def is_found(self) -> bool:
+        """Whether there is one that a reader may go on with."""
+        return self.verdict in ("weak", "found")
+
+
+def decide(best: Choice | None, chance: Chance) -> Decision:
+    """Decide whether there is a direction, by the scores of the best place.
+
+    By AUROC and accuracy, which compare places and runs: separation depends on what all prompts
+    share.
+
+    Args:
+        best: The best place; None where there is no direction anywhere.
+        chance: What there would be without one.
+    """
+    if best is None:
+        said = "The means of harmful and harmless prompts differ nowhere, so there is no direction."
+        return Decision("nowhere", said)
+    if not chance.is_beaten:
+        return _not_beaten(chance)
+    scores = (
+        f"AUROC {best.auroc:.2f}, accuracy {best.accuracy:.0%}, separation {best.separation:.2f}"
+    )
+    if not best.auroc >= MIN_AUROC:
+        said = (
+            "Nowhere does a direction tell harmful from harmless prompts that it has not seen: the "
+            f"nearest miss has {scores}."
+        )
+        return Decision("miss", said)
+    said = f"A direction tells harmful from harmless prompts that it has not seen ({scores})."
+    return Decision("found" if best.accuracy >= GOOD_ACCURACY else "weak", said)
+
+
+def _not_beaten(chance: Chance) -> Decision:
+    assert chance.p_value is not None, "labels were exchanged"
+    reached = (
+        f"with exchanged labels the best of all places does as well in {chance.p_value:.0%} of the "
+        "draws"
+    )
+    if chance.detectable <= WORTH_FINDING:
+        return Decision("chance", f"There is no direction here: {reached}.")
+    known = (
+        ""
+        if math.isnan(chance.detectable)
+        else (f" (one of {chance.detectable:.2f} would be found, four times in five)")
+    )
+    said = (
+        f"These prompts cannot tell whether there is a direction: {reached}, and an AUROC of "
+        f"{WORTH_FINDING} would often go unnoticed{known}."
+    )
+    return Decision("cannot tell", said)
+
+
+# --- read from a run ------------------------------------------------------------------------------
+
+
+def decide_run(run_folder: RunFolder) -> Decision:
+    """Decide it for a run on disk: terminal, report and explorer all ask here."""
+    best = run_folder.best()
+    return decide(best, read_chance(run_folder, best))
+
+
+def read_chance(run_folder: RunFolder, best: Choice | None) -> Chance:
+    """Read what there would be at the best place without a direction."""
+    nulls, power = run_folder.read_table("nulls"), run_folder.read_table("power")
+    detectable = math.nan if power is None else float(power["detectable_auroc"].iloc[0])
+    if best is None or nulls is None or "p_value_corrected" not in nulls:
+        return Chance(detectable=detectable)
+    # The AUROC's, as everywhere: its null has the same spread at every layer.
+    rows = rows_where(nulls, hook_point=best.hook_point, position=best.position, score="auroc")
+    return Chance(
+        _first(rows_where(rows, kind="permutation"), "p_value_corrected"),
+        detectable,
+        _first(rows_where(rows, kind="covariance"), "p_value"),
+    )
+
+
+def _first(rows: pd.DataFrame, column: str) -> float | None:
+    kept = rows[column].dropna()
+    return float(kept.iloc[0]) if len(kept) else None
