@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
@@ -106,7 +106,7 @@ def assign_folds(
             "a side is a sound start)."
         )
     n_folds = min(n_folds, fewest)
-    if units.are_single:
+    if units.are_single and not units.has_strata:
         return _deal_single(is_harmful, n_folds, seed)
     return torch.from_numpy(_deal_units(units, n_folds, seed))[units.of_prompt]
 
@@ -122,18 +122,25 @@ def _deal_single(
 
 
 def _deal_units(units: Units, n_folds: int, seed: int) -> Int[np.ndarray, " n_units"]:
-    """Deal units of each kind, the largest first, each to the fold that holds least of the kind."""
+    """Deal units of each kind, the largest first, each to the fold that holds least of its like.
+
+    That is least of its stratum, a topic say, then least of its kind: a topic that lay in one fold
+    would be held out whole.
+    """
     generator = np.random.default_rng(seed)
     sizes = units.of_prompt.bincount(minlength=units.n_units).numpy()
     folds = np.empty(units.n_units, dtype=np.int64)
-    held = np.zeros(n_folds)
+    held, of_stratum = np.zeros(n_folds), np.zeros((units.n_strata, n_folds))
+    stratum = units.stratum.numpy()
     for kind in (MIXED, HARMFUL_ONLY, HARMLESS_ONLY):
         members = generator.permutation(np.flatnonzero(units.kind.numpy() == kind))
         filled = np.zeros(n_folds)
         for unit in members[np.argsort(-sizes[members], kind="stable")]:
             # Equally filled folds are chosen among by what they hold in all, then by chance.
-            least = np.lexsort((generator.random(n_folds), held, filled))[0]
+            alike = of_stratum[stratum[unit]]
+            least = np.lexsort((generator.random(n_folds), held, filled, alike))[0]
             folds[unit] = least
+            alike[least] += sizes[unit]
             filled[least] += sizes[unit]
             held[least] += sizes[unit]
     return folds
@@ -169,9 +176,41 @@ def fitting_splits(folds: Int[Tensor, "n_repeats n_prompts"]) -> Bool[Tensor, "n
     return (folds[:, None, :] != numbers[None, :, None]).flatten(0, 1)
 
 
+def fitting_weights(
+    folds: Int[Tensor, "n_repeats n_prompts"], is_harmful: Bool[Tensor, " n_prompts"], units: Units
+) -> Float[Tensor, "n_splits n_prompts"]:
+    """Weight the prompts that each split fits to so that every stratum keeps its share of a class.
+
+    Of a topic with few prompts, holding some out would take a good part away: directions would know
+    less of the topics than the one that is delivered, and scores of new prompts of the same topics
+    would lie too low. A stratum that is held out whole is lost all the same.
+
+    Args:
+        folds: Fold of each prompt, in each repeat.
+        is_harmful: Labels.
+        units: What was dealt, with its strata.
+
+    Returns:
+        1 for all where there are no strata, and on average within a class; 0 where held out.
+    """
+    splits = fitting_splits(folds).double()
+    stratum = units.stratum[units.of_prompt] * 2 + is_harmful.long()
+    weights = splits * _share_left(splits, is_harmful.long()) / _share_left(splits, stratum)
+    return weights.nan_to_num()
+
+
+def _share_left(
+    splits: Float[Tensor, "n_splits n_prompts"], labels: Int[Tensor, " n_prompts"]
+) -> Float[Tensor, "n_splits n_prompts"]:
+    """Return which share of the prompts like it each prompt's split fits to."""
+    _, place, sizes = labels.unique(return_inverse=True, return_counts=True)
+    left = torch.zeros(len(splits), len(sizes), dtype=torch.float64).index_add_(1, place, splits)
+    return (left / sizes)[:, place]
+
+
 def project_splits(
     activations: Activations,
-    is_fitting: Bool[Tensor, "n_splits n_prompts"],
+    fitting: Shaped[Tensor, "n_splits n_prompts"],
     clip_quantile: float | None,
     method: str = DIFFERENCE_OF_MEANS,
 ) -> Splits:
@@ -181,14 +220,15 @@ def project_splits(
 
     Args:
         activations: Activations of both classes.
-        is_fitting: Which prompts each split fits to; some of each class.
+        fitting: Which prompts each split fits to, some of each class; or their weights in the
+            means (methods other than the difference of means take all that have any as alike).
         clip_quantile: As in `fit_directions`.
         method: A key of `methods.METHODS`.
     """
     fit = partial(_fit_splits, clip_quantile=clip_quantile, method=method)
     parts = [
         _project_splits(
-            activations.values[:, row].double(), activations.is_harmful, is_fitting, fit
+            activations.values[:, row].double(), activations.is_harmful, fitting.double(), fit
         )
         for row in range(len(activations.hook_points))
     ]
@@ -234,7 +274,7 @@ Means = Float[Tensor, "n_splits n_positions d_model"]
 def _project_splits(
     values: Float[Tensor, "n_prompts n_positions d_model"],
     is_harmful: Bool[Tensor, " n_prompts"],
-    is_fitting: Bool[Tensor, "n_splits n_prompts"],
+    fitting: Float[Tensor, "n_splits n_prompts"],
     fit: Callable[..., tuple[Means, Means, Float[Tensor, "n_splits n_positions"]]],
 ) -> tuple[
     Float[Tensor, "n_splits n_prompts n_positions"],
@@ -243,7 +283,7 @@ def _project_splits(
     Float[Tensor, "n_splits n_positions"],
 ]:
     """Return projections, thresholds, and lengths of activations and directions."""
-    unit, middle, lengths = fit(values, is_harmful, is_fitting)
+    unit, middle, lengths = fit(values, is_harmful, fitting)
     projected = torch.einsum("npd,spd->snp", values, unit)
     return projected, (middle * unit).sum(dim=-1), values.norm(dim=-1), lengths
 
@@ -251,17 +291,17 @@ def _project_splits(
 def _fit_splits(
     values: Float[Tensor, "n_prompts n_positions d_model"],
     is_harmful: Bool[Tensor, " n_prompts"],
-    is_fitting: Bool[Tensor, "n_splits n_prompts"],
+    fitting: Float[Tensor, "n_splits n_prompts"],
     clip_quantile: float | None,
     method: str,
 ) -> tuple[Means, Means, Float[Tensor, "n_splits n_positions"]]:
     """Return unit directions, NaN where there is none, middles of class means, and lengths."""
-    harmful = _class_means(values, is_fitting & is_harmful)
-    harmless = _class_means(values, is_fitting & ~is_harmful)
+    harmful = _class_means(values, fitting * is_harmful)
+    harmless = _class_means(values, fitting * ~is_harmful)
     if method == DIFFERENCE_OF_MEANS:
         vectors, is_kept = difference(harmful, harmless)
     else:
-        fits = [fit_grid(values[rows], is_harmful[rows], method) for rows in is_fitting]
+        fits = [fit_grid(values[rows], is_harmful[rows], method) for rows in fitting > 0]
         vectors, is_kept = (torch.stack(parts) for parts in zip(*fits, strict=True))
     clipped = clip(vectors.nan_to_num(), clip_quantile)
     unit = normalise(clipped)
@@ -271,14 +311,14 @@ def _fit_splits(
 
 def _class_means(
     values: Float[Tensor, "n_prompts n_positions d_model"],
-    is_member: Bool[Tensor, "n_splits n_prompts"],
+    weights: Float[Tensor, "n_splits n_prompts"],
 ) -> Float[Tensor, "n_splits n_positions d_model"]:
-    """Return the mean of the members, for many sets of them in one matrix product."""
+    """Return the weighted mean, for many sets of weights in one matrix product."""
     # A value that is not finite would spoil the sets it does not belong to: 0 * inf is NaN.
     is_finite = torch.isfinite(values)
-    weights = is_member.double() / is_member.sum(dim=1, keepdim=True)
-    means = torch.einsum("sn,npd->spd", weights, values.where(is_finite, 0.0))
+    shares = weights / weights.sum(dim=1, keepdim=True)
+    means = torch.einsum("sn,npd->spd", shares, values.where(is_finite, 0.0))
     if is_finite.all():
         return means
-    n_bad = torch.einsum("sn,npd->spd", is_member.double(), (~is_finite).double())
+    n_bad = torch.einsum("sn,npd->spd", (weights > 0).double(), (~is_finite).double())
     return means.masked_fill(n_bad > 0, torch.nan)

@@ -161,6 +161,7 @@ def score_resampled_fits(
     weights: Float[Tensor, "n_draws n_prompts"],
     labels: Float[Tensor, " n_prompts"],
     folds: Sequence[slice],
+    fitting: Float[Tensor, "n_folds n_prompts"],
     clip_quantile: float | None,
 ) -> DrawnScores:
     """Cross-fit to resampled prompts, and score the held-out prompts as they are.
@@ -170,25 +171,52 @@ def score_resampled_fits(
         weights: How much each prompt counts in the fit, one row a draw.
         labels: 1 for harmful and 0 for harmless.
         folds: Where each fold's prompts lie.
+        fitting: How much each prompt counts in the fit to all folds but one, from
+            `fitting_weights`.
         clip_quantile: As in `fit_directions`.
     """
+    # Without strata all prompts count alike: those of a fold are added up once, not once a fold.
+    is_even = torch.allclose(fitting, (fitting > 0).float(), atol=1e-6)
     parts = []
     for block in blocks_of(len(weights), place.centred.shape[1]):
         sides = [weights[block] * labels, weights[block] * (1 - labels)]
-        sums = [[one[:, fold] @ place.centred[fold] for fold in folds] for one in sides]
-        totals = [reduce(torch.add, side) for side in sums]
+        means = _held_out_means if is_even else _weighted_means
         cosines, margins = torch.empty_like(sides[0]), torch.empty_like(sides[0])
-        for number, fold in enumerate(folds):
-            sizes = [one.sum(dim=1) - one[:, fold].sum(dim=1) for one in sides]
-            harmful, harmless = (
-                (total - side[number]) / size[:, None]
-                for total, side, size in zip(totals, sums, sizes, strict=True)
-            )
+        fitted = zip(*(means(place, side, folds, fitting) for side in sides), strict=True)
+        for fold, (harmful, harmless) in zip(folds, fitted, strict=True):
             clipped = clip_rows(harmful - harmless, clip_quantile)
             middle = ((harmful + harmless) * clipped).sum(dim=1, keepdim=True) / 2
             cosines[:, fold], margins[:, fold] = _hold_out(place, fold, clipped, middle)
         parts.append(score_draws(cosines, margins, labels[None]))
     return _join(parts)
+
+
+Means = Iterator[Float[Tensor, "n_draws d_model"]]
+
+
+def _held_out_means(
+    place: Place,
+    weights: Float[Tensor, "n_draws n_prompts"],
+    folds: Sequence[slice],
+    _: Float[Tensor, "n_folds n_prompts"],
+) -> Means:
+    """Yield the weighted mean of all folds but one, from the sums of the folds."""
+    sums = [weights[:, fold] @ place.centred[fold] for fold in folds]
+    total, size = reduce(torch.add, sums), weights.sum(dim=1)
+    for fold, held_out in zip(folds, sums, strict=True):
+        yield (total - held_out) / (size - weights[:, fold].sum(dim=1))[:, None]
+
+
+def _weighted_means(
+    place: Place,
+    weights: Float[Tensor, "n_draws n_prompts"],
+    folds: Sequence[slice],
+    fitting: Float[Tensor, "n_folds n_prompts"],
+) -> Means:
+    """Yield the mean by weights that differ from fold to fold."""
+    for row in fitting[: len(folds)]:
+        counted = weights * row
+        yield counted @ place.centred / counted.sum(dim=1, keepdim=True)
 
 
 def score_draws(

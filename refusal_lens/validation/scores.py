@@ -142,7 +142,7 @@ def interval(
     Shares (accuracies, AUROC) are taken on the logit scale, as they are and after adding one unit
     whose share is one half, and the wider ends count: with nothing wrong in n units the lower end
     then is that of Clopper and Pearson to within 0.004 (n from 20 on; it is lower below), where an
-    interval from the spread alone would have no width.
+    interval from the spread alone would have no width. d' gets such a unit likewise.
 
     The interval is that of the direction fitted to all prompts. Along a difference of means the
     classes are as far apart, in expectation, however many prompts it was fitted to, while its
@@ -170,7 +170,9 @@ def interval(
     found, spread = value.double().numpy(), variance.double().numpy()
     ratio = 1.0 if stretch is None else stretch.double().numpy()
     quantile = student.ppf((1 + CONFIDENCE) / 2, np.maximum(freedom.double().numpy(), 1))
-    if name not in SHARES:
+    if name == "cohens_d":
+        low, high = _cohens_d_ends(found * ratio, spread * ratio**2, quantile, n_units)
+    elif name not in SHARES:
         centre, half = found * ratio, quantile * np.sqrt(spread) * ratio
         low, high = centre - half, centre + half
     else:
@@ -181,6 +183,21 @@ def interval(
         ends = _logit_ends(shrunk, spread + extra, quantile)
         low, high = np.minimum(low, ends[0]), np.maximum(high, ends[1])
     return torch.as_tensor(np.minimum(low, found)), torch.as_tensor(np.maximum(high, found))
+
+
+def _cohens_d_ends(centre: Any, variance: Any, quantile: Any, n_units: int) -> tuple[Any, Any]:
+    """Return the ends of an interval of d', as it is and with one unit of each class midway.
+
+    Where all prompts lie close together none is seen far off, and the spread is that of the sample
+    alone. A few in a hundred that are would make it wider many times over.
+    """
+    share = n_units / (n_units + 1)
+    shrunk = centre * share / np.sqrt(share + share / (n_units + 1) * (centre / 2) ** 2)
+    ends = []
+    for middle, extra in ((centre, 0.0), (shrunk, (centre - shrunk) ** 2)):
+        half = quantile * np.sqrt(variance + extra)
+        ends.append((middle - half, middle + half))
+    return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
 
 
 def _logit_ends(centre: Any, variance: Any, quantile: Any) -> tuple[Any, Any]:

@@ -23,6 +23,7 @@ from refusal_lens.validation.crossfit import (
     Splits,
     first_projections,
     fitting_splits,
+    fitting_weights,
     project_splits,
     repeat_folds,
     sort_by_fold,
@@ -271,9 +272,9 @@ def validate(
         frames = frame_units(is_harmful, groups)
         n_topic_folds = max(n_folds, TOPIC_FOLDS)
         plans.append(_Plan.of(is_harmful, topics, n_topic_folds, n_repeats, seed, frames))
-    whole = torch.ones(1, len(is_harmful)).bool()
-    is_fitting = torch.cat([*(fitting_splits(plan.folds) for plan in plans), whole])
-    splits = project_splits(activations, is_fitting, clip_quantile, method)
+    whole = torch.ones(1, len(is_harmful), dtype=torch.float64)
+    fitting = torch.cat([*(plan.fitting(is_harmful) for plan in plans), whole])
+    splits = project_splits(activations, fitting, clip_quantile, method)
     in_sample = _score_whole(splits, is_harmful)
     refits = (min(n_resamples, REFITS) if method == DIFFERENCE_OF_MEANS else 0, seed)
     results, first = [], 0
@@ -336,6 +337,11 @@ class _Plan:
     @property
     def n_folds(self) -> int:
         return int(self.folds.max()) + 1
+
+    def fitting(
+        self, is_harmful: Bool[Tensor, " n_prompts"]
+    ) -> Float[Tensor, "n_splits n_prompts"]:
+        return fitting_weights(self.folds, is_harmful, self.units)
 
 
 def _score_whole(splits: Splits, is_harmful: Bool[Tensor, " n_prompts"]) -> Scores:
@@ -414,10 +420,11 @@ def _refit_variances(
         weights = weights * draw_weights(is_harmful, plan.frames, n_draws, generator)
     order, places = sort_by_fold(plan.folds[0])
     labels, weights = is_harmful[order].float(), weights[:, order].float()
+    fitting = plan.fitting(is_harmful)[: plan.n_folds, order].float()
     steps = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
     for row, column in track(steps, "Scoring other directions", show_progress):
         place = Place.of(activations.values[order, row, column])
-        drawn = score_resampled_fits(place, weights, labels, places, clip_quantile)
+        drawn = score_resampled_fits(place, weights, labels, places, fitting, clip_quantile)
         for name in SCORES:
             results[name][row, column] = drawn[name].double().var()
     return {name: variance.nan_to_num() for name, variance in results.items()}

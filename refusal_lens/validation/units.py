@@ -69,6 +69,16 @@ class Units:
         return len(self.kind)
 
     @property
+    def n_strata(self) -> int:
+        """How many strata there are."""
+        return int(self.stratum.max()) + 1
+
+    @property
+    def has_strata(self) -> bool:
+        """Whether units are told apart by more than what they hold."""
+        return self.n_strata > len(self.kind.unique())
+
+    @property
     def are_single(self) -> bool:
         """Whether each prompt is a unit of its own."""
         return self.n_units == len(self.of_prompt)
