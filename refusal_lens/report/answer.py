@@ -14,7 +14,7 @@ from refusal_lens.experiments.verdicts import CANNOT_TELL, SEPARATES_AND_CAUSES
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence
-from refusal_lens.runs.diagnosis import diagnose_random
+from refusal_lens.runs.diagnosis import diagnose_frames, diagnose_random
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.thresholds import (
@@ -181,7 +181,9 @@ def _held_out_reason(evidence: Evidence, best: Choice) -> Iterator[Reason]:
 
 def _chance_reason(evidence: Evidence) -> Iterator[Reason]:
     p_value = evidence.chance.p_value
-    if p_value is None:
+    if evidence.chance.frames_differ:
+        yield from (Reason("against", each.cause) for each in diagnose_frames(evidence.chance))
+    elif p_value is None:
         yield Reason("open", "Shuffled labels were not tried: refusal-lens fit RUN.")
     elif p_value > SIGNIFICANT:
         yield Reason("against", f"Shuffled labels do as well ({_p_said(p_value)}).")

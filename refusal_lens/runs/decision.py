@@ -30,12 +30,14 @@ class Chance:
     `p_value` is of the best place's AUROC, corrected for every place looked at; None where labels
     were not exchanged. `detectable` is the AUROC that would be found four times in five, NaN where
     that is not known. `random_share` is the share of random directions, with the activations' own
-    covariance, that do as well as the fitted one; None where none were tried.
+    covariance, that do as well as the fitted one; None where none were tried. `frames_differ`: no
+    exchange of labels tells harm from the wording, and the interval has to do.
     """
 
     p_value: float | None = None
     detectable: float = math.nan
     random_share: float | None = None
+    frames_differ: bool = False
 
     @property
     def is_beaten(self) -> bool:
@@ -74,6 +76,12 @@ def decide(best: Choice | None, chance: Chance) -> Decision:
     scores = (
         f"AUROC {best.auroc:.2f}, accuracy {best.accuracy:.0%}, separation {best.separation:.2f}"
     )
+    if chance.frames_differ and not best.auroc_low > 0.5:
+        said = (
+            "These prompts cannot tell whether there is a direction: the classes differ in their "
+            f"frames, and with topics and frames held out the interval reaches 0.5 ({scores})."
+        )
+        return Decision("cannot tell", said)
     if not best.auroc >= MIN_AUROC:
         said = (
             "Nowhere does a direction tell harmful from harmless prompts that it has not seen: the "
@@ -117,14 +125,16 @@ def read_chance(run_folder: RunFolder, best: Choice | None) -> Chance:
     """Read what there would be at the best place without a direction."""
     nulls, power = run_folder.read_table("nulls"), run_folder.read_table("power")
     detectable = math.nan if power is None else float(power["detectable_auroc"].iloc[0])
+    differ = power is not None and bool(power["frames_differ"].iloc[0])
     if best is None or nulls is None or "p_value_corrected" not in nulls:
-        return Chance(detectable=detectable)
+        return Chance(detectable=detectable, frames_differ=differ)
     # The AUROC's, as everywhere: its null has the same spread at every layer.
     rows = rows_where(nulls, hook_point=best.hook_point, position=best.position, score="auroc")
     return Chance(
         _first(rows_where(rows, kind="permutation"), "p_value_corrected"),
         detectable,
         _first(rows_where(rows, kind="covariance"), "p_value"),
+        differ,
     )
 
 

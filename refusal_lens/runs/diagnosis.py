@@ -86,6 +86,7 @@ def diagnose_run(run_folder: RunFolder) -> Diagnosis:
     findings = [
         *diagnose_template(run_folder.read_provenance()),
         *diagnose(prompts, separation, run_folder.read_refusal(), decision),
+        *diagnose_frames(chance),
         *diagnose_random(chance),
         *_diagnose_tables(run_folder, prompts, best),
     ]
@@ -168,6 +169,21 @@ def diagnose(
             )
         )
     return findings
+
+
+def diagnose_frames(chance: Chance) -> list[Finding]:
+    """Say where the classes are worded differently throughout."""
+    if not chance.frames_differ:
+        return []
+    return [
+        Finding(
+            "Harmful and harmless prompts hardly share a frame (the words they begin with), and "
+            "frames run through the topics: no exchange of labels tells harm from the wording, so "
+            "there is no p-value.",
+            "Write prompts of both classes in the same frames; the scores of new topics hold for "
+            "new frames too.",
+        )
+    ]
 
 
 def diagnose_random(chance: Chance) -> list[Finding]:

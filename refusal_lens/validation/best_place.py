@@ -21,9 +21,9 @@ BestBy = Literal["cohens_d", "article"]
 class Choice:
     """The place chosen, or the nearest miss where none qualifies, and why.
 
-    `is_eligible` is False where no place reached the accuracy that the rules ask for. `auroc` and
-    `cohens_d` are those of new topics, where topics could be left out. `reason` names the place of
-    the article's rule too, where that is another one.
+    `is_eligible` is False where no place reached the accuracy that the rules ask for. `auroc`, the
+    low end of its interval and `cohens_d` are those of new topics, where topics could be left out.
+    `reason` names the place of the article's rule too, where that is another one.
     """
 
     hook_point: str
@@ -33,6 +33,7 @@ class Choice:
     is_eligible: bool
     reason: str
     auroc: float = math.nan
+    auroc_low: float = math.nan
     cohens_d: float = math.nan
 
     @property
@@ -88,6 +89,7 @@ def _scored(separation: Separation) -> list[Choice]:
             separation.accuracy[row, column].item() >= BEST_ACCURACY,
             "",
             told["auroc"].value[row, column].item(),
+            told["auroc"].low[row, column].item(),
             told["cohens_d"].value[row, column].item(),
         )
         for row, hook_point in enumerate(separation.hook_points)

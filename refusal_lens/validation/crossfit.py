@@ -199,6 +199,23 @@ def fitting_weights(
     return weights.nan_to_num()
 
 
+def cross_folds(
+    first: Int[Tensor, "n_repeats n_prompts"], second: Int[Tensor, "n_repeats n_prompts"]
+) -> tuple[Int[Tensor, "n_repeats n_prompts"], Float[Tensor, "n_splits n_prompts"]]:
+    """Hold out what lies in one fold of each of two factors that cross.
+
+    Returns:
+        The block of each prompt, and the weights that each block's split fits to: 1 for prompts
+        that share neither fold with it, 0 for others.
+    """
+    n_second = int(second.max()) + 1
+    rows, columns = (
+        fitting_splits(folds).reshape(len(folds), -1, folds.shape[1]) for folds in (first, second)
+    )
+    apart = rows[:, :, None] & columns[:, None]
+    return first * n_second + second, apart.flatten(0, 2).double()
+
+
 def _share_left(
     splits: Float[Tensor, "n_splits n_prompts"], labels: Int[Tensor, " n_prompts"]
 ) -> Float[Tensor, "n_splits n_prompts"]:

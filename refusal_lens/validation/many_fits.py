@@ -214,7 +214,7 @@ def _weighted_means(
     fitting: Float[Tensor, "n_folds n_prompts"],
 ) -> Means:
     """Yield the mean by weights that differ from fold to fold."""
-    for row in fitting[: len(folds)]:
+    for row in fitting[: len(folds)]:  # the last blocks may hold no prompt
         counted = weights * row
         yield counted @ place.centred / counted.sum(dim=1, keepdim=True)
 

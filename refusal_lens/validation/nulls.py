@@ -34,6 +34,7 @@ from refusal_lens.validation.scores import percentiles
 from refusal_lens.validation.separation import TOPIC_FOLDS, Separation
 from refusal_lens.validation.units import (
     Units,
+    frames_differ,
     log2_labellings,
     pair_units,
     shuffle_labels,
@@ -60,7 +61,8 @@ class Nulls:
     `observed` are scores of the first dealing to folds, which is what the permutation repeats, and
     `observed_same_topics` those of the dealing behind `permutation_same_topics`. `draws` go by
     kind, then by score. NaN where there is no direction. `shuffled` says what the permutation
-    exchanged, and `log2_labellings` how many labellings it could draw.
+    exchanged, and `log2_labellings` how many labellings it could draw. Where `frames_differ` by
+    class and cross the topics, no labelling is as likely as the true one, and there is no p-value.
     """
 
     observed: Mapping[str, Float[Tensor, "n_hook_points n_positions"]]
@@ -70,6 +72,7 @@ class Nulls:
     observed_same_topics: Mapping[str, Float[Tensor, "n_hook_points n_positions"]]
     shuffled: str
     log2_labellings: float
+    frames_differ: bool = False
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row a kind, score and place: a band, the number of draws and p-values.
@@ -87,8 +90,7 @@ class Nulls:
                 ):
                     table[column] = values.flatten().numpy()
                 table["n_draws"] = len(draws)
-                is_same = kind == "permutation_same_topics"
-                observed = (self.observed_same_topics if is_same else self.observed)[name]
+                observed = self._observed(kind)[name]
                 table["p_value"] = p_value(observed, draws).flatten().numpy()
                 corrected = (
                     p_value_corrected(observed, draws)
@@ -108,7 +110,7 @@ class Nulls:
         topics were not left out.
         """
         table = place_frame(self.hook_points, self.positions).drop(columns=["site", "layer"])
-        observed, draws = self.observed["auroc"], self.draws["permutation"]["auroc"]
+        observed, draws = self._observed("permutation")["auroc"], self.draws["permutation"]["auroc"]
         table["p_value"] = p_value(observed, draws).flatten().numpy()
         table["p_value_corrected"] = p_value_corrected(observed, draws).flatten().numpy()
         if "permutation_same_topics" in self.draws:
@@ -118,6 +120,14 @@ class Nulls:
         table["p_value_same_topics"] = p_value(observed, draws).flatten().numpy()
         table["p_value_corrected_same_topics"] = corrected
         return table
+
+    def _observed(self, kind: str) -> Mapping[str, Float[Tensor, "n_hook_points n_positions"]]:
+        """Return the scores that a kind is compared with; NaN where that would tell nothing."""
+        if kind == "permutation_same_topics":
+            return self.observed_same_topics
+        if kind == "permutation" and self.frames_differ:
+            return {name: torch.full_like(one, torch.nan) for name, one in self.observed.items()}
+        return self.observed
 
     def highest(self, share: float) -> float:
         """Return the AUROC that the best of all places stays below in a share of the labellings."""
@@ -159,6 +169,7 @@ def power_table(nulls: Nulls, separation: Separation) -> pd.DataFrame:
                 "shuffled": nulls.shuffled,
                 "log2_labellings": nulls.log2_labellings,
                 "detectable_auroc": detectable_auroc(nulls, separation),
+                "frames_differ": nulls.frames_differ,
             }
         ]
     )
@@ -400,4 +411,5 @@ def _gather(
         observed.get(KINDS[1], whole),
         plan.shuffled,
         plan.whole.log2_labellings,
+        plan.same_topics is not None and frames_differ(activations.is_harmful, activations.groups),
     )

@@ -21,6 +21,7 @@ from refusal_lens.progress import track
 from refusal_lens.validation.crossfit import (
     Projections,
     Splits,
+    cross_folds,
     first_projections,
     fitting_splits,
     fitting_weights,
@@ -44,6 +45,7 @@ from refusal_lens.validation.units import (
     Units,
     draw_weights,
     frame_units,
+    frames_differ,
     intraclass_correlation,
     pair_units,
     topic_units,
@@ -234,7 +236,8 @@ def validate(
     Prompts depend on each other as `activations.groups` says. Twins and near-duplicates are never
     dealt apart: held out with them, the scores are those of *new prompts of the same topics*. With
     whole components held out (topics, with what twins join to them) they are those of *new topics*,
-    where there are two or more in each class.
+    where there are two or more in each class. Frames that cross the topics and differ by class are
+    held out with them: no prompt is tested by a direction that saw its topic or its frame.
 
     An interval covers the score of the direction that is delivered, fitted to all prompts, on such
     new prompts. Its variance adds that of the units scored (pairs within their topics, or whole
@@ -266,14 +269,11 @@ def validate(
         2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1.
     """
     is_harmful, groups = activations.is_harmful, activations.groups
-    plans = [_Plan.of(is_harmful, pair_units(is_harmful, groups), n_folds, n_repeats, seed)]
-    topics = topic_units(is_harmful, groups)
-    if topics is not None:
-        frames = frame_units(is_harmful, groups)
-        n_topic_folds = max(n_folds, TOPIC_FOLDS)
-        plans.append(_Plan.of(is_harmful, topics, n_topic_folds, n_repeats, seed, frames))
+    topics = _Plan.of_topics(activations, n_folds, n_repeats, seed)
+    plans = [_Plan.of_pairs(activations, n_folds, n_repeats, seed)]
+    plans += [] if topics is None else [topics]
     whole = torch.ones(1, len(is_harmful), dtype=torch.float64)
-    fitting = torch.cat([*(plan.fitting(is_harmful) for plan in plans), whole])
+    fitting = torch.cat([*(plan.fitting for plan in plans), whole])
     splits = project_splits(activations, fitting, clip_quantile, method)
     in_sample = _score_whole(splits, is_harmful)
     refits = (min(n_resamples, REFITS) if method == DIFFERENCE_OF_MEANS else 0, seed)
@@ -314,34 +314,49 @@ REFITS = 200
 interval's width a few per cent, as directions are the smaller part."""
 
 
+FRAME_FOLDS = 4
+"""Folds that frames are dealt to where they are held out beside topics: what shares neither with a
+block is 0.66 of the prompts, with 8 folds of topics."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What is held out together, how it is dealt, and what crosses it (None for nothing)."""
+    """What is held out together, how it is dealt, and what crosses it (None for nothing).
+
+    `folds` number what is held out at once, and `fitting` weights what each is tested by.
+    """
 
     units: Units
     folds: Int[Tensor, "n_repeats n_prompts"]
-    frames: Units | None
+    fitting: Float[Tensor, "n_splits n_prompts"]
+    frames: Units | None = None
 
     @classmethod
-    def of(
-        cls,
-        is_harmful: Bool[Tensor, " n_prompts"],
-        units: Units,
-        n_folds: int,
-        n_repeats: int,
-        seed: int,
-        frames: Units | None = None,
-    ) -> "_Plan":
-        return cls(units, repeat_folds(is_harmful, n_folds, n_repeats, seed, units), frames)
+    def of_pairs(cls, activations: Activations, n_folds: int, n_repeats: int, seed: int) -> "_Plan":
+        """Hold out pairs, within their topics."""
+        is_harmful = activations.is_harmful
+        units = pair_units(is_harmful, activations.groups)
+        folds = repeat_folds(is_harmful, n_folds, n_repeats, seed, units)
+        return cls(units, folds, fitting_weights(folds, is_harmful, units))
+
+    @classmethod
+    def of_topics(
+        cls, activations: Activations, n_folds: int, n_repeats: int, seed: int
+    ) -> "_Plan | None":
+        """Hold out components, with frames that differ by class; None without topics."""
+        is_harmful, groups = activations.is_harmful, activations.groups
+        units, frames = topic_units(is_harmful, groups), frame_units(is_harmful, groups)
+        if units is None:
+            return None
+        folds = repeat_folds(is_harmful, max(n_folds, TOPIC_FOLDS), n_repeats, seed, units)
+        if frames is None or not frames_differ(is_harmful, groups):
+            return cls(units, folds, fitting_weights(folds, is_harmful, units), frames)
+        of_frames = repeat_folds(is_harmful, FRAME_FOLDS, n_repeats, seed, frames)
+        return cls(units, *cross_folds(folds, of_frames), frames)
 
     @property
     def n_folds(self) -> int:
-        return int(self.folds.max()) + 1
-
-    def fitting(
-        self, is_harmful: Bool[Tensor, " n_prompts"]
-    ) -> Float[Tensor, "n_splits n_prompts"]:
-        return fitting_weights(self.folds, is_harmful, self.units)
+        return len(self.fitting) // len(self.folds)
 
 
 def _score_whole(splits: Splits, is_harmful: Bool[Tensor, " n_prompts"]) -> Scores:
@@ -420,7 +435,7 @@ def _refit_variances(
         weights = weights * draw_weights(is_harmful, plan.frames, n_draws, generator)
     order, places = sort_by_fold(plan.folds[0])
     labels, weights = is_harmful[order].float(), weights[:, order].float()
-    fitting = plan.fitting(is_harmful)[: plan.n_folds, order].float()
+    fitting = plan.fitting[: plan.n_folds, order].float()
     steps = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
     for row, column in track(steps, "Scoring other directions", show_progress):
         place = Place.of(activations.values[order, row, column])

@@ -18,6 +18,10 @@ MIXED, HARMFUL_ONLY, HARMLESS_ONLY = 0, 1, 2
 FEWEST_UNITS = 5
 """Fewer units of a class give no interval: their spread would be a guess."""
 
+FRAMES_DIFFER = 0.5
+"""From this share of the prompts in frames on, that are in frames of one class alone, the classes
+are said to differ in their frames."""
+
 
 @dataclass(frozen=True, eq=False)
 class Units:
@@ -134,6 +138,20 @@ def frame_units(is_harmful: Bool[Tensor, " n_prompts"], groups: Groups) -> Units
     if n_frames in (1, n_prompts) or crossed == n_groups(groups.topic):
         return None
     return Units.of(is_harmful, groups.frame)
+
+
+def frames_differ(is_harmful: Bool[Tensor, " n_prompts"], groups: Groups) -> bool:
+    """Return whether frames cross the topics and most of them are of one class.
+
+    Then the classes differ in their wording as well as in their topics, and no exchange of labels
+    tells harm from the two: whole topics exchanged leave every frame to the class it had.
+    """
+    frames = frame_units(is_harmful, groups)
+    if frames is None or min(frames.n_per_class) < 2:
+        return False
+    is_shared = (frames.of_prompt.bincount(minlength=frames.n_units) > 1)[frames.of_prompt]
+    is_pure = (frames.kind != MIXED)[frames.of_prompt]
+    return bool((is_shared & is_pure).sum() > FRAMES_DIFFER * is_shared.sum())
 
 
 # --- shuffled ---------------------------------------------------------------------------------

@@ -1,17 +1,20 @@
 """Do the intervals cover and the p-values keep their word?  Planted prompts with known truth.
 
-    python tests/benchmarks/coverage.py                        # the table, about an hour of a core
-    python tests/benchmarks/coverage.py --replicates 50 --case paired
+    python tests/benchmarks/coverage.py --into results.jsonl          # all; goes on if stopped
+    python tests/benchmarks/coverage.py --replicates 40 --case pairs  # a few, printed
 
-Each case draws activations anew, validates the direction as a run does, and compares with the
+Each replicate draws activations anew, validates the direction as a run does, and compares with the
 truth: the direction delivered (fitted to all prompts), scored on thousands of fresh prompts of the
-same topics and of new ones. `--write` puts the table into `refusal_lens/validation/README.md`.
+same topics and of new ones. Replicates of a batch share their groups and stand beside each other
+as places of one collection. `--write` puts the table into `refusal_lens/validation/README.md`.
 """
 
 import argparse
+import json
 import math
-import multiprocessing
 import os
+import time
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +35,9 @@ from refusal_lens.validation.separation import validate
 README = Path(__file__).parents[2] / "refusal_lens" / "validation" / "README.md"
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 SCORED = ("auroc", "accuracy", "cohens_d", "separation")
-N_FRESH = 3000
+N_FRESH = 2000
+N_BATCH = 20
+"""Replicates that share their groups."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class World:
 
     def __init__(self, case: Case, seed: int) -> None:
         self.case, self.rng = case, np.random.default_rng(seed)
+        # Which prompt has which frame is the same in all replicates of a batch.
+        self.layout = np.random.default_rng(seed // N_BATCH)
         self.unit = self.rng.normal(size=case.d_model)
         self.unit /= np.linalg.norm(self.unit)
         self.offset = self.rng.normal(size=case.d_model) * 2
@@ -144,7 +151,7 @@ class World:
         for side in (0, 1):
             topic = np.repeat(np.arange(case.n_topics[side]), case.n_each // case.copies)
             n = len(topic)
-            frame = self.rng.integers(0, max(1, case.n_frames), n)
+            frame = self.layout.integers(0, max(1, case.n_frames), n)
             twin = shared[:n] if case.pair else np.zeros((n, case.d_model))
             values = self.prompts(side, topic, frame, twin, self.topics[side], self.frames[side])
             pair = np.arange(n) + (0 if case.pair else side * 10**6)
@@ -194,80 +201,128 @@ def _activations(values: np.ndarray, labels: list[bool], groups: list, case: Cas
     )
 
 
-def replicate(name: str, case: Case, seed: int) -> dict[str, float]:
-    """Draw once; return values, truths, whether intervals cover, widths and p-values."""
-    world = World(case, seed)
-    activations = world.sample()
-    separation, _ = validate(activations, seed=seed % 1000, show_progress=False)
-    nulls = draw_nulls(activations, n_permutations=199, seed=seed % 1000, show_progress=False)
-    unit = next(iter(fit_directions(activations))).unit.double().numpy()
-    row = nulls.p_values().iloc[0]
-    result = {"p": row["p_value"], "p_same": row["p_value_same_topics"]}
-    middle = np.mean(
-        [
-            (activations.values[side, 0, 0].double().numpy() @ unit).mean()
-            for side in (activations.is_harmful, ~activations.is_harmful)
-        ]
+def stack(worlds: list[World]) -> Activations:
+    """Draw a sample of each world, as the places of one collection."""
+    samples = [world.sample() for world in worlds]
+    names = tuple(f"blocks.{number}.hook_resid_post" for number in range(len(worlds)))
+    values = torch.cat([sample.values for sample in samples], dim=1)
+    return replace(samples[0], values=values, hook_points=names)
+
+
+def truths(
+    world: World, values: torch.Tensor, is_harmful: torch.Tensor, unit: np.ndarray, kind: str
+) -> dict[str, float]:
+    """Score the direction delivered on fresh prompts, in the sample's shares of the classes."""
+    means = [(values[side].double().numpy() @ unit).mean() for side in (is_harmful, ~is_harmful)]
+    projected, cosines, labels = world.fresh(unit, kind == "new")
+    margins = torch.from_numpy(projected - np.mean(means))
+    harmful = torch.from_numpy(labels)
+    scores = score(torch.from_numpy(cosines), margins, harmful)
+    right = (margins > 0) == harmful
+    share = is_harmful.double().mean()
+    accuracy = share * right[harmful].double().mean() + (1 - share) * (
+        right[~harmful].double().mean()
     )
+    return {name: scores[name].item() for name in SCORED} | {"accuracy": accuracy.item()}
+
+
+def measure(case: Case, seed: int) -> list[dict[str, float]]:
+    """Draw a batch; return values, truths and ends of intervals of each replicate."""
+    worlds = [World(case, seed + number) for number in range(N_BATCH)]
+    activations = stack(worlds)
+    separation, _ = validate(activations, seed=seed, show_progress=False)
+    directions = fit_directions(activations)
+    rows: list[dict[str, float]] = [{} for _ in worlds]
     for kind, scores in (("same", separation.scores), ("new", separation.new_topics)):
         if not scores:
             continue
-        projected, cosines, is_harmful = world.fresh(unit, kind == "new")
-        truths = score(
-            torch.from_numpy(cosines),
-            torch.from_numpy(projected - middle),
-            torch.from_numpy(is_harmful),
-        )
-        for score_name in SCORED:
-            one, truth = scores[score_name], truths[score_name].item()
-            value, low, high = (getattr(one, part).item() for part in ("value", "low", "high"))
-            key = f"{kind} {score_name}"
-            result |= {
-                f"{key} value": value,
-                f"{key} truth": truth,
-                f"{key} width": high - low,
-                f"{key} covers": float(low <= truth <= high),
-                f"{key} below": float(truth < low),
-            }
-    return result
+        for number, (world, row) in enumerate(zip(worlds, rows, strict=True)):
+            unit = directions[activations.hook_points[number], "last"].unit.double().numpy()
+            values = activations.values[:, number, 0]
+            true = truths(world, values, activations.is_harmful, unit, kind)
+            for name in SCORED:
+                one, key = scores[name], f"{kind} {name}"
+                value, low, high = (
+                    getattr(one, part)[number, 0].item() for part in ("value", "low", "high")
+                )
+                row |= {f"{key} value": value, f"{key} truth": true[name]}
+                row |= {
+                    f"{key} width": high - low,
+                    f"{key} covers": float(low <= true[name] <= high),
+                }
+    return rows
 
 
-def _task(task: tuple[str, Case, int]) -> tuple[str, dict[str, float]]:
-    torch.set_num_threads(1)
-    return task[0], replicate(*task)
+def p_values(case: Case, seed: int) -> list[float]:
+    """Draw a batch and return its p-values, not corrected for the other replicates."""
+    activations = stack([World(case, seed + number) for number in range(N_BATCH)])
+    nulls = draw_nulls(activations, n_permutations=199, seed=seed, show_progress=False)
+    return nulls.p_values()["p_value"].tolist()
 
 
-def table(replicates: int, wanted: str, n_processes: int) -> list[str]:
-    """Run all cases and return the lines of two Markdown tables."""
-    cases = {name: case for name, case in CASES.items() if wanted in name}
-    nulls = {
-        f"{name}|null": replace(case, effect=0.0, atypical=0.0) for name, case in cases.items()
+def run_batch(name: str, batch: int) -> dict[str, list]:
+    """Measure one batch of a case, with its effect and without."""
+    case, seed = CASES[name], (zlib.crc32(name.encode()) % 10**6 + batch) * N_BATCH
+    without = replace(case, effect=0.0, atypical=0.0)
+    return {
+        "rows": measure(case, seed),
+        "p with effect": p_values(case, seed),
+        "p without": p_values(without, seed),
     }
-    tasks = [
-        (name, case, seed)
-        for name, case in {**cases, **nulls}.items()
-        for seed in range(replicates)
-    ]
-    with multiprocessing.get_context("spawn").Pool(n_processes) as pool:
-        done = pool.map(_task, tasks, chunksize=5)
-    results: dict[str, dict[str, np.ndarray]] = {}
-    for name in {task[0] for task in tasks}:
-        rows = [result for key, result in done if key == name]
-        results[name] = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-    return [*_coverage_lines(cases, results), "", *_error_lines(cases, results)]
 
 
-def _coverage_lines(cases: dict[str, Case], results: dict) -> list[str]:
+def run(names: list[str], n_batches: int, into: Path | None, seconds: float) -> dict[str, list]:
+    """Run what `into` does not hold yet, until the time is over; return batches by case."""
+    done: dict[str, list] = {name: [] for name in names}
+    if into is not None and into.is_file():
+        for line in into.read_text(encoding="utf-8").splitlines():
+            kept = json.loads(line)
+            if kept["case"] in done:
+                done[kept["case"]].append(kept)
+    start = time.monotonic()
+    for batch in range(n_batches):
+        for name in names:
+            if len(done[name]) > batch or time.monotonic() - start > seconds:
+                continue
+            result = {"case": name, **run_batch(name, batch)}
+            done[name].append(result)
+            if into is not None:
+                with into.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(result) + "\n")
+    return done
+
+
+def gather(batches: list) -> dict[str, np.ndarray]:
+    """Join the batches of a case into one array a number."""
+    rows = [row for batch in batches for row in batch["rows"]]
+    joined = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    for key in ("p with effect", "p without"):
+        joined[key] = np.array([p for batch in batches for p in batch[key]])
+    return joined
+
+
+def table(done: dict[str, list]) -> list[str]:
+    """Return the lines of two Markdown tables."""
+    results = {name: gather(batches) for name, batches in done.items() if batches}
+    return [*_coverage_lines(results), "", *_error_lines(results)]
+
+
+def _coverage_lines(results: dict) -> list[str]:
     lines = [
         "| prompts | held out | AUROC true / ours | covered | width | accuracy | d' | separation |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in cases:
+    for name in results:
         for kind, said in (("same", "prompts"), ("new", "topics")):
             one = results[name]
             if f"{kind} auroc value" not in one:
                 continue
-            cells = [f"{one[f'{kind} {score} covers'].mean():.3f}" for score in SCORED]
+            cells = [
+                "none"
+                if np.isnan(one[f"{kind} {score} width"]).all()
+                else f"{one[f'{kind} {score} covers'].mean():.3f}"
+                for score in SCORED
+            ]
             lines.append(
                 f"| {name} | {said} | {one[f'{kind} auroc truth'].mean():.3f} / "
                 f"{one[f'{kind} auroc value'].mean():.3f} | {cells[0]} | "
@@ -276,13 +331,16 @@ def _coverage_lines(cases: dict[str, Case], results: dict) -> list[str]:
     return lines
 
 
-def _error_lines(cases: dict[str, Case], results: dict) -> list[str]:
+def _error_lines(results: dict) -> list[str]:
     lines = [
         "| prompts | p <= .05 without effect | Kolmogorov-Smirnov | with effect (power) |",
         "|---|---|---|---|",
     ]
-    for name in cases:
-        null, real = results[f"{name}|null"]["p"], results[name]["p"]
+    for name, one in results.items():
+        null, real = one["p without"], one["p with effect"]
+        if np.isnan(null).all():
+            lines.append(f"| {name} | no p-value is given | | |")
+            continue
         # p is a multiple of 1 / 200: a uniform number within each step makes it continuous.
         smooth = null - np.random.default_rng(0).random(len(null)) / 200
         fit = kstest(smooth, "uniform").pvalue
@@ -296,15 +354,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replicates", type=int, default=400)
     parser.add_argument("--case", default="")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--into", type=Path, help="where batches are kept, to go on from")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no batch after them")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    lines = table(options.replicates, options.case, options.processes)
-    error = 1.96 * math.sqrt(0.05 * 0.95 / options.replicates)
+    torch.set_num_threads(1)
+    names = [name for name in CASES if options.case in name]
+    done = run(names, options.replicates // N_BATCH, options.into, options.seconds)
+    lines = table(done)
+    n_least = N_BATCH * min(len(batches) for batches in done.values())
+    error = 1.96 * math.sqrt(0.05 * 0.95 / max(1, n_least))
     lines.insert(
         0,
-        f"{options.replicates} replicates a line; Monte-Carlo error of a share near "
-        f".95 or .05: {error:.3f} (95 %).\n",
+        f"{n_least} replicates a line or more; Monte-Carlo error of a share near .95 or .05: "
+        f"{error:.3f} (95 %).\n",
     )
     Console(width=200).print("\n".join(lines), markup=False, highlight=False)
     if options.write:

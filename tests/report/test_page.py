@@ -165,7 +165,7 @@ def test_scores_that_shuffled_labels_reach_are_no_direction(run_folder):
     assert "exchanged labels the best of all places does as well in 30% of the draws" in why
     # The page says it in the same words wherever it does.
     assert gather(run_folder).diagnosis.findings[0].cause == why
-    power = pd.DataFrame([{"shuffled": "pairs", "detectable_auroc": 0.65}])
+    power = pd.DataFrame([{"shuffled": "pairs", "detectable_auroc": 0.65, "frames_differ": False}])
     assert told(measured(run_folder, nulls=nulls(0.3), power=power))[0][0] == "No"
 
 

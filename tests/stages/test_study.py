@@ -159,7 +159,7 @@ def test_shuffled_labels_give_no_direction(default_run, tmp_path):
     folder = tmp_path / "run"
     invoke("collect", "--harmful", files[0], "--harmless", files[1], "--output", folder)
     printed = invoke("fit", folder)
-    assert "There is no direction here: with shuffled labels" in printed
+    assert "with exchanged labels the best of all places does as well in" in printed
     frame = RunFolder(folder).read_separation()
     assert frame["p_value_corrected"].min() > 0.05
     # Below one half they may lie: a held-out prompt is what the fitting prompts of its class lack.
