@@ -14,7 +14,9 @@ import pandas as pd
 
 from refusal_lens.report.evidence import Evidence, is_at
 from refusal_lens.validation.frames import rows_that
+from refusal_lens.validation.scores import too_few
 from refusal_lens.validation.thresholds import STEADY_DEGREES
+from refusal_lens.validation.units import FEWEST_UNITS
 
 MAX_ROWS = 400
 """Rows shown of one table; the file has all."""
@@ -293,9 +295,13 @@ def _write(table: pd.DataFrame, column: str) -> list[Cell]:
     if not pd.api.types.is_numeric_dtype(values):
         return [Cell("" if pd.isna(value) else readable(str(value))) for value in values]
     numbers, lows, highs = (_floats(table, column + end) for end in ("", "_low", "_high"))
+    # A score says why it has no interval; other numbers of a table may have none by nature.
+    counted = "n_units_new_topics" if column.endswith("_new_topics") else "n_units"
+    has_ends = counted in table and f"{column}_low" in table
+    counts = _floats(table, counted) if has_ends else [math.nan] * len(table)
     return [
-        Cell(_number(column, number) + _interval(column, low, high), number)
-        for number, low, high in zip(numbers, lows, highs, strict=True)
+        Cell(_number(column, number) + _interval(column, low, high, n_units), number)
+        for number, low, high, n_units in zip(numbers, lows, highs, counts, strict=True)
     ]
 
 
@@ -322,9 +328,9 @@ def _number(column: str, value: float) -> str:
     return written.replace("-", "−")
 
 
-def _interval(column: str, low: float, high: float) -> str:
+def _interval(column: str, low: float, high: float, n_units: float) -> str:
     if math.isnan(low) or math.isnan(high):
-        return ""
+        return f" ({too_few(n_units)})" if n_units < FEWEST_UNITS else ""
     return f" [{_number(column, low)}, {_number(column, high)}]"
 
 

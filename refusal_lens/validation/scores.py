@@ -3,6 +3,7 @@
 Knows the formulas. Does not know how the projections came about.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -183,6 +184,19 @@ def interval(
         ends = _logit_ends(shrunk, spread + extra, quantile)
         low, high = np.minimum(low, ends[0]), np.maximum(high, ends[1])
     return torch.as_tensor(np.minimum(low, found)), torch.as_tensor(np.maximum(high, found))
+
+
+def too_few(n_units: float | None) -> str:
+    """Say in place of an interval why there is none.
+
+    Example:
+        >>> too_few(3)
+        'too few groups for an interval: 3 of at least 5'
+    """
+    known = n_units is not None and not math.isnan(n_units)
+    return "too few groups for an interval" + (
+        f": {n_units:.0f} of at least {FEWEST_UNITS}" if known else ""
+    )
 
 
 def _cohens_d_ends(centre: Any, variance: Any, quantile: Any, n_units: int) -> tuple[Any, Any]:

@@ -65,7 +65,8 @@ class Separation:
     those with whole topics left out, and is empty where there are none to leave out. `is_valid`
     wants separation and accuracy both. `intraclass_correlation` says how alike the projections of
     one topic are, and `n_effective` how many independent prompts they are worth for what is said of
-    new topics; None where that was not computed.
+    new topics; None where that was not computed. `n_units` are the pairs (or prompts) of the
+    smaller class, `n_units_new_topics` its components: below `FEWEST_UNITS` there is no interval.
     """
 
     scores: Mapping[str, Score]
@@ -75,6 +76,8 @@ class Separation:
     new_topics: Mapping[str, Score] = field(default_factory=dict)
     intraclass_correlation: Float[Tensor, "n_hook_points n_positions"] | None = None
     n_effective: Float[Tensor, "n_hook_points n_positions"] | None = None
+    n_units: int | None = None
+    n_units_new_topics: int | None = None
 
     @property
     def headline(self) -> Mapping[str, Score]:
@@ -140,6 +143,8 @@ class Separation:
             {name: one.take(rows, columns) for name, one in self.new_topics.items()},
             icc,
             n_effective,
+            self.n_units,
+            self.n_units_new_topics,
         )
 
     @property
@@ -167,6 +172,9 @@ class Separation:
         for name in ("intraclass_correlation", "n_effective"):
             if getattr(self, name) is not None:
                 frame[name] = getattr(self, name).flatten().numpy()
+        for name in ("n_units", "n_units_new_topics"):
+            if getattr(self, name) is not None:
+                frame[name] = getattr(self, name)
         return frame
 
     def __repr__(self) -> str:
@@ -211,7 +219,11 @@ class Separation:
             grid(name) if name in frame else None
             for name in ("intraclass_correlation", "n_effective")
         )
-        return cls(scores, hook_points, positions, n_folds, new_topics, icc, n_effective)
+        counts = (
+            int(frame[name].iloc[0]) if name in frame else None
+            for name in ("n_units", "n_units_new_topics")
+        )
+        return cls(scores, hook_points, positions, n_folds, new_topics, icc, n_effective, *counts)
 
 
 def validate(
@@ -301,6 +313,8 @@ def validate(
         results[1] if topics is not None else {},
         correlation,
         n_effective,
+        min(plans[0].units.n_per_class),
+        None if topics is None else min(topics.units.n_per_class),
     )
     return separation, projections
 

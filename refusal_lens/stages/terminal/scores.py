@@ -15,7 +15,7 @@ from rich.table import Table
 from refusal_lens.report.answer import Reply
 from refusal_lens.runs.diagnosis import Check, Finding, band
 from refusal_lens.validation.best_place import Choice, layers_beside
-from refusal_lens.validation.scores import Score
+from refusal_lens.validation.scores import Score, too_few
 from refusal_lens.validation.separation import Separation
 from refusal_lens.validation.thresholds import (
     GOOD_ACCURACY,
@@ -86,7 +86,7 @@ def show_layers(
             layer,
             *scores,
             _p_value(row["p_value_corrected"]),
-            "[green]✓[/]" if row["is_valid"] else "[red]✗[/]",
+            _valid(row),
             "best" if is_best else "",
             style="bold" if is_best else None,
         )
@@ -103,12 +103,22 @@ def _scored(row: Mapping[Hashable, Any], name: str, is_wide: bool) -> str:
     value, low, high, before = (
         written.format(row[name + end]) for end in ("", "_low", "_high", "_in_sample")
     )
+    ends = f"{low}, {high}" if row[f"{name}_low"] == row[f"{name}_low"] else too_few(row["n_units"])
     if name in limits:
         value = f"[{BAND_STYLES[band(row[name], *limits[name])]}]{value}[/]"
-    return rf"{value} \[{low}, {high}] [dim]({before})[/]" if is_wide else value
+    return rf"{value} \[{ends}] [dim]({before})[/]" if is_wide else value
+
+
+def _valid(row: Mapping[Hashable, Any]) -> str:
+    """Tick a valid place; in green only where exchanged labels do not reach its scores."""
+    if not row["is_valid"]:
+        return "[red]✗[/]"
+    return "[dim]✓[/]" if row["p_value_corrected"] > SIGNIFICANT else "[green]✓[/]"
 
 
 def _p_value(p: float) -> str:
+    if p != p:  # NaN: no exchange of labels would tell anything
+        return "–"
     style = "green" if p <= SIGNIFICANT else "red"
     return f"[{style}]{p:.3f}[/]" if p >= 0.001 else f"[{style}]<.001[/]"
 
@@ -134,10 +144,12 @@ def show_best(
     place = separation.hook_points.index(best.hook_point), separation.positions.index(best.position)
     lines = [
         f"Valid layers: {n_valid}/{n_layers}. {label}: {layer} ({best.reason}).",
-        f"Its AUROC on new prompts of the same topics: {_ends(separation.scores, place)}",
+        f"Its AUROC on new prompts of the same topics: "
+        f"{_ends(separation.scores, place, separation.n_units)}",
     ]
     if separation.new_topics:
-        lines[-1] += f", on new topics: {_ends(separation.new_topics, place)}"
+        lines[-1] += ", on new topics: "
+        lines[-1] += _ends(separation.new_topics, place, separation.n_units_new_topics)
     lines[-1] += "."
     if detectable == detectable:
         lines.append(
@@ -150,11 +162,11 @@ def show_best(
     console.print("\n".join(lines), highlight=False, markup=False)
 
 
-def _ends(scores: Mapping[str, Score], place: tuple[int, int]) -> str:
+def _ends(scores: Mapping[str, Score], place: tuple[int, int], n_units: int | None) -> str:
     """Write the AUROC of a place with its interval, or why there is none."""
     one = scores["auroc"]
     low, high = one.low[place].item(), one.high[place].item()
-    ends = f"[{low:.3f}, {high:.3f}]" if low == low else "(too few groups for an interval)"
+    ends = f"[{low:.3f}, {high:.3f}]" if low == low else f"({too_few(n_units)})"
     return f"{one.value[place].item():.3f} {ends}"
 
 
