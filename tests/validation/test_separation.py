@@ -198,7 +198,7 @@ def test_frame_has_one_row_a_place():
             for score in ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d")
             for ending in ("", "_low", "_high", "_in_sample")
         ),
-        "is_valid",
+        *("is_valid", "n_units"),
     ]
     assert frame.loc[0, ["site", "layer", "position"]].tolist() == ["resid_post", 3, "last"]
 
