@@ -6,13 +6,12 @@ from conftest import make_separation
 from experiments.test_refusal import make_report
 
 from refusal_lens.prompts.contrast import ContrastSet
-from refusal_lens.runs.decision import Chance, Decision, decide
+from refusal_lens.runs.decision import Decision
 from refusal_lens.runs.diagnosis import (
     band,
     checklist,
     diagnose,
     diagnose_confounds,
-    diagnose_random,
     diagnose_template,
     diagnose_texts,
 )
@@ -96,57 +95,6 @@ def test_bands():
     assert [band(value, 0.15, 0.30) for value in (0.3, 0.29, 0.15, 0.149)] == [
         *("good", "acceptable", "acceptable", "poor")
     ]
-
-
-# --- the decision ---------------------------------------------------------------------------------
-
-
-def findings_of(chance: Chance) -> list[str]:
-    separation = make(0.5, 0.9)
-    decision = decide(choose_best(separation, 4), chance)
-    causes = [f.cause for f in diagnose(make_prompts(30), separation, None, decision)]
-    assert (causes == [decision.sentence]) != decision.is_found
-    return causes
-
-
-def test_prompts_without_the_power_to_tell_say_so():
-    (cause,) = findings_of(Chance(0.43))
-    assert cause.startswith("These prompts cannot tell whether there is a direction")
-    (cause,) = findings_of(Chance(0.43, detectable=0.85))
-    assert "(one of 0.85 would be found, four times in five)" in cause
-
-
-def test_scores_that_exchanged_labels_reach_are_no_direction():
-    assert findings_of(Chance(0.43, detectable=0.65)) == [
-        "There is no direction here: with exchanged labels the best of all places does as well in "
-        "43% of the draws."
-    ]
-    assert findings_of(Chance(0.05)) == []
-
-
-def test_no_tick_stands_beside_scores_that_exchanged_labels_reach():
-    separation = make(0.5, 0.9)
-    best = choose_best(separation, 4)
-    checks = checklist(make_prompts(30), separation, best, decide(best, Chance(0.43)))
-    assert [check.is_passed for check in checks] == [True, False, False, False]
-    assert checks[2].came == "0.50, no better than exchanged labels"
-
-
-def test_a_place_is_judged_by_auroc_and_accuracy_and_not_by_cosines():
-    separation = make(0.03, 0.9)
-    decision = decide(choose_best(separation, 4), Chance(0.001))
-    assert (decision.verdict, decision.is_found) == ("found", True)
-    (finding,) = diagnose(make_prompts(30), separation, None, decision)
-    assert finding.cause.startswith("Separation is below 0.15 everywhere although the AUROC reach")
-    assert decide(choose_best(make(0.5, 0.7), 4), Chance()).verdict == "weak"
-    assert decide(choose_best(make(0.5, 0.55), 4), Chance()).verdict == "miss"
-    assert decide(None, Chance()).verdict == "nowhere"
-
-
-def test_random_directions_that_do_as_well_are_named():
-    (finding,) = diagnose_random(Chance(0.001, random_share=0.4))
-    assert finding.cause.startswith("40% of random directions with the activations' covariance")
-    assert diagnose_random(Chance(0.001, random_share=0.001)) == []
 
 
 BEST = Choice("blocks.2.hook_resid_post", "last", 0.9, 0.95, True, "")

@@ -1,0 +1,98 @@
+"""Is there a direction: decided once, and said in the same words everywhere."""
+
+import html
+import io
+
+import pytest
+from planted_run import make_run, nulls
+from rich.console import Console
+from runs.test_diagnosis import make, make_prompts
+
+from refusal_lens.report.answer import answer
+from refusal_lens.report.evidence import gather
+from refusal_lens.report.page import render
+from refusal_lens.runs.decision import Chance, decide, decide_run
+from refusal_lens.runs.diagnosis import checklist, diagnose, diagnose_frames, diagnose_random
+from refusal_lens.stages import terminal
+from refusal_lens.validation.best_place import choose_best
+
+
+def findings_of(chance: Chance) -> list[str]:
+    separation = make(0.5, 0.9)
+    decision = decide(choose_best(separation, 4), chance)
+    causes = [f.cause for f in diagnose(make_prompts(30), separation, None, decision)]
+    assert (causes == [decision.sentence]) != decision.is_found
+    return causes
+
+
+def test_prompts_without_the_power_to_tell_say_so():
+    (cause,) = findings_of(Chance(0.43))
+    assert cause.startswith("These prompts cannot tell whether there is a direction")
+    (cause,) = findings_of(Chance(0.43, detectable=0.85))
+    assert "(one of 0.85 would be found, four times in five)" in cause
+
+
+def test_scores_that_exchanged_labels_reach_are_no_direction():
+    assert findings_of(Chance(0.43, detectable=0.65)) == [
+        "There is no direction here: with exchanged labels the best of all places does as well in "
+        "43% of the draws."
+    ]
+    assert findings_of(Chance(0.05)) == []
+
+
+def test_no_tick_stands_beside_scores_that_exchanged_labels_reach():
+    separation = make(0.5, 0.9)
+    best = choose_best(separation, 4)
+    checks = checklist(make_prompts(30), separation, best, decide(best, Chance(0.43)))
+    assert [check.is_passed for check in checks] == [True, False, False, False]
+    assert checks[2].came == "0.50, no better than exchanged labels"
+
+
+def test_a_place_is_judged_by_auroc_and_accuracy_and_not_by_cosines():
+    separation = make(0.03, 0.9)
+    decision = decide(choose_best(separation, 4), Chance(0.001))
+    assert (decision.verdict, decision.is_found) == ("found", True)
+    (finding,) = diagnose(make_prompts(30), separation, None, decision)
+    assert finding.cause.startswith("Separation is below 0.15 everywhere although the AUROC reach")
+    assert decide(choose_best(make(0.5, 0.7), 4), Chance()).verdict == "weak"
+    assert decide(choose_best(make(0.5, 0.55), 4), Chance()).verdict == "miss"
+    assert decide(None, Chance()).verdict == "nowhere"
+
+
+def test_random_directions_that_do_as_well_are_named():
+    (finding,) = diagnose_random(Chance(0.001, random_share=0.4))
+    assert finding.cause.startswith("40% of random directions with the activations' covariance")
+    assert diagnose_random(Chance(0.001, random_share=0.001)) == []
+
+
+def test_frames_that_differ_leave_the_decision_to_the_interval():
+    chance = Chance(None, frames_differ=True)
+    (finding,) = diagnose_frames(chance)
+    assert "hardly share a frame" in finding.cause
+    assert decide(choose_best(make(0.5, 0.9), 4), chance).verdict == "found"
+    reached = decide(choose_best(make(0.5, 0.58), 4), chance)
+    assert reached.verdict == "cannot tell"
+    assert "with topics and frames held out the interval reaches 0.5" in reached.sentence
+    assert diagnose_frames(Chance(0.5)) == []
+
+
+@pytest.mark.parametrize(("p_value", "is_found"), [(0.001, True), (0.3, False)])
+def test_terminal_and_report_say_the_same_words(tmp_path, p_value, is_found):
+    run_folder = make_run(tmp_path / "run")
+    run_folder.write_table("nulls", nulls(p_value))
+    evidence, output = gather(run_folder), io.StringIO()
+    console = Console(file=output, width=10_000)
+    terminal.show_replies(console, answer(evidence))
+    told = evidence.diagnosis
+    terminal.show_checklist(console, told.checks, told.findings)
+    page = html.unescape(render(run_folder))
+    decision = decide_run(run_folder)
+    assert decision == told.decision
+    assert decision.is_found == is_found
+    for words in (
+        decision.sentence.removesuffix("."),
+        *(reply.sentence for reply in answer(evidence)),
+        *(part for each in told.findings for part in (each.cause, each.remedy)),
+    ):
+        assert words in output.getvalue()
+        assert words in page
