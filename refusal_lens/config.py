@@ -77,6 +77,11 @@ def _off_as_text(value: Any) -> Any:
     return "off" if value is False else value
 
 
+def _one_as_list(value: object) -> object:
+    """Take one word for a list of it: `directions.hook_points=resid_mid`."""
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
 GroupSource = Annotated[Literal["found", "given", "off"], BeforeValidator(_off_as_text)]
 Text = Annotated[str, AfterValidator(_require_visible)]
 Day = Annotated[str, BeforeValidator(_date_as_text), AfterValidator(_require_date)]
@@ -155,6 +160,8 @@ class PromptsConfig(_Section):
         groups: Which prompts depend on each other: `found` takes the fields `pair` and `group` (or
             `category`) and finds in the texts what they do not say; `given` takes the fields alone;
             `off` takes all prompts as independent.
+        limit: At most so many prompts a side, for a quick look: pairs and topics are taken whole
+            or left out whole; None takes all.
     """
 
     harmful: Text
@@ -167,6 +174,7 @@ class PromptsConfig(_Section):
     answer_start: str = ""
     control_tokens: Literal["refuse", "plain", "keep"] = "refuse"
     groups: GroupSource = "found"
+    limit: int | None = Field(default=None, ge=2)
 
 
 class CollectConfig(_Section):
@@ -181,8 +189,12 @@ class CollectConfig(_Section):
         dtype: Precision of the stored activations; it has nothing to do with the model's.
     """
 
-    hook_points: list[Text] = Field(default=["resid_post"], min_length=1)
-    positions: list[Position] = Field(default=["last", "mean"], min_length=1)
+    hook_points: Annotated[list[Text], BeforeValidator(_one_as_list)] = Field(
+        default=["resid_post"], min_length=1
+    )
+    positions: Annotated[list[Position], BeforeValidator(_one_as_list)] = Field(
+        default=["last", "mean"], min_length=1
+    )
     sinks: Literal["left_out", "kept"] = "left_out"
     token_budget: int | None = Field(default=None, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -203,8 +215,10 @@ class DirectionsConfig(_Section):
 
     method: Method = "difference_of_means"
     clip_quantile: float | None = Field(default=0.995, gt=0, le=1)
-    hook_points: list[Text] | None = Field(default=None, min_length=1)
-    compare_methods: list[Method] = list(QUICK_METHODS)
+    hook_points: Annotated[list[Text] | None, BeforeValidator(_one_as_list)] = Field(
+        default=None, min_length=1
+    )
+    compare_methods: Annotated[list[Method], BeforeValidator(_one_as_list)] = list(QUICK_METHODS)
     compare_at: Literal["best", "all"] = "best"
 
 

@@ -110,6 +110,11 @@ def _shipped_root() -> Path:
     return package.parent if is_checkout else package
 
 
+def shipped_text(name: str) -> str:
+    """Return a shipped config as it is written, with its comments."""
+    return (_shipped_root() / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def _find_config(path_or_name: str | Path | None) -> Path:
     """Find a config file by path or by shipped name."""
     # Shipped names are not looked for below the current folder: many projects have a

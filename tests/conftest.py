@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from browser import chromium, open_page  # noqa: F401
+from browser import chromium, find_chromium, open_page  # noqa: F401
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma2Config,
@@ -238,3 +238,9 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(chat_format, "datetime", Clock)
     return Clock
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a browser where there is none, also what kaleido draws in its own."""
+    if item.get_closest_marker("browser") is not None and find_chromium() is None:
+        pytest.skip("There is no Chromium here. Install one: apt-get install chromium.")

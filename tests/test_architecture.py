@@ -31,7 +31,7 @@ ROOMS = {
     "explorer": "runs view overview_figures moves place_figures scene drawing layout callbacks "
     "server",
     "stages": "outlook terminal fit study attribute experiment judging export",
-    "cli": "base study directions experiments explore",
+    "cli": "base study new directions experiments explore",
 }
 """A room imports only rooms above it; inside a room, a module only modules before it."""
 

@@ -149,7 +149,7 @@ def test_all_faults_are_told_at_once(tmp_path):
 model: {devise: cpu, dtype: fp32, n_devices: true, revision: 12}
 n_folds: 3
 prompts: {harmful: 3}
-collect: {positions: last, hook_points: []}
+collect: {positions: true, hook_points: []}
 directions: {clip_quantile: 1.5}
 validation: 7
 refusal: {phrases: [a, ' ', 3]}
@@ -165,7 +165,7 @@ refusal: {phrases: [a, ' ', 3]}
         f"{path}: prompts.harmful needs to be a string, but 3 came.",
         f"{path}: prompts.harmless is missing. Add it.",
         f"{path}: collect.hook_points needs at least 1 item, but [] came.",
-        f"{path}: collect.positions needs to be a list such as [a, b], but last came.",
+        f"{path}: collect.positions needs to be a list such as [a, b], but true came.",
         f"{path}: directions.clip_quantile needs to be less than or equal to 1, but 1.5 came.",
         f"{path}: validation needs to be a section with keys, but 7 came.",
         f"{path}: refusal.phrases[1] needs to be a text that is not blank, but ' ' came.",

@@ -35,6 +35,7 @@ from refusal_lens.stages import fit, study
 
 folder, stages, n_kills = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 run = folder / "run"  # always the same path, which the report names
+run.mkdir()  # --resume begins a run in a folder, but not where there is none
 store.SHARD_PROMPTS = 3
 
 def in_child(arguments, log, seconds=None):

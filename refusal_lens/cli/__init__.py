@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from refusal_lens.cli import directions, experiments, explore, study
+from refusal_lens.cli import directions, experiments, explore, new, study
 
 app = typer.Typer(
     help="Find, check and look at the refusal direction of a chat model.",
@@ -22,6 +22,7 @@ STUDY = (study.run, study.collect, study.refusal_rate, study.fit, study.plot, st
 DIRECTIONS = (directions.compare, directions.inspect, directions.attribute, directions.export)
 EXPERIMENTS = (experiments.select, experiments.ablate, experiments.judge, experiments.chat)
 
+app.command()(new.new)
 for command in (*STUDY, *DIRECTIONS):
     app.command()(command)
 app.command("import")(directions.import_)
@@ -39,4 +40,5 @@ def main() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         # A piped prompt in another encoding is told of by its name, as one in a file is.
         sys.stdin.reconfigure(errors="surrogateescape")
-    app()
+    # Alone on a terminal it asks what to study; on a pipe it prints its help.
+    app(["new"] if len(sys.argv) == 1 and new.is_terminal() else None)

@@ -83,6 +83,13 @@ KEY_OPTIONS: dict[str, tuple[str, Any]] = {
     "model": ("model.name", _text("Name on the Hugging Face hub, or a local folder.")),
     "harmful": ("prompts.harmful", _text("File of prompts that the model refuses.")),
     "harmless": ("prompts.harmless", _text("File of prompts that it answers.")),
+    "limit": (
+        "prompts.limit",
+        Annotated[
+            int | None,
+            typer.Option(help="At most N prompts a side, in whole pairs and topics.", metavar="N"),
+        ],
+    ),
     "hook_point": ("collect.hook_points", HookPointOption),
     "position": ("collect.positions", PositionOption),
     "device": ("model.device", _text("auto, cpu, cuda, cuda:1 or mps.")),

@@ -187,7 +187,7 @@ def _why_not(model: Any, name: str) -> str | None:
         parallel = getattr(model.cfg, "parallel_attn_mlp", False)
         if inner == "hook_resid_mid" and parallel:
             return "attention and MLP run in parallel in this architecture, so it has no resid_mid"
-        return "this model has no such hook point"
+        return _no_such(model, name)
     flag = GATES.get(inner)
     if flag is not None and not getattr(model.cfg, flag, False):
         return f"it fires only with cfg.{flag} on (model.set_{flag}(True))"
@@ -195,6 +195,18 @@ def _why_not(model: Any, name: str) -> str | None:
     if is_residual or name in OUTSIDE_BLOCKS or inner in NORMALISED:
         return None
     return "its activation is not [batch, position, d_model]"
+
+
+def _no_such(model: Any, name: str) -> str:
+    """Say that there is no such hook point; of one that is named without its layer, where it is."""
+    site = name.partition(":")[0].removeprefix("hook_")
+    for full in model.hook_dict:
+        inner = re.sub(r"^blocks\.\d+\.", "", full)
+        if site in (inner, site_of(full).rpartition("hook_")[2]):
+            every = full if inner == full else f"blocks.*.{inner}"
+            why = _why_not(model, full)
+            return f"it is written {every}" if why is None else f"it is {every} here, and {why}"
+    return "this model has no such hook point"
 
 
 def _refusal(model: Any, name: str) -> str:

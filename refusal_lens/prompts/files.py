@@ -75,6 +75,7 @@ def read_contrast(
     harmful_text_field: str | None = None,
     harmless_text_field: str | None = None,
     grouping: Grouping = "found",
+    section: str = "",
 ) -> ContrastSet:
     """Read harmful and harmless prompts and check them against each other.
 
@@ -86,6 +87,7 @@ def read_contrast(
         harmful_text_field: That of the harmful file alone, in place of `text_field`.
         harmless_text_field: That of the harmless file alone.
         grouping: Where pairs and groups come from, see `groups.find_groups`.
+        section: What messages write before the names of these settings: `prompts.` in a config.
 
     Returns:
         The contrast set.
@@ -105,7 +107,7 @@ def read_contrast(
             faults.append(str(error))
     is_anywhere = any(_has(file, text_field) for file in files.values())
     for name, file in files.items():
-        asked, setting = sides[name][1], f"{name}_text_field"
+        asked, setting = sides[name][1], f"{section}{name}_text_field"
         if asked is None and (_has(file, text_field) or not is_anywhere):
             asked = text_field
         try:

@@ -6,7 +6,7 @@ Knows prompts and their texts. Does not know activations, nor what is dealt or s
 import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from refusal_lens.prompts.contrast import UNCATEGORISED, ContrastSet, Prompt
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.prompts.contrast import UNCATEGORISED, ContrastSet, Prompt, PromptSet
 
 ALIKE = 0.7
 """From this cosine of character n-grams on, two prompts are near-duplicates.
@@ -94,6 +95,43 @@ class Groups:
 
 
 FACTORS = tuple(each.name for each in fields(Groups) if each.name != "origin")
+
+
+def take_whole(prompts: ContrastSet, n_a_side: int) -> ContrastSet:
+    """Take at most so many prompts of each class: what depends on each other whole, or not at all.
+
+    Args:
+        prompts: Of both classes.
+        n_a_side: Most prompts of a class.
+
+    Returns:
+        The first components, in the order of the prompts, that fit.
+
+    Raises:
+        RefusalLensError: No component with prompts of both classes, or of either, fits.
+    """
+    labels = find_groups(prompts).component.tolist()
+    n_harmful = len(prompts.harmful)
+    rows = {label: ([], []) for label in labels}
+    for row, label in enumerate(labels):
+        rows[label][row >= n_harmful].append(row)
+    kept: tuple[list[int], list[int]] = ([], [])
+    for component in rows.values():
+        if all(len(a) + len(b) <= n_a_side for a, b in zip(kept, component, strict=True)):
+            for side, more in zip(kept, component, strict=True):
+                side.extend(more)
+    if not all(kept):
+        least = min(max(map(len, component)) for component in rows.values())
+        raise RefusalLensError(
+            f"prompts.limit is {n_a_side}, but no pairs and topics of both classes are that few: "
+            f"the smallest has {least} of a class. Raise it, or take prompts as independent "
+            "(prompts.groups: off)."
+        )
+    harmful, harmless = (
+        PromptSet(side.name, tuple(prompts.prompts[row] for row in sorted(part)))
+        for side, part in zip((prompts.harmful, prompts.harmless), kept, strict=True)
+    )
+    return replace(prompts, harmful=harmful, harmless=harmless)
 
 
 def n_groups(labels: Int[Tensor, " n_prompts"]) -> int:

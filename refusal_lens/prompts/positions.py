@@ -72,6 +72,7 @@ def token_span(position: str, length: int, instruction: tuple[int, ...]) -> tupl
 
 def check_positions(tokens: Tokens, positions: Sequence[str], n_ctx: int | None) -> None:
     """Refuse, by name, prompts that a position or the model's context does not fit."""
+    _check_reach(tokens, positions)
     for prompt_id, length, span in zip(
         tokens.prompt_ids, tokens.lengths, tokens.instruction_spans, strict=True
     ):
@@ -82,17 +83,27 @@ def check_positions(tokens: Tokens, positions: Sequence[str], n_ctx: int | None)
             )
         for position in positions:
             first, stop = token_span(position, length, span)
-            if first < 0:
-                raise RefusalLensError(
-                    f"Position {position} is outside prompt {prompt_id}, which has {length} "
-                    f"tokens. Use positions -{length} to -1, or drop prompts shorter than "
-                    f"{-int(position)} tokens."
-                )
             if stop <= first:
                 raise RefusalLensError(
                     f"Position {position} has no tokens in prompt {prompt_id}: its text vanishes "
                     "in the chat template. Take the prompt out."
                 )
+
+
+def _check_reach(tokens: Tokens, positions: Sequence[str]) -> None:
+    """Refuse positions before the first token of the shortest prompt: no other need be tried."""
+    if not len(tokens):
+        return
+    row = min(range(len(tokens)), key=lambda row: tokens.lengths[row])
+    length, prompt_id = tokens.lengths[row], tokens.prompt_ids[row]
+    for position in positions:
+        if position.startswith("-") and -int(position) > length:
+            n_short = sum(each < -int(position) for each in tokens.lengths)
+            raise RefusalLensError(
+                f"Position {position} is outside {n_short} of {len(tokens)} prompts; the shortest, "
+                f"{prompt_id}, has {length} tokens. Use positions -{length} to -1, or drop prompts "
+                f"shorter than {-int(position)} tokens."
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 Knows file names and layouts. Does not compute or draw what it writes.
 """
 
+import difflib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,6 +47,14 @@ READ_ERRORS = (
 """What JSON, pandas, safetensors and torch raise over a file that holds something else."""
 
 
+def nearest_sibling(path: Path) -> str:
+    """Name the folder beside a missing one that is written most like it; "" where none is."""
+    parent = path.parent
+    names = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
+    found = difflib.get_close_matches(path.name, names, 1)
+    return f"; the nearest there is {parent / found[0]}" if found else ""
+
+
 @dataclass(frozen=True, init=False)
 class RunFolder:
     """One run on disk. Every file is written whole or not at all."""
@@ -63,6 +72,11 @@ class RunFolder:
             RefusalLensError: The folder holds no run.
         """
         run = cls(path)
+        if not run.path.exists():
+            raise RefusalLensError(
+                f"There is no folder {path}{nearest_sibling(run.path)}. Give the folder that "
+                "refusal-lens run or collect wrote, such as outputs/tiny-refuser/default."
+            )
         if not run.config_path.is_file():
             raise RefusalLensError(
                 f"{path} is not a run folder (it has no config.yaml). Give the folder that "

@@ -4,6 +4,7 @@ Knows the order of the steps and what each leaves in the run folder.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,11 +223,19 @@ def _place(
             "The classes have the same mean everywhere, so that there is no direction to try. "
             "Use other prompts."
         )
-    console.print(
-        "No direction was chosen by its effect (refusal-lens select does that): taking the best by "
-        "separation."
-    )
+    console.print(f"{_why_by_separation(table)} Taking the best by separation.", markup=False)
     return best.hook_point, best.position
+
+
+def _why_by_separation(table: pd.DataFrame | None) -> str:
+    """Say why no direction was chosen by its effect: nothing was tried, or nothing passed."""
+    if table is None:
+        return "No direction was chosen by its effect yet: refusal-lens select does that."
+    counts = Counter(
+        reason for each in table["reasons"].fillna("") for reason in each.split("; ") if reason
+    )
+    why = ", ".join(f"{reason} ({n})" for reason, n in counts.most_common(3))
+    return f"refusal-lens select chose none of {len(table)} directions by its effect: {why}."
 
 
 def _at(candidate: Candidate, verdict: Verdict) -> pd.DataFrame:

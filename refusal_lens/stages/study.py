@@ -23,12 +23,12 @@ from refusal_lens.plots.picture_files import export
 from refusal_lens.prompts.chat_format import ChatFormat, keep_date, set_chat_format
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.files import read_contrast
-from refusal_lens.prompts.groups import find_groups
+from refusal_lens.prompts.groups import find_groups, take_whole
 from refusal_lens.prompts.positions import check_positions
 from refusal_lens.prompts.tokens import Tokens
 from refusal_lens.report import build_report
 from refusal_lens.runs import figures
-from refusal_lens.runs.folder import RunFolder
+from refusal_lens.runs.folder import RunFolder, nearest_sibling
 from refusal_lens.stages import terminal
 from refusal_lens.stages.fit import fit_stage
 from refusal_lens.stages.outlook import Outlook, Work, look_ahead
@@ -112,7 +112,10 @@ def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
         harmful_text_field=config.prompts.harmful_text_field,
         harmless_text_field=config.prompts.harmless_text_field,
         grouping=config.prompts.groups,
+        section="prompts.",
     )
+    if config.prompts.limit is not None:
+        prompts = take_whole(prompts, config.prompts.limit)
     run_folder.check_prompts(prompts)
     return prompts
 
@@ -258,16 +261,22 @@ def new_run_folder(
         config: The settings.
         config_name: What the settings file is called.
         output: The folder asked for.
-        resume: Go on with the run in `output`; where there is none, begin it.
+        resume: Go on with the run in `output`; in a folder that holds none yet, begin it.
 
     Returns:
         A folder that may not exist yet. Without `resume`, never one that holds a run already.
 
     Raises:
-        RefusalLensError: `output` holds a run, without `resume`; or a run with other settings.
+        RefusalLensError: `output` holds a run, without `resume`; a run with other settings; or,
+            with `resume`, it does not exist.
     """
     if output is not None:
         run_folder = RunFolder(output)
+        if resume and not output.exists():
+            raise RefusalLensError(
+                f"There is no folder {output} to go on with{nearest_sibling(output)}. Without "
+                "--resume a new run begins there."
+            )
         if run_folder.config_path.is_file() and not resume:
             raise RefusalLensError(
                 f"{output} holds a run already. Go on with it by --resume, or give another "

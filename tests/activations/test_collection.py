@@ -52,7 +52,9 @@ def test_key_sees_every_token_and_where_prompts_end(prompts):
 
 
 def test_position_that_a_prompt_lacks_is_refused_before_a_model_is_needed(prompts):
-    with pytest.raises(RefusalLensError, match="Position -99 is outside prompt harmful-001"):
+    with pytest.raises(
+        RefusalLensError, match="Position -99 is outside 8 of 8 prompts; the shortest"
+    ):
         Collection.of(make_tokenizer(), prompts, positions="-99")
 
 

@@ -237,11 +237,13 @@ def test_values_do_not_keep_the_whole_activation_alive(model, prompts):
 
 
 def test_position_outside_a_prompt_is_named(model, prompts):
-    length = len(tokenise(model.tokenizer, prompts.prompts).ids[0])
+    # The shortest is named at once: any other would lead to it step by step.
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    length, name = min(zip(map(len, tokens.ids), tokens.prompt_ids, strict=True))
     with pytest.raises(RefusalLensError) as caught:
         collect(model, prompts, "resid_post", "-99", show_progress=False)
     assert str(caught.value) == (
-        f"Position -99 is outside prompt harmful-001, which has {length} tokens. "
+        f"Position -99 is outside 8 of 8 prompts; the shortest, {name}, has {length} tokens. "
         f"Use positions -{length} to -1, or drop prompts shorter than 99 tokens."
     )
 

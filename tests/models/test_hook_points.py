@@ -15,6 +15,8 @@ from refusal_lens.models.hook_points import (
 )
 from refusal_lens.models.loading import load_model
 
+WIDE = "its activation is not [batch, position, d_model]"
+
 
 def posts(*layers: int) -> tuple[str, ...]:
     return tuple(f"blocks.{layer}.hook_resid_post" for layer in layers)
@@ -51,8 +53,11 @@ def test_everything_collectable_fires_with_the_residual_shape(model):
 @pytest.mark.parametrize(
     ("selector", "reason"),
     [
-        ("blocks.0.attn.hook_q", "its activation is not [batch, position, d_model]"),
-        ("blocks.0.mlp.hook_post", "its activation is not [batch, position, d_model]"),
+        ("blocks.0.attn.hook_q", WIDE),
+        ("hook_z", f"it is blocks.*.attn.hook_z here, and {WIDE}"),
+        ("hook_z:8", f"it is blocks.*.attn.hook_z here, and {WIDE}"),
+        ("ln1.hook_normalized", "it is written blocks.*.ln1.hook_normalized"),
+        ("blocks.0.mlp.hook_post", WIDE),
         (
             "blocks.0.hook_mlp_in",
             "it fires only with cfg.use_hook_mlp_in on (model.set_use_hook_mlp_in(True))",

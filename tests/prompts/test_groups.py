@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from refusal_lens import ContrastSet, read_contrast
+from refusal_lens import ContrastSet, RefusalLensError, read_contrast
 from refusal_lens.prompts.contrast import Prompt, PromptSet
-from refusal_lens.prompts.groups import FACTORS, Groups, find_groups, join, n_groups
+from refusal_lens.prompts.groups import FACTORS, Groups, find_groups, join, n_groups, take_whole
 
 
 def shipped(harmful: str, harmless: str, **options) -> ContrastSet:
@@ -34,6 +34,24 @@ def test_shipped_prompts_say_their_pairs_and_topics():
         "frame": {"origin": "none", "n": 384},
         "n_components": 16,
     }
+
+
+def test_a_limit_takes_pairs_and_topics_whole():
+    whole = shipped(*SHIPPED, grouping="given")
+    some = take_whole(whole, 60)
+    assert len(some.harmful) == len(some.harmless) == 60
+    assert len(take_whole(whole, 71).harmful) <= 71
+    component = find_groups(whole).component.tolist()
+    taken = {prompt.id for prompt in some.prompts}
+    inside = {c for c, prompt in zip(component, whole.prompts, strict=True) if prompt.id in taken}
+    assert all(
+        (c in inside) == (p.id in taken) for c, p in zip(component, whole.prompts, strict=True)
+    )
+
+
+def test_a_limit_below_every_topic_says_how_many_the_smallest_has():
+    with pytest.raises(RefusalLensError, match="the smallest has 12 of a class. Raise it"):
+        take_whole(shipped(*SHIPPED, grouping="given"), 11)
 
 
 @pytest.mark.parametrize("files", [SHIPPED, TOPICS])

@@ -134,6 +134,7 @@ def test_a_model_that_never_refuses_only_separates(tmp_path, some_prompts):
     table = run_folder.read_table("causal_scores")
     assert not table["is_chosen"].any()
     assert "None of 4 directions passes the rule." in printed
+    assert "refusal-lens select chose none of 4 directions by its effect:" in ablated
     assert "separates and causes" not in set(table["verdict"])
     assert "separates only" in set(table["verdict"])
     assert "Verdict: separates only" in ablated

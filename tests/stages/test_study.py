@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from refusal_lens.activations import store
 from refusal_lens.cli import app
+from refusal_lens.config_files import load_config
 from refusal_lens.runs.folder import RunFolder
 
 runner = CliRunner(env={"COLUMNS": "160"})
@@ -319,6 +320,42 @@ def test_prompt_file_with_a_mistake_is_named_with_its_line(tmp_path):
 
 def test_stage_on_a_folder_that_is_no_run(tmp_path):
     assert "is not a run folder" in invoke("fit", tmp_path, exit_code=2)
+
+
+def test_folders_that_are_missing_are_named_with_the_nearest(default_run):
+    folder = default_run[0].path
+    typo = folder.parent / "defualt"
+    for arguments in (["run", "--resume", "--output", typo], ["plot", typo], ["ablate", typo]):
+        printed = " ".join(invoke(*arguments, exit_code=2).split())
+        assert f"There is no folder {typo}" in printed
+        assert f"the nearest there is {folder}" in printed
+    assert not typo.exists()
+
+
+def test_settings_are_named_as_they_are_typed(tmp_path):
+    options = ("--set", "prompts.harmful_text_field=none", "--output", tmp_path / "run")
+    assert "Set prompts.harmful_text_field to" in invoke("run", *options, exit_code=2)
+
+
+def test_one_word_stands_for_a_list_of_it():
+    words = ["directions.hook_points=resid_mid", "collect.positions=-1"]
+    config = load_config(None, words)
+    assert config.directions.hook_points == ["resid_mid"]
+    assert config.collect.positions == ["-1"]
+
+
+def test_a_quick_look_takes_whole_topics(tmp_path):
+    folder = tmp_path / "run"
+    printed = invoke("collect", "--limit", 40, "--hook-point", "resid_post:1", "--output", folder)
+    assert "36 harmful and 36 harmless" in printed
+    assert len(RunFolder(folder).read_prompts().harmful) == 36
+
+
+def test_places_can_be_told_apart_in_80_columns(default_run):
+    path = default_run[0].path / "directions.safetensors"
+    printed = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["inspect", str(path)]).output
+    rows = re.findall(r"^ *resid_post (\d+) +(last|mean) .*\d\.\d{3}", printed, re.MULTILINE)
+    assert rows == [(str(layer), at) for layer in range(8) for at in ("last", "mean")]
 
 
 def test_run_folder_is_not_overwritten(default_run):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +18,8 @@ from refusal_lens.experiments.token_readout import Unembedding
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.validation.scores import SCORES
 
+HEADINGS = {"raw_norm": "raw norm", "auroc": "AUROC", "cohens_d": "d'"}
+
 
 def show_directions(console: Console, directions: Directions, path: Path) -> None:
     """Print all that a file of directions says about itself."""
@@ -26,12 +29,21 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
     for name, value in _describe(directions):
         table.add_row(name, escape(value))
     console.print(table)
-    places = Table(title="Directions", title_justify="left")
+    # Lines between columns would cost places and numbers their ends in 80 columns.
+    places = Table(
+        title="Directions",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     record, best = directions.provenance.get("places", {}), directions.provenance.get("best") or {}
     scores = _scores_recorded(record)
     for column in ("hook point", "position", "raw norm", *scores):
         is_text = column in ("hook point", "position")
-        places.add_column(column.replace("_", " "), justify="left" if is_text else "right")
+        places.add_column(
+            HEADINGS.get(column, column), justify="left" if is_text else "right", no_wrap=True
+        )
     for direction in directions:
         here = record.get(direction.hook_point, {}).get(direction.position, {})
         metrics = here.get("metrics", {})
@@ -39,7 +51,7 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
             *(direction.hook_point, direction.position),
         )
         places.add_row(
-            direction.hook_point,
+            short_name(direction.hook_point),
             direction.position + (" (best)" if is_best else ""),
             f"{direction.vector.norm().item():.4g}",
             *(_number(metrics.get(name)) for name in scores),
@@ -51,7 +63,8 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
 def _scores_recorded(record: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """Return which of the main scores a file tells of."""
     places = [place["metrics"] for row in record.values() for place in row.values()]
-    return [name for name in SCORES if any(name in metrics for metrics in places)]
+    shown = [name for name in SCORES if name != "balanced_accuracy"]  # for want of width
+    return [name for name in shown if any(name in metrics for metrics in places)]
 
 
 def _number(value: float | None) -> str:
