@@ -15,7 +15,8 @@ GROUND = ["errors", "files", "progress", "config", "config_files"]
 ROOMS = {
     "prompts": "contrast groups parquet files chat_format tokens positions",
     "models": "backends hook_points torch_defaults unembedding layout gguf_files checkpoint parity "
-    "hugging_face conversion loading matmul batching fast_forward decoding captured generation",
+    "placement hugging_face conversion loading matmul batching fast_forward decoding captured "
+    "generation",
     "activations": "pooled moments collection shards store batch_reader shard_reader provenance "
     "collector ray_cluster ray_worker ray_driver engines",
     "directions": "methods direction kernel guard subspaces formats files",

@@ -238,8 +238,10 @@ def _gather(pooled: dict[str, Read], names: Sequence[str]) -> Batch:
     missing = [name for name in names if name not in pooled]
     if missing:
         raise RefusalLensError(f"Hook points that never fired: {', '.join(missing)}.")
+    # Layers may lie on several devices.
+    device = pooled[names[0]].values.device
     return Batch(
-        _to_cpu(torch.stack([pooled[name].values for name in names], dim=1)),
+        _to_cpu(torch.stack([pooled[name].values.to(device) for name in names], dim=1)),
         torch.stack([pooled[name].n_left_out.cpu() for name in names], dim=1),
     )
 

@@ -31,6 +31,7 @@ from refusal_lens.models.parity import (
     read_reference,
     rope_settings,
 )
+from refusal_lens.models.placement import join_parts
 
 GEMMA_TEMPLATES = {
     "GemmaForCausalLM": "google/gemma-2b",
@@ -70,13 +71,17 @@ def convert(
             f"({str(error).splitlines()[-1].strip()}). {USE_BRIDGE}"
         ) from error
     # Biases that the architecture lacks are made on the CPU, wherever the weights are.
-    model.move_model_modules_to_device()
+    if n_devices > 1:
+        join_parts(model)
+    else:
+        model.move_model_modules_to_device()
     advice = f"HookedTransformer does not convert something of this checkpoint. {USE_BRIDGE}"
     # Centring moves the residual stream on purpose.
     kept = reference if processing == "none" else replace(reference, streams=None)
     check_parity(model, kept, hf_model, advice)
-    cfg.device = device
-    model.move_model_modules_to_device()
+    if n_devices == 1:
+        cfg.device = device
+        model.move_model_modules_to_device()
     lay_out(model)
     return model
 

@@ -89,9 +89,19 @@ def read_config(checkpoint: Checkpoint, revision: str | None) -> Any:
 
 
 def read_weights(
-    checkpoint: Checkpoint, revision: str | None, dtype: torch.dtype | str
+    checkpoint: Checkpoint,
+    revision: str | None,
+    dtype: torch.dtype | str,
+    placed: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """Load the weights by transformers, and hold it to its own report of what it loaded."""
+    """Load the weights by transformers, and hold it to its own report of what it loaded.
+
+    Args:
+        checkpoint: Where they are.
+        revision: Of a checkpoint on the hub.
+        dtype: Theirs in memory; "auto" is the checkpoint's own.
+        placed: What `from_pretrained` is told of where they go; by default the CPU.
+    """
     with (
         _without_adapter(checkpoint) as source,
         explained(checkpoint, revision),
@@ -106,6 +116,7 @@ def read_weights(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # so that they are in the report
             output_loading_info=True,
+            **(placed or {}),
         )
     hf_model, report = loaded
     check_report(report, checkpoint.source)

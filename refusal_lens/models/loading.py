@@ -28,6 +28,7 @@ from refusal_lens.models.hugging_face import (
     read_weights,
 )
 from refusal_lens.models.parity import check_parity, read_reference
+from refusal_lens.models.placement import spread_weights
 from refusal_lens.models.torch_defaults import plain_torch
 
 
@@ -80,7 +81,8 @@ def load_model(
         described = _describe_origin(checkpoint, gguf_file)
         config = read_config(checkpoint, revision)
         tokenizer = read_tokenizer(checkpoint, revision)
-        hf_model = read_weights(checkpoint, revision, _pick_dtype(dtype, target))
+        placed = spread_weights(n_devices, target)
+        hf_model = read_weights(checkpoint, revision, _pick_dtype(dtype, target), placed)
         check_vocabulary(tokenizer, hf_model, checkpoint.source)
         record = LoadRecord(
             name=str(name_or_path),

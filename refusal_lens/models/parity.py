@@ -60,7 +60,9 @@ def read_reference(hf_model: PreTrainedModel) -> Reference:
     output = hf_model(ids.to(hf_model.device), **options)
     states = output.hidden_states
     n_layers = config.num_hidden_layers
-    streams = torch.cat(states[1:-1]) if len(states) == n_layers + 1 and n_layers > 1 else None
+    # Of a model that is spread over several devices each is where its block is.
+    between = [state.to(states[0].device) for state in states[1:-1]]
+    streams = torch.cat(between) if len(states) == n_layers + 1 and n_layers > 1 else None
     logits = output.logits[0, -N_LOGITS:]
     if not (torch.isfinite(logits).all() and all(torch.isfinite(s).all() for s in states)):
         first = next((i for i, s in enumerate(states) if not torch.isfinite(s).all()), n_layers)
