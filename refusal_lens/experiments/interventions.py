@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refusal_lens.directions.kernel import WeightKernel
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.hook_points import Hook, layer_of, resolve_hook_points
+from refusal_lens.models.hook_points import Hook, layer_of, resolve_hook_points, uniform
 from refusal_lens.prompts.positions import check_positions, normalise_position, token_span
 from refusal_lens.prompts.tokens import Tokens
 
@@ -93,7 +93,8 @@ def ablate(
         12
     """
     rows = _as_rows(basis)
-    return _hooks(hook_points, _set_coordinates(rows, lambda _: 0.0), strength, where)
+    change = _set_coordinates(rows, lambda _: 0.0)
+    return _hooks(hook_points, change, strength, where, is_uniform=rows.ndim == 2)
 
 
 def affine_ablate(
@@ -131,7 +132,8 @@ def affine_ablate(
         )
     rows = _as_rows(basis)
     targets = {name: _coordinates(means[name][None].float(), rows) for name in hook_points}
-    return _hooks(hook_points, _set_coordinates(rows, targets.__getitem__), strength, where)
+    change = _set_coordinates(rows, targets.__getitem__)
+    return _hooks(hook_points, change, strength, where, is_uniform=rows.ndim == 2)
 
 
 def clamp(
@@ -159,8 +161,11 @@ def clamp(
         Marshall et al. 2024, arXiv 2411.09003: affine concept editing, with the value as the
         harmless mean's projection plus its steering term.
     """
-    target = value[:, None] if isinstance(value, Tensor) and value.ndim > 1 else value
-    return _hooks(hook_points, _set_coordinates(_as_rows(basis), lambda _: target), strength, where)
+    rows, target = _as_rows(basis), torch.as_tensor(value, dtype=torch.float32)
+    is_uniform = rows.ndim == 2 and target.ndim < 2
+    target = target if target.ndim < 2 else target[:, None]
+    change = _set_coordinates(rows, lambda _: target)
+    return _hooks(hook_points, change, strength, where, is_uniform=is_uniform)
 
 
 def add(
@@ -187,11 +192,13 @@ def add(
     """
     rows = vectors if vectors.ndim > 1 else vectors[None]
 
-    def change(x: Tensor, name: str) -> Tensor:  # noqa: ARG001
-        factors = torch.as_tensor(coefficient, dtype=torch.float32, device=x.device)
-        return (rows.to(x.device, torch.float32) * factors[..., None]).sum(dim=-2)[..., None, :]
+    factors = torch.as_tensor(coefficient, dtype=torch.float32).to(rows.device)
+    total = _Near((rows.float() * factors[..., None]).sum(dim=-2)[..., None, :])
 
-    return _hooks(hook_points, change, 1.0, where)
+    def change(x: Tensor, name: str) -> Tensor:  # noqa: ARG001
+        return total.to(x.device)
+
+    return _hooks(hook_points, change, 1.0, where, is_uniform=rows.ndim == 2)
 
 
 def prompt_mask(
@@ -235,6 +242,8 @@ def _hooks(
     change: Callable[[Tensor, str], Tensor],
     strength: Strength,
     where: Bool[Tensor, "batch pos"] | None,
+    *,
+    is_uniform: bool,
 ) -> list[Hook]:
     """Make one hook for each hook point that adds the change, scaled, where it is wanted."""
     if where is not None and where.shape[1] < 2:
@@ -253,7 +262,8 @@ def _hooks(
                 moved = torch.where(_seen(where, x)[..., None], moved, x)
             return moved.to(activation.dtype)
 
-        return name, act
+        is_alike = is_uniform and where is None and not isinstance(factor, Tensor)
+        return name, (uniform(act) if is_alike else act)
 
     return [hook_at(name) for name in hook_points]
 
@@ -262,13 +272,28 @@ def _set_coordinates(
     rows: Float[Tensor, "*batch k d_model"], target_at: Callable[[str], Any]
 ) -> Callable[[Tensor, str], Tensor]:
     """Return the change that brings an activation's coordinates in a subspace to a target."""
+    near, targets = _Near(rows), dict[str, _Near]()
 
     def change(x: Tensor, name: str) -> Tensor:
-        basis = rows.to(x.device, torch.float32)
-        target = torch.as_tensor(target_at(name), dtype=torch.float32, device=x.device)
-        return (target - _coordinates(x, basis)) @ basis
+        basis = near.to(x.device)
+        if name not in targets:
+            targets[name] = _Near(torch.as_tensor(target_at(name), dtype=torch.float32))
+        return (targets[name].to(x.device) - _coordinates(x, basis)) @ basis
 
     return change
+
+
+class _Near:
+    """Numbers of an intervention on each device where it acts: brought there once, not a call."""
+
+    def __init__(self, values: Float[Tensor, "..."]) -> None:
+        self.copies = {values.device: values.float()}
+        self.first = values.device
+
+    def to(self, device: torch.device) -> Float[Tensor, "..."]:
+        if device not in self.copies:
+            self.copies[device] = self.copies[self.first].to(device)
+        return self.copies[device]
 
 
 def _coordinates(

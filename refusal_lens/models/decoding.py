@@ -89,9 +89,11 @@ class Decoder:
         )
         self.is_token = filled.to(device)
         self.places = (self.is_token.cumsum(dim=1) - 1).clamp(min=0)
-        self.slots = [_room(block, len(tokens), n_slots) for block in _blocks(model)]
+        # Room for the answers is made once the prompts are read, which takes the most memory.
+        self.n_slots, n_read = n_slots, n_slots - n_answer
+        self.slots = [_room(block, len(tokens), n_read) for block in _blocks(model)]
         # From the first answer token on.
-        first = torch.tensor([n_slots - n_answer], device=device)
+        first = torch.tensor([n_read], device=device)
         self.next_slot = first if counts_on_device else None
         if prefix:
             row = torch.tensor([prefix], device=device)
@@ -107,6 +109,7 @@ class Decoder:
         logits = self._append(self.ids)
         for slots in self.slots:
             slots.at = self.next_slot
+            slots.grow(self.n_slots)
         return logits
 
     def read_token(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
@@ -199,6 +202,5 @@ def _blocks(model: HookedTransformer) -> list[Any]:
 def _room(block: Any, n_rows: int, n_slots: int) -> Slots:
     cfg, like = block.attn.cfg, block.attn.W_Q
     shape = (n_rows, cfg.n_key_value_heads or cfg.n_heads, n_slots, cfg.d_head)
-    # Zeros: what a mask hides is multiplied by zero, and zero times what lies there must be zero.
-    empty = torch.zeros(shape, dtype=like.dtype, device=like.device)
-    return Slots(empty, torch.zeros_like(empty))
+    empty = torch.empty(shape, dtype=like.dtype, device=like.device)
+    return Slots(empty, torch.empty_like(empty))

@@ -52,6 +52,12 @@ class Slots:
     n_filled: int = 0
     at: Int[Tensor, " n_new"] | None = None
 
+    def grow(self, n_slots: int) -> None:
+        """Make room for more: zeros, since what a mask hides is still multiplied, by zero."""
+        more = n_slots - self.keys.shape[2]
+        self.keys = F.pad(self.keys, (0, 0, 0, more))
+        self.values = F.pad(self.values, (0, 0, 0, more))
+
     def append(
         self,
         keys: Float[Tensor, "batch n_new n_kv_heads d_head"],
@@ -225,12 +231,12 @@ def run_block(
     if given.stop_site == "attn_out":
         return attn_out, key_values
     if block.cfg.parallel_attn_mlp:
-        mlp_out = block.apply_mlp(_normalise(block.ln2, resid_pre))
+        mlp_out = _feed_forward(block, _normalise(block.ln2, resid_pre))
         return block.hook_resid_post(resid_pre + attn_out + mlp_out), key_values
     resid_mid = block.hook_resid_mid(resid_pre + attn_out)
     if given.stop_site == "resid_mid":
         return resid_mid, key_values
-    mlp_out = block.apply_mlp(_normalise(block.ln2, resid_mid))
+    mlp_out = _feed_forward(block, _normalise(block.ln2, resid_mid))
     return block.hook_resid_post(resid_mid + mlp_out), key_values
 
 
@@ -242,6 +248,26 @@ def _normalise(
     if not is_rms or norm.hook_scale.fwd_hooks or norm.hook_normalized.fwd_hooks:
         return norm(x)
     return F.rms_norm(x, (norm.length,), norm.w, norm.eps)
+
+
+def _feed_forward(
+    block: Any, x: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """Run a gated MLP with two wide tensors where TransformerLens holds five, one pass each.
+
+    What is wide is several times the residual stream: it decides how large a batch can be.
+    """
+    mlp = block.mlp
+    inside = [getattr(mlp, name, None) for name in ("hook_pre", "hook_pre_linear", "hook_post")]
+    is_seen = any(point is None or point.fwd_hooks for point in inside)
+    if is_seen or torch.is_grad_enabled() or block.cfg.is_layer_norm_activation():
+        return block.apply_mlp(x)
+    wide = mlp.act_fn(F.linear(x, mlp.W_gate.T))
+    torch.addcmul(mlp.b_in, wide, F.linear(x, mlp.W_in.T), out=wide)
+    mlp_out = F.linear(wide, mlp.W_out.T, mlp.b_out)
+    if block.cfg.use_normalization_before_and_after:
+        mlp_out = block.ln2_post(mlp_out)
+    return block.hook_mlp_out(mlp_out)
 
 
 def _attend(

@@ -12,7 +12,7 @@ from torch import Tensor
 from refusal_lens.models.backends import HookedTransformer, Model, eos_token_ids, is_hooked
 from refusal_lens.models.captured import Flags, captured
 from refusal_lens.models.decoding import Decoder, can_decode, pad_left
-from refusal_lens.models.hook_points import Hook
+from refusal_lens.models.hook_points import Hook, are_uniform
 from refusal_lens.models.layout import lay_out
 from refusal_lens.models.matmul import fast_products
 from refusal_lens.models.torch_defaults import plain_torch
@@ -51,21 +51,21 @@ def generate_greedily(
     with torch.no_grad(), fast_products(model.cfg), model.hooks(fwd_hooks=list(hooks)):
         if fast is None:
             return _generate(model, tokens, n_new_tokens)
-        return _decode(fast, tokens, n_new_tokens, has_hooks=bool(hooks))
+        return _decode(fast, tokens, n_new_tokens, is_uniform=are_uniform(hooks))
 
 
 def _decode(
-    model: HookedTransformer, tokens: Tokens, n_new_tokens: int, *, has_hooks: bool
+    model: HookedTransformer, tokens: Tokens, n_new_tokens: int, *, is_uniform: bool
 ) -> tuple[list[list[int]], Float[Tensor, "batch d_vocab"]]:
     """Answer a batch by the fast forward.
 
-    Hooks may act by row, keep numbers or copy from the CPU: with hooks all rows stay, nothing is
-    shared, and no step is captured.
+    A user's hooks may act by row, keep numbers or copy from the CPU: unless all hooks are uniform,
+    all rows stay, nothing is shared, and no step is captured.
     """
     device = torch.device(str(model.cfg.device))
-    captures = device.type == "cuda" and model.cfg.n_devices == 1 and not has_hooks
+    captures = device.type == "cuda" and model.cfg.n_devices == 1 and is_uniform
     decoder = Decoder(
-        model, tokens, n_new_tokens, shares_prefix=not has_hooks, counts_on_device=captures
+        model, tokens, n_new_tokens, shares_prefix=is_uniform, counts_on_device=captures
     )
     logits = decoder.read_prompts()
     growing = _Answers(decoder, logits, n_new_tokens, eos_token_ids(model))
@@ -74,7 +74,7 @@ def _decode(
         is_done = flags.look(growing.is_done)
         if is_done is not None and bool(is_done.all()):
             break
-        if is_done is not None and not has_hooks and int(is_done.sum()) * 2 >= len(is_done):
+        if is_done is not None and is_uniform and int(is_done.sum()) * 2 >= len(is_done):
             growing.let_go(is_done)
             flags.forget()
             step, n_steps = growing.step, 0

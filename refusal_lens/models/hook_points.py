@@ -230,3 +230,23 @@ def _what_exists(model: Any, name: str) -> str:
 
 
 Hook = tuple[str, Callable[..., Tensor]]
+
+
+def uniform(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Mark a hook's function that does the same to every token of every row, call after call.
+
+    What such hooks leave is the same for what all prompts share, rows can leave a batch, and a step
+    can be captured.
+    """
+    function.is_uniform = True  # type: ignore[attr-defined]
+    return function
+
+
+def are_uniform(hooks: Sequence[Hook]) -> bool:
+    """Say whether all hooks are marked `uniform`; a user's own are not.
+
+    Example:
+        >>> are_uniform([("blocks.0.hook_resid_post", uniform(lambda x, hook: 2 * x))])
+        True
+    """
+    return all(getattr(function, "is_uniform", False) for _, function in hooks)

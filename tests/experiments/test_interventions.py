@@ -16,6 +16,7 @@ from refusal_lens.experiments.interventions import (
     residual_writes,
 )
 from refusal_lens.models.generation import generate_greedily
+from refusal_lens.models.hook_points import are_uniform
 from refusal_lens.prompts.tokens import tokenise
 
 POINT = "blocks.2.hook_resid_post"
@@ -246,3 +247,37 @@ def test_missing_means_and_layers_are_named(unit):
         ablate(["hook_embed"], unit, strength=WeightKernel(1.0, 1, 0.0, 1))
     with pytest.raises(RefusalLensError, match="single token"):
         ablate([POINT], unit, where=torch.ones(2, 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("kind", ["ablate", "affine", "clamp", "add"])
+def test_uniform_interventions_answer_as_those_that_share_nothing(model, prompts, kind):
+    """They share the prompts' prefix and let rows go; a hook that is not marked does neither."""
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    unit = torch.nn.functional.normalize(torch.randn(model.cfg.d_model), dim=0)
+    hooks = {
+        "ablate": ablate(residual_writes(model), unit),
+        "affine": affine_ablate([POINT], unit, torch.randn(model.cfg.d_model)),
+        "clamp": clamp([POINT], unit, 3.0),
+        "add": add([POINT], 4 * unit),
+    }[kind]
+    assert are_uniform(hooks)
+    unmarked = [(name, lambda x, hook, act=act: act(x, hook)) for name, act in hooks]
+    shared, first = generate_greedily(model, tokens, 6, hooks)
+    alone, alone_first = generate_greedily(model, tokens, 6, unmarked)
+    assert shared == alone
+    torch.testing.assert_close(first, alone_first, rtol=1e-4, atol=1e-4)
+
+
+def test_interventions_that_differ_by_row_are_not_uniform(model):
+    unit = torch.nn.functional.normalize(torch.randn(model.cfg.d_model), dim=0)
+    by_row = unit.expand(3, 1, -1)
+    where = torch.ones(3, 4, dtype=torch.bool)
+    for hooks in (
+        ablate([POINT], by_row),
+        ablate([POINT], unit, strength=torch.ones(3)),
+        ablate([POINT], unit, where=where),
+        clamp([POINT], unit, torch.ones(3, 1)),
+        add([POINT], by_row),
+        [(POINT, lambda x, hook: x)],
+    ):
+        assert not are_uniform(hooks)
