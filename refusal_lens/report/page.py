@@ -130,13 +130,18 @@ def _reproduction(run_folder: RunFolder) -> dict[str, Any]:
     """Return the commands that make this run again, and all that is known of how it was made."""
     provenance = run_folder.read_provenance()
     versions = provenance.get("versions", {})
-    packages = {name: version for name, version in versions.items() if name != "python"}
+    own = ("python", "refusal-lens")
+    packages = {name: version for name, version in versions.items() if name not in own}
     # A build such as +cpu is a wheel's own affair; indexes do not list it.
     pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages.items()]
-    config_path = shlex.quote(str(run_folder.config_path))
+    run = ["refusal-lens", "run", str(run_folder.config_path), "--output", "reproduced"]
+    # Where none is set each run finds the fastest on its machine, and the last digits follow it.
+    budget = provenance.get("collection", {}).get("token_budget")
+    if budget is not None:
+        run += ["--set", f"collect.token_budget={budget}"]
     return {
-        "install_command": shlex.join(["pip", "install", *pins]) if pins else "",
-        "run_command": f"refusal-lens run {config_path} --output reproduced",
+        "install_command": shlex.join(["pip", "install", "-e", ".", *pins]),
+        "run_command": shlex.join(run),
         "versions": versions,
         "config": dump_config(run_folder.read_config()),
         "provenance": json.dumps(provenance, indent=2, ensure_ascii=False),

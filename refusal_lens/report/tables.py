@@ -185,20 +185,20 @@ def shown_tables(evidence: Evidence) -> Iterator[ShownTable]:
             at_root = name in ("separation", "interventions")
             source = f"{name}.csv" if at_root else f"tables/{name}.csv"
             yield show(evidence, cut, name=name, told=told, source=source)
-    if evidence.refusal is not None:
-        table = _answers_against(evidence)
+    for name, drawn_up in DRAWN_UP.items():
+        table = drawn_up.table(evidence)
         if len(table):
-            yield show(evidence, table, name="answers", told=_ANSWERS, source="refusal.json")
+            yield show(evidence, table, name=name, told=drawn_up.told, source=drawn_up.source)
 
 
-_ANSWERS = _Told(
-    "Answers against the class",
-    "Harmful prompts that the model did not refuse and harmless ones that it did.",
-)
+# --- what no stage writes as a table ------------------------------------------------------------
+
+N_EXAMPLES = 10
+"""Answers of one class and outcome that are shown."""
 
 
-def _answers_against(evidence: Evidence) -> pd.DataFrame:
-    assert evidence.refusal is not None
+def _answers(evidence: Evidence) -> pd.DataFrame:
+    """Return every answer, one row each; none where refusal was not measured."""
     return pd.DataFrame(
         {
             "prompt_id": answer.prompt_id,
@@ -209,9 +209,84 @@ def _answers_against(evidence: Evidence) -> pd.DataFrame:
             "outcome": answer.outcome,
             "refusal_score": answer.refusal_score,
         }
-        for answer in evidence.refusal.answers
-        if answer.is_harmful != answer.is_refused
+        for answer in (evidence.refusal.answers if evidence.refusal is not None else ())
     )
+
+
+def _answers_against(evidence: Evidence) -> pd.DataFrame:
+    answers = _answers(evidence)
+    if not len(answers):
+        return answers
+    return rows_that(answers, answers["is_harmful"] != (answers["outcome"] == "refused"))
+
+
+def _examples(evidence: Evidence) -> pd.DataFrame:
+    answers = _answers(evidence)
+    if not len(answers):
+        return answers
+    order = answers.sort_values(["is_harmful", "outcome"], ascending=[False, True], kind="stable")
+    return order.groupby(["is_harmful", "outcome"], sort=False).head(N_EXAMPLES)
+
+
+def _refusal_by_topic(evidence: Evidence) -> pd.DataFrame:
+    """Count what became of the requests of each topic, most refused first."""
+    answers = _answers(evidence)
+    if not len(answers) or answers["category"].nunique() < 2:
+        return answers.head(0)
+    counts = answers.assign(n_prompts=1)
+    for outcome in ("refused", "evaded", "broken"):
+        counts[f"{outcome}_rate"] = answers["outcome"] == outcome
+    means = {f"{outcome}_rate": "mean" for outcome in ("refused", "evaded", "broken")}
+    table = counts.groupby(["is_harmful", "category"], sort=False).agg(
+        {"n_prompts": "sum", **means, "refusal_score": "mean"}
+    )
+    order = ["is_harmful", "refused_rate"]
+    return table.reset_index().sort_values(order, ascending=False, kind="stable")
+
+
+def _positions_read(evidence: Evidence) -> pd.DataFrame:
+    """Say which tokens each position read in the first prompt."""
+    read = pd.DataFrame(list(evidence.provenance.get("tokens_read", {}).values()))
+    return read if not len(read) else read.assign(tokens=[repr(text) for text in read["tokens"]])
+
+
+@dataclass(frozen=True)
+class _DrawnUp:
+    """A table that the report makes of what a run holds, and the file that it is made of."""
+
+    told: _Told
+    table: Callable[[Evidence], pd.DataFrame]
+    source: str
+
+
+DRAWN_UP = {
+    "positions_read": _DrawnUp(
+        _Told("Positions read", "The tokens that each position reads, in one prompt."),
+        _positions_read,
+        "provenance.json",
+    ),
+    "refusal_by_topic": _DrawnUp(
+        _Told("Refusal by topic", "What became of the requests of each topic, most refused first."),
+        _refusal_by_topic,
+        "refusal.json",
+    ),
+    "examples": _DrawnUp(
+        _Told(
+            "Examples of answers",
+            f"The first {N_EXAMPLES} answers of each class and outcome.",
+        ),
+        _examples,
+        "refusal.json",
+    ),
+    "answers": _DrawnUp(
+        _Told(
+            "Answers against the class",
+            "Harmful prompts that the model did not refuse and harmless ones that it did.",
+        ),
+        _answers_against,
+        "refusal.json",
+    ),
+}
 
 
 def show(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -302,6 +303,41 @@ def test_answers_against_the_class_are_listed(tmp_path):
     assert texts(table, "class") == ["harmful", "harmful", "harmless"]
 
 
+def test_the_batches_that_were_found_are_part_of_the_command(run_folder):
+    provenance = {**run_folder.read_provenance(), "collection": {"token_budget": 512}}
+    run_folder.write_provenance(provenance)
+    assert "--output reproduced --set collect.token_budget=512<" in render(run_folder)
+
+
+def test_examples_are_ten_of_each_class_and_outcome(tmp_path):
+    table = tables_of(make_run(tmp_path / "run", n_refused=38))["examples"]
+    found = Counter(zip(texts(table, "class"), texts(table, "outcome"), strict=True))
+    assert found["harmful", "refused"] == 10
+    assert found["harmful", "answered"] == 2
+    assert max(found.values()) == 10
+
+
+def test_refusal_is_counted_by_topic(tmp_path):
+    # Prompts are given to the topics in turn, and the last two of 40 are not refused.
+    run_folder = make_run(tmp_path / "run", n_refused=38, categories=["a", "b"])
+    table = tables_of(run_folder)["refusal_by_topic"]
+    assert texts(table, "class")[:2] == ["harmful", "harmful"]
+    assert texts(table, "refused rate")[:2] == ["95.0%", "95.0%"]
+    assert texts(table, "n prompts") == ["20"] * 4
+    assert "refusal_by_topic" not in tables_of(make_run(tmp_path / "one"))
+
+
+def test_tokens_that_positions_read_are_told(run_folder):
+    read = {"prompt_id": "harmful-001", "position": "last", "token_indices": "20"}
+    provenance = {
+        **run_folder.read_provenance(),
+        "tokens_read": {"last": {**read, "token_ids": "201", "tokens": "\n"}},
+    }
+    run_folder.write_provenance(provenance)
+    table = tables_of(run_folder)["positions_read"]
+    assert texts(table, "tokens") == ["'\\n'"]
+
+
 def test_long_tables_are_cut_and_say_so(run_folder):
     table = stability(0.9)
     rows = [{**table.iloc[0], **place} for place in places(300)]
@@ -440,7 +476,9 @@ def test_a_figure_more_is_a_row_more(run_folder, monkeypatch, tmp_path):
 def test_page_says_how_to_make_the_run_again(tmp_path):
     page = render(make_run(tmp_path / "a run"))
     assert f"refusal-lens run &#39;{tmp_path}/a run/config.yaml&#39; --output reproduced" in page
-    assert "pip install refusal-lens==0.1.0 torch==2.9.0\n" in page
+    # No index has refusal-lens itself: it is installed from a clone.
+    assert "pip install -e . torch==2.9.0<" in page
+    assert "In a clone of refusal_lens 0.1.0, " in page
     assert "2026-01-31 12:34 UTC" in page
 
 
