@@ -333,7 +333,17 @@ def diagnose_template(provenance: Mapping[str, Any]) -> list[Finding]:
     Args:
         provenance: Of the activations.
     """
-    ending = provenance.get("chat_template", {}).get("ending")
+    template = provenance.get("chat_template", {})
+    if template.get("has_template") is False:
+        return [
+            Finding(
+                "The tokenizer has no chat template: prompts went in as plain text, which a base "
+                "model continues instead of answering it.",
+                "Use a chat model; or, where its files only lack the template, put it into "
+                "chat_template.jinja beside them.",
+            )
+        ]
+    ending = template.get("ending")
     return [] if ending is None else [Finding(ending["cause"], ending["remedy"])]
 
 

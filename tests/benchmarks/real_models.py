@@ -5,7 +5,7 @@
 
 Each model is fetched once (`tests/pretrained.py`) and studied on its GGUF file with the shipped
 requests, as its config says. A study that is done is read and not run again: give the same
-`--output`. `--write` puts the tables into `refusal_lens/models/README.md`.
+`--output`. `--write` puts the tables into `refusal_lens/models/README.md` and `data/README.md`.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from pretrained import fetch
 from refusal_lens.runs.folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[2]
-README = REPOSITORY / "refusal_lens" / "models" / "README.md"
+MODELS_README = REPOSITORY / "refusal_lens" / "models" / "README.md"
+DATA_README = REPOSITORY / "data" / "README.md"
 BEGIN, END = "<!-- real models: begin -->", "<!-- real models: end -->"
 ARTICLE = {(0, 5): "0.01-0.10", (6, 10): "0.10-0.30", (11, 15): "0.30-0.50"}
 ARTICLE |= {(16, 20): "0.40-0.55", (21, 23): "0.20-0.40"}
@@ -47,11 +48,17 @@ def main() -> None:
     options = parser.parse_args()
     names = options.models or list(CONFIGS)
     runs = {name: study(name, options.output / name) for name in names}
-    text = "\n\n".join([summary(runs), profiles(runs), topics(runs)])
-    Console(width=200).print(text, markup=False)
+    found, refused = f"{summary(runs)}\n\n{profiles(runs)}", topics(runs)
+    Console(width=200).print(f"{found}\n\n{refused}", markup=False)
     if options.write:
-        before, rest = README.read_text("utf-8").split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", "utf-8")
+        write(MODELS_README, found)
+        write(DATA_README, refused)
+
+
+def write(readme: Path, tables: str) -> None:
+    """Put tables between the marks of a page."""
+    before, rest = readme.read_text("utf-8").split(BEGIN)
+    readme.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}", "utf-8")
 
 
 def cost_path(folder: Path) -> Path:

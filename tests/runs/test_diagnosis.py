@@ -162,3 +162,8 @@ def test_prompts_that_end_elsewhere_than_the_answer_begins_are_a_finding():
     assert (finding.cause, finding.remedy) == ("The template ends early.", "Set x.")
     assert diagnose_template({"chat_template": {"ending": None}}) == []
     assert diagnose_template({}) == []
+
+
+def test_a_base_model_is_told_by_its_missing_template():
+    (finding,) = diagnose_template({"chat_template": {"has_template": False, "ending": None}})
+    assert "no chat template" in finding.cause
