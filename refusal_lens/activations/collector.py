@@ -41,7 +41,7 @@ class LocalEngine:
     def collect(
         self,
         collection: Collection,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         *,
         resume: bool = False,
         show_progress: bool | None = None,
@@ -51,7 +51,7 @@ class LocalEngine:
         reading = reading_key(self.model, reader)
         if folder is not None:
             key = {**reading, **collection.key()}
-            store = open_store(folder, key, n_prompts=len(collection), resume=resume)
+            store = open_store(Path(folder), key, n_prompts=len(collection), resume=resume)
             record, n_read = self._fill(store, collection, reader, show_progress)
             n_left_out = store.n_left_out()
             described = describe_collection(collection, reading, record, n_read, n_left_out)

@@ -28,7 +28,7 @@ class Engine(Protocol):
     def collect(
         self,
         collection: Collection,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         *,
         resume: bool = False,
         show_progress: bool | None = None,
@@ -120,12 +120,12 @@ def collect(
         >>> activations.values.shape
         torch.Size([8, 2, 2, 32])
     """
-    tokenizer, place = _tokenizer(model), None if folder is None else Path(folder)
-    if place is not None and resume:
-        keep_date(tokenizer, date_of_store(place))
+    tokenizer = _tokenizer(model)
+    if folder is not None and resume:
+        keep_date(tokenizer, date_of_store(Path(folder)))
     collection = Collection.of(tokenizer, prompts, hook_points, positions, **options)
     reader = make_engine(model, engine)
-    return reader.collect(collection, place, resume=resume, show_progress=show_progress)
+    return reader.collect(collection, folder, resume=resume, show_progress=show_progress)
 
 
 def collect_moments(

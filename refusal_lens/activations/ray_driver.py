@@ -70,7 +70,7 @@ class RayEngine:
     def collect(
         self,
         collection: Collection,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         *,
         resume: bool = False,
         show_progress: bool | None = None,
@@ -92,7 +92,9 @@ class RayEngine:
             budget, reading = self._ask_first(workers, settings, collection)
             key = {**reading, **collection.key()}
             # Workers write to the folder from wherever they run.
-            store = open_store(folder.absolute(), key, n_prompts=len(collection), resume=resume)
+            store = open_store(
+                Path(folder).absolute(), key, n_prompts=len(collection), resume=resume
+            )
             missing = {index: store.rows[index] for index in store.missing()}
             if store.token_budget is None:
                 store.settle(budget)

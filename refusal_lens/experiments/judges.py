@@ -101,7 +101,7 @@ def judge_by_phrases(phrases: Sequence[str]) -> Judge:
     return judge
 
 
-def judge_by_classifier(folder: Path, labels: Mapping[str, Outcome] | None = None) -> Judge:
+def judge_by_classifier(folder: str | Path, labels: Mapping[str, Outcome] | None = None) -> Judge:
     """Return a judge that asks a local sequence classifier, prompt and answer as a pair.
 
     Args:

@@ -195,6 +195,6 @@ def _join(parts: Sequence[Projections]) -> Projections:
     )
 
 
-def explore_runs(paths: Sequence[Path]) -> dict[str, ExploredRun]:
+def explore_runs(paths: Sequence[str | Path]) -> dict[str, ExploredRun]:
     """Open runs by name, for the explorer."""
     return {run.name: ExploredRun(run) for run in open_runs(paths)}

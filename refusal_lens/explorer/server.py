@@ -41,7 +41,7 @@ POLICY = (
 """The browser itself refuses whatever would leave the machine. Dash's own start is inline."""
 
 
-def build_app(paths: Sequence[Path]) -> Dash:
+def build_app(paths: Sequence[str | Path]) -> Dash:
     """Build the explorer of some runs.
 
     Args:

@@ -20,7 +20,12 @@ PICTURES = ("png", "svg", "pdf")
 FORMATS = (*PICTURES, "html", "json")
 
 
-def export(figures: Mapping[Path, go.Figure], *, width: int = 1000, scale: float = 2.0) -> None:
+def export(
+    figures: Mapping[Path, go.Figure] | Mapping[str, go.Figure],
+    *,
+    width: int = 1000,
+    scale: float = 2.0,
+) -> None:
     """Write figures, each in the format that its path ends in; whole or not at all.
 
     Pages hold plotly.js: they open from disk, without a network. Pictures are taken by Chrome or
@@ -34,15 +39,16 @@ def export(figures: Mapping[Path, go.Figure], *, width: int = 1000, scale: float
     Raises:
         RefusalLensError: There is no such format, or no browser for a picture.
     """
-    for path in figures:
+    drawn = {Path(path): figure for path, figure in figures.items()}
+    for path in drawn:
         if _format_of(path) not in FORMATS:
             raise RefusalLensError(
                 f"Figures can be written as {', '.join(FORMATS)}, but {path.name} asks for "
                 f"{_format_of(path) or 'no format'}. Give the file one of these endings."
             )
-    pictures = {path: each for path, each in figures.items() if _format_of(path) in PICTURES}
+    pictures = {path: each for path, each in drawn.items() if _format_of(path) in PICTURES}
     _take_pictures(pictures, width, scale)
-    for path, figure in figures.items():
+    for path, figure in drawn.items():
         if path not in pictures:
             text = figure.to_json() if _format_of(path) == "json" else page(figure)
             with write_whole(path) as file:

@@ -385,9 +385,9 @@ class RunFolder:
             saved = lay_out(chosen, column, provenance, n_layers, scores)
             file.write_bytes(tensors_as_bytes(saved))
 
-    def record_files(self, paths: Iterable[Path]) -> None:
+    def record_files(self, paths: Iterable[str | Path]) -> None:
         """Record the checksums of files that others wrote, of those that lie in the run folder."""
-        for path in paths:
+        for path in map(Path, paths):
             if path.is_relative_to(self.path):
                 record(self.path, path.relative_to(self.path).as_posix())
 

@@ -171,7 +171,7 @@ def test_limits_are_drawn_where_the_run_s_settings_have_them(full):
 
 def test_data_and_pages_are_written_whole(bare, tmp_path: Path):
     figure = figures.draw_figure(bare, "direction_components", "plotly_dark")
-    export({tmp_path / "new" / "a.json": figure, tmp_path / "a.html": figure})
+    export({str(tmp_path / "new" / "a.json"): figure, str(tmp_path / "a.html"): figure})
     read = json.loads((tmp_path / "new" / "a.json").read_text(encoding="utf-8"))
     assert read["data"][0]["y"] == list(figure.data[0].y)
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
