@@ -93,12 +93,12 @@ def resource_places(path: str | Path) -> tuple[Path, ...]:
     """
     if not str(path).strip():
         return ()
-    own = Path(path).expanduser()
-    is_shippable = not own.is_absolute() and own.parts[:1] in {("data",), ("configs",)}
-    shipped = _shipped_root() / own
-    if not is_shippable or shipped == own.absolute():
-        return (own,)
-    return (own, shipped)
+    given = Path(path).expanduser()
+    is_shippable = not given.is_absolute() and given.parts[:1] in {("data",), ("configs",)}
+    shipped = _shipped_root() / given
+    if not is_shippable or shipped == given.absolute():
+        return (given,)
+    return (given, shipped)
 
 
 def _shipped_root() -> Path:

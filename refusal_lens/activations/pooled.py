@@ -54,9 +54,9 @@ class Activations:
 
     def only_at(self, hook_point: str, position: str) -> "Activations":
         """Return the activations at one place, as a grid of one."""
-        here = self.at(hook_point, position)[:, None, None]
+        values = self.at(hook_point, position)[:, None, None]
         positions = (normalise_position(position),)
-        return replace(self, values=here, hook_points=(hook_point,), positions=positions)
+        return replace(self, values=values, hook_points=(hook_point,), positions=positions)
 
     def __repr__(self) -> str:
         """Say how much was collected and where."""

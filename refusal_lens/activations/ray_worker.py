@@ -125,12 +125,12 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _check_reading(first: dict[str, Any], here: dict[str, Any]) -> None:
+def _check_reading(first: dict[str, Any], reading: dict[str, Any]) -> None:
     """Refuse a worker whose activations would not belong with the first one's."""
-    if first != here:
+    if first != reading:
         raise RefusalLensError(
             f"Machine {socket.gethostname()} does not read activations as the first one does "
-            f"(there):\n{describe_difference(first, here)}\n"
+            f"(there):\n{describe_difference(first, reading)}\n"
             "Give all machines the same checkpoint and the same kind of device."
         )
 

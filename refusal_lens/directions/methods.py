@@ -60,8 +60,8 @@ def fit_grid(
     places = values.flatten(1, -2)
     vectors = torch.zeros_like(means).flatten(0, -2)
     for place in is_kept.flatten().nonzero().flatten().tolist():
-        here = places[:, place].double()
-        vectors[place] = METHODS[method](here[is_harmful], here[~is_harmful])
+        rows = places[:, place].double()
+        vectors[place] = METHODS[method](rows[is_harmful], rows[~is_harmful])
     vectors = vectors.reshape(means.shape)
     return vectors, is_kept & (vectors.norm(dim=-1) > 0)
 
@@ -349,13 +349,13 @@ def _median_step(
 ) -> Float[Tensor, " d_model"]:
     away = rows - centre
     distances = away.norm(dim=-1)
-    is_here = distances <= 1e-12 * spread
-    if is_here.all():
+    is_at_centre = distances <= 1e-12 * spread
+    if is_at_centre.all():
         return centre
-    weights = torch.where(is_here, 0.0, 1 / distances)
+    weights = torch.where(is_at_centre, 0.0, 1 / distances)
     pull = weights @ away
     # A row that the centre lies on holds it back with weight 1.
-    held = (is_here.sum() / pull.norm()).clamp_max(1.0) if is_here.any() else 0.0
+    held = (is_at_centre.sum() / pull.norm()).clamp_max(1.0) if is_at_centre.any() else 0.0
     return centre + (1 - held) * pull / weights.sum()
 
 

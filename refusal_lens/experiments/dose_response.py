@@ -176,14 +176,15 @@ def _permuted(
         members = (fitting.is_harmful == side).nonzero()[:, 0]
         order = members[torch.randperm(len(members), generator=generator)]
         labels[order[: len(order) // 2]] = not side
-    here = replace(
+    relabelled = replace(
         fitting,
         values=fitting.at(candidate.hook_point, candidate.position)[:, None, None],
         is_harmful=labels,
         hook_points=(candidate.hook_point,),
         positions=(candidate.position,),
     )
-    shuffled = make_candidates(here, fit_directions(here, clip_quantile=clip_quantile))[0]
+    directions = fit_directions(relabelled, clip_quantile=clip_quantile)
+    (shuffled,) = make_candidates(relabelled, directions)
     return replace(candidate, unit=shuffled.unit, vector=shuffled.vector)
 
 

@@ -267,8 +267,8 @@ def newcombe_interval(
 
 def agree(scores: Sequence[float], refused: Sequence[bool]) -> Agreement:
     """Compare the sign of refusal scores with what a judge said of the same answers."""
-    said = [score > 0 for score in scores]
-    share = sum(a == b for a, b in zip(said, refused, strict=True)) / len(said)
-    is_defined = len(set(said)) > 1 and len(set(refused)) > 1
-    kappa = float(cohen_kappa_score(said, refused)) if is_defined else float("nan")
+    by_score = [score > 0 for score in scores]
+    share = sum(a == b for a, b in zip(by_score, refused, strict=True)) / len(by_score)
+    is_defined = len(set(by_score)) > 1 and len(set(refused)) > 1
+    kappa = float(cohen_kappa_score(by_score, refused)) if is_defined else float("nan")
     return Agreement(share, kappa)

@@ -125,12 +125,12 @@ def echoes(prompt: str, answer: str) -> bool:
         >>> echoes("How do I bake good bread?", "How do I bake good bread?")
         True
     """
-    asked, said = " ".join(_words(prompt)), " ".join(_words(answer))
-    n_said = len(said.split())
-    if n_said < MIN_ECHOED:
+    asked, text = " ".join(_words(prompt)), " ".join(_words(answer))
+    n_words = len(text.split())
+    if n_words < MIN_ECHOED:
         return False
-    is_part = f" {said} " in f" {asked} "
-    is_start = said.startswith(asked) and len(asked.split()) >= ECHOED_SHARE * n_said
+    is_part = f" {text} " in f" {asked} "
+    is_start = text.startswith(asked) and len(asked.split()) >= ECHOED_SHARE * n_words
     return is_part or (is_start and len(asked.split()) >= MIN_ECHOED)
 
 

@@ -163,7 +163,7 @@ def prompt_list(scene: Scene) -> tuple[str, Component]:
     """Return how many prompts are listed, and the first of them as a table."""
     rows = scene.listed_rows
     shown = f", the {N_LISTED} nearest the threshold shown" if len(rows) > N_LISTED else ""
-    said = f"{_count(len(rows), 'prompt')} of {len(scene.run.prompts)}{shown}"
+    text = f"{_count(len(rows), 'prompt')} of {len(scene.run.prompts)}{shown}"
     head = ["prompt", "category", "class", "called", SCALES[scene.view.scale], "text"]
     numbers = scene.numbers.tolist()
     body = [_row(scene, row, numbers[row]) for row in rows[:N_LISTED]]
@@ -173,7 +173,7 @@ def prompt_list(scene: Scene) -> tuple[str, Component]:
             html.Tbody(body),
         ]
     )
-    return said, table if body else html.P("None.", className="hint")
+    return text, table if body else html.P("None.", className="hint")
 
 
 def _row(scene: Scene, row: int, number: float) -> Component:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from refusal_lens.explorer.runs import ExploredRun
-from refusal_lens.explorer.view import View, settle
+from refusal_lens.explorer.view import View, nearest_view
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.plots.comparison import cell_names
 
@@ -45,14 +45,14 @@ def move(
     """
     triggers = set(triggers)
     if previous is None or "url.search" in triggers:
-        return settle(View.from_search(values["url.search"]), runs)
+        return nearest_view(View.from_search(values["url.search"]), runs)
     view = _from_controls(previous, values, runs[previous.run])
     for trigger in triggers & set(_EVENTS):
         view = _EVENTS[trigger](view, values[trigger], runs[previous.run])
     if view.run != previous.run:
         # Rows of one run's prompts mean nothing in another.
         view = replace(view, selected=(), category="")
-    settled = settle(view, runs)
+    settled = nearest_view(view, runs)
     return settled if settled.ruler == previous.ruler else replace(settled, threshold=None)
 
 

@@ -88,7 +88,10 @@ def histogram_changes(
     """
     if bool(numbers.isnan().any()) or math.isnan(threshold):
         nothing: dict[str, Any] = {"x": []}
-        return {"data": [nothing] * 7, "layout": {"shapes": [], "annotations": [_nothing_here()]}}
+        return {
+            "data": [nothing] * 7,
+            "layout": {"shapes": [], "annotations": [_note_of_none()]},
+        }
     histogram = shared_histogram(numbers, marks.is_harmful)
     digits = _decimals(numbers)
     top = int(max(histogram.n_harmful.max(), histogram.n_harmless.max()))
@@ -159,7 +162,7 @@ def _threshold_shape(threshold: float, digits: int) -> dict[str, Any]:
     }
 
 
-def _nothing_here() -> dict[str, Any]:
+def _note_of_none() -> dict[str, Any]:
     return {
         "text": "<b>no direction here</b>",
         "showarrow": False,
@@ -261,7 +264,7 @@ def scatter_changes(
     has_none = bool(x.isnan().any() or y.isnan().any())
     if has_none:
         data = [{"x": [], "y": []} for _ in CLASSES]
-    return {"data": data, "layout": {"annotations": [_nothing_here()] if has_none else []}}
+    return {"data": data, "layout": {"annotations": [_note_of_none()] if has_none else []}}
 
 
 # --- common ------------------------------------------------------------------------------------

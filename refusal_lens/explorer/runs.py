@@ -151,8 +151,8 @@ class ExploredRun:
         parts = []
         for name in names:
             values = load_hook_point(folder, name)[:, None]
-            here = Activations(values, self.is_harmful, (name,), tuple(key["positions"]))
-            parts.append(fit_method(here, method, config))
+            activations = Activations(values, self.is_harmful, (name,), tuple(key["positions"]))
+            parts.append(fit_method(activations, method, config))
         projections = _join([each for each, _ in parts])
         return Projected(projections, pd.concat([each for _, each in parts], ignore_index=True))
 

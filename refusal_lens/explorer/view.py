@@ -1,7 +1,7 @@
 """What the page shows, as one value: the state that the address holds.
 
-Knows how to write it into an address, read it back whatever stands there, and settle it on what the
-runs have. Knows no page and no numbers.
+Knows how to write it into an address, read it back whatever stands there, and go on to the nearest
+that the runs have. Knows no page and no numbers.
 """
 
 import math
@@ -87,7 +87,7 @@ class View:
         return cls(**given | {"selected": tuple(given.get("selected", ()))})  # pyright: ignore
 
 
-def settle(view: View, runs: Mapping[str, ExploredRun]) -> View:
+def nearest_view(view: View, runs: Mapping[str, ExploredRun]) -> View:
     """Return the nearest view that the runs can show.
 
     Another run may lack a site, layer or position, and an address may say anything.

@@ -40,16 +40,16 @@ def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> 
             harmful; rows of a category are left out.
         template: Name of a plotly template.
     """
-    own = rows_that(table, table["category"] == "")
+    rows = rows_that(table, table["category"] == "")
     figure = make_subplots(
         cols=2,
         column_widths=[0.66, 0.34],
         horizontal_spacing=0.22,
-        subplot_titles=["by layer and head", f"the {min(N_LARGEST, len(own))} largest"],
+        subplot_titles=["by layer and head", f"the {min(N_LARGEST, len(rows))} largest"],
     )
-    columns, layers, cells = _attribution_grid(own)
+    columns, layers, cells = _attribution_grid(rows)
     figure.add_trace(_attribution_heatmap(columns, layers, cells, template), row=1, col=1)
-    names, bars = _largest_bars(own)
+    names, bars = _largest_bars(rows)
     figure.add_traces(bars, rows=1, cols=2)
     figure.update_xaxes(title_text="head", type="category", tickangle=0, row=1, col=1)
     figure.update_xaxes(title_text="projection units", nticks=4, row=1, col=2)
@@ -69,15 +69,15 @@ def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> 
 
 
 def _attribution_grid(
-    own: pd.DataFrame,
+    part: pd.DataFrame,
 ) -> tuple[list[str], list[int], list[list[float | None]]]:
     """Lay heads and MLPs out: a row a layer, a column a head, then one for the MLP.
 
     Where heads were not told apart, attention has one column.
     """
     found: dict[tuple[int, str], float] = {}
-    has_heads = len(rows_that(own, own["head"].notna())) > 0
-    rows = zip(own["layer"], own["head"], own["component"], own["contribution"], strict=True)
+    has_heads = len(rows_that(part, part["head"].notna())) > 0
+    rows = zip(part["layer"], part["head"], part["component"], part["contribution"], strict=True)
     for layer, head, component, contribution in rows:
         if pd.isna(layer):
             continue
@@ -124,9 +124,9 @@ def _attribution_heatmap(
     )
 
 
-def _largest_bars(own: pd.DataFrame) -> tuple[list[str], list[go.Bar]]:
+def _largest_bars(rows: pd.DataFrame) -> tuple[list[str], list[go.Bar]]:
     """Return names, the largest last, and the bars towards either class."""
-    largest = own.sort_values("contribution", key=abs).tail(N_LARGEST)
+    largest = rows.sort_values("contribution", key=abs).tail(N_LARGEST)
     names = [
         str(component).removeprefix("blocks.").replace(".", " ")
         + ("" if pd.isna(head) else f" head {int(head)}")
@@ -159,20 +159,20 @@ def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fi
     """
     figure = make_subplots(cols=2, horizontal_spacing=0.24, subplot_titles=["lowered", "raised"])
     for column, (end, style) in enumerate(zip(("bottom", "top"), CLASSES, strict=True), start=1):
-        own = rows_that(table, table["end"] == end).sort_values("rank", ascending=False)
+        rows = rows_that(table, table["end"] == end).sort_values("rank", ascending=False)
         bars = go.Bar(
-            x=own["logit"].tolist(),
+            x=rows["logit"].tolist(),
             # Two tokens can look alike: the rank keeps their bars apart.
             y=[
                 f"{_shown(str(token))}  {int(rank)}"
-                for rank, token in zip(own["rank"], own["token"], strict=True)
+                for rank, token in zip(rows["rank"], rows["token"], strict=True)
             ],
             orientation="h",
             showlegend=False,
             marker=hatched(style.colour, style.pattern),
             customdata=[
                 [escape(repr(str(token))), int(token_id)]
-                for token, token_id in zip(own["token"], own["token_id"], strict=True)
+                for token, token_id in zip(rows["token"], rows["token_id"], strict=True)
             ],
             hovertemplate="%{customdata[0]} (token %{customdata[1]}): %{x:.3~f}<extra></extra>",
         )
@@ -195,7 +195,7 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         template: Name of a plotly template.
     """
     title = "Each token along the direction"
-    prompts = [own for _, own in groups(table, "prompt_id")]
+    prompts = [rows for _, rows in groups(table, "prompt_id")]
     if not prompts:
         return empty(template, title, "no prompts")
     hook_points = list(dict.fromkeys(table["hook_point"]))
@@ -214,7 +214,7 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     figure = go.Figure(heatmap)
     layout: dict[str, Any] = {"margin": {"l": 60, "r": 20, "t": 110, "b": 100}}
     if is_one:
-        n_lines = max(math.ceil(len(own) / N_COLUMNS) for own in prompts)
+        n_lines = max(math.ceil(len(rows) / N_COLUMNS) for rows in prompts)
         figure.update_traces(texttemplate="%{text}", textfont_size=11, xgap=2, ygap=4)
         figure.update_xaxes(visible=False, fixedrange=True)
         figure.update_yaxes(visible=False, fixedrange=True, range=[n_lines - 0.5, -0.5])
@@ -227,10 +227,10 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         buttons = [
             {
                 "method": "restyle",
-                "label": escape(str(own["prompt_id"].iloc[0])),
-                "args": [{key: [value] for key, value in lay_out(own).items()}],
+                "label": escape(str(rows["prompt_id"].iloc[0])),
+                "args": [{key: [value] for key, value in lay_out(rows).items()}],
             }
-            for own in prompts
+            for rows in prompts
         ]
         layout["updatemenus"] = [menu(buttons, x=0, xanchor="left")]
     return dress(
@@ -243,12 +243,12 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     )
 
 
-def _tokens_by_layers(own: pd.DataFrame) -> dict[str, list[Any]]:
+def _tokens_by_layers(rows: pd.DataFrame) -> dict[str, list[Any]]:
     """Lay one prompt out: a column a token, a row a hook point."""
-    grid = own.pivot_table(
+    grid = rows.pivot_table(
         index="hook_point", columns="index", values="cosine", sort=False, dropna=False
     )
-    tokens = dict(zip(own["index"], own["token"], strict=True))
+    tokens = dict(zip(rows["index"], rows["token"], strict=True))
     columns = sorted(grid.columns)
     whole = [[escape(repr(tokens[index])), int(index)] for index in columns]
     return {
@@ -259,20 +259,21 @@ def _tokens_by_layers(own: pd.DataFrame) -> dict[str, list[Any]]:
     }
 
 
-def _token_grid(own: pd.DataFrame) -> dict[str, list[list[Any]]]:
+def _token_grid(rows: pd.DataFrame) -> dict[str, list[list[Any]]]:
     """Lay the tokens of one prompt out in lines of `N_COLUMNS`."""
-    own = own.sort_values("index")
+    rows = rows.sort_values("index")
 
     def lines(cells: list[Any], filler: Any) -> list[list[Any]]:
         padded = cells + [filler] * (-len(cells) % N_COLUMNS)
         return [padded[at : at + N_COLUMNS] for at in range(0, len(padded), N_COLUMNS)]
 
-    tokens = own["token"].tolist()
+    tokens = rows["token"].tolist()
     whole = [
-        [escape(repr(token)), int(index)] for token, index in zip(tokens, own["index"], strict=True)
+        [escape(repr(token)), int(index)]
+        for token, index in zip(tokens, rows["index"], strict=True)
     ]
     return {
-        "z": lines([round(float(number), 4) for number in own["projection"]], None),
+        "z": lines([round(float(number), 4) for number in rows["projection"]], None),
         "text": lines([_shown(token) for token in tokens], ""),
         "customdata": lines(whole, ["", ""]),
     }

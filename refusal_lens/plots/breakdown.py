@@ -24,15 +24,15 @@ def category_breakdown(table: pd.DataFrame, *, template: str = "plotly_white") -
     """
     if table.empty:
         return empty(template, "Categories", "no categories")
-    own = table.sort_values(["is_harmful", "mean_cosine"])
+    part = table.sort_values(["is_harmful", "mean_cosine"])
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.05)
     for style in CLASSES:
-        rows = rows_that(own, own["is_harmful"].astype(bool) == style.is_harmful)
+        rows = rows_that(part, part["is_harmful"].astype(bool) == style.is_harmful)
         figure.add_traces(_category_traces(rows, style), rows=1, cols=[1, 2])
     figure.update_xaxes(title_text="mean cosine", nticks=5, row=1, col=1)
     figure.update_xaxes(title_text="called harmful (%)", range=[0, 100], dtick=25, row=1, col=2)
-    name_rows(figure, dtick=1, range=[-0.6, len(own) - 0.4])
-    height = 170 + 24 * len(own)
+    name_rows(figure, dtick=1, range=[-0.6, len(part) - 0.4])
+    height = 170 + 24 * len(part)
     return dress(
         figure, template, f"Categories · {_place(table)}", height=height, barmode="overlay"
     )
@@ -79,28 +79,28 @@ def misread_prompts(table: pd.DataFrame, *, template: str = "plotly_white") -> g
         template: Name of a plotly template.
     """
     if table.empty:
-        said = "every prompt is on its own side of the threshold"
-        return empty(template, "Misread prompts", said)
-    own = table.sort_values("margin", key=abs, ascending=False).head(N_MISREAD).iloc[::-1]
+        text = "every prompt is on its own side of the threshold"
+        return empty(template, "Misread prompts", text)
+    part = table.sort_values("margin", key=abs, ascending=False).head(N_MISREAD).iloc[::-1]
     figure = go.Figure()
     for style in CLASSES:
-        rows = rows_that(own, own["is_harmful"].astype(bool) == style.is_harmful)
+        rows = rows_that(part, part["is_harmful"].astype(bool) == style.is_harmful)
         figure.add_trace(_misread_bars(rows, style))
     # Room to the right of the longest bar for its prompt.
     figure.update_xaxes(
         title_text="beyond the threshold (projection units)",
-        range=[0, 2.6 * max(map(abs, own["margin"].tolist()))],
+        range=[0, 2.6 * max(map(abs, part["margin"].tolist()))],
     )
-    ids = [escape(str(name)) for name in own["prompt_id"]]
+    ids = [escape(str(name)) for name in part["prompt_id"]]
     name_rows(
-        figure, dtick=1, categoryorder="array", categoryarray=ids, range=[-0.6, len(own) - 0.4]
+        figure, dtick=1, categoryorder="array", categoryarray=ids, range=[-0.6, len(part) - 0.4]
     )
     return dress(
         figure,
         template,
         f"Misread prompts · {_place(table)}",
         subtitle=f"the {N_MISREAD} farthest of {len(table)}" if len(table) > N_MISREAD else "",
-        height=180 + 24 * len(own),
+        height=180 + 24 * len(part),
         barmode="overlay",
     )
 

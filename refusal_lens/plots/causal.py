@@ -40,7 +40,7 @@ _BASELINES = {
 """By panel: the column of the score without intervention, and its name."""
 
 _DASHES = ("solid", "dot", "dash", "dashdot")
-_SAID_OF = {"solid": "solid", "dot": "dotted", "dash": "dashed", "dashdot": "dash-dotted"}
+_DASH_NAMES = {"solid": "solid", "dot": "dotted", "dash": "dashed", "dashdot": "dash-dotted"}
 """How the lines of one intervention after the other are drawn, and how that is called."""
 
 _CONTROLS = {"random": "dot", "permuted": "dashdot"}
@@ -71,32 +71,32 @@ def causal_scores(
     last = last_layer(frame)
     figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.05)
     dashes = dict(zip(dict.fromkeys(frame["intervention"]), cycle(_DASHES), strict=False))
-    for (name, own), look in zip(lines_of(frame), line_looks(), strict=False):
+    for (name, rows), look in zip(lines_of(frame), line_looks(), strict=False):
         for row, score in enumerate(_SCORES, start=1):
-            lines = list(_candidate_lines(own, score, name, look, dashes))
+            lines = list(_candidate_lines(rows, score, name, look, dashes))
             lines[0].showlegend = row == 1
             figure.add_traces(lines, rows=row, cols=1)
     figure.add_traces(list(_chosen_marks(frame)), rows=[1, 2, 3], cols=1)
     _add_limits(figure, frame, rule or CausalRule())
     if n_kept_layers is not None and n_kept_layers <= last:
         _shade_from(figure, n_kept_layers, last)
-    for row, said in enumerate(_TITLES, start=1):
-        figure.update_yaxes(title_text=said, row=row, col=1)
+    for row, text in enumerate(_TITLES, start=1):
+        figure.update_yaxes(title_text=text, row=row, col=1)
     figure.update_yaxes(type="log", dtick=1, tickformat="~g", row=3, col=1)
     figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
     title = "What each direction does to refusal"
-    drawn = (f"{intervention_of(name).title} {_SAID_OF[dash]}" for name, dash in dashes.items())
-    said = f"filled marks pass every threshold; {', '.join(drawn)}"
-    return dress(figure, template, title, subtitle=said, height=740, margin={"r": 130, "t": 90})
+    drawn = (f"{intervention_of(name).title} {_DASH_NAMES[dash]}" for name, dash in dashes.items())
+    text = f"filled marks pass every threshold; {', '.join(drawn)}"
+    return dress(figure, template, title, subtitle=text, height=740, margin={"r": 130, "t": 90})
 
 
 def _candidate_lines(
-    own: pd.DataFrame, score: str, name: str, look: LineLook, dashes: Mapping[str, str]
+    part: pd.DataFrame, score: str, name: str, look: LineLook, dashes: Mapping[str, str]
 ) -> Iterator[go.Scatter]:
     """Yield a score's line under each intervention; what does not hang on it is drawn once."""
-    for intervention, rows in own.groupby("intervention", sort=False):
+    for intervention, rows in part.groupby("intervention", sort=False):
         is_kept = rows["is_eligible"].astype(bool).tolist()
-        said = (
+        text = (
             score if score == "induce" else f"{score}, {intervention_of(str(intervention)).title}"
         )
         trace = line(
@@ -104,7 +104,7 @@ def _candidate_lines(
             rows["layer"],
             rows[score],
             replace(look, dash=dashes[str(intervention)]),
-            f"{name}, layer %{{x}}<br>{said} %{{y:.3~g}} nats%{{customdata}}",
+            f"{name}, layer %{{x}}<br>{text} %{{y:.3~g}} nats%{{customdata}}",
             showlegend=False,
             customdata=["" if kept else "<br>dropped" for kept in is_kept],
         )
@@ -143,10 +143,10 @@ def _add_limits(figure: go.Figure, frame: pd.DataFrame, rule: CausalRule) -> Non
     limit_line(figure, 2, rule.min_induce, f"at least {rule.min_induce:g}")
     # plotly wants the label of a logarithmic axis at the logarithm, but the line at the number.
     limit_line(figure, 3, rule.max_kl, f"at most {rule.max_kl:g}", y=math.log10(rule.max_kl))
-    for row, (column, said) in _BASELINES.items():
+    for row, (column, text) in _BASELINES.items():
         measured = frame[column].dropna().tolist() if column in frame else []
         if measured:
-            limit_line(figure, row, float(measured[0]), said, "dot")
+            limit_line(figure, row, float(measured[0]), text, "dot")
 
 
 def _shade_from(figure: go.Figure, layer: int, last: int) -> None:
@@ -191,9 +191,9 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     )
     panels = (("refusal_score", 1.0, "nats"), ("refusal_rate", 100.0, "%"))
     for column, intervention in enumerate(interventions, start=1):
-        own = rows_that(table, table["intervention"] == intervention)
+        rows = rows_that(table, table["intervention"] == intervention)
         for row, (score, scale, unit) in enumerate(panels, start=1):
-            figure.add_traces(list(_dose_lines(own, score, scale, unit)), rows=row, cols=column)
+            figure.add_traces(list(_dose_lines(rows, score, scale, unit)), rows=row, cols=column)
         unit = intervention_of(intervention).unit
         figure.update_xaxes(title_text=unit, row=2, col=column)
     _name_once(figure)
@@ -204,9 +204,9 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     return dress(figure, template, title, height=640, margin_t=86)
 
 
-def _dose_lines(own: pd.DataFrame, score: str, scale: float, unit: str) -> Iterator[go.Scatter]:
+def _dose_lines(part: pd.DataFrame, score: str, scale: float, unit: str) -> Iterator[go.Scatter]:
     """Yield a line for each class, direction and seed; the fitted direction with its interval."""
-    for is_harmful, direction, seed, rows in groups(own, "is_harmful", "direction", "seed"):
+    for is_harmful, direction, seed, rows in groups(part, "is_harmful", "direction", "seed"):
         if rows[score].isna().to_numpy().all():
             continue
         style, is_fitted = style_of(bool(is_harmful)), direction == "fitted"
@@ -219,8 +219,8 @@ def _dose_lines(own: pd.DataFrame, score: str, scale: float, unit: str) -> Itera
         look = LineLook(style.colour, style.symbol, width=2.5)
         if not is_fitted:
             look = LineLook(style.colour, style.symbol, _CONTROLS[str(direction)], 1.2, 5.0, True)
-        said = name if is_fitted or pd.isna(seed) else f"{name}, seed {seed:g}"
-        hover = f"{said}<br>strength %{{x}}: %{{y:.3~f}} {unit}"
+        text = name if is_fitted or pd.isna(seed) else f"{name}, seed {seed:g}"
+        hover = f"{text}<br>strength %{{x}}: %{{y:.3~f}} {unit}"
         yield line(name, rows["strength"], rows[score] * scale, look, hover)
 
 

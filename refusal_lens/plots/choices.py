@@ -58,19 +58,19 @@ def method_comparison(table: pd.DataFrame, *, template: str = "plotly_white") ->
 def _methods_over_layers(frame: pd.DataFrame, place: str, template: str) -> go.Figure:
     figure = make_subplots(rows=len(METHOD_SCORES), shared_xaxes=True, vertical_spacing=0.05)
     looks = dict(zip(dict.fromkeys(frame["method"]), line_looks(), strict=False))
-    for method, is_clipped, own in groups(frame, "method", "is_clipped"):
+    for method, is_clipped, rows in groups(frame, "method", "is_clipped"):
         name = str(method).replace("_", " ") + (", clipped" if is_clipped else "")
         look = looks[method]
         look = replace(look, dash="dot", is_hollow=True) if is_clipped else look
-        layers = own["layer"]
-        for row, (score, said) in enumerate(METHOD_SCORES.items(), start=1):
-            hover = f"{name}, layer %{{x}}<br>{said.replace('<br>', ' ')} %{{y:.3~f}}"
-            trace = line(name, layers, own[score], look, hover, showlegend=row == 1)
+        layers = rows["layer"]
+        for row, (score, text) in enumerate(METHOD_SCORES.items(), start=1):
+            hover = f"{name}, layer %{{x}}<br>{text.replace('<br>', ' ')} %{{y:.3~f}}"
+            trace = line(name, layers, rows[score], look, hover, showlegend=row == 1)
             figure.add_trace(trace, row=row, col=1)
     last = last_layer(frame)
     figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
-    for row, said in enumerate(METHOD_SCORES.values(), start=1):
-        figure.update_yaxes(title_text=said, row=row, col=1)
+    for row, text in enumerate(METHOD_SCORES.values(), start=1):
+        figure.update_yaxes(title_text=text, row=row, col=1)
     return dress(figure, template, f"Ways to fit · {place}", height=720, margin_l=90)
 
 
@@ -78,24 +78,24 @@ def _methods_at_one_place(frame: pd.DataFrame, place: str, template: str) -> go.
     """Draw a row a method and a panel a score; what is clipped is hollow, a little below."""
     names = list(dict.fromkeys(frame["method"]))
     figure = make_subplots(cols=len(METHOD_SCORES), shared_yaxes=True, horizontal_spacing=0.04)
-    for is_clipped, own in groups(frame, "is_clipped"):
+    for is_clipped, rows in groups(frame, "is_clipped"):
         name = "clipped" if is_clipped else "not clipped"
         shift = -0.14 if is_clipped else 0.14
-        heights = [shift - names.index(method) for method in own["method"]]
+        heights = [shift - names.index(method) for method in rows["method"]]
         look = LineLook(LINE_COLOURS[0], "circle", size=10.0, is_hollow=bool(is_clipped))
-        for column, (score, said) in enumerate(METHOD_SCORES.items(), start=1):
+        for column, (score, text) in enumerate(METHOD_SCORES.items(), start=1):
             trace = line(
-                name, own[score], heights, look, "", mode="markers", showlegend=column == 1
+                name, rows[score], heights, look, "", mode="markers", showlegend=column == 1
             )
             trace.update(
-                text=[str(method).replace("_", " ") for method in own["method"]],
-                hovertemplate=f"%{{text}}, {name}<br>{said.replace('<br>', ' ')} %{{x:.4~f}}"
+                text=[str(method).replace("_", " ") for method in rows["method"]],
+                hovertemplate=f"%{{text}}, {name}<br>{text.replace('<br>', ' ')} %{{x:.4~f}}"
                 "<extra></extra>",
             )
             figure.add_trace(trace, row=1, col=column)
-    for column, (score, said) in enumerate(METHOD_SCORES.items(), start=1):
+    for column, (score, text) in enumerate(METHOD_SCORES.items(), start=1):
         figure.update_xaxes(
-            title_text=said,
+            title_text=text,
             range=roomy(frame[score], MOST.get(score, math.inf)),
             nticks=5,
             row=1,
@@ -132,7 +132,7 @@ def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     )
     figure.add_trace(bars, row=1, col=1)
     panels = {"separation": "separation", "accuracy": "accuracy (%)"}
-    for column, (score, said) in enumerate(panels.items(), start=2):
+    for column, (score, text) in enumerate(panels.items(), start=2):
         marks = go.Scatter(
             y=names,
             x=(table[score] * (100 if score == "accuracy" else 1)).tolist(),
@@ -143,10 +143,10 @@ def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
                 "size": 16,
                 "line": {"width": 2},
             },
-            hovertemplate=f"%{{y}}: {said} %{{x:.3~f}} on the outer fold<extra></extra>",
+            hovertemplate=f"%{{y}}: {text} %{{x:.3~f}} on the outer fold<extra></extra>",
         )
         figure.add_trace(marks, row=1, col=column)
-        figure.update_xaxes(title_text=said, nticks=5, row=1, col=column)
+        figure.update_xaxes(title_text=text, nticks=5, row=1, col=column)
     figure.update_xaxes(title_text="times chosen", rangemode="tozero", nticks=5, row=1, col=1)
     name_rows(figure, categoryorder="array", categoryarray=order, range=[-0.6, len(order) - 0.4])
     title = "Choice on inner folds, scored on the outer fold"
@@ -160,16 +160,16 @@ def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
         table: `confounds`: AUROC with interval, a row a feature.
         template: Name of a plotly template.
     """
-    own = table.sort_values("auroc")
-    own = own.assign(name=[escape(str(name).replace("_", " ")) for name in own["feature"]])
+    part = table.sort_values("auroc")
+    part = part.assign(name=[escape(str(name).replace("_", " ")) for name in part["feature"]])
     figure = go.Figure()
-    for is_direction, said, symbol, colour in (
+    for is_direction, text, symbol, colour in (
         (False, "feature of the text", "square", NEUTRAL_COLOUR),
         (True, "direction", "star", LINE_COLOURS[0]),
     ):
-        rows = rows_that(own, (own["feature"] == "direction") == is_direction)
+        rows = rows_that(part, (part["feature"] == "direction") == is_direction)
         marks = go.Scatter(
-            name=said,
+            name=text,
             x=rows["auroc"].tolist(),
             y=rows["name"].tolist(),
             mode="markers",
@@ -190,6 +190,6 @@ def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
         0.5, line={"color": NEUTRAL_COLOUR, "dash": "dot", "width": 1}, annotation=chance
     )
     figure.update_xaxes(title_text="AUROC")
-    name_rows(figure, categoryorder="array", categoryarray=own["name"].tolist())
+    name_rows(figure, categoryorder="array", categoryarray=part["name"].tolist())
     title = "Could something simpler tell the classes apart?"
-    return dress(figure, template, title, height=190 + 34 * len(own), margin_t=74)
+    return dress(figure, template, title, height=190 + 34 * len(part), margin_t=74)

@@ -40,18 +40,18 @@ def learning_curve(
         template: Name of a plotly template.
     """
     figure = go.Figure()
-    places = [(name, own.sort_values("n_per_class")) for name, own in _of_places(table)]
+    places = [(name, rows.sort_values("n_per_class")) for name, rows in _of_places(table)]
     names = [name for name, _ in places]
     if len(places) > MOST_COLOURED:
         wanted = f"{short_name(best[0])}, {best[1]}" if best else ""
         shown = wanted if wanted in names else names[0]
-        for name, own in places:
+        for name, rows in places:
             if name != shown:
-                figure.add_traces(_background_lines(name, own, is_first=not figure.data))
+                figure.add_traces(_background_lines(name, rows, is_first=not figure.data))
         places = [place for place in places if place[0] == shown]
-    for (name, own), look in zip(places, line_looks(), strict=False):
-        figure.add_trace(_learning_interval(name, own, look))
-        figure.add_traces(list(_learning_lines(name, own, look)))
+    for (name, rows), look in zip(places, line_looks(), strict=False):
+        figure.add_trace(_learning_interval(name, rows, look))
+        figure.add_traces(list(_learning_lines(name, rows, look)))
     counts = sorted(set(table["n_per_class"].astype(int)))
     figure.update_xaxes(
         title_text="prompts a class",
@@ -69,10 +69,10 @@ def learning_curve(
     )
 
 
-def _background_lines(name: str, own: pd.DataFrame, *, is_first: bool) -> list[go.Scatter]:
+def _background_lines(name: str, rows: pd.DataFrame, *, is_first: bool) -> list[go.Scatter]:
     """Return the curve of a place that does not stand out; all of them are one legend entry."""
     look = LineLook(NEUTRAL_COLOUR, "circle", width=1.0, size=4.0)
-    lines = list(_learning_lines(name, own, look))
+    lines = list(_learning_lines(name, rows, look))
     for number, trace in enumerate(lines):
         trace.update(name="other places", legendgroup="others", showlegend=is_first and number == 0)
     return lines
@@ -80,13 +80,13 @@ def _background_lines(name: str, own: pd.DataFrame, *, is_first: bool) -> list[g
 
 def _of_places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the name and the rows of every place."""
-    for hook_point, position, own in groups(table, "hook_point", "position"):
-        yield f"{short_name(hook_point)}, {position}", own
+    for hook_point, position, rows in groups(table, "hook_point", "position"):
+        yield f"{short_name(hook_point)}, {position}", rows
 
 
-def _learning_interval(name: str, own: pd.DataFrame, look: LineLook) -> go.Scatter:
+def _learning_interval(name: str, rows: pd.DataFrame, look: LineLook) -> go.Scatter:
     """Return the interval of what was measured."""
-    measured = rows_that(own, ~own["is_extrapolated"].astype(bool))
+    measured = rows_that(rows, ~rows["is_extrapolated"].astype(bool))
     return band(
         measured["n_per_class"],
         measured["degrees_low"],
@@ -98,10 +98,10 @@ def _learning_interval(name: str, own: pd.DataFrame, look: LineLook) -> go.Scatt
     )
 
 
-def _learning_lines(name: str, own: pd.DataFrame, look: LineLook) -> Iterator[go.Scatter]:
+def _learning_lines(name: str, rows: pd.DataFrame, look: LineLook) -> Iterator[go.Scatter]:
     """Yield the measured line and the extrapolated one."""
-    is_beyond = own["is_extrapolated"].astype(bool)
-    measured, beyond = rows_that(own, ~is_beyond), rows_that(own, is_beyond)
+    is_beyond = rows["is_extrapolated"].astype(bool)
+    measured, beyond = rows_that(rows, ~is_beyond), rows_that(rows, is_beyond)
     hover = f"{name}<br>%{{x}} prompts a class: %{{y:.1f}}°"
     counts, degrees = measured["n_per_class"], measured["degrees"]
     yield line(f"{name}, measured", counts, degrees, look, hover, legendgroup=name)
@@ -127,20 +127,20 @@ def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fig
     }
     figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
     levels = sorted(table["clip_quantile"].dropna().unique())
-    for (name, own), look in zip(_of_places(table), line_looks(), strict=False):
-        own = own.sort_values("clip_quantile", na_position="last")
-        x = ["none" if pd.isna(level) else f"{level:.4g}" for level in own["clip_quantile"]]
-        for row, (score, said) in enumerate(panels.items(), start=1):
-            y = own[score] * (100 if score == "accuracy" else 1)
-            hover = f"{name}<br>clipped at %{{x}}: {said} %{{y:.3~f}}"
+    for (name, rows), look in zip(_of_places(table), line_looks(), strict=False):
+        rows = rows.sort_values("clip_quantile", na_position="last")
+        x = ["none" if pd.isna(level) else f"{level:.4g}" for level in rows["clip_quantile"]]
+        for row, (score, text) in enumerate(panels.items(), start=1):
+            y = rows[score] * (100 if score == "accuracy" else 1)
+            hover = f"{name}<br>clipped at %{{x}}: {text} %{{y:.3~f}}"
             figure.add_trace(line(name, x, y, look, hover, showlegend=row == 1), row=row, col=1)
     labels = [*(f"{level:.4g}" for level in levels), "none"]
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=labels)
     figure.update_xaxes(
         title_text="clipped at this quantile of the absolute coordinates", row=len(panels), col=1
     )
-    for row, said in enumerate(panels.values(), start=1):
-        figure.update_yaxes(title_text=said, row=row, col=1)
+    for row, text in enumerate(panels.values(), start=1):
+        figure.update_yaxes(title_text=text, row=row, col=1)
     return dress(figure, template, "Does the direction hang on a few coordinates?", height=640)
 
 
@@ -155,25 +155,25 @@ def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     frame = by_layer(table)
     figure = go.Figure()
     lines = lines_of(frame)
-    for (name, own), look in zip(lines, line_looks(), strict=False):
+    for (name, rows), look in zip(lines, line_looks(), strict=False):
         if len(lines) <= 2:
             interval = band(
-                own["layer"],
-                own["bootstrap_cosine_low"],
-                own["bootstrap_cosine_high"],
+                rows["layer"],
+                rows["bootstrap_cosine_low"],
+                rows["bootstrap_cosine_high"],
                 name=name,
                 legendgroup=f"{name}, resampled",
                 showlegend=False,
                 fillcolor=faded(look.colour, 0.2),
             )
             figure.add_trace(interval)
-        for column, said, dash in (
+        for column, text, dash in (
             ("bootstrap_cosine", "resampled", "solid"),
             ("split_half_cosine", "halves", "dot"),
         ):
-            hover = f"{name}, layer %{{x}}<br>{said}: %{{y:.3f}}"
-            x, y = own["layer"], own[column]
-            figure.add_trace(line(f"{name}, {said}", x, y, replace(look, dash=dash), hover))
+            hover = f"{name}, layer %{{x}}<br>{text}: %{{y:.3f}}"
+            x, y = rows["layer"], rows[column]
+            figure.add_trace(line(f"{name}, {text}", x, y, replace(look, dash=dash), hover))
     last = last_layer(frame)
     figure.update_xaxes(title_text="layer", **layer_axis(last))
     figure.update_yaxes(title_text="cosine between directions")
@@ -197,12 +197,12 @@ def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") ->
         "share_top_1_percent": "largest 1 %",
     }
     figure = go.Figure()
-    for (column, said), look in zip(shares.items(), line_looks(), strict=False):
+    for (column, text), look in zip(shares.items(), line_looks(), strict=False):
         for suffix, how in (("", "raw"), ("_clipped", "clipped")):
-            own = replace(look, dash="dot", is_hollow=True) if suffix else look
-            hover = f"layer %{{x}}<br>{said}, {how}: %{{y:.1f}} %"
+            drawn = replace(look, dash="dot", is_hollow=True) if suffix else look
+            hover = f"layer %{{x}}<br>{text}, {how}: %{{y:.1f}} %"
             y = 100 * frame[column + suffix]
-            figure.add_trace(line(f"{said}, {how}", layers, y, own, hover))
+            figure.add_trace(line(f"{text}, {how}", layers, y, drawn, hover))
     figure.update_xaxes(title_text="layer", **layer_axis(last_layer(frame)))
     figure.update_yaxes(title_text="share of squared length (%)", rangemode="tozero")
     title = "How much of the direction lies in a few coordinates?"

@@ -124,13 +124,13 @@ def _check_same(
     if ours != (separation.hook_points, separation.positions):
         raise RefusalLensError(
             "Projections and scores need the same places, but the projections are of "
-            f"{_said(*ours)} and the scores of "
-            f"{_said(separation.hook_points, separation.positions)}. "
+            f"{_places_text(*ours)} and the scores of "
+            f"{_places_text(separation.hook_points, separation.positions)}. "
             "Pass both as one call of validate returned them."
         )
 
 
-def _said(hook_points: tuple[str, ...], positions: tuple[str, ...]) -> str:
+def _places_text(hook_points: tuple[str, ...], positions: tuple[str, ...]) -> str:
     return f"{', '.join(map(short_name, hook_points))} at {', '.join(positions)}"
 
 
@@ -146,7 +146,8 @@ def _initial_place(separation: Separation, initial: tuple[str, str] | None) -> t
     if hook_point not in separation.hook_points or position not in separation.positions:
         raise RefusalLensError(
             f"The histogram cannot start at {hook_point}, {position}: there is only "
-            f"{_said(separation.hook_points, separation.positions)}. Choose initial among these."
+            f"{_places_text(separation.hook_points, separation.positions)}. Choose initial among "
+            "these."
         )
     return initial
 

@@ -87,13 +87,13 @@ def widest_null(nulls: pd.DataFrame | None, position: str) -> dict[str, float]:
     """Return how far apart shuffled labels put the mean cosines, by hook point."""
     if nulls is None:
         return {}
-    own = rows_that(
+    part = rows_that(
         nulls,
         (nulls["kind"] == "permutation")
         & (nulls["score"] == "separation")
         & (nulls["position"] == position),
     )
-    rows = zip(own["hook_point"], own["low"], own["high"], strict=True)
+    rows = zip(part["hook_point"], part["low"], part["high"], strict=True)
     return {hook_point: max(abs(low), abs(high)) for hook_point, low, high in rows}
 
 
@@ -147,12 +147,12 @@ def _class_data(view: View, numbers: Float[Tensor, " n_prompts"], row: int, colu
     is_right = view.projections.is_called_harmful[:, row, column] == labels
     decimals, data = decimals_of(numbers), {}
     for style in CLASSES:
-        own = labels == style.is_harmful
+        rows = labels == style.is_harmful
         data[f"{style.name} bars"] = bar_data(style, histogram, decimals)
-        data[f"{style.name} density"] = _density_data(style, densities, histogram, int(own.sum()))
-        ordered = [round(x, decimals) for x in numbers[own].sort().values.tolist()]
+        data[f"{style.name} density"] = _density_data(style, densities, histogram, int(rows.sum()))
+        ordered = [round(x, decimals) for x in numbers[rows].sort().values.tolist()]
         data[f"{style.name} share"] = {"x": [ordered[0], *ordered]}
-        data[f"{style.name} marks"] = _mark_data(numbers[own], is_right[own], decimals)
+        data[f"{style.name} marks"] = _mark_data(numbers[rows], is_right[rows], decimals)
     return data
 
 
@@ -253,8 +253,8 @@ def _headline(view: View, row: int, column: int) -> str:
     numbers = torch.stack([score[row, column], accuracy[row, column]])
     if bool(numbers.isnan().any()):
         return f"<b>{place}</b><br>no direction here"
-    said = f"separation {signed(numbers[0].item(), 2)} · accuracy {numbers[1].item():.1%} · {how}"
-    return f"<b>{place}</b><br>{said}"
+    text = f"separation {signed(numbers[0].item(), 2)} · accuracy {numbers[1].item():.1%} · {how}"
+    return f"<b>{place}</b><br>{text}"
 
 
 def step_name(step: int | str) -> str:

@@ -109,10 +109,10 @@ def _curve(style: ClassStyle, name: str, **more: Any) -> go.Scatter:
 
 def _share(style: ClassStyle, n_prompts: int) -> go.Scatter:
     """Return the share of a class at or below each projection."""
-    said = f"%{{y:.0f}} % of {style.name} prompts<br>at or below %{{x}}<extra></extra>"
+    text = f"%{{y:.0f}} % of {style.name} prompts<br>at or below %{{x}}<extra></extra>"
     # The heights are the same at every place: a step of the slider need not carry them.
     heights = {"y0": 0, "dy": 100 / n_prompts, "yaxis": "y4", "line_shape": "hv"}
-    trace = _curve(style, f"{style.name} share", hovertemplate=said, hoverinfo="skip")
+    trace = _curve(style, f"{style.name} share", hovertemplate=text, hoverinfo="skip")
     return trace.update(heights)
 
 

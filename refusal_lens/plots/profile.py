@@ -78,12 +78,12 @@ def layer_profile(
     groups = lines_of(frame)
     for row, score in enumerate(panels, start=1):
         figure.add_traces(list(_null_band(nulls, frame, score, row)), rows=row, cols=1)
-    for (name, own), look in zip(groups, line_looks(), strict=False):
-        has_interval = len(groups) <= _MOST_INTERVALS or _is_of(own, best)
+    for (name, rows), look in zip(groups, line_looks(), strict=False):
+        has_interval = len(groups) <= _MOST_INTERVALS or _is_of(rows, best)
         for row, score in enumerate(panels, start=1):
-            lines = list(_score_lines(name, own, score, look))
+            lines = list(_score_lines(name, rows, score, look))
             lines[-1].showlegend = row == 1
-            shown = _interval(name, own, score, look) if has_interval else []
+            shown = _interval(name, rows, score, look) if has_interval else []
             figure.add_traces([*shown, *lines], rows=row, cols=1)
     if groups and any(f"{score}_in_sample" in frame for score in panels):
         figure.add_trace(_in_sample_key(), row=1, col=1)
@@ -96,14 +96,14 @@ def layer_profile(
 def _title(best: Choice | None) -> str:
     if best is None:
         return "Scores over the layers"
-    said = "best" if best.is_eligible else "nearest miss"
-    return f"Scores over the layers · {said}: {short_name(best.hook_point)}, {best.position}"
+    text = "best" if best.is_eligible else "nearest miss"
+    return f"Scores over the layers · {text}: {short_name(best.hook_point)}, {best.position}"
 
 
-def _is_of(own: pd.DataFrame, best: Choice | None) -> bool:
+def _is_of(rows: pd.DataFrame, best: Choice | None) -> bool:
     """Whether the best place is on this line."""
     return best is not None and bool(
-        ((own["hook_point"] == best.hook_point) & (own["position"] == best.position)).any()
+        ((rows["hook_point"] == best.hook_point) & (rows["position"] == best.position)).any()
     )
 
 
@@ -111,10 +111,10 @@ def _null_band(
     nulls: pd.DataFrame | None, frame: pd.DataFrame, score: str, row: int
 ) -> Iterator[go.Scatter]:
     """Yield the band that shuffled labels stay in, at each layer the widest of the places."""
-    own = _null_of(nulls, frame, score)
-    if own.empty:
+    rows = _null_of(nulls, frame, score)
+    if rows.empty:
         return
-    edges = own.groupby("layer").agg({"low": "min", "high": "max"})
+    edges = rows.groupby("layer").agg({"low": "min", "high": "max"})
     scale = _PANELS[score][1]
     yield band(
         edges.index.tolist(),
@@ -130,22 +130,22 @@ def _null_band(
 def _null_of(nulls: pd.DataFrame | None, frame: pd.DataFrame, score: str) -> pd.DataFrame:
     if nulls is None:
         return pd.DataFrame()
-    is_own = (
+    is_wanted = (
         (nulls["kind"] == "permutation")
         & (nulls["score"] == score)
         & nulls["hook_point"].isin(frame["hook_point"])
     )
-    return by_layer(rows_that(nulls, is_own))
+    return by_layer(rows_that(nulls, is_wanted))
 
 
-def _interval(name: str, own: pd.DataFrame, score: str, look: LineLook) -> list[go.Scatter]:
+def _interval(name: str, rows: pd.DataFrame, score: str, look: LineLook) -> list[go.Scatter]:
     """Return the area of a score's interval, where the table has one."""
-    if not {f"{score}_low", f"{score}_high"} <= set(own):
+    if not {f"{score}_low", f"{score}_high"} <= set(rows):
         return []
-    low, high = (own[f"{score}_{end}"] * _PANELS[score][1] for end in ("low", "high"))
+    low, high = (rows[f"{score}_{end}"] * _PANELS[score][1] for end in ("low", "high"))
     return [
         band(
-            own["layer"],
+            rows["layer"],
             low,
             high,
             name=f"{name}, interval",
@@ -156,15 +156,15 @@ def _interval(name: str, own: pd.DataFrame, score: str, look: LineLook) -> list[
     ]
 
 
-def _score_lines(name: str, own: pd.DataFrame, score: str, look: LineLook) -> Iterator[go.Scatter]:
+def _score_lines(name: str, rows: pd.DataFrame, score: str, look: LineLook) -> Iterator[go.Scatter]:
     """Yield one score's line in sample, where there is one, then the cross-fitted one."""
-    layers, scale = own["layer"], _PANELS[score][1]
-    said = f"{name}, layer %{{x}}<br>{score} %{{y:.3~f}}{' %' if scale == 100 else ''}"
-    if f"{score}_in_sample" in own:
+    layers, scale = rows["layer"], _PANELS[score][1]
+    text = f"{name}, layer %{{x}}<br>{score} %{{y:.3~f}}{' %' if scale == 100 else ''}"
+    if f"{score}_in_sample" in rows:
         thin = replace(look, width=1.0, dash="dot")
-        y = own[f"{score}_in_sample"] * scale
-        yield line(name, layers, y, thin, f"{said}, in sample", mode="lines", showlegend=False)
-    yield line(name, layers, own[score] * scale, look, f"{said}, cross-fitted")
+        y = rows[f"{score}_in_sample"] * scale
+        yield line(name, layers, y, thin, f"{text}, in sample", mode="lines", showlegend=False)
+    yield line(name, layers, rows[score] * scale, look, f"{text}, cross-fitted")
 
 
 def _in_sample_key() -> go.Scatter:
@@ -180,10 +180,10 @@ def _in_sample_key() -> go.Scatter:
 
 def _best_marks(best: Choice) -> Iterator[go.Scatter]:
     """Yield a ring around the best place in the panels of separation and accuracy."""
-    said = "best" if best.is_eligible else "nearest miss"
+    text = "best" if best.is_eligible else "nearest miss"
     for value in (best.separation, 100 * best.accuracy):
         yield go.Scatter(
-            name=f"{said}: {short_name(best.hook_point)}, {best.position}",
+            name=f"{text}: {short_name(best.hook_point)}, {best.position}",
             legendgroup="best",
             showlegend=value == best.separation,
             x=[best.layer],
@@ -239,7 +239,7 @@ def _numbers(frame: pd.DataFrame, nulls: pd.DataFrame | None, score: str) -> lis
     """Return every number that a panel shows."""
     names = [score + suffix for suffix in ("", "_in_sample", "_low", "_high")]
     columns = [frame[name] for name in names if name in frame]
-    own = _null_of(nulls, frame, score)
-    if not own.empty:
-        columns += [own["low"], own["high"]]
+    rows = _null_of(nulls, frame, score)
+    if not rows.empty:
+        columns += [rows["low"], rows["high"]]
     return list(itertools.chain.from_iterable(column.dropna().tolist() for column in columns))

@@ -147,14 +147,14 @@ def activation_plane(
     """
     figure = go.Figure()
     for style in CLASSES:
-        own = (is_harmful == style.is_harmful).nonzero().flatten().tolist()
+        rows = (is_harmful == style.is_harmful).nonzero().flatten().tolist()
         marks = go.Scatter(
-            name=f"{style.name} ({len(own)})",
-            x=_rounded(plane.along[own]),
-            y=_rounded(plane.across[own]),
+            name=f"{style.name} ({len(rows)})",
+            x=_rounded(plane.along[rows]),
+            y=_rounded(plane.across[rows]),
             mode="markers",
             marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.75},
-            **_hover(prompts, own),
+            **_hover(prompts, rows),
             hovertemplate="%{hovertext}<br>along %{x}, across %{y}<extra></extra>",
         )
         figure.add_trace(marks)
@@ -168,9 +168,9 @@ def activation_plane(
     return dress(figure, template, title, subtitle=place, height=560, margin_l=90)
 
 
-def _hover(prompts: Sequence[Prompt], own: list[int]) -> dict[str, Any]:
+def _hover(prompts: Sequence[Prompt], rows: list[int]) -> dict[str, Any]:
     """Return the texts that some prompts show on hover."""
-    texts = [hover_prompt(prompts[i].id, prompts[i].category, prompts[i].text) for i in own]
+    texts = [hover_prompt(prompts[i].id, prompts[i].category, prompts[i].text) for i in rows]
     return {"hovertext": texts, "hoverlabel": {"align": "left"}}
 
 
@@ -191,13 +191,13 @@ def direction_components(
     names = [str(index) for index in coordinates.index.tolist()]
     figure = make_subplots(rows=2, row_heights=[0.6, 0.4], vertical_spacing=0.19)
     looks = (("raw", coordinates.raw, ""), ("clipped", coordinates.clipped, "/"))
-    for (said, numbers, pattern), look in zip(looks, line_looks(), strict=False):
+    for (text, numbers, pattern), look in zip(looks, line_looks(), strict=False):
         bars = go.Bar(
-            name=said,
+            name=text,
             x=names,
             y=_rounded(numbers),
             marker=hatched(look.colour, pattern),
-            hovertemplate=f"coordinate %{{x}}, {said}: %{{y:.3~f}}<extra></extra>",
+            hovertemplate=f"coordinate %{{x}}, {text}: %{{y:.3~f}}<extra></extra>",
         )
         figure.add_trace(bars, row=1, col=1)
     shares = [100 * share for share in coordinates.cumulative.tolist()]
@@ -292,15 +292,15 @@ def _panel_curve(panel: Panel, style: ClassStyle) -> go.Scatter:
 
 
 def _panel_marks(panel: Panel, style: ClassStyle) -> go.Scatter:
-    own = (panel.is_harmful == style.is_harmful).nonzero().flatten().tolist()
+    rows = (panel.is_harmful == style.is_harmful).nonzero().flatten().tolist()
     return go.Scatter(
         name=style.name,
         legendgroup=style.name,
         showlegend=False,
-        x=_rounded(panel.numbers[own]),
-        y=[style.row] * len(own),
+        x=_rounded(panel.numbers[rows]),
+        y=[style.row] * len(rows),
         mode="markers",
         marker={"color": style.colour, "symbol": "line-ns-open", "size": 9, "line": {"width": 1.5}},
-        **_hover(panel.prompts, own),
+        **_hover(panel.prompts, rows),
         hovertemplate="%{hovertext}<br>projection %{x}<extra></extra>",
     )

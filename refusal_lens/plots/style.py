@@ -244,12 +244,12 @@ def dress(
     return figure.update_layout(**layout)
 
 
-def empty(template: str, title: str, said: str) -> go.Figure:
+def empty(template: str, title: str, text: str) -> go.Figure:
     """Return a figure without data that says why there is none."""
     figure = dress(go.Figure(), template, title, height=200)
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     return figure.add_annotation(
-        text=said,
+        text=text,
         x=0.5,
         y=0.5,
         xref="paper",

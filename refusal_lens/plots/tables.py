@@ -31,5 +31,5 @@ def groups(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
 def lines_of(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Return the rows of every site and position, named."""
     return [
-        (f"{site}, {position}", own) for site, position, own in groups(rows, "site", "position")
+        (f"{site}, {position}", part) for site, position, part in groups(rows, "site", "position")
     ]

@@ -198,12 +198,12 @@ class _Template:
         The template and the text are tokenised apart, which gives what they are together only with
         tokenizers that do not look across; whether this one does is seen at a harmless text.
         """
-        before, own, after = text[: span[0]], text[slice(*span)], text[span[1] :]
+        before, users, after = text[: span[0]], text[slice(*span)], text[span[1] :]
         probe = (self.before, PLACEHOLDER, self.after)
         whole = self.tokenizer("".join(probe), add_special_tokens=False)["input_ids"]
         is_same = whole == [i for part in probe for i in self._encode(part)]
-        plain = self._encode(own, split_special_tokens=True)
-        if not is_same or _control_tokens(self.tokenizer, own, plain):
+        plain = self._encode(users, split_special_tokens=True)
+        if not is_same or _control_tokens(self.tokenizer, users, plain):
             raise RefusalLensError(
                 "This tokenizer does not read control tokens as plain text. Take the prompts that "
                 "hold them out (prompts.control_tokens: refuse names them)."

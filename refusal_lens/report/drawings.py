@@ -129,8 +129,8 @@ def _differences(one: Any, other: Any, path: Path = ()) -> Iterator[tuple[Path, 
         return
     if one == other:
         return
-    for key, here, there in pairs:
-        yield from _differences(here, there, (*path, key))
+    for key, inner, there in pairs:
+        yield from _differences(inner, there, (*path, key))
 
 
 def embed(content: str) -> Markup:

@@ -44,14 +44,14 @@ class Evidence:
         table = self.scores if name == "separation" else self.tables.get(name)
         if table is None or self.best is None or "hook_point" not in table:
             return None
-        own = rows_that(table, is_at(table, self.best))
-        return own if len(own) else None
+        rows = rows_that(table, is_at(table, self.best))
+        return rows if len(rows) else None
 
 
 def is_at(table: pd.DataFrame, place: Choice) -> pd.Series:
     """Say which rows are of one place."""
-    is_here = (table["hook_point"] == place.hook_point) & (table["position"] == place.position)
-    return pd.Series(is_here)
+    is_there = (table["hook_point"] == place.hook_point) & (table["position"] == place.position)
+    return pd.Series(is_there)
 
 
 def gather(run_folder: RunFolder) -> Evidence:

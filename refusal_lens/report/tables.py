@@ -79,9 +79,9 @@ def _misread(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
         )
         for prompt in side
     }
-    own = _of_best(evidence, table)
-    keys = zip(own["prompt_id"], own["is_harmful"].astype(bool), own["text"], strict=True)
-    return own.assign(text=[texts.get((name, label), text) for name, label, text in keys])
+    rows = _of_best(evidence, table)
+    keys = zip(rows["prompt_id"], rows["is_harmful"].astype(bool), rows["text"], strict=True)
+    return rows.assign(text=[texts.get((name, label), text) for name, label, text in keys])
 
 
 def _largest_parts(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
@@ -89,10 +89,10 @@ def _largest_parts(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     if "category" in table:
         is_all = table["category"] == ""
         table = rows_that(table, is_all).drop(columns="category")
-    own = table if evidence.best is None else rows_that(table, is_at(table, evidence.best))
+    rows = table if evidence.best is None else rows_that(table, is_at(table, evidence.best))
     # The layer here is the component's.
-    own = own.drop(columns=["hook_point", "position"])
-    return own.sort_values("contribution", key=abs, ascending=False).head(40)
+    rows = rows.drop(columns=["hook_point", "position"])
+    return rows.sort_values("contribution", key=abs, ascending=False).head(40)
 
 
 def _nested(_: Evidence, table: pd.DataFrame) -> pd.DataFrame:
@@ -104,21 +104,21 @@ def _nested(_: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     return counted.reset_index().sort_values("n_chosen", ascending=False)
 
 
-def _learning_said(curve: pd.DataFrame) -> str:
+def _learning_sentence(curve: pd.DataFrame) -> str:
     """Say how far the direction can still turn, and how many prompts would hold it."""
     measured = rows_that(curve, ~curve["is_extrapolated"].astype(bool))
     if not len(measured):
         return ""
     last = measured.sort_values("n_per_class").iloc[-1]
-    said = (
+    text = (
         f"With {last['n_per_class']:.0f} prompts a side the direction turns by about "
         f"{last['degrees']:.1f}°; "
     )
     enough = rows_that(curve, curve["degrees"] <= STEADY_DEGREES).sort_values("n_per_class")
     if not len(enough):
-        return f"{said}even {curve['n_per_class'].max():.0f} are too few for {STEADY_DEGREES}°."
+        return f"{text}even {curve['n_per_class'].max():.0f} are too few for {STEADY_DEGREES}°."
     how = " (extrapolated)" if enough.iloc[0]["is_extrapolated"] else ""
-    return f"{said}{enough.iloc[0]['n_per_class']:.0f} are enough for {STEADY_DEGREES}°{how}."
+    return f"{text}{enough.iloc[0]['n_per_class']:.0f} are enough for {STEADY_DEGREES}°{how}."
 
 
 TABLES = {
@@ -132,7 +132,7 @@ TABLES = {
         "Learning curve",
         "By how many degrees the best direction turns with this many prompts a side.",
         _of_best,
-        _learning_said,
+        _learning_sentence,
     ),
     "nested_choice": _Told(
         "Nested choice",
@@ -349,8 +349,8 @@ _COUNTS = re.compile(r"^n(_|$)|^rank$|^index$|^token_id$|^layer$|^head$|^seed$|^
 
 def _heading(column: str) -> str:
     name = column.removesuffix("_in_sample")
-    said = HEADINGS.get(name, name.removeprefix("is_").replace("_", " "))
-    return said if name == column else f"{said} in sample"
+    text = HEADINGS.get(name, name.removeprefix("is_").replace("_", " "))
+    return text if name == column else f"{text} in sample"
 
 
 def _write(table: pd.DataFrame, column: str) -> list[Cell]:

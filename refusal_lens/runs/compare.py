@@ -105,14 +105,14 @@ class Run:
     def sample(self, place: Place) -> Sample:
         """Return its activations, its direction and its held-out scores at one place."""
         stored = load_hook_point(self.folder.activations_path, place[0])
-        scores = _own_scores(self)
-        here = rows_where(scores, hook_point=place[0], position=place[1])
+        scores = _scores_at_places(self)
+        at_place = rows_where(scores, hook_point=place[0], position=place[1])
         return Sample(
             values=stored[:, self.directions.positions.index(place[1])],
             is_harmful=self.projections.is_harmful,
             texts=tuple(prompt.text for prompt in self.prompts.prompts),
             unit=self.directions[place].unit,
-            held_out={name: float(here.iloc[0][name]) for name in SCORES},
+            held_out={name: float(at_place.iloc[0][name]) for name in SCORES},
         )
 
 
@@ -160,7 +160,7 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _summarise(run: Run) -> dict[str, object]:
-    provenance, scores = run.directions.provenance, _own_scores(run)
+    provenance, scores = run.directions.provenance, _scores_at_places(run)
     row: dict[str, object] = {
         "run": run.name,
         "model": provenance["model"]["name"],
@@ -175,7 +175,7 @@ def _summarise(run: Run) -> dict[str, object]:
     return row | {name: best[name] for name in ("hook_point", "position", *SCORES)}
 
 
-def _own_scores(run: Run) -> pd.DataFrame:
+def _scores_at_places(run: Run) -> pd.DataFrame:
     """Return the run's own scores of every place."""
     table = run.folder.read_separation()
     table.insert(0, "run", run.name)
@@ -187,11 +187,11 @@ def _own_scores(run: Run) -> pd.DataFrame:
 
 def _scores(run: Run) -> pd.DataFrame:
     """Return the run's own scores, then those of the other methods wherever it compared them."""
-    own, methods = _own_scores(run), run.folder.read_table("methods")
+    rows, methods = _scores_at_places(run), run.folder.read_table("methods")
     if methods is None:
-        return own
+        return rows
     methods.insert(0, "run", run.name)
-    both = pd.concat([own, methods.filter(list(own.columns))], ignore_index=True)
+    both = pd.concat([rows, methods.filter(list(rows.columns))], ignore_index=True)
     key = ["method", "is_clipped", "hook_point", "position"]
     return both.take(np.flatnonzero(~np.asarray(both.filter(key).duplicated())))
 
@@ -244,8 +244,8 @@ def _reliability(run: Run, place: Place) -> Float[Tensor, ""]:
     sample = run.sample(place)
     values = sample.values[:, None, None]
     groups = find_groups(run.prompts)
-    here = Activations(values, sample.is_harmful, (place[0],), (place[1],), {}, groups)
-    return reliabilities(here, clip_quantile=run.directions[place].clip_quantile)[0, 0]
+    at_place = Activations(values, sample.is_harmful, (place[0],), (place[1],), {}, groups)
+    return reliabilities(at_place, clip_quantile=run.directions[place].clip_quantile)[0, 0]
 
 
 def _transfer_between(runs: Sequence[Run]) -> list[pd.DataFrame]:

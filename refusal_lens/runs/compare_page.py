@@ -34,11 +34,11 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
     Within a run, cosines are drawn around its best place; the tables hold those of every place.
     """
     scores, cosines, transfer = tables["scores"], tables["cosines"], tables["transfer"]
-    own = pd.concat([_own(scores, run) for run in runs], ignore_index=True)
+    rows = pd.concat([_rows_of_run(scores, run) for run in runs], ignore_index=True)
     best = {run.name: run.best for run in runs if run.best is not None}
     figures = {
         f"{_capital(plots.SCORE_NAMES[score])} of every place": plots.place_heatmap(
-            own, score, best=best
+            rows, score, best=best
         )
         for score in ("auroc", "separation", "cohens_d")
     }
@@ -51,10 +51,12 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
         )
     for kind in ("prompt_sets", "models", "methods"):
         for place, table in _by_place(rows_where(cosines, kind=kind, run="")):
-            title = f"Cosines between {_words(kind)} at {_said(place)}"
+            title = f"Cosines between {_words(kind)} at {_sentence(place)}"
             figures[title] = plots.cosine_heatmap(*square_cosines(table))
     for place, table in _by_place(rows_where(transfer, kind="prompt_set")):
-        figures[f"Transfer between prompt sets at {_said(place)}"] = plots.transfer_matrix(table)
+        figures[f"Transfer between prompt sets at {_sentence(place)}"] = plots.transfer_matrix(
+            table
+        )
     for run in runs:
         methods = _compared_methods(scores, run)
         if len(methods):
@@ -69,7 +71,7 @@ def _panel(run: Run, place: Place) -> plots.Panel:
     row, column = projections.place(*place)
     numbers = projections.values[:, row, column]
     return plots.Panel(
-        f"{run.name}: {_said(place)}",
+        f"{run.name}: {_sentence(place)}",
         run.prompts.prompts,
         numbers,
         projections.is_harmful,
@@ -86,7 +88,7 @@ def _by_place(table: pd.DataFrame) -> list[tuple[Place, pd.DataFrame]]:
     ]
 
 
-def _own(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
+def _rows_of_run(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
     """Return the scores of a run's own method and clip."""
     is_clipped = run.directions.clip_quantile is not None
     method = run.directions.method
@@ -113,13 +115,13 @@ def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[s
         site=[site_of(name) for name in mine["a"]], layer=[layer_of(name) for name in mine["a"]]
     )
     site, layer = site_of(hook_point), layer_of(hook_point)
-    here = {"hook_point": hook_point, "position": position}
+    place = {"hook_point": hook_point, "position": position}
     parts = {
         "layers": rows_where(mine, kind="layers", position=position, site=site),
         "sites": rows_where(mine, kind="sites", position=position, layer=layer),
         "positions": rows_where(mine, kind="positions", hook_point=hook_point),
-        "ways to fit": rows_where(mine, kind="methods", **here),
-        "categories": rows_where(mine, kind="categories", **here),
+        "ways to fit": rows_where(mine, kind="methods", **place),
+        "categories": rows_where(mine, kind="categories", **place),
     }
     where = {
         "layers": position,
@@ -127,7 +129,7 @@ def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[s
         "positions": short_name(hook_point),
     }
     figures = {
-        f"{run.name}: cosines between {kind} at {where.get(kind, _said(run.best))}": (
+        f"{run.name}: cosines between {kind} at {where.get(kind, _sentence(run.best))}": (
             plots.cosine_heatmap(*square_cosines(table))
         )
         for kind, table in parts.items()
@@ -135,7 +137,7 @@ def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[s
     }
     pairs = rows_where(transfer, run=run.name, kind="category")
     if len(pairs):
-        title = f"{run.name}: transfer between categories at {_said(run.best)}"
+        title = f"{run.name}: transfer between categories at {_sentence(run.best)}"
         figures[title] = plots.transfer_matrix(pairs)
     return figures
 
@@ -148,7 +150,7 @@ def _words(kind: str) -> str:
     return {"prompt_sets": "prompt sets", "methods": "settings"}.get(kind, kind)
 
 
-def _said(place: Place) -> str:
+def _sentence(place: Place) -> str:
     return f"{short_name(place[0])}, {place[1]}"
 
 

@@ -293,8 +293,8 @@ def _diagnose_coordinates(tables: Mapping[str, pd.DataFrame], best: Choice) -> l
 
 
 def _at(table: pd.DataFrame, best: Choice, column: str) -> float:
-    here = rows_where(table, hook_point=best.hook_point, position=best.position)
-    return float(here[column].to_numpy()[0])
+    rows = rows_where(table, hook_point=best.hook_point, position=best.position)
+    return float(rows[column].to_numpy()[0])
 
 
 def diagnose_texts(

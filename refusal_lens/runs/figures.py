@@ -107,8 +107,10 @@ def _at_best(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
 def _at_best_column(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows of the best place's site and position, all layers."""
     hook_point, position = _best_place(run_folder)
-    own = rows_that(table, (table["site"] == site_of(hook_point)) & (table["position"] == position))
-    return own if len(own) else table
+    rows = rows_that(
+        table, (table["site"] == site_of(hook_point)) & (table["position"] == position)
+    )
+    return rows if len(rows) else table
 
 
 # --- figures of scores and projections ---------------------------------------------------------

@@ -138,14 +138,14 @@ class RunFolder:
         Raises:
             RefusalLensError: They differ in more than where the work is done and runs are kept.
         """
-        there, here = (
+        there, now = (
             each.model_dump(exclude={"output", "engine"}) for each in (self.read_config(), config)
         )
-        here["prompts"]["date"] = here["prompts"]["date"] or there["prompts"]["date"]
-        if there != here:
+        now["prompts"]["date"] = now["prompts"]["date"] or there["prompts"]["date"]
+        if there != now:
             raise RefusalLensError(
                 f"{self.path} was begun with other settings:\n"
-                f"{describe_difference(there, here)}\n"
+                f"{describe_difference(there, now)}\n"
                 "Go on with its own (give --resume and --output alone), or give another --output."
             )
 
@@ -174,17 +174,17 @@ class RunFolder:
         """
         if not (self.path / "prompts.json").is_file():
             return
-        there, here = (
+        there, now = (
             {
                 side.name: f"{len(side)} prompts (sha256 {side.sha256[:8]})"
                 for side in (each.harmful, each.harmless)
             }
             for each in (self.read_prompts(), prompts)
         )
-        if there != here:
+        if there != now:
             raise RefusalLensError(
                 f"{self.path} was begun with other prompts:\n"
-                f"{describe_difference(there, here)}\n"
+                f"{describe_difference(there, now)}\n"
                 "Put the prompt files back as they were, or begin another run."
             )
 

@@ -49,8 +49,8 @@ def attribute_stage(
     prompts, system_prompt = run_folder.read_prompts(), config.prompts.system_prompt
     found = attribute(model, prompts, direction, system_prompt=system_prompt)
     terminal.show_attribution(console, found)
-    said = read_unembedding(model, direction)
-    terminal.show_unembedding(console, said)
+    readout = read_unembedding(model, direction)
+    terminal.show_unembedding(console, readout)
     shown = [
         *prompts.harmful.prompts[:N_PROMPTS_READ],
         *prompts.harmless.prompts[:N_PROMPTS_READ],
@@ -63,7 +63,7 @@ def attribute_stage(
     ]
     return [
         run_folder.write_table("attribution", found.to_frame()),
-        run_folder.write_table("unembedding", said.to_frame()),
+        run_folder.write_table("unembedding", readout.to_frame()),
         run_folder.write_table("prompt_tokens", pd.concat([each.to_frame() for each in tokens])),
     ]
 

@@ -81,9 +81,9 @@ def misread_table(projections: Projections, prompts: Sequence[Prompt]) -> pd.Dat
         for j, position in enumerate(projections.positions):
             if projections.thresholds[i, j].isnan():
                 continue
-            here = wrong[:, i, j].nonzero().flatten().tolist()
-            here.sort(key=lambda row, i=i, j=j: -abs(margins[row, i, j].item()))
-            for row in here[:N_MISREAD]:
+            misread = wrong[:, i, j].nonzero().flatten().tolist()
+            misread.sort(key=lambda row, i=i, j=j: -abs(margins[row, i, j].item()))
+            for row in misread[:N_MISREAD]:
                 rows.append(
                     {
                         "hook_point": hook_point,

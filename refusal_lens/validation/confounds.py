@@ -294,8 +294,8 @@ def template_tokens(
         >>> template_tokens([9, 8, 9], [4, 3, 4], [True, False, False])
         {'harmful': (5,), 'harmless': (5,)}
     """
-    rows = list(zip(token_counts, own_counts, is_harmful, strict=True))
+    counted = list(zip(token_counts, own_counts, is_harmful, strict=True))
     return {
-        name: tuple(sorted({total - own for total, own, label in rows if label is wanted}))
+        name: tuple(sorted({total - part for total, part, label in counted if label is wanted}))
         for name, wanted in (("harmful", True), ("harmless", False))
     }

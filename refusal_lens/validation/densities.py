@@ -47,28 +47,28 @@ def shared_densities(
     """
     harmful, harmless = numbers[is_harmful].double(), numbers[~is_harmful].double()
     spread = max(float(numbers.max() - numbers.min()), 1e-9 * float(numbers.abs().max()), 1e-12)
-    widths = [_bandwidth(own, spread) for own in (harmful, harmless)]
+    widths = [_bandwidth(rows, spread) for rows in (harmful, harmless)]
     margin = 3 * max(widths)
     grid = np.linspace(float(numbers.min()) - margin, float(numbers.max()) + margin, n_grid)
     smoothed = [
-        torch.from_numpy(_smooth(own.numpy(), width, grid))
-        for own, width in zip((harmful, harmless), widths, strict=True)
+        torch.from_numpy(_smooth(rows.numpy(), width, grid))
+        for rows, width in zip((harmful, harmless), widths, strict=True)
     ]
     return Densities(torch.from_numpy(grid), *smoothed)
 
 
-def _bandwidth(own: Float[Tensor, " n_own"], spread: float) -> float:
+def _bandwidth(values: Float[Tensor, " n_own"], spread: float) -> float:
     """Return Scott's bandwidth; a hundredth of all numbers' spread where a class has none."""
-    deviation = float(own.std()) if len(own) > 1 else 0.0
-    return max(deviation * len(own) ** -0.2, 0.01 * spread)
+    deviation = float(values.std()) if len(values) > 1 else 0.0
+    return max(deviation * len(values) ** -0.2, 0.01 * spread)
 
 
-def _smooth(own: np.ndarray, width: float, grid: np.ndarray) -> np.ndarray:
+def _smooth(values: np.ndarray, width: float, grid: np.ndarray) -> np.ndarray:
     """Return the mean of the kernels; scipy has none for numbers that are all the same."""
-    deviation = own.std(ddof=1) if len(own) > 1 else 0.0
+    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
     if deviation == 0:
-        return norm.pdf(grid, own[0], width)
-    return gaussian_kde(own, width / deviation)(grid)
+        return norm.pdf(grid, values[0], width)
+    return gaussian_kde(values, width / deviation)(grid)
 
 
 @dataclass(frozen=True, eq=False)

@@ -180,15 +180,15 @@ def shuffle_labels(
     fold_of_unit[units.of_prompt] = folds
     kind, fold_of_unit = units.kind.numpy(), fold_of_unit.numpy()
     is_mixed = kind == MIXED
-    # What a unit of one class says of its prompts' class, and whether one of both is turned round.
-    said = np.tile(kind == HARMFUL_ONLY, (n_draws, 1))
+    # What a unit of one class tells of its prompts' class, and whether one of both is turned round.
+    drawn = np.tile(kind == HARMFUL_ONLY, (n_draws, 1))
     for fold in range(int(fold_of_unit.max()) + 1):
         columns = np.flatnonzero((fold_of_unit == fold) & ~is_mixed)
-        said[:, columns] = generator.permuted(said[:, columns], axis=1)
-    said[:, is_mixed] = generator.random((n_draws, int(is_mixed.sum()))) < 0.5
+        drawn[:, columns] = generator.permuted(drawn[:, columns], axis=1)
+    drawn[:, is_mixed] = generator.random((n_draws, int(is_mixed.sum()))) < 0.5
     of_prompt = units.of_prompt.numpy()
     labels = is_harmful.numpy()[None]
-    return np.where(is_mixed[of_prompt][None], labels ^ said[:, of_prompt], said[:, of_prompt])
+    return np.where(is_mixed[of_prompt][None], labels ^ drawn[:, of_prompt], drawn[:, of_prompt])
 
 
 def log2_labellings(units: Units, folds: Int[Tensor, " n_prompts"]) -> float:

@@ -5,7 +5,7 @@ from explored_run import HOSTILE, make_run
 
 from refusal_lens.explorer.runs import ExploredRun, explore_runs
 from refusal_lens.explorer.scene import Scene
-from refusal_lens.explorer.view import View, settle
+from refusal_lens.explorer.view import View, nearest_view
 from refusal_lens.runs.folder import RunFolder
 
 
@@ -23,7 +23,7 @@ def runs(folder, tmp_path_factory) -> dict[str, ExploredRun]:
 
 @pytest.fixture
 def view(runs) -> View:
-    return settle(View(), runs)
+    return nearest_view(View(), runs)
 
 
 @pytest.fixture

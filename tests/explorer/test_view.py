@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from refusal_lens.explorer.view import View, settle
+from refusal_lens.explorer.view import View, nearest_view
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from refusal_lens.explorer.view import View, settle
 )
 def test_an_address_holds_the_view(view, runs, changes):
     sent = replace(view, **changes)
-    assert settle(View.from_search(sent.to_search()), runs) == sent
+    assert nearest_view(View.from_search(sent.to_search()), runs) == sent
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_an_address_holds_the_view(view, runs, changes):
     ],
 )
 def test_an_address_may_say_anything(view, runs, search):
-    assert settle(View.from_search(search), runs) == view
+    assert nearest_view(View.from_search(search), runs) == view
 
 
 def test_a_layer_that_is_not_there_becomes_the_nearest(runs):
     wanted = View(hook_point="blocks.17.hook_mlp_out")
-    assert settle(wanted, runs).hook_point == "blocks.3.hook_mlp_out"
+    assert nearest_view(wanted, runs).hook_point == "blocks.3.hook_mlp_out"
 
 
 def test_an_address_that_selects_ten_million_rows_is_answered_at_once(runs):

@@ -71,7 +71,7 @@ FORMATS = {
 }
 """Every format by name; `is_raw` where files hold vectors of their raw length."""
 
-OWN_SUFFIX = ".safetensors"
+SAFETENSORS = ".safetensors"
 
 
 def read_directions(
@@ -111,7 +111,7 @@ def read_directions(
     """
     path = Path(path)
     with reading(path):
-        if path.suffix == OWN_SUFFIX and format is None:
+        if path.suffix == SAFETENSORS and format is None:
             return own.read(path)
         name = format or _find_format(path)
         found = _format(name).read(path, ReadHints(n_layers, hook_point, position))
@@ -145,7 +145,7 @@ def write_directions(
     """
     path = Path(path)
     is_grid = isinstance(directions, Directions)
-    if path.suffix == OWN_SUFFIX and format is None and isinstance(directions, Directions):
+    if path.suffix == SAFETENSORS and format is None and isinstance(directions, Directions):
         save_directions(path, directions)
         return
     listed = [directions] if isinstance(directions, Direction) else list(directions)

@@ -86,8 +86,8 @@ def _read_direction(path: Path, vector: Tensor, hints: ReadHints) -> Found:
 
 def _read_place(metadata: Path) -> tuple[str, str]:
     try:
-        said = json.loads(metadata.read_text(encoding="utf-8"))
-        return LAYOUT.hook_point(int(said["layer"])), normalise_position(str(said["pos"]))
+        entry = json.loads(metadata.read_text(encoding="utf-8"))
+        return LAYOUT.hook_point(int(entry["layer"])), normalise_position(str(entry["pos"]))
     except (ValueError, KeyError, TypeError) as error:
         raise RefusalLensError(
             f'{metadata} is to be {{"pos": -2, "layer": 10}}, and is not ({error!r}).'
@@ -106,9 +106,9 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
     if len(directions) == 1:
         ((layer, direction),) = place(directions, LAYOUT, context).items()
         save_tensors(raw_vector(direction), path)
-        said = {"pos": _token(direction.position), "layer": layer}
+        entry = {"pos": _token(direction.position), "layer": layer}
         with write_whole(path.parent / METADATA) as file:
-            file.write_text(json.dumps(said, indent=4), encoding="utf-8")
+            file.write_text(json.dumps(entry, indent=4), encoding="utf-8")
         return
     positions = sorted(by_position)
     if positions != list(range(-len(positions), 0)):

@@ -45,8 +45,8 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
             HEADINGS.get(column, column), justify="left" if is_text else "right", no_wrap=True
         )
     for direction in directions:
-        here = record.get(direction.hook_point, {}).get(direction.position, {})
-        metrics = here.get("metrics", {})
+        entry = record.get(direction.hook_point, {}).get(direction.position, {})
+        metrics = entry.get("metrics", {})
         is_best = (best.get("hook_point"), best.get("position")) == (
             *(direction.hook_point, direction.position),
         )
@@ -97,8 +97,8 @@ def _describe(directions: Directions) -> Iterator[tuple[str, str]]:
     for position, read in record.get("tokens_read", {}).items():
         where = f"{read['token_indices']} of {read['prompt_id']}"
         is_one = read["token_indices"].isdigit()
-        said = f"token {where}, {read['tokens']!r} (id {read['token_ids']})"
-        yield f"position {position}", said if is_one else f"tokens {where}"
+        text = f"token {where}, {read['tokens']!r} (id {read['token_ids']})"
+        yield f"position {position}", text if is_one else f"tokens {where}"
     for name in ("validation", "versions"):
         if name in record:
             yield name, ", ".join(f"{key} {value}" for key, value in record[name].items())
@@ -151,20 +151,21 @@ def _component_name(component: Component) -> str:
     return f"layer {component.layer} {kind}"
 
 
-def show_unembedding(console: Console, said: Unembedding) -> None:
+def show_unembedding(console: Console, readout: Unembedding) -> None:
     """Print the tokens that a direction speaks for and against."""
     table = Table(
-        title=f"What {short_name(said.hook_point)} at {said.position} says through the unembedding",
+        title=f"What {short_name(readout.hook_point)} at {readout.position} says through the "
+        "unembedding",
         title_justify="left",
         caption="Change of the logit for one unit along the direction, at final-norm scale 1.",
     )
     for column in ("raised", "logit", "lowered", "logit"):
         table.add_column(column, justify="right" if column == "logit" else "left")
     for raised, high, lowered, low in zip(
-        said.top_tokens,
-        said.top_logits.tolist(),
-        said.bottom_tokens,
-        said.bottom_logits.tolist(),
+        readout.top_tokens,
+        readout.top_logits.tolist(),
+        readout.bottom_tokens,
+        readout.bottom_logits.tolist(),
         strict=True,
     ):
         table.add_row(escape(repr(raised)), f"{high:+.3g}", escape(repr(lowered)), f"{low:+.3g}")

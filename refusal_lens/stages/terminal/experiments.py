@@ -79,9 +79,9 @@ def show_interventions(console: Console, summary: pd.DataFrame, verdict: Verdict
         highlight=False,
     )
     for name, is_harmful in (("harmful", True), ("harmless", False)):
-        here = rows_where(summary, is_harmful=is_harmful)
-        if not here.empty:
-            console.print(_outcomes(here, name))
+        rows = rows_where(summary, is_harmful=is_harmful)
+        if not rows.empty:
+            console.print(_outcomes(rows, name))
     if verdict is None:
         console.print("No verdict: that takes an intervention that removes and one that adds.")
         return
@@ -101,9 +101,9 @@ def _conditions(verdict: Verdict) -> Table:
     return table
 
 
-def _outcomes(here: pd.DataFrame, name: str) -> Table:
+def _outcomes(rows: pd.DataFrame, name: str) -> Table:
     """Lay out one class: its plain answers in the title, a row an intervention."""
-    plain = here.iloc[0]
+    plain = rows.iloc[0]
     table = Table(
         title=f"{name}, plain: {plain['plain_rate']:.1%} refused, score "
         f"{plain['plain_score']:+.2f}, loss of text {plain['plain_loss']:.2f}",
@@ -112,7 +112,7 @@ def _outcomes(here: pd.DataFrame, name: str) -> Table:
     for column in ("intervention", "direction", "refused", "broken", "score", "KL", "loss"):
         is_text = column in ("intervention", "direction")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
-    for row in here.to_dict("records"):
+    for row in rows.to_dict("records"):
         low, high = (100 * row[f"refusal_rate_{end}"] for end in ("low", "high"))
         table.add_row(
             f"{row['intervention']} {row['strength']:g}",

@@ -30,18 +30,18 @@ def show_outlook(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     rows = {
-        "model": f"{model_name}{_size_said(outlook.model)}",
+        "model": f"{model_name}{_size_words(outlook.model)}",
         "prompts": f"{outlook.n_harmful} harmful and {outlook.n_harmless} harmless, "
-        f"{outlook.n_tokens:,} tokens; {_components_said(outlook)}",
-        "reads": f"{_places_said(outlook.hook_points)} at {_positions_said(read)}",
-        "work": _work_said(outlook),
+        f"{outlook.n_tokens:,} tokens; {_components_words(outlook)}",
+        "reads": f"{_places_words(outlook.hook_points)} at {_positions_words(read)}",
+        "work": _work_words(outlook),
     }
     for name, text in rows.items():
         table.add_row(name, escape(text))
     console.print(table)
 
 
-def _size_said(size: ModelSize | None) -> str:
+def _size_words(size: ModelSize | None) -> str:
     if size is None:
         return ", loaded by workers"
     return (
@@ -70,13 +70,13 @@ def size_of(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
-def _components_said(outlook: Outlook) -> str:
+def _components_words(outlook: Outlook) -> str:
     if outlook.n_components == outlook.n_harmful + outlook.n_harmless:
         return "each taken as independent"
     return f"pairs and topics join them to {outlook.n_components} independent parts"
 
 
-def _places_said(hook_points: Sequence[str]) -> str:
+def _places_words(hook_points: Sequence[str]) -> str:
     """Count the layers of each site; name the rest."""
     counts: dict[str, int] = {}
     for name in hook_points:
@@ -86,7 +86,7 @@ def _places_said(hook_points: Sequence[str]) -> str:
     )
 
 
-def _positions_said(read: Sequence[PositionRead]) -> str:
+def _positions_words(read: Sequence[PositionRead]) -> str:
     """Name the positions, each with what it reads in the first prompt."""
     first = {row.position: row for row in reversed(read)}
     return ", ".join(
@@ -95,15 +95,15 @@ def _positions_said(read: Sequence[PositionRead]) -> str:
     )
 
 
-def _work_said(outlook: Outlook) -> str:
+def _work_words(outlook: Outlook) -> str:
     """Say what the model is run for and how long that will be."""
     parts = {
         "answers": f"answers of {outlook.n_answer_tokens} tokens",
         "activations": "activations"
         + ("" if outlook.stored_bytes is None else f" ({size_of(outlook.stored_bytes)})"),
     }
-    said = " and ".join(parts[each] for each in outlook.work)
-    return said if outlook.seconds is None else f"{said}: {_duration(outlook.seconds)}"
+    text = " and ".join(parts[each] for each in outlook.work)
+    return text if outlook.seconds is None else f"{text}: {_duration(outlook.seconds)}"
 
 
 def _duration(seconds: float) -> str:
