@@ -75,8 +75,8 @@ def _with_refusal(evidence: Evidence, question: str, told: str, is_strong: bool)
     refusal = evidence.refusal
     verdict, grade = ("Yes", "good") if is_strong else ("A weak one", "fair")
     if refusal is None:
-        said = f"{told}; whether the model refuses was not measured."
-        return Reply(question, verdict, grade, said)
+        text = f"{told}; whether the model refuses was not measured."
+        return Reply(question, verdict, grade, text)
     words = describe_state(refusal)
     told = f"{told}. {words.sentence}"
     if refusal.state == "contrast":
@@ -97,24 +97,24 @@ def _where(evidence: Evidence) -> Reply:
     verdict = short if best.layer is None else f"Layer {best.layer}"
     place = f"{best.hook_point}, read at position {best.position}"
     if not evidence.diagnosis.decision.is_found:
-        said = f"The nearest miss is {place}; no place can be recommended."
-        return Reply(question, "Nowhere", "poor", said)
+        text = f"The nearest miss is {place}; no place can be recommended."
+        return Reply(question, "Nowhere", "poor", text)
     shown = evidence.separation.at(site_of(best.hook_point), best.position)
     n_valid, n_places = int(shown.is_valid.sum()), shown.is_valid.numel()
     of = "" if best.layer is None else f" of 0 to {evidence.n_layers - 1}"
-    said = (
+    text = (
         f"{verdict}{of} is the place to take it from ({place}): {best.reason}. {n_valid} of the "
-        f"{n_places} hook points of this kind are valid{_nested_said(evidence)}."
+        f"{n_places} hook points of this kind are valid{_nested_sentence(evidence)}."
     )
-    return Reply(question, verdict, "good" if 2 * n_valid >= n_places else "fair", said)
+    return Reply(question, verdict, "good" if 2 * n_valid >= n_places else "fair", text)
 
 
-def _nested_said(evidence: Evidence) -> str:
+def _nested_sentence(evidence: Evidence) -> str:
     nested = evidence.tables.get("nested_choice")
     if nested is None or not len(nested):
         return ""
-    own = evidence.at_best("nested_choice")
-    n_same = 0 if own is None else len(own)
+    rows = evidence.at_best("nested_choice")
+    n_same = 0 if rows is None else len(rows)
     return f", and {n_same} of {len(nested)} choices made on part of the prompts fell on it"
 
 
@@ -144,21 +144,21 @@ def _is_trusted(evidence: Evidence) -> Reply:
         return Reply(question, "No", "poor", "There is nothing to trust: see the causes below.")
     if against:
         also = f" (and {len(against) - 1} more, below)" if len(against) > 1 else ""
-        said = f"It separates prompts that it was not fitted to, but {_clause(against[0])}{also}."
-        return Reply(question, "With care", "fair", said)
+        text = f"It separates prompts that it was not fitted to, but {_clause(against[0])}{also}."
+        return Reply(question, "With care", "fair", text)
     if _causal_verdict(evidence)[0] == SEPARATES_AND_CAUSES:
-        said = (
+        text = (
             "It holds on prompts that it was not fitted to, nothing measured here speaks against "
             "it, and acting on it changes what the model refuses."
         )
-        return Reply(question, "Yes", "good", said)
+        return Reply(question, "Yes", "good", text)
     n_open = sum(reason.kind == "open" for reason in found)
     acting = "whether acting on it changes what the model refuses"
     unknown = f"{n_open} things were not measured, among them {acting}"
     if n_open == 1:
         unknown = f"{acting} was not measured"
-    said = f"It holds on prompts that it was not fitted to, but {unknown}."
-    return Reply(question, "As a correlation", "fair", said)
+    text = f"It holds on prompts that it was not fitted to, but {unknown}."
+    return Reply(question, "As a correlation", "fair", text)
 
 
 def _held_out_reason(evidence: Evidence, best: Choice) -> Iterator[Reason]:
@@ -172,11 +172,11 @@ def _held_out_reason(evidence: Evidence, best: Choice) -> Iterator[Reason]:
         interval = f" (95 % interval {low:.0%} to {high:.0%})"
         if low <= 0.5:
             yield Reason("against", f"Its accuracy may be that of guessing{interval}.")
-    said = f"Accuracy is {best.accuracy:.0%} on held-out prompts{interval} and {in_sample:.0%} "
+    text = f"Accuracy is {best.accuracy:.0%} on held-out prompts{interval} and {in_sample:.0%} "
     if in_sample - best.accuracy > OPTIMISTIC:
-        yield Reason("against", f"{said}on those it was fitted to: it has learned them by heart.")
+        yield Reason("against", f"{text}on those it was fitted to: it has learned them by heart.")
     else:
-        yield Reason("for", f"{said}on those it was fitted to.")
+        yield Reason("for", f"{text}on those it was fitted to.")
 
 
 def _chance_reason(evidence: Evidence) -> Iterator[Reason]:
@@ -186,14 +186,14 @@ def _chance_reason(evidence: Evidence) -> Iterator[Reason]:
     elif p_value is None:
         yield Reason("open", "Shuffled labels were not tried: refusal-lens fit RUN.")
     elif p_value > SIGNIFICANT:
-        yield Reason("against", f"Shuffled labels do as well ({_p_said(p_value)}).")
+        yield Reason("against", f"Shuffled labels do as well ({_p_words(p_value)}).")
     else:
-        yield Reason("for", f"Shuffled labels hardly ever do as well ({_p_said(p_value)}).")
+        yield Reason("for", f"Shuffled labels hardly ever do as well ({_p_words(p_value)}).")
     for finding in diagnose_random(evidence.chance):
         yield Reason("against", finding.cause)
 
 
-def _p_said(p_value: float) -> str:
+def _p_words(p_value: float) -> str:
     return f"p = {p_value:.2g}, corrected for every place looked at"
 
 
@@ -212,14 +212,14 @@ def _confound_reason(evidence: Evidence) -> Iterator[Reason]:
     if table is None:
         yield Reason("open", "Trivial features (length, punctuation, words) were not tried.")
         return
-    is_own = table["feature"] == "direction"
-    own = rows_that(table, is_own)
-    others = rows_that(table, ~is_own).dropna(subset=["auroc"])
-    if not len(own) or not len(others):
+    is_direction = table["feature"] == "direction"
+    rows = rows_that(table, is_direction)
+    others = rows_that(table, ~is_direction).dropna(subset=["auroc"])
+    if not len(rows) or not len(others):
         return
     top = others.sort_values("auroc").iloc[-1]
     feature = FEATURES.get(top["feature"], str(top["feature"]).replace("_", " ").capitalize())
-    direction = float(own.iloc[0]["auroc"])
+    direction = float(rows.iloc[0]["auroc"])
     scores = f"AUROC {top['auroc']:.2f}, the direction's {direction:.2f}"
     if top["auroc"] >= direction - AS_GOOD:
         yield Reason("against", f"{feature} alone tells the classes apart as well ({scores}).")
@@ -252,8 +252,8 @@ def _causal_reason(evidence: Evidence) -> Iterator[Reason]:
     elif verdict == SEPARATES_AND_CAUSES:
         yield Reason("for", f"Acting on it{where} changes what the model refuses.")
     else:
-        said = f"Acting on it{where} does not change what the model refuses ({verdict})."
-        yield Reason("against", said)
+        text = f"Acting on it{where} does not change what the model refuses ({verdict})."
+        yield Reason("against", text)
 
 
 def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
@@ -281,8 +281,8 @@ def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
 def _at_place(evidence: Evidence, row: Any) -> tuple[str, str]:
     best = evidence.best
     place = (row["hook_point"], row["position"])
-    is_here = best is not None and place == (best.hook_point, best.position)
-    return row["verdict"], "" if is_here else f" at {short_name(place[0])}, position {place[1]},"
+    is_best = best is not None and place == (best.hook_point, best.position)
+    return row["verdict"], "" if is_best else f" at {short_name(place[0])}, position {place[1]},"
 
 
 def _clause(sentence: str) -> str:

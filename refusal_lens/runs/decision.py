@@ -69,27 +69,27 @@ def decide(best: Choice | None, chance: Chance) -> Decision:
         chance: What there would be without one.
     """
     if best is None:
-        said = "The means of harmful and harmless prompts differ nowhere, so there is no direction."
-        return Decision("nowhere", said)
+        text = "The means of harmful and harmless prompts differ nowhere, so there is no direction."
+        return Decision("nowhere", text)
     if not chance.is_beaten:
         return _not_beaten(chance)
     scores = (
         f"AUROC {best.auroc:.2f}, accuracy {best.accuracy:.0%}, separation {best.separation:.2f}"
     )
     if chance.frames_differ and not best.auroc_low > 0.5:
-        said = (
+        text = (
             "These prompts cannot tell whether there is a direction: the classes differ in their "
             f"frames, and with topics and frames held out the interval reaches 0.5 ({scores})."
         )
-        return Decision("cannot tell", said)
+        return Decision("cannot tell", text)
     if not best.auroc >= MIN_AUROC:
-        said = (
+        text = (
             "Nowhere does a direction tell harmful from harmless prompts that it has not seen: the "
             f"nearest miss has {scores}."
         )
-        return Decision("miss", said)
-    said = f"A direction tells harmful from harmless prompts that it has not seen ({scores})."
-    return Decision("found" if best.accuracy >= GOOD_ACCURACY else "weak", said)
+        return Decision("miss", text)
+    text = f"A direction tells harmful from harmless prompts that it has not seen ({scores})."
+    return Decision("found" if best.accuracy >= GOOD_ACCURACY else "weak", text)
 
 
 def _not_beaten(chance: Chance) -> Decision:
@@ -105,11 +105,11 @@ def _not_beaten(chance: Chance) -> Decision:
         if math.isnan(chance.detectable)
         else (f" (one of {chance.detectable:.2f} would be found, four times in five)")
     )
-    said = (
+    text = (
         f"These prompts cannot tell whether there is a direction: {reached}, and an AUROC of "
         f"{WORTH_FINDING} would often go unnoticed{known}."
     )
-    return Decision("cannot tell", said)
+    return Decision("cannot tell", text)
 
 
 # --- read from a run ------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def _tables_at_best(fitted: Fitted, best: Choice) -> dict[str, pd.DataFrame]:
     units = pair_units(fitted.activations.is_harmful, fitted.activations.groups)
     n_folds = fitted.config.validation.n_folds
     folds = assign_folds(fitted.activations.is_harmful, n_folds, seed, units)
-    here = fitted.activations.only_at(best.hook_point, best.position)
+    at_best = fitted.activations.only_at(best.hook_point, best.position)
     counts = fitted.token_counts
     lengths = None if counts is None else counts["n_tokens"].tolist()
     confounds = [
@@ -87,21 +87,21 @@ def _tables_at_best(fitted: Fitted, best: Choice) -> dict[str, pd.DataFrame]:
     tables = {
         "confounds": pd.concat(confounds, ignore_index=True),
         "transfer": transfer_table(
-            here, fitted.prompts.prompts, folds, method=settings.method, **options
+            at_best, fitted.prompts.prompts, folds, method=settings.method, **options
         ),
-        "clip_sweep": clip_sweep(here, folds, method=settings.method),
+        "clip_sweep": clip_sweep(at_best, folds, method=settings.method),
     }
     if settings.compare_methods:
-        where = here if settings.compare_at == "best" else fitted.activations
+        where = at_best if settings.compare_at == "best" else fitted.activations
         tables["methods"] = compare_methods(where, folds, settings.compare_methods, **options)
     return tables
 
 
 def _cosines_at_best(fitted: Fitted, best: Choice) -> list[pd.DataFrame]:
     settings = fitted.config.directions
-    here = fitted.activations.only_at(best.hook_point, best.position)
+    at_best = fitted.activations.only_at(best.hook_point, best.position)
     options = {"clip_quantile": settings.clip_quantile}
     return [
-        method_cosines(here, settings.compare_methods, **options),
-        category_cosines(here, fitted.prompts.prompts, **options),
+        method_cosines(at_best, settings.compare_methods, **options),
+        category_cosines(at_best, fitted.prompts.prompts, **options),
     ]

@@ -105,8 +105,8 @@ def _article(scored: list[Choice], n_layers: int) -> Choice:
         accurate or scored, n_layers, lambda place: place.separation, NEAR_TIE if accurate else 0.0
     )
     if n_tied > 1 and accurate:
-        said = f"{n_tied} places within {NEAR_TIE} of the highest separation: nearest the middle"
-        return replace(best, reason=said)
+        text = f"{n_tied} places within {NEAR_TIE} of the highest separation: nearest the middle"
+        return replace(best, reason=text)
     return replace(best, reason=_reason("highest separation", len(accurate)))
 
 
