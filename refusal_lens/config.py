@@ -182,7 +182,8 @@ class CollectConfig(_Section):
 
     Args:
         hook_points: Selectors: full names, globs, sites, sites with layers.
-        positions: `last`, `mean`, `instruction_mean` or `-k`.
+        positions: `last`, `mean`, `instruction_mean`, `instruction_last`, `-k`, or `k` for a token
+            of the template's tail.
         sinks: Attention sinks (the first token, and norms above ten times the prompt's median) are
             `left_out` of means, or `kept` in them.
         token_budget: Most tokens in one batch; None finds what is fastest.
@@ -248,7 +249,8 @@ class RefusalConfig(_Section):
     """What counts as a refusal.
 
     Args:
-        n_new_tokens: Length of the generated answers, in tokens.
+        n_new_tokens: Length of the generated answers, in tokens; `auto` takes the one from which on
+            refusal and evasion stop moving, tried on 32 prompts of each class, 128 at most.
         judge: Who says what became of a request: `phrases`, a folder with a sequence classifier,
             `python:module.function`, or `endpoint:model` (OpenAI-compatible, at
             $REFUSAL_LENS_JUDGE_URL).
@@ -260,7 +262,7 @@ class RefusalConfig(_Section):
             finds the refusal tokens from the model itself.
     """
 
-    n_new_tokens: int = Field(default=24, ge=1)
+    n_new_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 24
     judge: Text = "phrases"
     judge_labels: dict[str, Outcome] | None = None
     phrases: list[Text] = Field(default=list(REFUSAL_PHRASES), min_length=1)

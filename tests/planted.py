@@ -337,6 +337,62 @@ def prompt_tokens(n_prompts: int = 3) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def refusal_by_length() -> pd.DataFrame:
+    refused = {True: (0.2, 0.7, 0.9, 0.9), False: (0.0, 0.05, 0.05, 0.05)}
+    return pd.DataFrame(
+        {
+            "is_harmful": is_harmful,
+            "n_tokens": length,
+            "n_prompts": 40,
+            "refused": rate,
+            "refused_low": max(0, rate - 0.1),
+            "refused_high": min(1, rate + 0.1),
+            "evaded": 0.08 if is_harmful else 0.0,
+            "is_settled": length >= 32,
+        }
+        for is_harmful, rates in refused.items()
+        for length, rate in zip((8, 16, 32, 64), rates, strict=True)
+    )
+
+
+def quadrants() -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    rows = []
+    for side, outcomes, harm in (
+        ("harmful", {"refused": 60, "answered": 20, "evaded": 8}, 2),
+        ("harmless", {"refused": 4, "answered": 80, "broken": 4}, -2),
+        ("borderline", {"refused": 20, "answered": 30}, 0),
+    ):
+        for outcome, n in outcomes.items():
+            for number in range(n):
+                refusal = 1.5 if outcome == "refused" else -1.5
+                x, y = generator.normal((harm, refusal), 0.8)
+                rows.append((f"{side}-{outcome}-{number}", side, outcome, x, y))
+    names = ["prompt_id", "class", "outcome", "harm", "refusal"]
+    return pd.DataFrame(rows, columns=pd.Index(names)).assign(
+        harm_hook_point="blocks.3.hook_resid_post",
+        harm_position="instruction_last",
+        refusal_hook_point="blocks.5.hook_resid_post",
+        refusal_position="last",
+    )
+
+
+def side_effects() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "intervention": intervention,
+            "direction": direction,
+            "strength": strength,
+            "effect": min(1.0, (0.6 if direction == "fitted" else 0.05) * strength),
+            "kl": 0.05 * strength**2 * (2 if intervention == "ablate" else 1),
+            "is_on_front": direction == "fitted" and intervention != "ablate",
+        }
+        for intervention in ("affine_ablate", "ablate", "add")
+        for direction in ("fitted", "random")
+        for strength in (0.5, 1.0, 1.5)
+    )
+
+
 def every_table(n_layers: int) -> dict[str, pd.DataFrame]:
     """All tables that a figure reads, by name."""
     return {
@@ -352,6 +408,9 @@ def every_table(n_layers: int) -> dict[str, pd.DataFrame]:
         "misread": misread(n_layers),
         "causal_scores": causal_scores(n_layers),
         "dose_response": dose_response(),
+        "refusal_by_length": refusal_by_length(),
+        "quadrants": quadrants(),
+        "side_effects": side_effects(),
         "attribution": attribution(n_layers),
         "unembedding": unembedding(),
         "prompt_tokens": prompt_tokens(),

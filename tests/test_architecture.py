@@ -20,13 +20,14 @@ ROOMS = {
     "activations": "pooled moments collection shards store batch_reader shard_reader provenance "
     "collector ray_cluster ray_worker ray_driver engines",
     "directions": "methods direction kernel guard subspaces formats files",
-    "validation": "thresholds frames units scores crossfit many_fits separation best_place nulls "
-    "learning_curve stability nested_choice confounds coordinates categories cosines densities",
-    "experiments": "interventions arms answers outcomes judges refusal refusal_states "
-    "hand_labels effects candidates causal_choice resampling verdicts causal_scores dose_response "
-    "attribution token_readout",
+    "validation": "thresholds frames units scores crossfit many_fits separation behaviour "
+    "best_place nulls learning_curve stability nested_choice confounds coordinates categories "
+    "cosines densities",
+    "experiments": "interventions arms answers outcomes judges answer_lengths refusal "
+    "refusal_states hand_labels effects candidates causal_choice resampling verdicts causal_scores "
+    "dose_response attribution token_readout",
     "plots": "style text tables histogram_data histogram_traces histogram profile shapes curves "
-    "choices breakdown comparison causal attribution picture_files",
+    "choices breakdown comparison causal behaviour attribution picture_files",
     "runs": "checksums folder tables decision diagnosis figures compare compare_page",
     "report": "evidence tables drawings answer page",
     "explorer": "runs view overview_figures moves place_figures scene drawing layout callbacks "

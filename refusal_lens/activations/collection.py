@@ -92,7 +92,8 @@ class Collection:
             prompts: Harmful and harmless prompts.
             hook_points: Selectors, see `resolve_hook_points`.
             positions: `last`, `mean` (all tokens of the formatted prompt), `instruction_mean` (the
-                user's own tokens), or `-k` (k-th token from the end).
+                user's own tokens), `instruction_last` (the last of them), `-k` (k-th token from the
+                end), or `k` (of the template's tail; `0` is the first behind the user's text).
             system_prompt: What the system says before each prompt.
             reading: `sinks`, `token_budget` and `dtype`, see `Reading`.
 

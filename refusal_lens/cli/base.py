@@ -27,7 +27,11 @@ HookPointOption = Annotated[
 ]
 PositionOption = Annotated[
     list[str] | None,
-    typer.Option("--position", help="Which token: last, mean, instruction_mean or -k. Repeatable."),
+    typer.Option(
+        "--position",
+        help="Which token: last, mean, instruction_mean, instruction_last, -k, or k: of the "
+        "template's tail. Repeatable.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from sklearn.metrics import roc_curve
@@ -16,6 +17,13 @@ from torch import Tensor
 
 from refusal_lens.config import FIRST_WORDS, Outcome, RefusalConfig
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.answer_lengths import (
+    LENGTHS,
+    judge_by_length,
+    length_table,
+    lengths_up_to,
+    settled_at,
+)
 from refusal_lens.experiments.answers import answer_ids, write_out
 from refusal_lens.experiments.judges import (
     Agreement,
@@ -29,12 +37,15 @@ from refusal_lens.experiments.judges import (
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import Hook
 from refusal_lens.progress import ClassProgress
-from refusal_lens.prompts.contrast import ContrastSet
-from refusal_lens.prompts.tokens import Tokens, check_control_tokens, tokenise
+from refusal_lens.prompts.contrast import ContrastSet, PromptSet
+from refusal_lens.prompts.tokens import Tokens, check_control_tokens, token_text, tokenise
 from refusal_lens.validation.thresholds import CONTRAST_GAP, FEW_REFUSED
 
 N_FINDING = 64
 """Prompts of each class that refusal tokens are found on."""
+
+N_TRIED = 32
+"""Prompts of each class that the length of answers is found on."""
 
 MIN_PROBABILITY = 0.02
 MIN_RATIO = 4.0
@@ -58,6 +69,8 @@ class Answer:
     answer: str
     outcome: Outcome
     refusal_score: float
+    by_length: tuple[Outcome, ...] = ()
+    """Cut off after each of the report's `lengths`; the last is `outcome`."""
 
     @property
     def is_refused(self) -> bool:
@@ -67,11 +80,15 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class RefusalReport:
-    """Answers of a contrast set, and the refusal tokens that the score was taken over."""
+    """Answers of a contrast set, and the refusal tokens that the score was taken over.
+
+    `lengths` are the numbers of tokens that answers were judged at, the whole last.
+    """
 
     answers: tuple[Answer, ...]
     refusal_tokens: tuple[str, ...]
     refusal_ids: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     def count(self, is_harmful: bool, *outcomes: Outcome) -> int:
         """Count one class's prompts with these outcomes."""
@@ -120,6 +137,19 @@ class RefusalReport:
             return "contrast"
         is_some = low > 0 or any(low > FEW_REFUSED for low, _ in ends)
         return "partial" if is_some else "unclear"
+
+    @property
+    def settled_at(self) -> int | None:
+        """Tokens after which refusal and evasion moved no more; None where they still did."""
+        return settled_at(*self._by_length())
+
+    def length_table(self) -> pd.DataFrame:
+        """Return refusal and evasion by length of answer, see `answer_lengths.length_table`."""
+        return length_table(*self._by_length())
+
+    def _by_length(self) -> tuple[list[tuple[Outcome, ...]], list[bool], tuple[int, ...]]:
+        outcomes = [answer.by_length for answer in self.answers]
+        return outcomes, [answer.is_harmful for answer in self.answers], self.lengths
 
     @property
     def is_told_apart(self) -> bool:
@@ -209,33 +239,82 @@ def measure_refusal(
             n_harmful = sum(prompts.is_harmful[row] for row in rows)
             progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
 
-        ids = answer_ids(model, tokens, settings.n_new_tokens, hooks, on_batch=score)
-    answered = list(zip(write_out(model, ids), scores, strict=True))
-    return _choose_report(_reports(tokenizer_of(model), prompts, answered, judge, choices))
+        n_new_tokens = settings.n_new_tokens
+        if n_new_tokens == "auto":
+            n_new_tokens = find_length(model, tokens, prompts, judge, hooks)
+        ids = answer_ids(model, tokens, n_new_tokens, hooks, on_batch=score)
+    lengths = lengths_up_to(n_new_tokens)
+    outcomes = _judge_all(model, prompts, ids, judge, lengths)
+    answered = list(zip(write_out(model, ids), scores, outcomes, strict=True))
+    return _choose_report(_reports(tokenizer_of(model), prompts, answered, lengths, choices))
+
+
+def find_length(
+    model: Model,
+    tokens: Tokens,
+    prompts: ContrastSet,
+    judge: Judge,
+    hooks: Sequence[Hook] = (),
+) -> int:
+    """Return how long answers have to be for refusal and evasion to stop moving.
+
+    Tried on the first `N_TRIED` prompts of each class, at the longest of the lengths, which is also
+    what is returned where the rates still move there.
+    """
+    # A short context may leave less room behind the longest prompt.
+    room = (getattr(model.cfg, "n_ctx", None) or math.inf) - max(tokens.lengths)
+    longest = max(1, int(min(LENGTHS[-1], room)))
+    tried = ContrastSet(
+        *(
+            PromptSet(side.name, side.prompts[:N_TRIED])
+            for side in (prompts.harmful, prompts.harmless)
+        )
+    )
+    n_harmful = len(prompts.harmful)
+    rows = [*range(len(tried.harmful)), *(n_harmful + i for i in range(len(tried.harmless)))]
+    ids = answer_ids(model, tokens.select(rows), longest, hooks)
+    lengths = lengths_up_to(longest)
+    outcomes = _judge_all(model, tried, ids, judge, lengths)
+    return settled_at(outcomes, tried.is_harmful, lengths) or longest
+
+
+def _judge_all(
+    model: Model,
+    prompts: ContrastSet,
+    ids: Sequence[Sequence[int]],
+    judge: Judge,
+    lengths: Sequence[int],
+) -> list[tuple[Outcome, ...]]:
+    """Judge every answer, cut off at every length."""
+    return [
+        judge_by_length(
+            lambda text, asked=prompt.text: decide(judge, asked, text),
+            lambda part: write_out(model, [part])[0],
+            answer,
+            lengths,
+        )
+        for prompt, answer in zip(prompts.prompts, ids, strict=True)
+    ]
 
 
 def _reports(
     tokenizer: Any,
     prompts: ContrastSet,
-    answered: Sequence[tuple[str, list[float]]],
-    judge: Judge,
+    answered: Sequence[tuple[str, list[float], tuple[Outcome, ...]]],
+    lengths: tuple[int, ...],
     choices: Sequence[tuple[int, ...]],
 ) -> list[RefusalReport]:
     """Make one report for each choice of refusal tokens; answers and verdicts are the same."""
-    outcomes: list[Outcome] = [
-        decide(judge, prompt.text, text)
-        for prompt, (text, _) in zip(prompts.prompts, answered, strict=True)
-    ]
     reports = []
     for choice, ids in enumerate(choices):
         answers = [
-            Answer(p.id, p.category, is_harmful, p.text, text, outcome, scores[choice])
-            for p, is_harmful, (text, scores), outcome in zip(
-                prompts.prompts, prompts.is_harmful, answered, outcomes, strict=True
+            Answer(p.id, p.category, is_harmful, p.text, text, by[-1], scores[choice], by)
+            for p, is_harmful, (text, scores, by) in zip(
+                prompts.prompts, prompts.is_harmful, answered, strict=True
             )
         ]
-        words = tuple(tokenizer.decode([i]) for i in ids)
-        reports.append(RefusalReport(tuple(answers), words, ids))
+        words = tuple(token_text(tokenizer, i) for i in ids)
+        reports.append(RefusalReport(tuple(answers), words, ids, lengths))
     return reports
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from refusal_lens.experiments.judges import wilson_interval
 from refusal_lens.experiments.refusal import RefusalReport, State
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
+from refusal_lens.validation.thresholds import FOLLOWED, MOVED
 
 N_NAMED = 3
 MIN_OF_CATEGORY = 5
@@ -56,6 +57,47 @@ def describe_state(report: RefusalReport) -> StateWords:
     )
     sentence = words.sentence.format(rates=f"{rates} prompts", most=_most_refused(report))
     return StateWords(f"{sentence}{_others(report)}", words.remedy)
+
+
+def describe_lengths(report: RefusalReport) -> StateWords:
+    """Say at which length of answer refusal and evasion stopped moving, or that they had not."""
+    if len(report.lengths) < 2:
+        return StateWords("", "")
+    settled, last = report.settled_at, report.lengths[-1]
+    if settled is not None:
+        return StateWords(
+            f"Refusal and evasion stand still from {settled} tokens of the answer on (judged at "
+            f"{', '.join(map(str, report.lengths))}).",
+            "",
+        )
+    return StateWords(
+        f"Answers are cut off too early: between {report.lengths[-2]} and {last} tokens a rate of "
+        f"refusal or evasion still moved by more than {MOVED:.0%}.",
+        f"Set refusal.n_new_tokens to {2 * last}, or to auto, and measure again.",
+    )
+
+
+def describe_score(report: RefusalReport) -> str:
+    """Say whether the refusal score follows the judge, and from where on it speaks of refusal."""
+    scores = [answer.refusal_score for answer in report.answers]
+    sign = "negative" if max(scores) < 0 else "positive" if min(scores) > 0 else ""
+    alike = f" All {len(scores)} scores are {sign}." if sign else ""
+    judged = [answer for answer in report.answers if answer.outcome != "unjudged"]
+    if len({answer.is_refused for answer in judged}) < 2:
+        return f"Whether the refusal score follows the judge cannot be seen here.{alike}"
+    threshold, youden = report.score_threshold
+    if youden < FOLLOWED:
+        return (
+            f"The refusal score does not follow the judge (Youden index {youden:.2f}, at least "
+            f"{FOLLOWED:g} would): it says little of refusal here.{alike}"
+        )
+    above = [answer.is_refused for answer in judged if answer.refusal_score >= threshold]
+    n_refused = sum(answer.is_refused for answer in judged)
+    return (
+        f"The refusal score follows the judge: {sum(above)} of {n_refused} refusals and "
+        f"{len(above) - sum(above)} of {len(judged) - n_refused} other answers score "
+        f"{threshold:+.2f} or more.{alike}"
+    )
 
 
 def rate_with_interval(report: RefusalReport, is_harmful: bool) -> str:

@@ -19,7 +19,7 @@ from refusal_lens.experiments.attribution import only_hooked
 from refusal_lens.models.backends import HookedTransformer, Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points, stop_layer
 from refusal_lens.prompts.contrast import Prompt
-from refusal_lens.prompts.tokens import check_control_tokens, tokenise
+from refusal_lens.prompts.tokens import check_control_tokens, token_text, tokenise
 
 VOCABULARY_CHUNK = 16_384
 """Columns of the unembedding that are held in float32 at a time."""
@@ -210,4 +210,4 @@ def _streams(
 
 
 def _decode_each(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    return tuple(tokenizer.decode([token_id]) for token_id in ids)
+    return tuple(token_text(tokenizer, token_id) for token_id in ids)

@@ -5,6 +5,7 @@ and `distributions`, the rest as tables of a run.
 """
 
 from refusal_lens.plots.attribution import head_attribution, prompt_tokens, unembedding
+from refusal_lens.plots.behaviour import quadrants, refusal_by_length, side_effects
 from refusal_lens.plots.breakdown import category_breakdown, misread_prompts
 from refusal_lens.plots.causal import causal_scores, dose_response
 from refusal_lens.plots.choices import confounds, method_comparison, nested_choice
@@ -50,7 +51,10 @@ __all__ = [
     "place_heatmap",
     "projection_histogram",
     "prompt_tokens",
+    "quadrants",
+    "refusal_by_length",
     "ridgeline",
+    "side_effects",
     "stability",
     "transfer_matrix",
     "unembedding",

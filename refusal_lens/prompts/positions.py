@@ -21,6 +21,14 @@ Sinks = Literal["left_out", "kept"]
 MEANS = ("mean", "instruction_mean")
 """Positions that average over tokens."""
 
+INSTRUCTION_LAST = "instruction_last"
+"""The last token of the user's own text, before the template's tail: what has been read of the
+request, where the model has not yet turned to its answer.
+
+Source:
+    Zhao et al. 2025, arXiv 2507.11878: harmfulness is read there, refusal at the tail's tokens.
+"""
+
 SINK_RATIO = 10.0
 """A token whose norm is above this many times its prompt's median is a sink: in the middle
 layers of SmolLM2-135M, Qwen2.5-Coder-0.5B and Gemma-3-270m the first token lies at 145, 110 and 14
@@ -41,13 +49,16 @@ class PositionRead:
 def normalise_position(position: str) -> str:
     """Check one position's spelling; `-1` is `last`."""
     position = str(position)
-    if position in ("last", *MEANS):
+    if position in ("last", INSTRUCTION_LAST, *MEANS):
+        return position
+    if re.fullmatch(r"0|[1-9]\d*", position):
         return position
     if re.fullmatch(r"-[1-9]\d*", position):
         return "last" if position == "-1" else position
     raise RefusalLensError(
-        f"There is no position {position!r}. Use last, mean, instruction_mean, or -k for the k-th "
-        "token from the end (-2, -3, ...)."
+        f"There is no position {position!r}. Use last, mean, instruction_mean, instruction_last, "
+        "-k for the k-th token from the end (-2, -3, ...), or k for a token of the template's tail "
+        "(0 is the first one behind the user's text)."
     )
 
 
@@ -66,6 +77,9 @@ def token_span(position: str, length: int, instruction: tuple[int, ...]) -> tupl
     if position == "instruction_mean":
         first, stop = instruction
         return first, stop
+    if position == INSTRUCTION_LAST or position.isdecimal():
+        first = instruction[1] + (-1 if position == INSTRUCTION_LAST else int(position))
+        return first, first + 1
     first = length - (1 if position == "last" else -int(position))
     return first, first + 1
 
@@ -83,10 +97,16 @@ def check_positions(tokens: Tokens, positions: Sequence[str], n_ctx: int | None)
             )
         for position in positions:
             first, stop = token_span(position, length, span)
-            if stop <= first:
+            is_of_text = position in ("instruction_mean", INSTRUCTION_LAST)
+            if stop <= first or (is_of_text and span[1] <= span[0]):
                 raise RefusalLensError(
                     f"Position {position} has no tokens in prompt {prompt_id}: its text vanishes "
                     "in the chat template. Take the prompt out."
+                )
+            if stop > length:
+                raise RefusalLensError(
+                    f"Position {position} is outside prompt {prompt_id}: its template's tail has "
+                    f"{length - span[1]} tokens behind the user's text. Use a smaller one."
                 )
 
 

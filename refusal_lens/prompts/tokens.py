@@ -4,6 +4,7 @@ Knows chat templates, BOS and where the user's own text lies among the tokens. D
 models beyond their tokenizer.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,30 @@ class Ragged(Sequence[tuple[int, ...]]):
     def select(self, rows: Iterable[int]) -> "Ragged":
         """Return some of the rows, in the order asked for."""
         return Ragged.of(self.array(row) for row in rows)
+
+
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """Write a single token out; part of a character as its bytes.
+
+    Byte-level vocabularies cut what is rare, as most of what is not Latin, within characters: such
+    a token decodes to a replacement character, which says nothing.
+
+    Example:
+        >>> token_text(tiny_model.tokenizer, tiny_model.tokenizer.convert_tokens_to_ids("ç"))
+        '⟨e7⟩'
+    """
+    text = tokenizer.decode([token_id])
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        return text
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    name = str(tokenizer.convert_ids_to_tokens(token_id))
+    if found := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", name):
+        return f"⟨{found[1].lower()}⟩"
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    if not all(letter in byte_of for letter in name):
+        return name
+    return f"⟨{' '.join(f'{byte_of[letter]:02x}' for letter in name)}⟩"
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,6 +146,21 @@ TABLES = {
     "categories": _Told("Categories", "The best direction, category by category.", _of_best),
     "misread": _Told("Misread prompts", "Prompts on the wrong side at the best place.", _misread),
     "transfer": _Told("Transfer", "Fitted on one set of prompts, tested on another.", _of_best),
+    "behaviour": _Told(
+        "Harmful and refused", "What the prompts are, and what the model did with them."
+    ),
+    "two_directions": _Told(
+        "Directions of harm and of refusal",
+        "Each fitted with the other label held fixed, with the cosine of both (of disjoint halves "
+        "of the prompts), the most that noise would leave of one and the same direction, and each "
+        "one's held-out AUROC for its own label and for the other's.",
+    ),
+    "judge_confusion": _Told("The judge beside people", "Answers read, by what the judge said."),
+    "corrected_rates": _Told(
+        "Rates corrected for the judge's errors",
+        "As they would be if a person had read every answer, with 95 % intervals.",
+    ),
+    "judge_agreement": _Told("The judge beside another", "How often both say the same."),
     "causal_scores": _Told(
         "Causal scores",
         "What ablating and adding each direction does to the refusal score and to the rest (KL).",

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from refusal_lens.experiments.refusal import RefusalReport
-from refusal_lens.experiments.refusal_states import describe_state
+from refusal_lens.experiments.refusal_states import describe_lengths, describe_state
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE, ContrastSet, either
 from refusal_lens.runs.decision import Chance, Decision, decide, read_chance
 from refusal_lens.runs.folder import RunFolder
@@ -394,8 +394,8 @@ def _diagnose_chance(decision: Decision) -> list[Finding]:
 
 
 def _diagnose_refusal(refusal: RefusalReport) -> list[Finding]:
-    words = describe_state(refusal)
-    return [Finding(words.sentence, words.remedy)] if words.remedy else []
+    told = (describe_state(refusal), describe_lengths(refusal))
+    return [Finding(words.sentence, words.remedy) for words in told if words.remedy]
 
 
 def _diagnose_offset(separation: Separation) -> list[Finding]:

@@ -254,6 +254,7 @@ def _learning_curve(run_folder: RunFolder, template: str) -> go.Figure:
 
 _LAYERS, _PROMPTS = "Layers and activations", "Prompts"
 _TRUST, _VECTOR = "How far to trust the direction", "The vector itself"
+_DOES = "What the model does"
 _WRITERS = "What writes and reads the direction"
 
 _FIT = ("separation.csv", "provenance.json")
@@ -396,6 +397,23 @@ FIGURES: dict[str, Figure] = {
         "What clipping the direction's largest components does to it.",
         folded=_VECTOR,
     ),
+    "refusal_by_length": Figure(
+        _whole_table("refusal_by_length", plots.refusal_by_length),
+        ("tables/refusal_by_length.csv",),
+        "refusal-rate",
+        "Refusal by length of answer",
+        "Refusal and evasion where the same answers are cut off after so many tokens.",
+        folded=_DOES,
+    ),
+    "quadrants": Figure(
+        _whole_table("quadrants", plots.quadrants),
+        ("tables/quadrants.csv",),
+        "fit",
+        "Harmful and refused",
+        "Every prompt between the direction of harm and that of refusal, each fitted with the "
+        "other label held fixed, and without the prompt's own fold.",
+        folded=_DOES,
+    ),
     "causal_scores": Figure(
         _causal_scores,
         ("tables/causal_scores.csv", "provenance.json"),
@@ -409,6 +427,15 @@ FIGURES: dict[str, Figure] = {
         "ablate",
         "Dose and response",
         "Refusal over the strength of the intervention, beside random and permuted directions.",
+    ),
+    "side_effects": Figure(
+        _whole_table("side_effects", plots.side_effects),
+        ("tables/side_effects.csv",),
+        "ablate",
+        "Effect against cost",
+        "What each strength does to refusal against how much it changes answers that should stay "
+        "as they are, beside random directions.",
+        folded=_DOES,
     ),
     "head_attribution": Figure(
         _table_at_best("attribution", plots.head_attribution),

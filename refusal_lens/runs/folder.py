@@ -225,6 +225,7 @@ class RunFolder:
             },
             "refusal_tokens": report.refusal_tokens,
             "refusal_ids": report.refusal_ids,
+            "lengths": report.lengths,
             "answers": [asdict(answer) for answer in report.answers],
         }
         self._write_json(self.refusal_path, content)
@@ -235,9 +236,12 @@ class RunFolder:
             return None
         with self._reading(self.refusal_path.name) as path:
             content = json.loads(path.read_text(encoding="utf-8"))
-            answers = tuple(Answer(**answer) for answer in content["answers"])
-            ids = tuple(content.get("refusal_ids", ()))
-            return RefusalReport(answers, tuple(content["refusal_tokens"]), ids)
+            answers = tuple(
+                Answer(**{**answer, "by_length": tuple(answer.get("by_length", ()))})
+                for answer in content["answers"]
+            )
+            ids, lengths = (tuple(content.get(key, ())) for key in ("refusal_ids", "lengths"))
+            return RefusalReport(answers, tuple(content["refusal_tokens"]), ids, lengths)
 
     def write_directions(self, directions: Directions) -> None:
         """Write all directions, raw, with what they are in the file's header."""

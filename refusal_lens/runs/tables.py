@@ -12,7 +12,9 @@ import pandas as pd
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import Directions
+from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.validation.behaviour import Behaviour, quadrants, two_directions
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.categories import category_table, misread_table, transfer_table
 from refusal_lens.validation.confounds import (
@@ -68,6 +70,25 @@ def compute_tables(fitted: Fitted) -> dict[str, pd.DataFrame]:
         tables |= _tables_at_best(fitted, fitted.best)
         cosines += _cosines_at_best(fitted, fitted.best)
     tables["cosines"] = pd.concat(cosines, ignore_index=True)
+    return tables
+
+
+def behaviour_tables(
+    activations: Activations, refusal: RefusalReport, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Compute what the answers say beside the labels, from stored activations.
+
+    `behaviour` is the two by two of harmful and refused; where both can be told apart,
+    `two_directions` has a row for each place, and `quadrants` one for each prompt.
+    """
+    outcomes = [answer.outcome for answer in refusal.answers]
+    behaviour = Behaviour.of(activations.is_harmful, outcomes)
+    tables = {"behaviour": behaviour.to_frame()}
+    found = two_directions(activations, behaviour, seed)
+    if found is not None:
+        tables["two_directions"] = found.to_frame()
+        ids = [answer.prompt_id for answer in refusal.answers]
+        tables["quadrants"] = quadrants(found, ids, outcomes)
     return tables
 
 

@@ -17,6 +17,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.answer_lengths import LENGTHS
 from refusal_lens.experiments.answers import answer_ids, write_out
 from refusal_lens.experiments.arms import ADDITION, Arm, intervention_of, removal_of
 from refusal_lens.experiments.candidates import (
@@ -106,7 +107,7 @@ def ablate_stage(
     parts = deal_parts(activations, seed)
     fitted = fit_candidates(activations, parts, clip_quantile=clip_quantile)
     candidate = _pick(fitted, _place(request.direction, run_folder, model, console))
-    plan = _plan(config, request)
+    plan = _plan(config, request, refusal)
     answered = dose_response(
         model,
         [(prompts.prompts[i], prompts.is_harmful[i]) for i in take_prompts(prompts, parts, TEST)],
@@ -146,9 +147,10 @@ def chat_stage(config: Config, run_folder: RunFolder, console: Console, request:
         f"{arm.strength:g}. One prompt a line; Ctrl-D ends.",
         soft_wrap=True,
     )
+    n_new_tokens = _n_new_tokens(config, run_folder.read_refusal())
     for text in _typed(console):
         try:
-            plain, intervened = _answer_typed(config, model, text, arm)
+            plain, intervened = _answer_typed(config, model, text, arm, n_new_tokens)
         except RefusalLensError as error:
             # One prompt that cannot be read ends no conversation.
             terminal.show_fault(console, error)
@@ -156,14 +158,15 @@ def chat_stage(config: Config, run_folder: RunFolder, console: Console, request:
             terminal.show_answers(console, plain, intervened)
 
 
-def _answer_typed(config: Config, model: Model, text: str, arm: Arm) -> tuple[str, str]:
+def _answer_typed(
+    config: Config, model: Model, text: str, arm: Arm, n_new_tokens: int
+) -> tuple[str, str]:
     """Answer one prompt plainly and under the intervention."""
     prompts = PromptSet.from_texts("typed", [text]).prompts
     tokens = tokenise(tokenizer_of(model), prompts, config.prompts.system_prompt)
     check_control_tokens(tokenizer_of(model), prompts, tokens)
     plain, intervened = (
-        write_out(model, answer_ids(model, tokens, config.refusal.n_new_tokens, each))[0]
-        for each in ((), arm)
+        write_out(model, answer_ids(model, tokens, n_new_tokens, each))[0] for each in ((), arm)
     )
     return plain, intervened
 
@@ -256,14 +259,22 @@ def _pick(candidates: Sequence[Candidate], place: tuple[str, str]) -> Candidate:
     )
 
 
-def _plan(config: Config, request: Request) -> Plan:
+def _n_new_tokens(config: Config, refusal: RefusalReport | None) -> int:
+    """Return how long answers are; where that was left to be found, as it was found."""
+    asked = config.refusal.n_new_tokens
+    if asked != "auto":
+        return asked
+    return refusal.lengths[-1] if refusal is not None and refusal.lengths else LENGTHS[-1]
+
+
+def _plan(config: Config, request: Request, refusal: RefusalReport) -> Plan:
     plan = Plan(
         interventions=request.interventions
         or (removal_of(config.causal.intervention).name, ADDITION),
         strengths=tuple(config.dose.strengths),
         coefficients=tuple(config.dose.coefficients),
         n_controls=config.dose.n_controls,
-        n_new_tokens=config.refusal.n_new_tokens,
+        n_new_tokens=_n_new_tokens(config, refusal),
         n_answer_tokens=config.causal.n_answer_tokens,
         seed=config.validation.seed,
     )

@@ -22,7 +22,7 @@ from refusal_lens.prompts.groups import find_groups
 from refusal_lens.report.answer import answer
 from refusal_lens.report.evidence import gather
 from refusal_lens.runs.folder import RunFolder
-from refusal_lens.runs.tables import Fitted, compute_tables
+from refusal_lens.runs.tables import Fitted, behaviour_tables, compute_tables
 from refusal_lens.stages import terminal
 from refusal_lens.validation.best_place import Choice, layers_beside
 from refusal_lens.validation.confounds import compare_texts
@@ -83,14 +83,13 @@ def fit_stage(
     shown = layers_beside(separation, best)
     terminal.show_layers(console, shown, best, p_values, is_wide=is_wide)
     terminal.show_best(console, separation, best, evidence.chance.detectable)
+    if is_wide:
+        tables = (run_folder.read_table(name) for name in ("two_directions", "quadrants"))
+        terminal.show_two_directions(console, *tables)
     told = evidence.diagnosis
     terminal.show_checklist(console, told.checks, told.findings)
-    return [
-        run_folder.path / "directions.safetensors",
-        run_folder.direction_path,
-        run_folder.separation_path,
-        run_folder.path / "tables",
-    ]
+    names = ("directions.safetensors", "refusal_direction.pt", "separation.csv", "tables")
+    return [run_folder.path / name for name in names]
 
 
 def _write(
@@ -144,6 +143,11 @@ def _tabulate(run_folder: RunFolder, fitted: Fitted) -> None:
     tables |= {"near_duplicates": likeness.pairs, "likeness": likeness.to_frame()}
     for name, table in tables.items():
         run_folder.write_table(name, table)
+    refusal = run_folder.read_refusal()
+    if refusal is not None:
+        seed = fitted.config.validation.seed
+        for name, table in behaviour_tables(fitted.activations, refusal, seed).items():
+            run_folder.write_table(name, table)
 
 
 def with_record(

@@ -177,6 +177,7 @@ def measure_and_store(
     system_prompt = config.prompts.system_prompt
     report = measure_refusal(model, prompts, config.refusal, system_prompt=system_prompt)
     run_folder.write_refusal(report)
+    run_folder.write_table("refusal_by_length", report.length_table())
     return report
 
 

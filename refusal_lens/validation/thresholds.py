@@ -57,6 +57,10 @@ CONTRAST_GAP = 0.5
 """Harmful prompts are refused this much more often than harmless ones, at the least, where the
 labels are as good as the model's own."""
 
+MOVED = 0.02
+"""A rate of refusal or evasion that differs by more than this from the one of whole answers has
+moved: the answers were cut off too early to be judged."""
+
 SATURATED = 0.9
 """Below this refusal rate of harmful prompts, those it answers dilute the direction."""
 

@@ -254,13 +254,14 @@ def test_prompt_longer_than_the_context_is_named(model, prompts):
         collect(model, long, show_progress=False)
 
 
-@pytest.mark.parametrize("position", ["first", "0", "-0", "3", "--2"])
+@pytest.mark.parametrize("position", ["first", "-0", "--2", "03", "+1"])
 def test_positions_that_do_not_exist(position):
     with pytest.raises(RefusalLensError) as caught:
         normalise_positions([position])
     assert str(caught.value) == (
-        f"There is no position {position!r}. Use last, mean, instruction_mean, or -k for the k-th "
-        "token from the end (-2, -3, ...)."
+        f"There is no position {position!r}. Use last, mean, instruction_mean, instruction_last, "
+        "-k for the k-th token from the end (-2, -3, ...), or k for a token of the template's tail "
+        "(0 is the first one behind the user's text)."
     )
 
 

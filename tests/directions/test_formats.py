@@ -200,7 +200,7 @@ def test_one_direction_is_written_with_its_metadata(tmp_path):
     [
         (
             ("mean", "last"),
-            "Position mean has no home in refusal_direction, which reads single tokens. Take last, "
+            "Position mean has no home in refusal_direction, which counts from the end. Take last, "
             "-2, ...",
         ),
         (

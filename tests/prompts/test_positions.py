@@ -1,10 +1,19 @@
-"""Means leave attention sinks out, in closed form."""
+"""Where positions lie, and means without attention sinks, in closed form."""
 
 import pytest
 import torch
+from conftest import make_tokenizer
 
-from refusal_lens.prompts.positions import find_sinks, make_pool
-from refusal_lens.prompts.tokens import Tokens
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.prompts.positions import (
+    check_positions,
+    find_sinks,
+    make_pool,
+    positions_read,
+    token_span,
+)
+from refusal_lens.prompts.tokens import Tokens, tokenise
 
 # Three prompts of 5, 3 and 1 tokens, one value a token; what is padding may be anything.
 TOKENS = Tokens.of(["a", "b", "c"], [(1, 2, 3, 4, 5), (1, 6, 7), (1,)], [(1, 4), (1, 2), (0, 1)])
@@ -54,3 +63,25 @@ def test_norm_that_is_not_finite_shows_in_the_mean():
     values = torch.tensor([[1.0, 2.0, torch.inf]])[..., None]
     tokens = Tokens.of(["a"], [(1, 2, 3)], [(0, 3)])
     assert make_pool(tokens, ["mean"])(values).values.isinf().all()
+
+
+def test_the_last_token_of_the_request_and_the_templates_tail_by_name():
+    tokenizer = make_tokenizer()
+    tokens = tokenise(tokenizer, [Prompt("p-1", "wash a car", "")])
+    read = positions_read(tokenizer, tokens, ["instruction_last", "0", "1"])
+    assert [row.tokens for row in read] == [" car", "<|im_end|>", "\n"]
+    length, span = tokens.lengths[0], tokens.instruction_spans[0]
+    # The tail's last token is the prompt's.
+    assert token_span(str(length - span[1] - 1), length, span) == (length - 1, length)
+
+
+@pytest.mark.parametrize(
+    ("position", "span", "message"),
+    [
+        ("1", (1, 2), "its template's tail has 1 tokens"),
+        ("instruction_last", (0, 0), "Position instruction_last has no tokens in prompt a"),
+    ],
+)
+def test_a_position_that_a_prompt_has_not_is_refused_by_name(position, span, message):
+    with pytest.raises(RefusalLensError, match=message):
+        check_positions(Tokens.of(["a"], [(1, 2, 3)], [span]), [position], None)

@@ -7,7 +7,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts import tokens as tokens_module
 from refusal_lens.prompts.chat_format import ChatFormat, render, set_chat_format
 from refusal_lens.prompts.contrast import Prompt
-from refusal_lens.prompts.tokens import Ragged, Tokens, check_control_tokens, tokenise
+from refusal_lens.prompts.tokens import Ragged, Tokens, check_control_tokens, token_text, tokenise
 
 PROMPTS = [
     Prompt("p-1", "How do I wash a car?", ""),
@@ -224,3 +224,13 @@ def test_start_of_the_answer_is_part_of_the_prompt_and_not_of_the_instruction():
     assert tokenizer.decode(tokens.ids[2]).endswith("wash<|im_end|>\n<|im_start|>assistant\nSure")
     first, stop = tokens.instruction_spans[2]
     assert tokenizer.decode(tokens.ids[2][first:stop]) == "wash"
+
+
+def test_part_of_a_character_is_written_as_its_bytes():
+    tokenizer = make_tokenizer()
+    ids = tokenizer("ç", add_special_tokens=False)["input_ids"]
+    assert [token_text(tokenizer, i) for i in ids] == ["⟨c3⟩", "⟨a7⟩"]
+    # Before: two broken characters, and nobody could tell one from the other.
+    assert [tokenizer.decode([i]) for i in ids] == ["\N{REPLACEMENT CHARACTER}"] * 2
+    whole = tokenizer("car", add_special_tokens=False)["input_ids"]
+    assert "".join(token_text(tokenizer, i) for i in whole) == "car"

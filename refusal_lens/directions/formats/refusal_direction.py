@@ -126,9 +126,9 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
 
 def _token(position: str) -> int:
     """Return a position as an index from the end."""
-    if position.endswith("mean"):
+    if position != "last" and not position.startswith("-"):
         raise RefusalLensError(
-            f"Position {position} has no home in refusal_direction, which reads single tokens. "
+            f"Position {position} has no home in refusal_direction, which counts from the end. "
             "Take last, -2, ..."
         )
     return -1 if position == "last" else int(position)

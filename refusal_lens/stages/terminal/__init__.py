@@ -16,7 +16,7 @@ from refusal_lens.stages.terminal.experiments import (
     show_fault,
     show_interventions,
 )
-from refusal_lens.stages.terminal.judging import show_labels, show_two_judges
+from refusal_lens.stages.terminal.judging import show_labels, show_two_directions, show_two_judges
 from refusal_lens.stages.terminal.prompts import (
     show_groups,
     show_outlook,
@@ -56,6 +56,9 @@ __all__ = [
     "show_refusal",
     "show_replies",
     "show_report",
+    "show_separation",
+    "show_stability",
+    "show_two_directions",
     "show_two_judges",
     "show_unembedding",
 ]

@@ -1,4 +1,4 @@
-"""Prints how far a judge can be believed: beside people, and beside another judge.
+"""Prints judged answers: beside people, beside another judge, beside what the prompts are.
 
 Tested in tests/stages/test_judging.py.
 """
@@ -65,6 +65,28 @@ def show_two_judges(console: Console, table: pd.DataFrame, judge: str) -> None:
             f"{row['refused_other']:.1%}",
         )
     console.print(shown)
+
+
+def show_two_directions(
+    console: Console, places: pd.DataFrame | None, prompts: pd.DataFrame | None
+) -> None:
+    """Print how far harm and refusal are one direction, where refusal is read best, if anywhere."""
+    if places is None or prompts is None:
+        return
+    first = prompts.iloc[0]
+    at = {name: first[f"refusal_{name}"] for name in ("hook_point", "position")}
+    row = rows_where(places, **at).iloc[0]
+    console.print(
+        f"Harm and refusal, each with the other held fixed, at {at['hook_point']}, "
+        f"{at['position']}: cosine {row['cosine']:.2f} (noise alone would leave "
+        f"{row['ceiling']:.2f} of one and the same). Held-out AUROC of the harm direction "
+        f"{row['harm_auroc']:.2f} for harm, {row['harm_tells_refusal']:.2f} for refusal; of the "
+        f"refusal direction {row['refusal_auroc']:.2f} for refusal, "
+        f"{row['refusal_tells_harm']:.2f} for harm.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _class_of(is_harmful: bool) -> str:

@@ -13,7 +13,11 @@ from rich.table import Table
 from torch import Tensor
 
 from refusal_lens.experiments.refusal import RefusalReport
-from refusal_lens.experiments.refusal_states import describe_state
+from refusal_lens.experiments.refusal_states import (
+    describe_lengths,
+    describe_score,
+    describe_state,
+)
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import FACTORS, Groups, n_groups
@@ -205,6 +209,10 @@ def show_refusal(console: Console, report: RefusalReport, *, is_wide: bool = Fal
     words = describe_state(report)
     style = "bold red" if words.remedy else ""
     console.print(f"{words.sentence} {words.remedy}".strip(), style=style, markup=False)
+    lengths = describe_lengths(report)
+    if is_wide or lengths.remedy:
+        style = "bold red" if lengths.remedy else None
+        console.print(f"{lengths.sentence} {lengths.remedy}".strip(), style=style, markup=False)
     if not is_wide:
         return
     table = Table(title="Does the model refuse?", title_justify="left")
@@ -216,10 +224,8 @@ def show_refusal(console: Console, report: RefusalReport, *, is_wide: bool = Fal
         others = (f"{report.rate(is_harmful, outcome):.1%}" for outcome in ("evaded", "broken"))
         table.add_row(name, f"{rate:.1%} ({low:.1%}-{high:.1%})", *others, f"{score:+.2f}")
     console.print(table)
-    agreement = report.agreement
-    kappa = "" if agreement.kappa != agreement.kappa else f" (kappa {agreement.kappa:.2f})"
     console.print(
-        f"Sign of the score and judge agree on {agreement.share:.1%} of the answers{kappa}. "
-        f"Refusal tokens: {', '.join(repr(token) for token in report.refusal_tokens)}.",
+        f"{describe_score(report)} Refusal tokens: "
+        f"{', '.join(repr(token) for token in report.refusal_tokens)}.",
         markup=False,
     )

@@ -1,0 +1,191 @@
+"""What the model does: prompts between harm and refusal, rates over lengths, effect against cost.
+
+Knows how outcomes look. Their numbers come as tables.
+"""
+
+import math
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from refusal_lens.experiments.arms import intervention_of
+from refusal_lens.plots.style import (
+    CLASSES,
+    LINE_COLOURS,
+    NEUTRAL_COLOUR,
+    LineLook,
+    band,
+    dress,
+    faded,
+    line,
+    line_looks,
+)
+from refusal_lens.plots.tables import groups
+from refusal_lens.plots.text import escape, place_name
+from refusal_lens.validation.frames import rows_that, rows_where
+
+_COLOURS = {each.name: each.colour for each in CLASSES} | {"borderline": LINE_COLOURS[1]}
+_SYMBOLS = {
+    "refused": "diamond",
+    "answered": "circle-open",
+    "evaded": "triangle-up-open",
+    "broken": "x-thin-open",
+    "unjudged": "cross-thin-open",
+}
+_CORNERS = (
+    (1, 1, "harmful and refused"),
+    (0, 1, "refused, not harmful"),
+    (0, 0, "neither"),
+    (1, 0, "harmful, not refused"),
+)
+"""Of the quadrants: right or left, upper or lower, and what the axes call what lies there."""
+
+
+def quadrants(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw every prompt between the direction of harm and that of refusal, by outcome.
+
+    Colour is the class, shape the outcome; filled diamonds were refused.
+
+    Args:
+        table: `quadrants`.
+        template: Name of a plotly template.
+
+    Source:
+        Zhao et al. 2025, arXiv 2507.11878, figure 1.
+    """
+    figure = go.Figure()
+    for name, outcome, rows in groups(table, "class", "outcome"):
+        said = f"{name}, {outcome}"
+        figure.add_trace(
+            go.Scatter(
+                name=f"{said} ({len(rows)})",
+                x=_rounded(rows["harm"]),
+                y=_rounded(rows["refusal"]),
+                mode="markers",
+                marker={"color": _COLOURS[str(name)], "symbol": _SYMBOLS[str(outcome)], "size": 8},
+                text=[escape(str(prompt_id)) for prompt_id in rows["prompt_id"]],
+                hovertemplate=f"%{{text}}<br>{said}<br>harm %{{x}}, refusal %{{y}}<extra></extra>",
+            )
+        )
+    for axis in (figure.add_vline, figure.add_hline):
+        axis(0, line={"color": NEUTRAL_COLOUR, "width": 1, "dash": "dash"})
+    for x, y, said in _CORNERS:
+        place: dict[str, Any] = {"x": x, "y": y, "xref": "paper", "yref": "paper"}
+        anchors = {"xanchor": "right" if x else "left", "yanchor": "top" if y else "bottom"}
+        figure.add_annotation(
+            text=said,
+            showarrow=False,
+            font={"size": 11, "color": NEUTRAL_COLOUR},
+            **place,
+            **anchors,
+        )
+    first = table.iloc[0]
+    figure.update_xaxes(title_text=_axis("harm", first), zeroline=False)
+    figure.update_yaxes(title_text=_axis("refusal", first), zeroline=False)
+    said = "colour is the class; filled were refused"
+    title = "Harm and refusal"
+    return dress(figure, template, title, subtitle=said, height=640, margin_b=150)
+
+
+def _axis(name: str, row: pd.Series) -> str:
+    return f"{name}<br><sub>{place_name(row[f'{name}_hook_point'], row[f'{name}_position'])}</sub>"
+
+
+def _rounded(values: pd.Series) -> list[float]:
+    return [float(f"{value:.5g}") for value in values.tolist()]
+
+
+def refusal_by_length(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw refusal and evasion over the length at which answers are cut off.
+
+    Args:
+        table: `refusal_by_length`.
+        template: Name of a plotly template.
+    """
+    figure = go.Figure()
+    for style in CLASSES:
+        own = rows_where(table, is_harmful=style.is_harmful)
+        if own.empty:
+            continue
+        name = f"{style.name}, refused"
+        low, high = (own[f"refused_{end}"] * 100 for end in ("low", "high"))
+        looks = {"showlegend": False, "fillcolor": faded(style.colour, 0.2)}
+        figure.add_trace(band(own["n_tokens"], low, high, name=name, legendgroup=name, **looks))
+        for outcome, dash in (("refused", "solid"), ("evaded", "dot")):
+            said = f"{style.name}, {outcome}"
+            look = LineLook(style.colour, style.symbol, dash, is_hollow=outcome == "evaded")
+            hover = f"{said}<br>within %{{x}} tokens: %{{y:.1f}} %"
+            figure.add_trace(line(said, own["n_tokens"], own[outcome] * 100, look, hover))
+    settled = rows_that(table, table["is_settled"].astype(bool))
+    said = "still moving at the last length"
+    if not settled.empty:
+        first = min(int(n) for n in settled["n_tokens"])
+        figure.add_vline(first, line={"color": NEUTRAL_COLOUR, "width": 1, "dash": "dash"})
+        said = f"stands still from {first} tokens on"
+    lengths = sorted(int(n) for n in set(table["n_tokens"]))
+    figure.update_xaxes(
+        title_text="tokens of the answer that are judged", type="log", tickvals=lengths
+    )
+    figure.update_xaxes(range=[math.log10(lengths[0] * 0.9), math.log10(lengths[-1] * 1.1)])
+    figure.update_yaxes(title_text="answers (%)", range=[-4, 104])
+    title = "Refusal by length of answer"
+    return dress(figure, template, title, subtitle=said, height=460, margin_b=110)
+
+
+def side_effects(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+    """Draw what each strength does against what it costs, one panel for removal, one for addition.
+
+    The cost is the KL on the class that should stay as it is. Filled marks lie on the front: no
+    other strength does more at less cost.
+
+    Args:
+        table: `side_effects`.
+        template: Name of a plotly template.
+    """
+    effects = [e for e in ("removes", "adds") if e in {_effect(n) for n in table["intervention"]}]
+    titles = {"removes": "removal: harmful answered", "adds": "addition: harmless refused"}
+    figure = make_subplots(
+        rows=len(effects), shared_xaxes=True, subplot_titles=[titles[e] for e in effects],
+        vertical_spacing=0.1,
+    )  # fmt: skip
+    looks = dict(zip(dict.fromkeys(table["intervention"]), line_looks(), strict=False))
+    for row, effect in enumerate(effects, start=1):
+        own = rows_that(table, [_effect(name) == effect for name in table["intervention"]])
+        for intervention, direction, rows in groups(own, "intervention", "direction"):
+            rows = rows.sort_values("strength")
+            look = looks[str(intervention)]
+            is_fitted = direction == "fitted"
+            name = f"{intervention_of(str(intervention)).title}, {direction}"
+            hover = f"{name}<br>strength %{{customdata}}: %{{y:.1f}} % at a KL of %{{x:.3~g}} nats"
+            trace = line(
+                name,
+                rows["kl"],
+                rows["effect"] * 100,
+                look if is_fitted else LineLook(look.colour, look.symbol, "dot", 1.2, 6.0, True),
+                hover,
+                customdata=rows["strength"].tolist(),
+            )
+            if is_fitted:
+                on_front = rows["is_on_front"].astype(bool)
+                symbols = [look.symbol if front else f"{look.symbol}-open" for front in on_front]
+                trace.update(
+                    mode="lines+markers+text", textposition="bottom right", cliponaxis=False
+                )
+                trace.update(text=[f"{strength:g}" for strength in rows["strength"]])
+                trace.update(marker_symbol=symbols)
+            figure.add_trace(trace, row=row, col=1)
+    figure.update_annotations(font_size=13)
+    figure.update_yaxes(title_text="%", range=[-6, 108])
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_xaxes(title_text="KL on the class left alone (nats)", row=len(effects), col=1)
+    title = "What it does against what it costs"
+    said = "numbers are strengths; filled: none does more for less"
+    return dress(
+        figure, template, title, subtitle=said, height=160 + 270 * len(effects), margin_t=104
+    )
+
+
+def _effect(intervention: str) -> str:
+    return intervention_of(intervention).effect

@@ -1,0 +1,105 @@
+"""Harm and refusal told apart: planted directions come back, each for its own label."""
+
+import numpy as np
+import pytest
+import torch
+
+from refusal_lens.activations.pooled import Activations
+from refusal_lens.validation.behaviour import Behaviour, quadrants, two_directions
+
+HOOK_POINTS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
+
+
+def planted(angle: float, n: int = 400, seed: int = 0) -> tuple[Activations, list[str]]:
+    """Harm along the first axis, refusal at an angle to it; at the first layer only harm shows.
+
+    Three in four harmful prompts are refused and one in ten harmless; some are evaded.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    is_harmful = torch.arange(2 * n) < n
+    chance = torch.rand(2 * n, generator=generator)
+    is_refused = torch.where(is_harmful, chance < 0.75, chance < 0.1)
+    values = torch.randn(2 * n, 2, 1, 40, generator=generator)
+    values[..., 0] += 4 * is_harmful[:, None, None]
+    toward = torch.zeros(40)
+    toward[0], toward[1] = np.cos(angle), np.sin(angle)
+    values[:, 1, 0] += 4 * is_refused[:, None] * toward
+    outcomes = ["refused" if refused else "answered" for refused in is_refused.tolist()]
+    outcomes[::17] = ["evaded"] * len(outcomes[::17])
+    return Activations(values, is_harmful, HOOK_POINTS, ("last",)), outcomes
+
+
+def found_in(angle: float):
+    activations, outcomes = planted(angle)
+    return activations, two_directions(activations, Behaviour.of(activations.is_harmful, outcomes))
+
+
+def test_directions_are_the_least_squares_coefficients_of_both_labels():
+    activations, outcomes = planted(0.9)
+    behaviour = Behaviour.of(activations.is_harmful, outcomes)
+    known = behaviour.is_known.numpy()
+    labels = np.stack([behaviour.is_harmful, behaviour.is_refused, np.ones(len(known))], axis=1)
+    values = activations.values[:, 1, 0].double().numpy()
+    fitted = np.linalg.lstsq(labels[known].astype(float), values[known], rcond=None)[0]
+    for number, of_harm in enumerate((True, False)):
+        weights = behaviour.contrast(of_harm).numpy()
+        np.testing.assert_allclose(weights @ values, fitted[number], rtol=1e-9, atol=1e-9)
+
+
+def test_planted_directions_at_right_angles_come_back():
+    _, found = found_in(np.pi / 2)
+    harm, refusal = found.units[:, 1, 0]
+    assert harm[0] > 0.9
+    assert refusal[1] > 0.9
+    table = found.to_frame().set_index("layer")
+    assert abs(table.loc[1, "cosine"]) < 0.15
+    assert table.loc[1, "ceiling"] > 0.6
+    assert table.loc[1, "harm_auroc"] > 0.95
+    assert table.loc[1, "refusal_auroc"] > 0.95
+    # Neither says anything of the other's label, once its own is fixed.
+    assert table.loc[1, "harm_tells_refusal"] == pytest.approx(0.5, abs=0.15)
+    assert table.loc[1, "refusal_tells_harm"] == pytest.approx(0.5, abs=0.15)
+    # Before: the plain difference of refused and answered prompts points along harm as well.
+    activations, _ = planted(np.pi / 2)
+    both = found.behaviour
+    values = activations.values[:, 1, 0]
+    plain = values[both.is_known & both.is_refused].mean(0) - values[
+        both.is_known & ~both.is_refused
+    ].mean(0)
+    assert plain[0] / plain.norm() > 0.5
+
+
+def test_one_direction_for_both_reaches_the_ceiling():
+    table = found_in(0.0)[1].to_frame().set_index("layer")
+    assert table.loc[1, "cosine"] == pytest.approx(table.loc[1, "ceiling"], abs=0.05)
+
+
+def test_where_refusal_does_not_show_nothing_is_found():
+    table = found_in(np.pi / 2)[1].to_frame().set_index("layer")
+    assert table.loc[0, "refusal_auroc"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_labels_that_coincide_are_not_told_apart():
+    activations, _ = planted(1.0)
+    outcomes = ["refused" if harmful else "answered" for harmful in activations.is_harmful.tolist()]
+    behaviour = Behaviour.of(activations.is_harmful, outcomes)
+    assert two_directions(activations, behaviour) is None
+    assert behaviour.to_frame()["refused"].tolist() == [400, 0]
+
+
+def test_quadrants_hold_every_prompt_and_the_borderline_ones():
+    activations, found = found_in(np.pi / 2)
+    n = len(activations.is_harmful)
+    ids, outcomes = [str(i) for i in range(n)], planted(np.pi / 2)[1]
+    others = activations.take(slice(0, 3))
+    table = quadrants(found, ids, outcomes, (others, ["b1", "b2", "b3"], ["refused"] * 3))
+    assert table["class"].value_counts().to_dict() == {
+        "harmful": n // 2,
+        "harmless": n // 2,
+        "borderline": 3,
+    }
+    assert set(table["refusal_hook_point"]) == {HOOK_POINTS[1]}
+    refused = table[table["outcome"] == "refused"]
+    assert (refused["refusal"] > 0).mean() > 0.9
+    harmless = table[(table["class"] == "harmless")]
+    assert (harmless["harm"] < 0).mean() > 0.9
