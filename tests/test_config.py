@@ -189,7 +189,7 @@ refusal: {phrases: [a, ' ', 3]}
         ("validation.n_folds=1", "needs to be greater than or equal to 2"),
         ("validation.n_folds=2.5", "needs to be a whole number"),
         ("validation.seed=-1", "needs to be greater than or equal to 0"),
-        ("refusal.n_new_tokens=0", "needs to be greater than or equal to 1"),
+        ("refusal.n_new_tokens=0", "needs to be a whole number from 1 on, or auto"),
         ("model.backend=vllm", "needs to be 'hooked' or 'bridge'"),
         ("model.processing=all", "needs to be 'none' or 'folded'"),
         ("output=' '", "needs to be a text that is not blank"),

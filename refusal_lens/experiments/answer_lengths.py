@@ -4,6 +4,7 @@ Knows outcomes by length and where they stop moving. Does not generate, and know
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pandas as pd
 
@@ -24,6 +25,11 @@ def lengths_up_to(n_new_tokens: int) -> tuple[int, ...]:
         (8, 16, 24)
     """
     return (*(length for length in LENGTHS if length < n_new_tokens), n_new_tokens)
+
+
+def most_tokens(n_new_tokens: int | Literal["auto"]) -> int:
+    """Return how long an answer may become; where that is to be found, the longest tried."""
+    return LENGTHS[-1] if n_new_tokens == "auto" else n_new_tokens
 
 
 def judge_by_length(

@@ -19,7 +19,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from refusal_lens.config import Outcome, RefusalConfig
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.experiments.outcomes import fold, is_broken, outcome_of_text
+from refusal_lens.experiments.outcomes import fold, is_broken, outcome_of_text, without_condolence
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
@@ -95,7 +95,8 @@ def judge_by_phrases(phrases: Sequence[str]) -> Judge:
     folded = [fold(phrase) for phrase in phrases]
 
     def judge(prompt: str, answer: str) -> Outcome:
-        is_refusal = any(phrase in fold(answer) for phrase in folded)
+        said = without_condolence(fold(answer))
+        is_refusal = any(phrase in said for phrase in folded)
         return outcome_of_text(prompt, answer, is_refusal)
 
     return judge

@@ -264,12 +264,10 @@ def find_length(
     # A short context may leave less room behind the longest prompt.
     room = (getattr(model.cfg, "n_ctx", None) or math.inf) - max(tokens.lengths)
     longest = max(1, int(min(LENGTHS[-1], room)))
-    tried = ContrastSet(
-        *(
-            PromptSet(side.name, side.prompts[:N_TRIED])
-            for side in (prompts.harmful, prompts.harmless)
-        )
+    harmful, harmless = (
+        PromptSet(side.name, side.prompts[:N_TRIED]) for side in (prompts.harmful, prompts.harmless)
     )
+    tried = ContrastSet(harmful, harmless)
     n_harmful = len(prompts.harmful)
     rows = [*range(len(tried.harmful)), *(n_harmful + i for i in range(len(tried.harmless)))]
     ids = answer_ids(model, tokens.select(rows), longest, hooks)

@@ -1,6 +1,8 @@
 """What the model does: prompts between harm and refusal, rates over lengths, effect against cost.
 
 Knows how outcomes look. Their numbers come as tables.
+
+Tested in tests/runs/test_figures.py.
 """
 
 import math
@@ -90,7 +92,8 @@ def quadrants(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
 
 
 def _axis(name: str, row: pd.Series) -> str:
-    return f"{name}<br><sub>{place_name(row[f'{name}_hook_point'], row[f'{name}_position'])}</sub>"
+    place = place_name(str(row[f"{name}_hook_point"]), str(row[f"{name}_position"]))
+    return f"{name}<br><sub>{place}</sub>"
 
 
 def _rounded(values: pd.Series) -> list[float]:

@@ -17,7 +17,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.experiments.answer_lengths import LENGTHS
+from refusal_lens.experiments.answer_lengths import most_tokens
 from refusal_lens.experiments.answers import answer_ids, write_out
 from refusal_lens.experiments.arms import ADDITION, Arm, intervention_of, removal_of
 from refusal_lens.experiments.candidates import (
@@ -262,9 +262,9 @@ def _pick(candidates: Sequence[Candidate], place: tuple[str, str]) -> Candidate:
 def _n_new_tokens(config: Config, refusal: RefusalReport | None) -> int:
     """Return how long answers are; where that was left to be found, as it was found."""
     asked = config.refusal.n_new_tokens
-    if asked != "auto":
-        return asked
-    return refusal.lengths[-1] if refusal is not None and refusal.lengths else LENGTHS[-1]
+    if asked == "auto" and refusal is not None and refusal.lengths:
+        return refusal.lengths[-1]
+    return most_tokens(asked)
 
 
 def _plan(config: Config, request: Request, refusal: RefusalReport) -> Plan:

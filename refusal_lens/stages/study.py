@@ -15,6 +15,7 @@ from refusal_lens.activations.engines import make_engine
 from refusal_lens.activations.provenance import describe_machine
 from refusal_lens.config import Config
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.answer_lengths import most_tokens
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
 from refusal_lens.files import remove_partial
 from refusal_lens.models.backends import Model, tokenizer_of
@@ -73,7 +74,7 @@ def prepare(
     resolve_hook_points(model, config.collect.hook_points)
     collection = _collection(config, run_folder, tokenizer_of(model), prompts)
     check_positions(collection.tokens, collection.positions, getattr(model.cfg, "n_ctx", None))
-    outlook = look_ahead(collection, model, work, config.refusal.n_new_tokens)
+    outlook = look_ahead(collection, model, work, most_tokens(config.refusal.n_new_tokens))
     _begin(config, run_folder, collection, outlook, console, is_wide=is_wide)
     return collection, model
 
@@ -85,7 +86,9 @@ def prepare_without_model(
     prompts = _read_prompts(config, run_folder)
     tokenizer = config.model.tokenizer()
     collection = _collection(config, run_folder, tokenizer, prompts)
-    outlook = look_ahead(collection, None, ["activations"], config.refusal.n_new_tokens)
+    outlook = look_ahead(
+        collection, None, ["activations"], most_tokens(config.refusal.n_new_tokens)
+    )
     _begin(config, run_folder, collection, outlook, console, is_wide=is_wide)
     return collection
 
