@@ -116,6 +116,51 @@ def test_functions_stay_short():
                 assert code_lines(node) <= 60, f"{path.name}: {node.name}"
 
 
+def test_functions_take_at_most_eight_parameters():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                options = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                named = [option for option in options if option.arg not in ("self", "cls")]
+                assert len(named) <= 8, f"{path.name}: {node.name}"
+
+
+ERRANDS = {
+    "a fitting method": ("directions", {"directions/methods.py": "METHODS", "config.py": "Method"}),
+    "a position": ("activations", {"prompts/positions.py": "normalise_position token_span MEANS"}),
+    "a figure": ("plots", {"plots/__init__.py": "__all__", "runs/figures.py": "FIGURES"}),
+    "a fast path": ("models", {"models/fast_forward.py": "why_not_fast"}),
+    "an intervention": (
+        "experiments",
+        {"experiments/interventions.py": "ablate", "experiments/arms.py": "INTERVENTIONS"},
+    ),
+    "a format": ("directions/formats", {"directions/formats/__init__.py": "FORMATS _find_format"}),
+    "a model source": (
+        "models",
+        {
+            "models/checkpoint.py": "find_checkpoint",
+            "models/hugging_face.py": "read_weights read_tokenizer",
+            "models/loading.py": "_describe_origin",
+        },
+    ),
+}
+"""What is added most often: the README that says how, the files to touch, and what to find there.
+A figure and a format have a module of their own besides."""
+
+
+@pytest.mark.parametrize("errand", ERRANDS)
+def test_an_errand_touches_three_files_that_its_readme_names(errand):
+    room, files = ERRANDS[errand]
+    readme = (PACKAGE / room / "README.md").read_text(encoding="utf-8")
+    assert len(files) + (errand in ("a figure", "a format")) <= 3
+    for file, names in files.items():
+        assert Path(file).name in readme
+        code = (PACKAGE / file).read_text(encoding="utf-8")
+        for name in names.split():
+            assert re.search(rf"^(?:def |class )?{name}\b", code, re.MULTILINE), name
+            assert name in readme or name in ("ablate", "__all__")
+
+
 JUDGING = [
     *(f"experiments/{name}" for name in ("verdicts", "causal_choice", "refusal_states")),
     *(f"validation/{name}" for name in ("best_place", "stability", "confounds")),
