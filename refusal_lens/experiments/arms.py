@@ -15,7 +15,7 @@ from torch import Tensor
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.interventions import ablate, add, clamp, residual_writes
 from refusal_lens.models.backends import Model
-from refusal_lens.models.hook_points import Hook, layer_of
+from refusal_lens.models.hook_points import Hook, layer_of, site_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,11 @@ class Arm:
     def first_layer(self) -> int:
         """The first block that it changes; those below are as in the plain model."""
         is_everywhere = intervention_of(self.intervention).acts_at == "writes"
-        return 0 if is_everywhere else layer_of(self.hook_point) or 0
+        layer = layer_of(self.hook_point)
+        if is_everywhere or layer is None:
+            return 0
+        # What comes out of a block goes into the next one.
+        return layer + 1 if site_of(self.hook_point) == "resid_post" else layer
 
     @property
     def group(self) -> tuple[int, str, str]:

@@ -1,7 +1,7 @@
 """What interventions do to the next token, many of them on the same prompts at once.
 
-Knows how to run only the layers that an intervention changes, and the scores read from the logits.
-Does not know how directions are made or chosen.
+Knows where prompts are read, and the scores that are read from the logits there. Does not know how
+interventions are run, or how directions are made and chosen.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refusal_lens.experiments.arms import Arm, arm_hooks
+from refusal_lens.experiments.arms import Arm
+from refusal_lens.experiments.forked import Batch, Forked, Logits
 from refusal_lens.experiments.refusal import refusal_score
-from refusal_lens.models.backends import Model, is_hooked
+from refusal_lens.models.backends import Model
 from refusal_lens.models.batching import run_in_batches
-from refusal_lens.models.fast_forward import embed, run_blocks, why_not_fast
-from refusal_lens.models.hook_points import Hook
 from refusal_lens.models.matmul import fast_products
-from refusal_lens.models.unembedding import unembed
 from refusal_lens.prompts.tokens import Ragged, Tokens
 
-CPU_BUDGET = 2048
+CPU_BUDGET = 1024
 CUDA_BUDGET = 8192
-"""Tokens that run together, those of several interventions counted."""
+"""Tokens that run together, those of several interventions counted. On CPUs more are slower: what
+goes from one layer to the next no longer stays in the cache."""
 
-LogitsAt = Callable[[Tensor], Tensor]
-"""From positions `[batch, n_read]` to logits `[n_arms, batch, n_read, d_vocab]`."""
+WORTH_SHARING = 0.2
+"""Share of the tokens from which it pays to run once what all prompts begin with: behind a prefix
+attention needs a mask, and is slower."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ def measure_effects(
         arms: The interventions, in any order.
         refusal_ids: Ids of the refusal tokens.
         has_text_loss: Compute the loss of the user's own tokens too.
-        token_budget: Most tokens in a batch, all arms in it counted; None takes 2,048 on CPUs.
+        token_budget: Most tokens in a batch, all arms in it counted; None takes 1,024 on CPUs.
         advance: Called with the number of (prompt, arm) pairs just done.
     """
     is_cuda = str(model.cfg.device).startswith("cuda")
@@ -114,22 +114,21 @@ def measure_effects(
 
     def run(rows: list[int]) -> None:
         nonlocal n_passes
-        batch = _Batch.of(prompts, rows)
-        forked = _Forked(model, batch.ids, sorted({arm.first_layer for arm in arms}))
-        plain = batch.read(forked.finish(0, [], 1), refusal_ids, None, has_text_loss)
-        scores.keep_plain(rows, plain)
+        places = _Places.of(prompts, rows, has_text_loss)
+        forked = Forked(model, places.batch, sorted({arm.first_layer for arm in arms}))
+        unmoved = forked.plain()
+        plain = _Plain.of(places.split(unmoved)[0])
+        scores.keep_plain(rows, places.read(unmoved, refusal_ids, plain))
         n_passes += len(rows)
-        for chunk in _chunks(arms, max(1, budget // batch.ids.numel())):
+        for chunk in _chunks(arms, max(1, budget // places.batch.n_tokens)):
             chosen = [arms[i] for i in chunk]
-            start = chosen[0].first_layer
-            hooks = arm_hooks(model, chosen, len(rows))
-            logits_at = forked.finish(start, hooks, len(chunk))
-            scores.keep(chunk, rows, batch.read(logits_at, refusal_ids, plain, has_text_loss))
-            n_passes += forked.cost(start) * len(chunk) * len(rows)
+            for index, logits in zip(chunk, forked.under(chosen), strict=True):
+                scores.keep(index, rows, places.read(logits, refusal_ids, plain))
+            n_passes += forked.cost(chosen[0].first_layer) * len(chunk) * len(rows)
             if advance is not None:
                 advance(len(chunk) * len(rows))
 
-    with torch.no_grad(), fast_products(model.cfg):
+    with torch.no_grad(), fast_products(model.cfg, budget):
         run_in_batches(
             prompts.tokens.lengths,
             run,
@@ -150,80 +149,47 @@ def _chunks(arms: Sequence[Arm], size: int) -> list[list[int]]:
     return chunks
 
 
-class _Forked:
-    """One plain pass over a batch, kept where interventions begin, and what runs on from there."""
+@dataclass(frozen=True, eq=False)
+class _Plain:
+    """Next-token distributions of the plain model, which those of all arms are compared with."""
 
-    def __init__(self, model: Model, ids: Int[Tensor, "batch pos"], starts: Sequence[int]) -> None:
-        self.model = model
-        self.ids = ids.to(model.cfg.device)
-        self.residual: dict[int, Tensor] = {}
-        if is_hooked(model):
-            self.is_fast = why_not_fast(model) is None
-            residual = embed(model, self.ids) if self.is_fast else model(self.ids, stop_at_layer=0)
-            done = 0
-            for start in starts:
-                residual = self._run(residual, done, start)
-                self.residual[start] = residual
-                done = start
-            self.plain_start = done
+    p: Logits
+    log_p: Logits
 
-    def cost(self, start: int) -> float:
-        """Return the share of the layers that runs."""
-        if not is_hooked(self.model):
-            return 1.0
-        return 1 - start / self.model.cfg.n_layers
+    @classmethod
+    def of(cls, logits: Logits) -> "_Plain":
+        log_p = logits.log_softmax(dim=-1)
+        return cls(log_p.exp(), log_p)
 
-    def finish(self, start: int, hooks: Sequence[Hook], n_arms: int) -> LogitsAt:
-        """Run the rest once for each arm; without hooks, from wherever the plain pass stopped."""
-        n_rows = len(self.ids)
-        with self.model.hooks(fwd_hooks=list(hooks)):
-            if is_hooked(self.model):
-                start = start if hooks else self.plain_start
-                begun = self.residual[start].repeat(n_arms, 1, 1)
-                last = self._run(begun, start, self.model.cfg.n_layers)
-            else:
-                last = self.model(self.ids.repeat(n_arms, 1))
-
-        def logits_at(positions: Int[Tensor, "batch n_read"]) -> Tensor:
-            index = positions.to(last.device).repeat(n_arms, 1)
-            taken = last[torch.arange(len(last), device=last.device)[:, None], index]
-            if is_hooked(self.model):
-                taken = unembed(self.model, taken)
-            return taken.float().unflatten(0, (n_arms, n_rows))
-
-        return logits_at
-
-    def _run(self, residual: Tensor, start: int, stop: int) -> Tensor:
-        if start == stop:
-            return residual
-        if is_hooked(self.model) and self.is_fast:
-            return run_blocks(self.model, residual, start, stop)
-        return self.model(residual, start_at_layer=start, stop_at_layer=stop)
+    def kl(self, logits: Logits) -> Float[Tensor, "batch n_read"]:
+        """Return the KL of the plain from other distributions, in nats."""
+        log_q = logits.log_softmax(dim=-1)
+        # In place, and one dot product: over a large vocabulary a copy takes as long as a layer.
+        return torch.linalg.vecdot(self.p, torch.sub(self.log_p, log_q, out=log_q))
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """What is read from one run: `[n_arms, batch]` each; `log_p` is of the plain run only."""
+    """What is read of one arm, `[batch]` each."""
 
     refusal_score: Tensor
     kl: Tensor
     kl_answer: Tensor
     text_loss: Tensor
-    log_p: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
-    """Prompts padded on the right, and where they are read."""
+class _Places:
+    """Where prompts are read: before each answer token that is scored, and of the user's text."""
 
-    ids: Int[Tensor, "batch pos"]
-    answer_positions: Int[Tensor, "batch n_read"]
-    is_answer: Tensor
-    text_positions: Int[Tensor, "batch n_text"]
-    is_text: Tensor
+    batch: Batch
+    n_answer: int
+    is_answer: Bool[Tensor, "batch n_answer"]
+    is_text: Bool[Tensor, "batch n_text"]
+    targets: Int[Tensor, "batch n_text"]
 
     @classmethod
-    def of(cls, prompts: Continued, rows: Sequence[int]) -> "_Batch":
+    def of(cls, prompts: Continued, rows: Sequence[int], has_text_loss: bool) -> "_Places":
         tokens = prompts.tokens.select(rows)
         ids = torch.zeros(len(rows), max(tokens.lengths), dtype=torch.long)
         for row, prompt in enumerate(tokens.ids):
@@ -232,32 +198,46 @@ class _Batch:
         # A token is predicted at the position before it; the very first one is not predicted.
         spans = [(max(first, 1) - 1, stop - 1) for first, stop in tokens.instruction_spans]
         texts = [(first, stop - first) for first, stop in spans]
-        return cls(ids, *_ranges(answers), *_ranges(texts))
+        read, is_answer = _ranges(answers)
+        text_read, is_text = _ranges(texts if has_text_loss else [(0, 0)] * len(rows))
+        targets = ids.gather(1, (text_read + 1).clamp(max=ids.shape[1] - 1))
+        n_answer = read.shape[1]
+        if has_text_loss:
+            read = torch.cat([read, text_read], dim=1)
+        n_shared = min(len(tokens.shared_prefix()), int(read.min())) if len(rows) > 1 else 0
+        if n_shared < WORTH_SHARING * ids.shape[1]:
+            n_shared = 0
+        return cls(Batch(ids, read, n_shared), n_answer, is_answer, is_text, targets)
 
-    def read(
-        self,
-        logits_at: LogitsAt,
-        refusal_ids: Sequence[int],
-        plain: _Read | None,
-        has_text_loss: bool,
-    ) -> _Read:
-        logits = logits_at(self.answer_positions)
-        log_p = logits.log_softmax(dim=-1)
-        reference = log_p if plain is None else plain.log_p
-        kl = (reference.exp() * (reference - log_p)).sum(dim=-1)
-        weights = self.is_answer.to(kl.device, kl.dtype)
-        score = refusal_score(logits[:, :, 0], refusal_ids)
-        loss = self._text_loss(logits_at) if has_text_loss else torch.full_like(score, torch.nan)
-        answer = (kl * weights).sum(dim=-1) / weights.sum(dim=-1)
-        return _Read(score, kl[..., 0], answer, loss, reference)
+    def split(
+        self, logits: Logits
+    ) -> tuple[Float[Tensor, "batch n_answer d_vocab"], Float[Tensor, "batch n_text d_vocab"]]:
+        """Part the logits before answer tokens from those before the user's own."""
+        logits = logits.float()
+        return logits[:, : self.n_answer], logits[:, self.n_answer :]
 
-    def _text_loss(self, logits_at: LogitsAt) -> Float[Tensor, "n_arms batch"]:
-        log_p = logits_at(self.text_positions).log_softmax(dim=-1)
-        after = (self.text_positions + 1).clamp(max=self.ids.shape[1] - 1)
-        targets = self.ids.gather(1, after).to(log_p.device)
-        losses = -log_p.gather(-1, targets.expand(len(log_p), -1, -1)[..., None])[..., 0]
-        weights = self.is_text.to(log_p.device, log_p.dtype)
-        return (losses * weights).sum(dim=-1) / weights.sum(dim=-1)
+    def read(self, logits: Logits, refusal_ids: Sequence[int], plain: _Plain) -> _Read:
+        before_answer, before_text = self.split(logits)
+        kl = plain.kl(before_answer)
+        return _Read(
+            refusal_score(before_answer[:, 0], refusal_ids),
+            kl[:, 0],
+            _mean(kl, self.is_answer),
+            self._text_loss(before_text),
+        )
+
+    def _text_loss(self, logits: Logits) -> Float[Tensor, " batch"]:
+        if not logits.shape[1]:
+            return torch.full((len(logits),), torch.nan)
+        chosen = logits.gather(-1, self.targets.to(logits.device)[..., None])[..., 0]
+        return _mean(logits.logsumexp(dim=-1) - chosen, self.is_text)
+
+
+def _mean(
+    values: Float[Tensor, "batch n"], is_counted: Bool[Tensor, "batch n"]
+) -> Float[Tensor, " batch"]:
+    weights = is_counted.to(values.device, values.dtype)
+    return (values * weights).sum(dim=-1) / weights.sum(dim=-1)
 
 
 def _ranges(spans: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -283,15 +263,13 @@ class _Scores:
             {name: nans(n_prompts) for name in ("refusal_score", "text_loss")},
         )
 
-    def keep(self, arms: Sequence[int], rows: Sequence[int], read: _Read) -> None:
+    def keep(self, arm: int, rows: Sequence[int], read: _Read) -> None:
         for name, values in self.arms.items():
-            values[torch.tensor(arms)[:, None], torch.tensor(rows)] = (
-                getattr(read, name).double().cpu()
-            )
+            values[arm, torch.tensor(rows)] = getattr(read, name).double().cpu()
 
     def keep_plain(self, rows: Sequence[int], read: _Read) -> None:
         for name, values in self.plain.items():
-            values[torch.tensor(rows)] = getattr(read, name)[0].double().cpu()
+            values[torch.tensor(rows)] = getattr(read, name).double().cpu()
 
     def effects(self, n_passes: float) -> Effects:
         return Effects(

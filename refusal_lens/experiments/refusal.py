@@ -393,8 +393,9 @@ def refusal_score(
         >>> refusal_score(torch.tensor([[0.0, 0.0]]), [1])
         tensor([0.], dtype=torch.float64)
     """
-    log_p = logits.double().log_softmax(dim=-1)
-    is_refusal = torch.zeros(log_p.shape[-1], dtype=torch.bool, device=log_p.device)
-    is_refusal[list(refusal_ids)] = True
-    # Two log-sums keep the digits that 1 - p loses when p is near one.
-    return log_p[..., is_refusal].logsumexp(-1) - log_p[..., ~is_refusal].logsumexp(-1)
+    ids = torch.tensor(list(dict.fromkeys(refusal_ids)), device=logits.device)
+    # Two log-sums keep the digits that 1 - p loses when p is near one; what they would be
+    # normalised by is the same in both.
+    exact = logits.double()
+    others = exact.index_fill(-1, ids, -torch.inf)
+    return exact[..., ids].logsumexp(-1) - others.logsumexp(-1)

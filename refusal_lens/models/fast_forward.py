@@ -6,6 +6,7 @@ on the way. Changes nothing on the model; does not know what hooks do with what 
 Tested in tests/activations/test_collector.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,14 +177,44 @@ def embed(
 
 
 def run_blocks(
-    model: HookedTransformer, residual: Float[Tensor, "batch pos d_model"], start: int, stop: int
-) -> Float[Tensor, "batch pos d_model"]:
-    """Run the blocks from `start` up to, and without, `stop` over prompts padded on the right."""
-    masks = _Masks(model, 0)
-    for block in list(model.blocks)[start:stop]:
+    model: HookedTransformer,
+    residual: Float[Tensor, "batch pos d_model"],
+    start: int,
+    stop: int,
+    *,
+    past: Sequence[KeyValues] | None = None,
+    read: Int[Tensor, "batch n_read"] | None = None,
+) -> tuple[Float[Tensor, "batch n_left d_model"], list[KeyValues]]:
+    """Run the blocks from `start` up to, and without, `stop` over prompts padded on the right.
+
+    Args:
+        model: A model for which `why_not_fast` is None.
+        residual: What goes into the first of the blocks.
+        start: The first block.
+        stop: The one behind the last.
+        past: Keys and values, block after block, of tokens before those of `residual`: of one row
+            that all share, or of each row its own.
+        read: Positions of `residual` that are needed of the last block; None needs all.
+
+    Returns:
+        What comes out of the last block, and the keys and values of each.
+    """
+    offset = past[0].keys.shape[1] if past else 0
+    masks = _Masks(model, offset)
+    kept = []
+    for index, layer in enumerate(range(start, stop)):
+        block: Any = model.blocks[layer]
         residual = to_block(model, block, residual)
-        residual, _ = run_block(block, residual, BlockInput(mask=masks.of(block, residual)))
-    return residual
+        given = BlockInput(
+            mask=masks.of(block, residual),
+            offset=offset,
+            past=past[index] if past else None,
+            read=read.to(residual.device) if read is not None and layer == stop - 1 else None,
+        )
+        residual, key_values = run_block(block, residual, given)
+        if key_values is not None:
+            kept.append(key_values)
+    return residual, kept
 
 
 def to_block(
@@ -398,7 +429,7 @@ def _visible(
 
 
 def _behind(
-    past: Float[Tensor, "1 n_past n_kv_heads d_head"],
+    past: Float[Tensor, "rows n_past n_kv_heads d_head"],
     new: Float[Tensor, "batch n_new n_kv_heads d_head"],
 ) -> Keys:
     """Put new positions behind those of the shared prefix."""

@@ -85,8 +85,9 @@ def test_a_bridge_gives_the_same(checkpoint, continued, effects):
 
 
 def test_cost_counts_the_layers_that_run(effects):
-    # Of 4 layers: ablation runs all; others begin at layer 3 once and at layer 1 twice.
-    assert effects.n_passes == 4 * (1 + 3 + 2 * (0.25 + 2 * 0.75))
+    # Of 4 layers: ablation runs all; what is changed behind layer 3 needs none, behind layer 1 two,
+    # and at the MLP of layer 1 three.
+    assert effects.n_passes == 4 * (1 + 3 + 2 * (0 + 0.5 + 0.75))
 
 
 def test_no_hook_stays(model, effects):

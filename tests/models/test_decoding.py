@@ -76,7 +76,7 @@ def test_blocks_from_the_middle_equal_the_models_own(model, tokens):
     ids = torch.tensor([ids[: min(tokens.lengths)] for ids in tokens.ids])
     with torch.no_grad():
         middle = model(ids, stop_at_layer=1)
-        ours = run_blocks(model, middle, 1, model.cfg.n_layers)
+        ours, _ = run_blocks(model, middle, 1, model.cfg.n_layers)
         logits = model(ids)
     torch.testing.assert_close(unembed(model, ours), logits, rtol=1e-4, atol=1e-4)
 
