@@ -1,6 +1,7 @@
 """The data flows one way: a room imports only rooms before it, a module only modules before it."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -204,3 +205,11 @@ def test_command_line_is_light():
 def test_every_public_name_exists():
     for name in refusal_lens.__all__:
         assert getattr(refusal_lens, name) is not None
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=lambda p: p.parent.name)
+def test_every_name_that_a_room_offers_exists(path):
+    module = ".".join((PACKAGE.name, *path.parent.relative_to(PACKAGE).parts))
+    room = importlib.import_module(module)
+    for name in getattr(room, "__all__", ()):
+        assert hasattr(room, name), name

@@ -1,7 +1,7 @@
 """Numbers in, plotly figures out.
 
-Figures never show, save or compute statistics: bins, densities and scores come from `validation`
-and `distributions`, the rest as tables of a run.
+Figures never show, save or compute statistics: bins, densities and scores come from
+`validation`, the rest as tables of a run.
 """
 
 from refusal_lens.plots.attribution import head_attribution, prompt_tokens, unembedding

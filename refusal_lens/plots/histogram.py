@@ -1,7 +1,6 @@
 """The projection histogram: both classes at one place, a slider over the layers.
 
-Knows its layout and its controls. Bins, densities and scores come from `validation` and
-`distributions`.
+Knows its layout and its controls. Bins, densities and scores come from `validation`.
 """
 
 from collections.abc import Mapping, Sequence

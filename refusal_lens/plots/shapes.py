@@ -1,6 +1,6 @@
 """How activations lie: ridgeline, plane, largest coordinates, directions side by side.
 
-Knows how distributions are drawn. They come from `distributions` and `validation`.
+Knows how distributions are drawn. They come from `validation`.
 """
 
 from collections.abc import Sequence
