@@ -7,6 +7,8 @@ validate; and what may be set (`config.CausalConfig`), since settings stand befo
 Tested in tests/test_architecture.py.
 """
 
+from refusal_lens.config import CausalConfig
+
 # --- does a place separate the classes? ---------------------------------------------------------
 
 MIN_SEPARATION = 0.15
@@ -21,6 +23,9 @@ GOOD_ACCURACY = 0.80
 
 NEAR_TIE = 0.02
 """Separations this close count as the same: then the layer nearest the middle is taken."""
+
+EARLY_SHARE = CausalConfig().max_layer_share
+"""Layers from this share of the model on are no place to take a direction from, if others are."""
 
 VALID_SHARE = 0.50
 """Least share of valid layers."""

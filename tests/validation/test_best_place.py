@@ -87,6 +87,18 @@ def test_places_are_compared_by_cohens_d_and_the_articles_choice_is_named():
     assert "article" not in agreed.reason
 
 
+def test_the_last_fifth_is_taken_only_where_nothing_before_it_is_accurate():
+    growing = [float(layer) for layer in range(10)]
+    best = choose_best(make([0.5] * 10, None, growing), 10)
+    assert best is not None
+    assert best.layer == 7
+    assert best.reason.startswith("highest d' (7.00) among 8 places with accuracy >= 0.7 before la")
+    best = choose_best(make([0.5] * 10, [0.6] * 9 + [0.9], growing), 10)
+    assert best is not None
+    assert best.layer == 9
+    assert "before layer" not in best.reason
+
+
 def test_perfect_places_without_spread_are_chosen_among_by_the_middle():
     d = [torch.inf, torch.nan, torch.inf, torch.inf, 3.0]
     best = choose_best(make([0.5] * 5, None, d), 5)
