@@ -25,8 +25,8 @@ ROOMS = {
     "best_place nulls learning_curve stability nested_choice confounds coordinates categories "
     "cosines densities",
     "experiments": "interventions arms answers outcomes judges answer_lengths refusal "
-    "refusal_states hand_labels forked effects candidates causal_choice resampling verdicts "
-    "causal_scores dose_response attribution token_readout",
+    "first_tokens refusal_states hand_labels forked effects candidates causal_choice resampling "
+    "verdicts causal_scores dose_response attribution token_readout",
     "plots": "style text tables histogram_data histogram_traces histogram profile shapes curves "
     "choices breakdown comparison causal behaviour attribution picture_files",
     "runs": "checksums folder tables decision diagnosis figures compare compare_page",

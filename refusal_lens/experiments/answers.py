@@ -58,6 +58,45 @@ def answer_ids(
     return answers
 
 
+def answer_arms(
+    model: Model,
+    tokens: Tokens,
+    asked: Sequence[tuple[Arm, int]],
+    n_new_tokens: int,
+    advance: Callable[[int], None],
+) -> list[list[int]]:
+    """Answer prompts greedily, each under an arm of its own; arms of one group share batches.
+
+    Args:
+        model: A model with its tokenizer.
+        tokens: Formatted prompts.
+        asked: Which arm on which prompt.
+        n_new_tokens: Most tokens in an answer.
+        advance: Told how many answers were just given.
+    """
+    answers: list[list[int]] = [[]] * len(asked)
+    for group in dict.fromkeys(arm.group for arm, _ in asked):
+        chosen = [i for i, (arm, _) in enumerate(asked) if arm.group == group]
+
+        def answer(rows: list[int], chosen: list[int] = chosen) -> None:
+            pairs = [asked[chosen[row]] for row in rows]
+            hooks = arm_hooks(model, [arm for arm, _ in pairs], 1)
+            prompts = tokens.select([row for _, row in pairs])
+            generated, _ = generate_greedily(model, prompts, n_new_tokens, hooks)
+            for row, ids in zip(rows, generated, strict=True):
+                answers[chosen[row]] = ids
+            advance(len(rows))
+
+        run_in_batches(
+            [tokens.lengths[asked[i][1]] + n_new_tokens for i in chosen],
+            answer,
+            token_budget=ANSWER_BUDGET,
+            device=str(model.cfg.device),
+            name_of=lambda row, chosen=chosen: tokens.prompt_ids[asked[chosen[row]][1]],
+        )
+    return answers
+
+
 def write_out(model: Model, answers: Sequence[Sequence[int]]) -> list[str]:
     """Turn the ids of answers into text."""
     tokenizer = tokenizer_of(model)

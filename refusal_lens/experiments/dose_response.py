@@ -4,6 +4,7 @@ Knows which strengths, controls and scores are tried on the test part of the pro
 results are summed up. Does not know how interventions are run.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,11 +18,12 @@ from torch import Tensor
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Outcome
 from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
-from refusal_lens.experiments.answers import answer_ids, write_out
+from refusal_lens.experiments.answers import answer_arms, answer_ids, write_out
 from refusal_lens.experiments.arms import INTERVENTIONS, Arm, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
 from refusal_lens.experiments.causal_scores import answer_plainly
 from refusal_lens.experiments.effects import Effects, measure_effects
+from refusal_lens.experiments.first_tokens import FirstTokens
 from refusal_lens.experiments.judges import Judge, decide, wilson_interval
 from refusal_lens.experiments.verdicts import Evidence
 from refusal_lens.models.backends import Model, tokenizer_of
@@ -39,7 +41,11 @@ N_DRAWN = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """What is tried: which interventions, how strongly, and beside how many controls."""
+    """What is tried: which interventions, how strongly, and beside how many controls.
+
+    `first_tokens` decide outcomes under controls without their answers, where they decide; as they
+    are by default every answer is read. Those under the fitted direction always are.
+    """
 
     interventions: tuple[str, ...] = tuple(INTERVENTIONS)
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5)
@@ -48,6 +54,7 @@ class Plan:
     n_new_tokens: int = 24
     n_answer_tokens: int = 8
     seed: int = 0
+    first_tokens: FirstTokens = FirstTokens()
 
     def strengths_of(self, intervention: str) -> tuple[float, ...]:
         """Return how strongly an intervention is tried."""
@@ -108,6 +115,9 @@ class Completion:
 @dataclass(frozen=True, eq=False)
 class DoseResponse:
     """Scores of every trial and class, and the answers under the fitted direction.
+
+    `n_by_first_token` in the table counts the prompts whose outcome the first token decided; what
+    was evaded or broken is a share of the others, and NaN where there are none.
 
     `table` has the columns of `tables/dose_response.csv`: one row for every trial and class, and
     the plain model's as strength 0 of the fitted direction. `by_prompt` has one row for every trial
@@ -220,10 +230,18 @@ def dose_response(
         prompts = [prompt for prompt, side in labelled if side is is_harmful]
         if not prompts:
             continue
-        side = _Side(model, prompts, is_harmful, plan, judge, system_prompt, show_progress)
+        side = _Side(
+            model,
+            prompts,
+            is_harmful,
+            plan,
+            judge,
+            system_prompt,
+            show_progress,
+        )
         tried = [trial for trial in trials if trial.is_tried_on(is_harmful)]
         effects = side.effects(tried, refusal_ids)
-        answers = side.answers(tried)
+        answers = side.answers(tried, effects)
         frames.append(side.table(tried, effects, answers))
         by_prompt.append(side.by_prompt(tried, effects, answers))
         completions += side.completions(tried, answers)
@@ -232,6 +250,20 @@ def dose_response(
         pd.concat(by_prompt, ignore_index=True),
         tuple(completions),
     )
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What became of each prompt, and its answer; None where the first token decided it."""
+
+    texts: Sequence[str | None]
+    outcomes: Sequence[Outcome]
+
+    def rate(self, outcome: Outcome) -> float:
+        """Share of an outcome that only whole answers show, of those; NaN where none was read."""
+        read = [o for o, text in zip(self.outcomes, self.texts, strict=True) if text is not None]
+        judged = [o for o in read if o != "unjudged"]
+        return judged.count(outcome) / max(len(judged), 1) if read else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,25 +299,54 @@ class _Side:
                 advance=lambda n: progress.advance({self.name: n}),
             )
 
-    def answers(self, trials: Sequence[Trial]) -> list[list[str]]:
-        """Return the plain answers, then those under each trial."""
-        counts = {self.name: len(self.prompts) * (len(trials) + 1)}
+    def answers(self, trials: Sequence[Trial], effects: Effects) -> list[_Answered]:
+        """Return what the plain model answered, then what came under each trial."""
+        decided = [
+            self._decided(trial, scores)
+            for trial, scores in zip(trials, effects.refusal_score.tolist(), strict=True)
+        ]
+        asked = [
+            (index, row)
+            for index, outcomes in enumerate(decided)
+            for row, outcome in enumerate(outcomes)
+            if outcome is None
+        ]
+        model, tokens, n_new_tokens = self.model, self.tokens, self.plan.n_new_tokens
+        counts = {self.name: len(self.prompts) + len(asked)}
         with ClassProgress("Answering,", counts, self.show_progress) as progress:
-            answered = []
-            for arm in ((), *(trial.arm for trial in trials)):
-                ids = answer_ids(self.model, self.tokens, self.plan.n_new_tokens, arm)
-                answered.append(write_out(self.model, ids))
-                progress.advance({self.name: len(self.prompts)})
-        return answered
-
-    def outcomes(self, answers: Sequence[str]) -> list[Outcome]:
+            plain = write_out(model, answer_ids(model, tokens, n_new_tokens))
+            progress.advance({self.name: len(self.prompts)})
+            ids = answer_arms(
+                model,
+                tokens,
+                [(trials[index].arm, row) for index, row in asked],
+                n_new_tokens,
+                lambda n: progress.advance({self.name: n}),
+            )
+        texts = dict(zip(asked, write_out(model, ids), strict=True))
+        rows = range(len(self.prompts))
         return [
-            decide(self.judge, prompt.text, answer)
-            for prompt, answer in zip(self.prompts, answers, strict=True)
+            self._judged(plain, [None] * len(plain)),
+            *(
+                self._judged([texts.get((index, row)) for row in rows], outcomes)
+                for index, outcomes in enumerate(decided)
+            ),
         ]
 
+    def _decided(self, trial: Trial, scores: Sequence[float]) -> list[Outcome | None]:
+        if trial.kind == "fitted":
+            return [None] * len(scores)
+        return self.plan.first_tokens.outcomes(scores)
+
+    def _judged(self, texts: Sequence[str | None], decided: Sequence[Outcome | None]) -> _Answered:
+        outcomes: list[Outcome] = [
+            outcome or decide(self.judge, prompt.text, text or "")
+            for prompt, text, outcome in zip(self.prompts, texts, decided, strict=True)
+        ]
+        return _Answered(texts, outcomes)
+
     def table(
-        self, trials: Sequence[Trial], effects: Effects, answers: Sequence[Sequence[str]]
+        self, trials: Sequence[Trial], effects: Effects, answers: Sequence[_Answered]
     ) -> pd.DataFrame:
         rows = []
         unmoved = {"kl": torch.zeros(1), "text_loss": effects.plain_loss}
@@ -299,10 +360,9 @@ class _Side:
         return pd.DataFrame(rows)
 
     def _row(
-        self, refusal_score: Tensor, scores: dict[str, Tensor], answers: Sequence[str]
+        self, refusal_score: Tensor, scores: dict[str, Tensor], answered: _Answered
     ) -> dict[str, Any]:
-        outcomes = self.outcomes(answers)
-        judged = [outcome for outcome in outcomes if outcome != "unjudged"]
+        judged = [outcome for outcome in answered.outcomes if outcome != "unjudged"]
         n_refused = judged.count("refused")
         low, high = wilson_interval(n_refused, len(judged))
         score_low, score_high = bootstrap_mean(refusal_score.numpy(), self.plan.seed)
@@ -315,21 +375,22 @@ class _Side:
             "refusal_rate": n_refused / max(len(judged), 1),
             "refusal_rate_low": low,
             "refusal_rate_high": high,
-            "evaded_rate": judged.count("evaded") / max(len(judged), 1),
-            "broken_rate": judged.count("broken") / max(len(judged), 1),
+            "evaded_rate": answered.rate("evaded"),
+            "broken_rate": answered.rate("broken"),
+            "n_by_first_token": answered.texts.count(None),
             **{name: values.mean().item() for name, values in scores.items()},
         }
 
     def by_prompt(
-        self, trials: Sequence[Trial], effects: Effects, answers: Sequence[Sequence[str]]
+        self, trials: Sequence[Trial], effects: Effects, answers: Sequence[_Answered]
     ) -> pd.DataFrame:
         """Return one row a trial and prompt; the plain model's have no intervention."""
         plain = {"intervention": "", "direction": "", "seed": 0, "strength": 0.0}
-        parts = [pd.DataFrame({"outcome": self.outcomes(answers[0])}).assign(**plain, kl=0.0)]
+        parts = [pd.DataFrame({"outcome": answers[0].outcomes}).assign(**plain, kl=0.0)]
         for index, trial in enumerate(trials):
             part = pd.DataFrame(
                 {
-                    "outcome": self.outcomes(answers[index + 1]),
+                    "outcome": answers[index + 1].outcomes,
                     "kl": effects.kl[index].numpy(),
                     "loss_rise": (effects.text_loss[index] - effects.plain_loss).numpy(),
                 }
@@ -341,8 +402,9 @@ class _Side:
         return pd.concat(parts, ignore_index=True)
 
     def completions(
-        self, trials: Sequence[Trial], answers: Sequence[Sequence[str]]
+        self, trials: Sequence[Trial], answers: Sequence[_Answered]
     ) -> list[Completion]:
+        plain = answers[0]
         return [
             Completion(
                 prompt.id,
@@ -351,16 +413,14 @@ class _Side:
                 prompt.text,
                 trial.arm.intervention,
                 trial.arm.strength,
-                plain,
-                intervened,
-                decide(self.judge, prompt.text, plain),
-                decide(self.judge, prompt.text, intervened),
+                plain.texts[row] or "",
+                answered.texts[row] or "",
+                plain.outcomes[row],
+                answered.outcomes[row],
             )
-            for index, trial in enumerate(trials)
+            for trial, answered in zip(trials, answers[1:], strict=True)
             if trial.kind == "fitted"
-            for prompt, plain, intervened in zip(
-                self.prompts, answers[0], answers[index + 1], strict=True
-            )
+            for row, prompt in enumerate(self.prompts)
         ]
 
 

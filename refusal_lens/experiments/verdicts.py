@@ -411,6 +411,8 @@ def _summary_row(full: Any, plain: Any) -> dict[str, Any]:
     n_refused = round(float((full["refusal_rate"] * full["n_prompts"]).sum()))
     low, high = wilson_interval(n_refused, n_prompts)
     first = full.iloc[0]
+    # What only whole answers show is a share of those that were read.
+    n_read = full["n_prompts"] - full["n_by_first_token"]
     place = ("intervention", "direction", "strength", "hook_point", "site", "layer", "position")
     return {
         **{name: first[name] for name in place},
@@ -420,9 +422,12 @@ def _summary_row(full: Any, plain: Any) -> dict[str, Any]:
         "refusal_rate_low": low,
         "refusal_rate_high": high,
         **{
-            name: float((full[name] * full["n_prompts"]).sum() / max(n_prompts, 1))
+            name: float((full[name].fillna(0) * n_read).sum() / n_read.sum())
+            if n_read.any()
+            else math.nan
             for name in ("evaded_rate", "broken_rate")
         },
+        "n_by_first_token": int(full["n_by_first_token"].sum()),
         "plain_score": plain["refusal_score"],
         "refusal_score": full["refusal_score"].mean(),
         "kl": full["kl"].mean(),

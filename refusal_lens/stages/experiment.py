@@ -36,6 +36,7 @@ from refusal_lens.experiments.dose_response import (
     evidence_of,
     plan_trials,
 )
+from refusal_lens.experiments.first_tokens import decisive_scores
 from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.experiments.verdicts import Verdict, compare_removals, decide_cause, summarise
@@ -277,6 +278,7 @@ def _plan(config: Config, request: Request, refusal: RefusalReport) -> Plan:
         n_new_tokens=_n_new_tokens(config, refusal),
         n_answer_tokens=config.causal.n_answer_tokens,
         seed=config.validation.seed,
+        first_tokens=decisive_scores(refusal),
     )
     asked = request.coefficients
     return plan if asked is None else replace(plan, strengths=asked, coefficients=asked)

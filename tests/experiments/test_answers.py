@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refusal_lens.experiments.answers import answer_ids, write_out
+from refusal_lens.experiments.answers import answer_arms, answer_ids, write_out
 from refusal_lens.experiments.arms import Arm, arm_hooks
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.prompts.tokens import tokenise
@@ -35,6 +35,23 @@ def test_an_arm_acts_as_its_hooks(model, tokens):
     answers = answer_ids(model, tokens, 3, arm)
     assert answers == answer_ids(model, tokens, 3, arm_hooks(model, [arm], 1))
     assert answers != answer_ids(model, tokens, 3)
+
+
+def test_arms_that_share_a_batch_answer_as_each_alone(model, tokens, monkeypatch):
+    monkeypatch.setattr("refusal_lens.experiments.answers.ANSWER_BUDGET", 90)
+    generator = torch.Generator().manual_seed(0)
+
+    def arm(intervention: str) -> Arm:
+        vector, mean = 30 * torch.randn(2, model.cfg.d_model, generator=generator)
+        return Arm(intervention, POINT, vector / vector.norm(), vector, mean)
+
+    arms = [arm(name) for name in ("add", "add", "affine_ablate", "ablate")]
+    asked = [(arm, row) for arm in arms for row in range(len(tokens)) if row != 1]
+    done = []
+    answers = answer_arms(model, tokens, asked, 3, done.append)
+    assert sum(done) == len(asked)
+    assert answers == [answer_ids(model, tokens.select([row]), 3, arm)[0] for arm, row in asked]
+    assert len({tuple(answer) for answer in answers}) > 4, "the arms must do something"
 
 
 def test_special_tokens_and_blanks_are_not_written(model):

@@ -1,5 +1,7 @@
 """Controls and trials: as long as the class difference, and fitted to nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.experiments.candidates import FIT, SELECT, TEST, deal_parts, fit_candidates
 from refusal_lens.experiments.causal_scores import held_out_auroc
 from refusal_lens.experiments.dose_response import Plan, bootstrap_mean, dose_response, plan_trials
+from refusal_lens.experiments.first_tokens import FirstTokens
 from refusal_lens.experiments.verdicts import summarise
 
 POINT = "blocks.2.hook_resid_post"
@@ -104,3 +107,40 @@ def test_response_at_strength_zero_is_the_plain_model(model, prompts, activation
     same = [c for c in response.completions if c.strength == 0]
     assert all(c.plain == c.intervened for c in same)
     assert len(summarise(table[table["direction"] == "fitted"])) == 4
+
+
+def test_controls_are_read_only_where_the_first_token_decides_nothing(model, prompts, activations):
+    parts = torch.tensor([FIT, FIT, TEST, TEST] * 2)
+    fitted = fit_candidates(activations, parts)[4]
+    plan = Plan(("affine_ablate", "add"), (0.5, 1.0), (4.0,), n_controls=3, n_new_tokens=3)
+    labelled = list(zip(prompts.prompts, prompts.is_harmful, strict=True))
+    asked = []
+
+    def respond(first_tokens: FirstTokens):
+        return dose_response(
+            model,
+            labelled,
+            plan_trials(fitted, activations, parts, plan),
+            refusal_ids=[5],
+            judge=lambda prompt, answer: asked.append(answer) or "a" in answer,
+            plan=replace(plan, first_tokens=first_tokens),
+            show_progress=False,
+        )
+
+    whole = respond(FirstTokens())
+    middle = float(whole.table["refusal_score"].median())
+    n_whole = len(asked)
+    half = respond(FirstTokens(-np.inf, middle))
+    n_first = int(half.table["n_by_first_token"].sum())
+    assert 0 < n_first == n_whole - (len(asked) - n_whole)
+    assert whole.table["n_by_first_token"].sum() == 0
+    controls = half.table["direction"] != "fitted"
+    assert n_first == half.table.loc[controls, "n_by_first_token"].sum()
+    # What was read is as it was; what was not is refused.
+    for (_, before), (_, after) in zip(
+        whole.by_prompt.iterrows(), half.by_prompt.iterrows(), strict=True
+    ):
+        assert after["outcome"] in (before["outcome"], "refused")
+    assert [vars(c) for c in half.completions] == [vars(c) for c in whole.completions]
+    nothing_read = half.table["n_by_first_token"] == half.table["n_prompts"]
+    assert half.table.loc[nothing_read, "broken_rate"].isna().all()

@@ -196,6 +196,7 @@ def make_dose(removed: float, induced: float, by_chance: float) -> pd.DataFrame:
                                 "text_loss": 3.0,
                                 "evaded_rate": 0.0,
                                 "broken_rate": 0.0,
+                                "n_by_first_token": 0,
                             }
                         )
     return pd.DataFrame(rows)

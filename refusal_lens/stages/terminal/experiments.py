@@ -3,6 +3,8 @@
 Tested in tests/stages/test_experiment.py.
 """
 
+import math
+
 import pandas as pd
 from rich import box
 from rich.console import Console
@@ -82,6 +84,16 @@ def show_interventions(console: Console, summary: pd.DataFrame, verdict: Verdict
         rows = rows_where(summary, is_harmful=is_harmful)
         if not rows.empty:
             console.print(_outcomes(rows, name))
+    n_first, n_controls = (
+        int(summary.loc[summary["direction"] != "fitted", name].sum())
+        for name in ("n_by_first_token", "n_prompts")
+    )
+    console.print(
+        f"Of {n_controls} outcomes under controls, {n_first} are decided by the first token, the "
+        "others by the whole answer.",
+        soft_wrap=True,
+        highlight=False,
+    )
     if verdict is None:
         console.print("No verdict: that takes an intervention that removes and one that adds.")
         return
@@ -118,7 +130,7 @@ def _outcomes(rows: pd.DataFrame, name: str) -> Table:
             f"{row['intervention']} {row['strength']:g}",
             row["direction"],
             f"{row['refusal_rate']:.1%} ({low:.0f}-{high:.0f})",
-            f"{row['broken_rate']:.1%}",
+            "not read" if math.isnan(row["broken_rate"]) else f"{row['broken_rate']:.1%}",
             f"{row['refusal_score']:+.2f}",
             f"{row['kl']:.3f}",
             f"{row['text_loss']:.2f}",
