@@ -12,7 +12,7 @@ import pytest
 import refusal_lens
 
 PACKAGE = Path(refusal_lens.__file__).parent
-GROUND = ["errors", "files", "progress", "config", "config_files"]
+GROUND = ["errors", "files", "journal", "progress", "config", "config_files"]
 ROOMS = {
     "prompts": "contrast groups parquet files chat_format tokens positions",
     "models": "backends hook_points torch_defaults unembedding layout gguf_files checkpoint parity "

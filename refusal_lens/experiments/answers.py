@@ -4,11 +4,14 @@ Knows how prompts are batched and answered. Does not know what an answer means.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from refusal_lens.experiments.arms import Arm, arm_hooks
-from refusal_lens.models.backends import Model, tokenizer_of
+from refusal_lens.journal import Journal, fingerprint
+from refusal_lens.models.backends import Model, describe_model, tokenizer_of
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import Hook
@@ -24,7 +27,10 @@ def answer_ids(
     n_new_tokens: int,
     hooks: Arm | Sequence[Hook] = (),
     *,
-    on_batch: Callable[[list[int], Tensor], None] | None = None,
+    read: Callable[[Tensor], Sequence[Any]] = list,
+    on_batch: Callable[[list[int], Sequence[Any]], None] | None = None,
+    journal: Journal | None = None,
+    reads: object = None,
 ) -> list[list[int]]:
     """Answer prompts greedily; hooks are gone afterwards, also after an error.
 
@@ -33,7 +39,12 @@ def answer_ids(
         tokens: Formatted prompts.
         n_new_tokens: Most tokens in an answer.
         hooks: What to answer under: an arm, whose hooks depend on a batch's size, or hooks.
-        on_batch: Told the rows just answered and the logits of their first tokens.
+        read: Makes one value of each row of the first tokens' logits: plain ones with a journal.
+        on_batch: Told the rows just answered, and what was read of each.
+        journal: Keeps each batch as it comes, and has those of an interrupted process; hooks that
+            are not an arm's cannot be told apart, and nothing is kept under them.
+        reads: Which plain values `read` goes by, to tell what it made of them from what it makes
+            of others.
 
     Returns:
         The ids of each answer, without the one that ended it.
@@ -41,12 +52,19 @@ def answer_ids(
     answers: list[list[int]] = [[]] * len(tokens)
 
     def answer(rows: list[int]) -> None:
-        acting = arm_hooks(model, [hooks], len(rows)) if isinstance(hooks, Arm) else hooks
-        generated, first = generate_greedily(model, tokens.select(rows), n_new_tokens, acting)
+        asked = tokens.select(rows)
+
+        def generate() -> Any:
+            acting = arm_hooks(model, [hooks], len(rows)) if isinstance(hooks, Arm) else hooks
+            generated, first = generate_greedily(model, asked, n_new_tokens, acting)
+            return generated, read(first)
+
+        key = None if journal is None else _key(model, asked, hooks, n_new_tokens, reads)
+        generated, values = generate() if key is None else journal.once(key, generate)
         for row, ids in zip(rows, generated, strict=True):
             answers[row] = ids
         if on_batch is not None:
-            on_batch(rows, first)
+            on_batch(rows, values)
 
     run_in_batches(
         [length + n_new_tokens for length in tokens.lengths],
@@ -64,6 +82,7 @@ def answer_arms(
     asked: Sequence[tuple[Arm, int]],
     n_new_tokens: int,
     advance: Callable[[int], None],
+    journal: Journal | None = None,
 ) -> list[list[int]]:
     """Answer prompts greedily, each under an arm of its own; arms of one group share batches.
 
@@ -73,6 +92,7 @@ def answer_arms(
         asked: Which arm on which prompt.
         n_new_tokens: Most tokens in an answer.
         advance: Told how many answers were just given.
+        journal: Keeps each batch as it comes, and has those of an interrupted process.
     """
     answers: list[list[int]] = [[]] * len(asked)
     for group in dict.fromkeys(arm.group for arm, _ in asked):
@@ -80,9 +100,15 @@ def answer_arms(
 
         def answer(rows: list[int], chosen: list[int] = chosen) -> None:
             pairs = [asked[chosen[row]] for row in rows]
-            hooks = arm_hooks(model, [arm for arm, _ in pairs], 1)
+            arms = [arm for arm, _ in pairs]
             prompts = tokens.select([row for _, row in pairs])
-            generated, _ = generate_greedily(model, prompts, n_new_tokens, hooks)
+
+            def generate() -> list[list[int]]:
+                hooks = arm_hooks(model, arms, 1)
+                return generate_greedily(model, prompts, n_new_tokens, hooks)[0]
+
+            key = None if journal is None else _key(model, prompts, arms, n_new_tokens)
+            generated = generate() if key is None else journal.once(key, generate)
             for row, ids in zip(rows, generated, strict=True):
                 answers[chosen[row]] = ids
             advance(len(rows))
@@ -95,6 +121,24 @@ def answer_arms(
             name_of=lambda row, chosen=chosen: tokens.prompt_ids[asked[chosen[row]][1]],
         )
     return answers
+
+
+def _key(
+    model: Model, asked: Tokens, hooks: Arm | Sequence[Arm] | Sequence[Hook], *settings: object
+) -> str | None:
+    """Return what the answers of one batch depend on; None where that cannot be told."""
+    acting = [hooks] if isinstance(hooks, Arm) else list(hooks)
+    arms = [each for each in dict.fromkeys(acting) if isinstance(each, Arm)]
+    if len(arms) < len(dict.fromkeys(acting)):
+        return None
+    told = [vars(arm) for arm in arms], [arms.index(each) for each in acting]
+    ids = [list(row) for row in asked.ids]
+    return fingerprint(describe_model(model), torch.__version__, ids, told, settings)
+
+
+def read_nothing(first: Tensor) -> list[None]:
+    """Read nothing of the logits of first tokens, for a journal that is to keep answers alone."""
+    return [None] * len(first)
 
 
 def write_out(model: Model, answers: Sequence[Sequence[int]]) -> list[str]:

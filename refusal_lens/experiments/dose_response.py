@@ -18,7 +18,7 @@ from torch import Tensor
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Outcome
 from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
-from refusal_lens.experiments.answers import answer_arms, answer_ids, write_out
+from refusal_lens.experiments.answers import answer_arms, answer_ids, read_nothing, write_out
 from refusal_lens.experiments.arms import INTERVENTIONS, Arm, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
 from refusal_lens.experiments.causal_scores import answer_plainly
@@ -26,6 +26,7 @@ from refusal_lens.experiments.effects import Effects, measure_effects
 from refusal_lens.experiments.first_tokens import FirstTokens
 from refusal_lens.experiments.judges import Judge, decide, wilson_interval
 from refusal_lens.experiments.verdicts import Evidence
+from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.progress import ClassProgress
@@ -207,7 +208,7 @@ def dose_response(
     judge: Judge,
     plan: Plan,
     system_prompt: str | None = None,
-    show_progress: bool | None = None,
+    journal: Journal | None = None,
 ) -> DoseResponse:
     """Try every trial on prompts that played no part in fitting or choosing the direction.
 
@@ -219,7 +220,7 @@ def dose_response(
         judge: Takes a prompt and its answer, and says what became of the request.
         plan: Lengths of answers, and the seed of the bootstrap.
         system_prompt: What the system says before each prompt.
-        show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
+        journal: Keeps answers as they come, and has those of an interrupted process.
 
     Returns:
         Refusal score with a 95 % bootstrap interval, refusal rate with Wilson's, KL of the first
@@ -230,15 +231,7 @@ def dose_response(
         prompts = [prompt for prompt, side in labelled if side is is_harmful]
         if not prompts:
             continue
-        side = _Side(
-            model,
-            prompts,
-            is_harmful,
-            plan,
-            judge,
-            system_prompt,
-            show_progress,
-        )
+        side = _Side(model, prompts, is_harmful, plan, judge, system_prompt, journal)
         tried = [trial for trial in trials if trial.is_tried_on(is_harmful)]
         effects = side.effects(tried, refusal_ids)
         answers = side.answers(tried, effects)
@@ -276,7 +269,7 @@ class _Side:
     plan: Plan
     judge: Judge
     system_prompt: str | None
-    show_progress: bool | None
+    journal: Journal | None
 
     @property
     def name(self) -> str:
@@ -289,7 +282,7 @@ class _Side:
     def effects(self, trials: Sequence[Trial], refusal_ids: Sequence[int]) -> Effects:
         continued = answer_plainly(self.model, self.tokens, self.plan.n_answer_tokens)
         counts = {self.name: len(self.prompts) * len(trials)}
-        with ClassProgress("Intervening,", counts, self.show_progress) as progress:
+        with ClassProgress("Intervening,", counts) as progress:
             return measure_effects(
                 self.model,
                 continued,
@@ -313,8 +306,11 @@ class _Side:
         ]
         model, tokens, n_new_tokens = self.model, self.tokens, self.plan.n_new_tokens
         counts = {self.name: len(self.prompts) + len(asked)}
-        with ClassProgress("Answering,", counts, self.show_progress) as progress:
-            plain = write_out(model, answer_ids(model, tokens, n_new_tokens))
+        with ClassProgress("Answering,", counts) as progress:
+            plain_ids = answer_ids(
+                model, tokens, n_new_tokens, read=read_nothing, journal=self.journal
+            )
+            plain = write_out(model, plain_ids)
             progress.advance({self.name: len(self.prompts)})
             ids = answer_arms(
                 model,
@@ -322,6 +318,7 @@ class _Side:
                 [(trials[index].arm, row) for index, row in asked],
                 n_new_tokens,
                 lambda n: progress.advance({self.name: n}),
+                self.journal,
             )
         texts = dict(zip(asked, write_out(model, ids), strict=True))
         rows = range(len(self.prompts))

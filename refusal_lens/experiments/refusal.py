@@ -24,7 +24,7 @@ from refusal_lens.experiments.answer_lengths import (
     lengths_up_to,
     settled_at,
 )
-from refusal_lens.experiments.answers import answer_ids, write_out
+from refusal_lens.experiments.answers import answer_ids, read_nothing, write_out
 from refusal_lens.experiments.judges import (
     Agreement,
     Judge,
@@ -34,6 +34,7 @@ from refusal_lens.experiments.judges import (
     newcombe_interval,
     wilson_interval,
 )
+from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import Hook
 from refusal_lens.progress import ClassProgress
@@ -192,6 +193,7 @@ def measure_refusal(
     judge: Judge | None = None,
     hooks: Sequence[Hook] = (),
     system_prompt: str | None = None,
+    journal: Journal | None = None,
     show_progress: bool | None = None,
 ) -> RefusalReport:
     """Answer every prompt greedily and judge whether it was refused.
@@ -211,6 +213,7 @@ def measure_refusal(
             instead of the one that the settings name.
         hooks: Interventions to answer under; they are gone afterwards, also after an error.
         system_prompt: What the system says before each prompt.
+        journal: Keeps answers as they come, and has those of an interrupted process.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Returns:
@@ -232,17 +235,28 @@ def measure_refusal(
     counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
     with ClassProgress("Answering", counts, show_progress) as progress:
 
-        def score(rows: list[int], first: Tensor) -> None:
-            by_choice = (refusal_score(first, ids).tolist() for ids in choices)
-            for row, each in zip(rows, zip(*by_choice, strict=True), strict=True):
-                scores[row] = list(each)
+        def read(first: Tensor) -> list[list[float]]:
+            return torch.stack([refusal_score(first, ids) for ids in choices], dim=1).tolist()
+
+        def keep(rows: list[int], read_scores: Sequence[list[float]]) -> None:
+            for row, each in zip(rows, read_scores, strict=True):
+                scores[row] = each
             n_harmful = sum(prompts.is_harmful[row] for row in rows)
             progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
 
         n_new_tokens = settings.n_new_tokens
         if n_new_tokens == "auto":
-            n_new_tokens = find_length(model, tokens, prompts, judge, hooks)
-        ids = answer_ids(model, tokens, n_new_tokens, hooks, on_batch=score)
+            n_new_tokens = find_length(model, tokens, prompts, judge, hooks, journal)
+        ids = answer_ids(
+            model,
+            tokens,
+            n_new_tokens,
+            hooks,
+            read=read,
+            on_batch=keep,
+            journal=journal,
+            reads=choices,
+        )
     lengths = lengths_up_to(n_new_tokens)
     outcomes = _judge_all(model, prompts, ids, judge, lengths)
     answered = list(zip(write_out(model, ids), scores, outcomes, strict=True))
@@ -255,6 +269,7 @@ def find_length(
     prompts: ContrastSet,
     judge: Judge,
     hooks: Sequence[Hook] = (),
+    journal: Journal | None = None,
 ) -> int:
     """Return how long answers have to be for refusal and evasion to stop moving.
 
@@ -270,7 +285,7 @@ def find_length(
     tried = ContrastSet(harmful, harmless)
     n_harmful = len(prompts.harmful)
     rows = [*range(len(tried.harmful)), *(n_harmful + i for i in range(len(tried.harmless)))]
-    ids = answer_ids(model, tokens.select(rows), longest, hooks)
+    ids = answer_ids(model, tokens.select(rows), longest, hooks, read=read_nothing, journal=journal)
     lengths = lengths_up_to(longest)
     outcomes = _judge_all(model, tried, ids, judge, lengths)
     return settled_at(outcomes, tried.is_harmful, lengths) or longest
@@ -375,7 +390,8 @@ def _mean_first_probabilities(
         model,
         chosen,
         1,
-        on_batch=lambda _, first: sums.append(first.double().softmax(dim=-1).sum(dim=0)),
+        read=lambda first: list(first.double().softmax(dim=-1)),
+        on_batch=lambda _, probabilities: sums.append(torch.stack(list(probabilities)).sum(dim=0)),
     )
     return torch.stack(sums).sum(dim=0) / len(chosen)
 

@@ -1,15 +1,17 @@
 """One record of SHA-256 for all that a run wrote, and what to do where a file differs from it.
 
-Knows which stage writes which file. Does not know what is in them. The shards of activations have
-records of their own: workers on many machines write them.
+Knows which stage writes which file, and which stages are finished. Does not know what is in them.
+The shards of activations have records of their own: workers on many machines write them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import file_sha256, read_sealed, write_sealed, write_whole
+from refusal_lens.journal import fingerprint
 
 RECORD = "checksums.json"
 
@@ -19,8 +21,10 @@ _STAGES = {
     "provenance.json": "collect --resume --output",
     "tables/token_counts.csv": "collect --resume --output",
     "refusal.json": "refusal-rate",
+    "tables/refusal_by_length.csv": "refusal-rate",
     "tables/causal_scores.csv": "select",
     "tables/dose_response.csv": "ablate",
+    "tables/verdict.csv": "ablate",
     "interventions.csv": "ablate",
     "completions.jsonl": "ablate",
     "tables/attribution.csv": "attribute",
@@ -55,10 +59,11 @@ def record(folder: Path, name: str, written: Path | None = None) -> None:
         name: As in `write_recorded`.
         written: Where the file lies as yet; None where it is to be.
     """
-    files = _read(folder)
+    content = _read(folder)
     checksum = file_sha256(written or folder / name)
-    known = [each for each in files.get(name, []) if each != checksum]
-    write_sealed(folder / RECORD, {"files": {**files, name: [checksum, *known[:1]]}})
+    known = [each for each in content["files"].get(name, []) if each != checksum]
+    files = {**content["files"], name: [checksum, *known[:1]]}
+    write_sealed(folder / RECORD, {**content, "files": files})
 
 
 def check(folder: Path, name: str) -> None:
@@ -67,7 +72,7 @@ def check(folder: Path, name: str) -> None:
     Raises:
         RefusalLensError: It was damaged or edited; the message says which command writes it again.
     """
-    recorded = _read(folder).get(name)
+    recorded = _read(folder)["files"].get(name)
     if recorded is not None and file_sha256(folder / name) not in recorded:
         raise RefusalLensError(
             f"{folder / name} is not what the run wrote (its SHA-256 is another): it was damaged "
@@ -85,11 +90,71 @@ def way_back(folder: Path, name: str) -> str:
     return f"{first} refusal-lens {command} {folder}."
 
 
-def _read(folder: Path) -> dict[str, list[str]]:
+# --- stages that need not be done again ---------------------------------------------------------
+
+
+def begin(folder: Path, stage: str) -> None:
+    """Take a stage for unfinished from now on: its files are about to change."""
+    content = _read(folder)
+    if stage in content["finished"]:
+        finished = {name: each for name, each in content["finished"].items() if name != stage}
+        write_sealed(folder / RECORD, {**content, "finished": finished})
+
+
+def finish(folder: Path, stage: str, settings: object, names: Iterable[str] = ()) -> None:
+    """Note that a stage has ended well, by what it read and which files it left.
+
+    Args:
+        folder: The run folder.
+        stage: Its command.
+        settings: Those that it goes by, as plain values.
+        names: Of the figures that it drew; tables and vectors are known by their endings.
+    """
+    content = _read(folder)
+    written = [name for name in content["files"] if _is_result(name) and name not in _STAGES]
+    mark = {
+        "inputs": _inputs(content["files"], stage, settings),
+        "files": sorted(names) or written,
+    }
+    finished = {**content["finished"], stage: mark}
+    write_sealed(folder / RECORD, {**content, "finished": finished})
+
+
+def is_finished(folder: Path, stage: str, settings: object) -> bool:
+    """Whether a stage need not be done again: from the same inputs, its files are what it wrote."""
+    content = _read(folder)
+    mark = content["finished"].get(stage)
+    if mark is None or mark["inputs"] != _inputs(content["files"], stage, settings):
+        return False
+    return all(
+        (folder / name).is_file() and file_sha256(folder / name) in content["files"].get(name, [])
+        for name in mark["files"]
+    )
+
+
+def _inputs(files: dict[str, list[str]], stage: str, settings: object) -> str:
+    """Return what a stage reads, in one text: a fit what was collected, others all results."""
+    fitted_from = ("prompts.json", "provenance.json", "refusal.json", "tables/token_counts.csv")
+    read = {
+        name: checksums[0]
+        for name, checksums in files.items()
+        if (name in fitted_from if stage == "fit" else _is_result(name))
+    }
+    return fingerprint(read, settings)
+
+
+def _is_result(name: str) -> bool:
+    """Whether a file holds results, and is no picture of them."""
+    is_table = Path(name).suffix in (".csv", ".safetensors", ".pt")
+    return name != "report.html" and (is_table or name in _STAGES)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    empty: dict[str, Any] = {"files": {}, "finished": {}}
     if not (folder / RECORD).is_file():
-        return {}
+        return empty
     try:
-        return read_sealed(folder / RECORD)["files"]
+        return empty | read_sealed(folder / RECORD)
     except RefusalLensError as error:
         raise RefusalLensError(
             f"{error} Remove it to have the run's files taken as they are; its stages record anew "

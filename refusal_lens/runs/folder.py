@@ -27,11 +27,20 @@ from refusal_lens.directions.formats.torch_files import tensors_as_bytes
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.experiments.dose_response import Completion
 from refusal_lens.experiments.refusal import Answer, RefusalReport
+from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, describe_model, tokenizer_of
 from refusal_lens.models.hook_points import layer_of, select_hook_points, site_of
 from refusal_lens.prompts.chat_format import ChatFormat, set_chat_format
 from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
-from refusal_lens.runs.checksums import check, record, way_back, write_recorded
+from refusal_lens.runs.checksums import (
+    begin,
+    check,
+    finish,
+    is_finished,
+    record,
+    way_back,
+    write_recorded,
+)
 from refusal_lens.validation.best_place import Choice, choose_best
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.frames import read_frame
@@ -229,6 +238,38 @@ class RunFolder:
             "answers": [asdict(answer) for answer in report.answers],
         }
         self._write_json(self.refusal_path, content)
+
+    @contextmanager
+    def unfinished(self, stage: str) -> Iterator[Journal]:
+        """Give the journal of a stage, which is gone once the stage has ended well.
+
+        What it holds is the file's: an interrupted stage that is begun again goes on from there.
+        """
+        folder = self.path / "unfinished"
+        journal = Journal(folder / f"{stage}.jsonl")
+        yield journal
+        journal.remove()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def begin(self, stage: str) -> None:
+        """Take a stage for unfinished until it has ended well."""
+        begin(self.path, stage)
+
+    def finish(self, stage: str, config: Config, written: Iterable[str | Path] = ()) -> None:
+        """Note that a stage has ended well.
+
+        Args:
+            stage: Its command.
+            config: The settings that it went by.
+            written: The files it left, where they are figures.
+        """
+        names = [Path(path).relative_to(self.path).as_posix() for path in written]
+        finish(self.path, stage, _without_place(config), names)
+
+    def is_finished(self, stage: str, config: Config) -> bool:
+        """Whether doing a stage again would leave what is there already."""
+        return is_finished(self.path, stage, _without_place(config))
 
     def read_refusal(self) -> RefusalReport | None:
         """Read refusal rates and answers; None when they were not measured."""
@@ -441,6 +482,13 @@ class RunFolder:
     def _write_text(self, path: Path, text: str) -> None:
         with write_recorded(self.path, path.relative_to(self.path).as_posix()) as file:
             file.write_text(text, encoding="utf-8")
+
+
+def _without_place(config: Config) -> dict[str, Any]:
+    """Return settings without where work is done, and the day, which a run begun has anyway."""
+    settings = config.model_dump(mode="json", exclude={"output", "engine"})
+    settings["prompts"].pop("date")
+    return settings
 
 
 def _with_p_values(separation: Separation, p_values: pd.DataFrame | None) -> pd.DataFrame:

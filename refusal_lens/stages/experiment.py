@@ -109,30 +109,36 @@ def ablate_stage(
     fitted = fit_candidates(activations, parts, clip_quantile=clip_quantile)
     candidate = _pick(fitted, _place(request.direction, run_folder, model, console))
     plan = _plan(config, request, refusal)
-    answered = dose_response(
-        model,
-        [(prompts.prompts[i], prompts.is_harmful[i]) for i in take_prompts(prompts, parts, TEST)],
-        plan_trials(candidate, activations, parts, plan, clip_quantile=clip_quantile),
-        refusal_ids=refusal.refusal_ids,
-        judge=judge_of(config.refusal),
-        plan=plan,
-        system_prompt=config.prompts.system_prompt,
-    )
-    summary = summarise(answered.table)
-    keys = zip((p.id for p in prompts.prompts), prompts.is_harmful, strict=True)
-    units = dict(zip(keys, activations.groups.pair.tolist(), strict=True))
-    evidence = evidence_of(
-        answered.by_prompt, units, *held_out_auroc(candidate, activations, parts, TEST)
-    )
-    verdict = None if evidence is None else decide_cause(evidence, config.causal.max_kl, seed)
-    terminal.show_interventions(console, summary, verdict)
-    if verdict is not None:
-        run_folder.write_table("verdict", _at(candidate, verdict))
-    return [
-        run_folder.write_interventions(summary),
-        run_folder.write_table("dose_response", answered.table),
-        run_folder.write_completions(answered.completions),
+    trials = plan_trials(candidate, activations, parts, plan, clip_quantile=clip_quantile)
+    labelled = [
+        (prompts.prompts[i], prompts.is_harmful[i]) for i in take_prompts(prompts, parts, TEST)
     ]
+    with run_folder.unfinished("ablate") as journal:
+        answered = dose_response(
+            model,
+            labelled,
+            trials,
+            refusal_ids=refusal.refusal_ids,
+            judge=judge_of(config.refusal),
+            plan=plan,
+            system_prompt=config.prompts.system_prompt,
+            journal=journal,
+        )
+        summary = summarise(answered.table)
+        keys = zip((p.id for p in prompts.prompts), prompts.is_harmful, strict=True)
+        units = dict(zip(keys, activations.groups.pair.tolist(), strict=True))
+        evidence = evidence_of(
+            answered.by_prompt, units, *held_out_auroc(candidate, activations, parts, TEST)
+        )
+        verdict = None if evidence is None else decide_cause(evidence, config.causal.max_kl, seed)
+        terminal.show_interventions(console, summary, verdict)
+        if verdict is not None:
+            run_folder.write_table("verdict", _at(candidate, verdict))
+        return [
+            run_folder.write_interventions(summary),
+            run_folder.write_table("dose_response", answered.table),
+            run_folder.write_completions(answered.completions),
+        ]
 
 
 def chat_stage(config: Config, run_folder: RunFolder, console: Console, request: Request) -> None:

@@ -38,6 +38,15 @@ def fit_stage(
 ) -> list[Path]:
     """Fit and validate the directions, choose the best, and say what it is worth."""
     remove_partial(run_folder.path)
+    run_folder.begin("fit")
+    _fit(config, run_folder, console, is_wide=is_wide)
+    run_folder.finish("fit", config)
+    names = ("directions.safetensors", "refusal_direction.pt", "separation.csv", "tables")
+    return [run_folder.path / name for name in names]
+
+
+def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bool) -> None:
+    """Compute and write all that a fit leaves, and show the main of it."""
     prompts = replace(run_folder.read_prompts(), grouping=config.prompts.groups)
     stored = run_folder.read_activations(config.directions.hook_points)
     activations = replace(stored, groups=find_groups(prompts))
@@ -88,8 +97,6 @@ def fit_stage(
         terminal.show_two_directions(console, *tables)
     told = evidence.diagnosis
     terminal.show_checklist(console, told.checks, told.findings)
-    names = ("directions.safetensors", "refusal_direction.pt", "separation.csv", "tables")
-    return [run_folder.path / name for name in names]
 
 
 def _write(

@@ -54,9 +54,14 @@ def run(
         measured = measure_and_store(config, run_folder, model, collection.prompts)
     terminal.show_refusal(console, measured, is_wide=is_wide)
     collect_stage(config, run_folder, model, collection, console, resume=resume, is_wide=is_wide)
-    fit_stage(config, run_folder, console, is_wide=is_wide)
-    plot_stage(run_folder)
-    report_stage(run_folder, console)
+    kept = [s for s in ("fit", "plot", "report") if resume and run_folder.is_finished(s, config)]
+    if "fit" not in kept:
+        fit_stage(config, run_folder, console, is_wide=is_wide)
+    if "plot" not in kept:
+        run_folder.finish("plot", config, plot_stage(run_folder))
+    terminal.show_kept(console, kept)
+    if "report" not in kept:
+        run_folder.finish("report", config, [report_stage(run_folder, console)])
 
 
 def prepare(
@@ -177,10 +182,16 @@ def measure_and_store(
     config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet
 ) -> RefusalReport:
     """Measure refusal as the settings say, and write the answers down."""
-    system_prompt = config.prompts.system_prompt
-    report = measure_refusal(model, prompts, config.refusal, system_prompt=system_prompt)
-    run_folder.write_refusal(report)
-    run_folder.write_table("refusal_by_length", report.length_table())
+    with run_folder.unfinished("refusal-rate") as journal:
+        report = measure_refusal(
+            model,
+            prompts,
+            config.refusal,
+            system_prompt=config.prompts.system_prompt,
+            journal=journal,
+        )
+        run_folder.write_refusal(report)
+        run_folder.write_table("refusal_by_length", report.length_table())
     return report
 
 
@@ -248,12 +259,13 @@ def plot_stage(
     return list(drawn)
 
 
-def report_stage(run_folder: RunFolder, console: Console) -> None:
+def report_stage(run_folder: RunFolder, console: Console) -> Path:
     """Write the report of what the run folder holds by now, and say where it is."""
     remove_partial(run_folder.path)
     with console.status("Writing the report"):
         path = build_report(run_folder)
     terminal.show_report(console, path)
+    return path
 
 
 def new_run_folder(

@@ -5,6 +5,7 @@ import torch
 
 from refusal_lens.experiments.answers import answer_arms, answer_ids, write_out
 from refusal_lens.experiments.arms import Arm, arm_hooks
+from refusal_lens.journal import Journal
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.prompts.tokens import tokenise
 
@@ -19,9 +20,11 @@ def tokens(model, prompts):
 def test_batches_answer_as_each_prompt_alone(model, tokens, monkeypatch):
     monkeypatch.setattr("refusal_lens.experiments.answers.ANSWER_BUDGET", 60)
     told = {}
-    answers = answer_ids(
-        model, tokens, 3, on_batch=lambda rows, first: told.update(zip(rows, first, strict=True))
-    )
+
+    def keep(rows, first):
+        told.update(zip(rows, first, strict=True))
+
+    answers = answer_ids(model, tokens, 3, on_batch=keep)
     assert sorted(told) == list(range(len(tokens)))
     for row, answer in enumerate(answers):
         alone, first = generate_greedily(model, tokens.select([row]), 3)
@@ -57,3 +60,56 @@ def test_arms_that_share_a_batch_answer_as_each_alone(model, tokens, monkeypatch
 def test_special_tokens_and_blanks_are_not_written(model):
     ids = model.tokenizer("  Sorry ", add_special_tokens=False)["input_ids"]
     assert write_out(model, [[*ids, model.tokenizer.eos_token_id]]) == ["Sorry"]
+
+
+def largest(first):
+    return first.max(dim=-1).values.tolist()
+
+
+@pytest.mark.parametrize("is_under_arm", [False, True])
+def test_an_interrupted_answering_goes_on_and_ends_with_the_same_bits(
+    model, tokens, tmp_path, monkeypatch, is_under_arm
+):
+    monkeypatch.setattr("refusal_lens.experiments.answers.ANSWER_BUDGET", 60)
+    vector = torch.ones(model.cfg.d_model)
+    arm = Arm("add", POINT, vector, vector, vector) if is_under_arm else ()
+
+    def ask(journal=None, stop_after=99):
+        told = []
+
+        def keep(rows, values):
+            told.append((rows, values))
+            if len(told) == stop_after:
+                raise KeyboardInterrupt
+
+        ids = answer_ids(model, tokens, 3, arm, read=largest, on_batch=keep, journal=journal)
+        return ids, told
+
+    whole = ask()
+    path = tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        ask(Journal(path), stop_after=2)
+    asked = []
+
+    def counted(model, tokens, *rest):
+        asked.append(len(tokens))
+        return generate_greedily(model, tokens, *rest)
+
+    monkeypatch.setattr("refusal_lens.experiments.answers.generate_greedily", counted)
+    assert ask(Journal(path)) == whole
+    assert len(whole[1]) > 2
+    assert len(asked) == len(whole[1]) - 2
+
+
+def test_what_was_kept_is_not_taken_for_another_question(model, tokens, tmp_path):
+    journal = Journal(tmp_path / "answers.jsonl")
+    vector = torch.ones(model.cfg.d_model)
+    some = tokens.select([0, 1])
+    for arm in ((), Arm("add", POINT, vector, vector, vector)):
+        for asked, n, reads in ((some, 2, None), (some, 3, None), (some, 3, [1]), (tokens, 3, [1])):
+            n_before = len(journal)
+            answer_ids(model, asked, n, arm, read=largest, journal=journal, reads=reads)
+            assert len(journal) > n_before
+    # Any other hook may be anything.
+    answer_ids(model, tokens, 4, [(POINT, lambda x, hook: x)], read=largest, journal=journal)
+    assert len(journal) == 8

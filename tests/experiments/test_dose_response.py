@@ -90,7 +90,6 @@ def test_response_at_strength_zero_is_the_plain_model(model, prompts, activation
         refusal_ids=[5],
         judge=lambda prompt, answer: "a" in answer,
         plan=plan,
-        show_progress=False,
     )
     table = response.table
     zero = table[table["strength"] == 0]
@@ -124,7 +123,6 @@ def test_controls_are_read_only_where_the_first_token_decides_nothing(model, pro
             refusal_ids=[5],
             judge=lambda prompt, answer: asked.append(answer) or "a" in answer,
             plan=replace(plan, first_tokens=first_tokens),
-            show_progress=False,
         )
 
     whole = respond(FirstTokens())

@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from refusal_lens.activations import store
 from refusal_lens.cli import app
 from refusal_lens.config_files import load_config
+from refusal_lens.journal import Journal
+from refusal_lens.models.generation import generate_greedily
 from refusal_lens.runs.folder import RunFolder
 
 runner = CliRunner(env={"COLUMNS": "160"})
@@ -382,6 +384,64 @@ def test_resumed_run_keeps_what_is_there(default_run, tmp_path):
     assert "Best layer: " in printed
     # Answers are there: only activations are still to be done.
     assert "answers of" not in printed
+
+
+def test_a_finished_run_is_kept_as_it_is(default_run, tmp_path):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    printed = invoke("run", "--resume", "--output", folder)
+    assert "Finished already, and kept: fit, plot, report." in printed
+    again = {p for p in before if p.stat().st_mtime_ns != before[p]}
+    # What the run was begun with is compared, and written as it was.
+    begun = ("config.yaml", "prompts.json", "tables/token_counts.csv", "checksums.json")
+    assert again <= {folder / name for name in begun}
+    # A figure that is damaged is drawn again; the report has its own.
+    (folder / "layer_profile.html").write_text("damaged")
+    assert "kept: fit, report." in invoke("run", "--resume", "--output", folder)
+    # Other answers are another beginning.
+    invoke("refusal-rate", folder, "--set", "refusal.n_new_tokens=2")
+    assert "kept:" not in invoke("run", "--resume", "--output", folder)
+
+
+def test_interrupted_answers_are_kept_and_gone_on_with(tmp_path, some_prompts, monkeypatch):
+    options = ["--hook-point", "resid_post:2", "--set", "refusal.n_new_tokens=4"]
+    for name, path in zip(("--harmful", "--harmless"), some_prompts, strict=True):
+        options += [name, path]
+    monkeypatch.setattr("refusal_lens.experiments.answers.ANSWER_BUDGET", 512)
+    for name in ("whole", "stopped"):
+        invoke("collect", *options, "--output", tmp_path / name)
+    invoke("refusal-rate", tmp_path / "whole")
+    asked = []
+
+    def stop_at_third(model, tokens, n_new_tokens, hooks):
+        asked.append(n_new_tokens)
+        # Finding the refusal tokens asks for one token.
+        if asked.count(4) == 3:
+            raise KeyboardInterrupt
+        return generate_greedily(model, tokens, n_new_tokens, hooks)
+
+    generate = "refusal_lens.experiments.answers.generate_greedily"
+    with monkeypatch.context() as patched:
+        patched.setattr(generate, stop_at_third)
+        assert "unfinished" in invoke("refusal-rate", tmp_path / "stopped", exit_code=130)
+    kept = tmp_path / "stopped" / "unfinished" / "refusal-rate.jsonl"
+    assert len(Journal(kept)) == 2
+    asked.clear()
+
+    def count(model, tokens, n_new_tokens, hooks):
+        asked.append(n_new_tokens)
+        return generate_greedily(model, tokens, n_new_tokens, hooks)
+
+    monkeypatch.setattr(generate, count)
+    invoke("refusal-rate", tmp_path / "stopped")
+    whole, stopped = (tmp_path / name / "refusal.json" for name in ("whole", "stopped"))
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert not kept.parent.exists()
+    n_resumed = asked.count(4)
+    asked.clear()
+    invoke("refusal-rate", tmp_path / "whole")
+    assert n_resumed == asked.count(4) - 2
 
 
 def test_damaged_prompts_are_named_and_come_back_by_what_the_message_says(default_run, tmp_path):

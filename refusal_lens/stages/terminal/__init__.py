@@ -25,7 +25,12 @@ from refusal_lens.stages.terminal.prompts import (
     show_refusal,
     show_sinks,
 )
-from refusal_lens.stages.terminal.runs import show_comparison, show_paths, show_report
+from refusal_lens.stages.terminal.runs import (
+    show_comparison,
+    show_kept,
+    show_paths,
+    show_report,
+)
 from refusal_lens.stages.terminal.scores import (
     show_best,
     show_checklist,

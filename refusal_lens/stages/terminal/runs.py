@@ -69,6 +69,12 @@ def show_paths(console: Console, paths: Sequence[Path]) -> None:
         console.print(f"  {path}", markup=False, soft_wrap=True)
 
 
+def show_kept(console: Console, stages: Sequence[str]) -> None:
+    """Print which stages of a resumed run were finished already."""
+    if stages:
+        console.print(f"\nFinished already, and kept: {', '.join(stages)}.")
+
+
 def show_report(console: Console, path: Path) -> None:
     """Print where the report is: the last line of a run."""
     console.print(f"\nReport: {path}", markup=False, soft_wrap=True)
