@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from refusal_lens.experiments.interventions import residual_writes as residual_writes
     from refusal_lens.experiments.refusal import RefusalReport as RefusalReport
     from refusal_lens.experiments.refusal import measure_refusal as measure_refusal
+    from refusal_lens.experiments.token_readout import project_prompts as project_prompts
     from refusal_lens.experiments.token_readout import project_tokens as project_tokens
     from refusal_lens.experiments.token_readout import read_unembedding as read_unembedding
     from refusal_lens.models.hook_points import resolve_hook_points as resolve_hook_points
@@ -133,6 +134,7 @@ _PUBLIC = {
     "load_model": "models.loading",
     "measure_refusal": "experiments.refusal",
     "project": "directions.direction",
+    "project_prompts": "experiments.token_readout",
     "project_tokens": "experiments.token_readout",
     "prompt_mask": "experiments.interventions",
     "read_contrast": "prompts.files",

@@ -6,8 +6,9 @@ Tested in tests/activations/test_collector.py.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol, Unpack, runtime_checkable
+from typing import Any, Literal, Protocol, Unpack, runtime_checkable
 
 from refusal_lens.activations.collection import Collection, CollectionOptions
 from refusal_lens.activations.collector import LocalEngine
@@ -16,6 +17,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.ray_driver import RayEngine
 from refusal_lens.activations.store import date_of_store
 from refusal_lens.config import EngineConfig, ModelConfig
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.prompts.chat_format import keep_date
 from refusal_lens.prompts.contrast import ContrastSet
@@ -82,9 +84,13 @@ def make_engine(model: Model | ModelConfig, engine: EngineName = "local") -> Eng
     return LocalEngine(model)
 
 
+Texts = tuple[Sequence[str], Sequence[str]]
+"""Harmful and harmless texts."""
+
+
 def collect(
     model: Model | ModelConfig,
-    prompts: ContrastSet,
+    prompts: ContrastSet | Texts,
     hook_points: str | Sequence[str] = "resid_post",
     positions: str | Sequence[str] = "last",
     *,
@@ -98,7 +104,7 @@ def collect(
 
     Args:
         model: A model with its tokenizer, or the settings to load one by.
-        prompts: Harmful and harmless prompts.
+        prompts: Harmful and harmless prompts; or two lists of texts, `(harmful, harmless)`.
         hook_points: As in `Collection.of`.
         positions: As in `Collection.of`.
         folder: Where to store them, shard by shard; for Ray, one that all machines see.
@@ -119,18 +125,34 @@ def collect(
         >>> activations = collect(tiny_model, prompts, "resid_post:0-1", ["last", "mean"])
         >>> activations.values.shape
         torch.Size([8, 2, 2, 32])
+        >>> activations["resid_post:1", "last"].shape
+        torch.Size([8, 32])
     """
-    tokenizer = _tokenizer(model)
+    contrast, tokenizer = _contrast(prompts), _tokenizer(model)
     if folder is not None and resume:
         keep_date(tokenizer, date_of_store(Path(folder)))
-    collection = Collection.of(tokenizer, prompts, hook_points, positions, **options)
+    collection = Collection.of(tokenizer, contrast, hook_points, positions, **options)
     reader = make_engine(model, engine)
-    return reader.collect(collection, folder, resume=resume, show_progress=show_progress)
+    read = reader.collect(collection, folder, resume=resume, show_progress=show_progress)
+    return replace(read, prompts=contrast.prompts)
+
+
+def _contrast(prompts: Any) -> ContrastSet:
+    """Make a contrast set of two lists of texts; one that is one already stays."""
+    if isinstance(prompts, ContrastSet):
+        return prompts
+    is_pair = isinstance(prompts, tuple) and len(prompts) == 2
+    if not is_pair or any(isinstance(side, str) for side in prompts):
+        raise RefusalLensError(
+            "collect needs prompts of both classes: a ContrastSet, or two lists of texts in "
+            f"brackets, (harmful, harmless), but {type(prompts).__name__} came."
+        )
+    return ContrastSet.from_texts(*prompts)
 
 
 def collect_moments(
     model: Model | ModelConfig,
-    prompts: ContrastSet,
+    prompts: ContrastSet | Texts,
     hook_points: str | Sequence[str] = "resid_post",
     positions: str | Sequence[str] = "last",
     *,
@@ -152,7 +174,8 @@ def collect_moments(
         >>> collect_moments(tiny_model, prompts, "resid_post:0-1").harmful.mean.shape
         torch.Size([2, 1, 32])
     """
-    collection = Collection.of(_tokenizer(model), prompts, hook_points, positions, **options)
+    contrast = _contrast(prompts)
+    collection = Collection.of(_tokenizer(model), contrast, hook_points, positions, **options)
     return make_engine(model, engine).collect_moments(collection, show_progress=show_progress)
 
 

@@ -20,8 +20,7 @@ from refusal_lens.activations.moments import Moments
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS, fit_grid, fit_means
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.models.hook_points import layer_of, site_of
-from refusal_lens.prompts.positions import normalise_position
+from refusal_lens.models.hook_points import layer_of, place_index, site_of
 
 CLIP_QUANTILE = 0.995
 """Quantile of the absolute components at which a direction is clamped, as in the article."""
@@ -82,13 +81,14 @@ class Directions:
             RefusalLensError: There is none, because nothing was collected there or the classes do
                 not differ there.
         """
-        hook_point, position = place[0], normalise_position(place[1])
-        if hook_point not in self.hook_points or position not in self.positions:
+        try:
+            row, column = place_index(self.hook_points, self.positions, place, "these directions")
+        except RefusalLensError as error:
             raise RefusalLensError(
-                f"There is no direction at {hook_point}, {position}. Hook points: "
+                f"There is no direction at {place[0]}, {place[1]}. Hook points: "
                 f"{', '.join(self.hook_points)}. Positions: {', '.join(self.positions)}."
-            )
-        row, column = self.hook_points.index(hook_point), self.positions.index(position)
+            ) from error
+        hook_point, position = self.hook_points[row], self.positions[column]
         if not self.is_kept[row, column]:
             raise RefusalLensError(
                 f"Harmful and harmless prompts have the same mean at {hook_point}, {position}: "

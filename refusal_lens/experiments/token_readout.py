@@ -18,7 +18,8 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.attribution import only_hooked
 from refusal_lens.models.backends import HookedTransformer, Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points, stop_layer
-from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.prompts.contrast import Prompt, PromptSet
+from refusal_lens.prompts.positions import check_positions, make_pool
 from refusal_lens.prompts.tokens import check_control_tokens, token_text, tokenise
 
 VOCABULARY_CHUNK = 16_384
@@ -139,6 +140,48 @@ def _logits(model: HookedTransformer, direction: Direction) -> Float[Tensor, " d
     chunks = model.unembed.W_U.detach().split(VOCABULARY_CHUNK, dim=1)
     logits = torch.cat([(vector.to(chunk.device) @ chunk.float()).cpu() for chunk in chunks])
     return logits - logits.mean()
+
+
+def project_prompts(
+    model: Model,
+    texts: Sequence[str],
+    direction: Direction,
+    *,
+    system_prompt: str | None = None,
+) -> Float[Tensor, " n_prompts"]:
+    """Project new prompts on a direction, read where it was fitted.
+
+    Args:
+        model: A `HookedTransformer` with its tokenizer.
+        texts: What the user says.
+        direction: Its hook point and position say what is read, attention sinks left out of means.
+        system_prompt: What the system says before.
+
+    Returns:
+        Signed lengths along the unit direction, in the activations' units.
+
+    Raises:
+        RefusalLensError: The model runs on a bridge, or a prompt lacks the position.
+
+    Example:
+        >>> from refusal_lens import fit_directions
+        >>> direction = fit_directions(activations)["resid_post:1", "last"]
+        >>> project_prompts(tiny_model, ["How do I wash a car?"], direction).shape
+        torch.Size([1])
+    """
+    hooked = only_hooked(model, "The projection of prompts")
+    tokenizer = tokenizer_of(model)
+    prompts = PromptSet.from_texts("new", texts).prompts
+    tokens = tokenise(tokenizer, prompts, system_prompt)
+    check_control_tokens(tokenizer, prompts, tokens)
+    check_positions(tokens, [direction.position], hooked.cfg.n_ctx)
+    (name,) = resolve_hook_points(hooked, direction.hook_point)
+    found = []
+    for row, ids in enumerate(tokens.ids):
+        stream = _streams(hooked, ids, [name])[name]
+        read = make_pool(tokens.select([row]), [direction.position])(stream[None])
+        found.append(project(read.values[0, 0], direction.unit.to(stream.device)))
+    return torch.stack(found).cpu()
 
 
 def project_tokens(

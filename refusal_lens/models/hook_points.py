@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.prompts.positions import normalise_position
 
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_in")
 """Sites inside a block whose activation is `[batch, position, d_model]`."""
@@ -82,6 +83,41 @@ def select_hook_points(
     flags = dict.fromkeys(GATES.values(), True)
     cfg = SimpleNamespace(model_name=holder, n_layers=n_layers, **flags)
     return resolve_hook_points(SimpleNamespace(hook_dict=names, cfg=cfg), selectors)
+
+
+def place_index(
+    hook_points: Sequence[str], positions: Sequence[str], place: tuple[str, str], holder: str
+) -> tuple[int, int]:
+    """Return row and column of a place, the hook point written in full or as `resid_post:3`.
+
+    Args:
+        hook_points: Of the rows.
+        positions: Of the columns.
+        place: Hook point and position.
+        holder: What has them, for messages.
+
+    Raises:
+        RefusalLensError: It is not there, or the hook point names several.
+
+    Example:
+        >>> place_index(["blocks.0.hook_resid_post"], ["last"], ("resid_post:0", "-1"), "this")
+        (0, 0)
+    """
+    hook_point, position = place[0], normalise_position(place[1])
+    if hook_point not in hook_points:
+        names = select_hook_points(hook_points, hook_point, holder)
+        if len(names) != 1:
+            raise RefusalLensError(
+                f"{hook_point} is {len(names)} hook points of {holder}; one is needed, such as "
+                f"{names[0]}."
+            )
+        hook_point = names[0]
+    if position not in positions:
+        raise RefusalLensError(
+            f"There is nothing at position {position} in {holder}. Positions: "
+            f"{', '.join(positions)}."
+        )
+    return hook_points.index(hook_point), positions.index(position)
 
 
 def collectable_hook_points(model: Any) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ def projection_histogram(
     *,
     nulls: pd.DataFrame | None = None,
     initial: tuple[str, str] | None = None,
+    hook_point: str | None = None,
+    position: str = "last",
     template: str = "plotly_white",
 ) -> go.Figure:
     """Draw both classes along the direction at every place, one place at a time.
@@ -55,6 +57,9 @@ def projection_histogram(
         nulls: Scores under shuffled labels (`tables/nulls.csv`): the range in which the class
             means then lie is shaded.
         initial: Hook point and position shown first; None takes the best place.
+        hook_point: Draw this place alone, without slider and menu of places: a full name or such as
+            `resid_post:3`; None draws all.
+        position: That of the place drawn alone.
         template: Name of a plotly template.
 
     Returns:
@@ -66,13 +71,19 @@ def projection_histogram(
     methods = _by_method(projections, separation)
     for each in methods.values():
         _check_same(*each, prompts)
+    if hook_point is not None:
+        methods = {
+            name: (values.only_at(hook_point, position), scores.only_at(hook_point, position))
+            for name, (values, scores) in methods.items()
+        }
+        initial = None
     first_projections, first_separation = next(iter(methods.values()))
-    hook_point, position = _initial_place(first_separation, initial)
+    start = _initial_place(first_separation, initial)
     views = [view for name, both in methods.items() for view in _views(name, *both, nulls)]
     steps = steps_of(tuple(name for each, _ in methods.values() for name in each.hook_points))
     data = [[place_data(view, step) for view in views] for step in steps]
-    active = steps.index(_step(hook_point))
-    shown = _first_view_of(views, hook_point, position)
+    active = steps.index(_step(start[0]))
+    shown = _first_view_of(views, *start)
     of_class = _of_class(prompts, first_projections)
     traces = [
         trace.update(visible=index == shown)

@@ -169,6 +169,11 @@ def tokenise(tokenizer: Any, prompts: Sequence[Prompt], system_prompt: str | Non
         RefusalLensError: The template refuses the system prompt, a prompt becomes empty, or it
             would start with two BOS tokens.
     """
+    if any(isinstance(prompt, str) for prompt in prompts):
+        raise RefusalLensError(
+            "tokenise needs Prompts, but texts came. Make them by PromptSet.from_texts(name, texts)"
+            ".prompts."
+        )
     _check_tokenizer(tokenizer, system_prompt)
     template = _Template.of(tokenizer, system_prompt)
     starts = range(0, len(prompts), CHUNK_PROMPTS)

@@ -6,6 +6,7 @@ a figure looks, and computes nothing itself.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -47,17 +48,21 @@ class Figure:
     """The heading under which the report folds it; the few that are open have none."""
 
 
-def draw_figure(run_folder: RunFolder, name: str, template: str = "plotly_white") -> go.Figure:
+def draw_figure(
+    run_folder: RunFolder | str | Path, name: str, template: str = "plotly_white"
+) -> go.Figure:
     """Draw one figure of a run.
 
     Args:
-        run_folder: The run.
+        run_folder: The run, or where it is.
         name: A key of `FIGURES`.
         template: Name of a plotly template.
 
     Raises:
         RefusalLensError: There is no such figure, or the stage it needs has not run.
     """
+    if not isinstance(run_folder, RunFolder):
+        run_folder = RunFolder.open(run_folder)
     if name not in FIGURES:
         raise RefusalLensError(f"There is no figure {name!r}. There are: {', '.join(FIGURES)}.")
     missing = _missing(run_folder, name)

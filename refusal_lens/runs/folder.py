@@ -56,8 +56,9 @@ READ_ERRORS = (
 """What JSON, pandas, safetensors and torch raise over a file that holds something else."""
 
 
-def nearest_sibling(path: Path) -> str:
+def nearest_sibling(path: str | Path) -> str:
     """Name the folder beside a missing one that is written most like it; "" where none is."""
+    path = Path(path)
     parent = path.parent
     names = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
     found = difflib.get_close_matches(path.name, names, 1)

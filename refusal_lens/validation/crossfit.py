@@ -4,7 +4,7 @@ Knows folds, fitting splits and held-out projections. Does not know what makes a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import clip, normalise
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS, difference, fit_grid
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.hook_points import place_index
 from refusal_lens.validation.units import HARMFUL_ONLY, HARMLESS_ONLY, MIXED, Units
 
 
@@ -48,7 +49,21 @@ class Projections:
 
     def place(self, hook_point: str, position: str) -> tuple[int, int]:
         """Return row and column of a place."""
-        return self.hook_points.index(hook_point), self.positions.index(position)
+        place = hook_point, position
+        return place_index(self.hook_points, self.positions, place, "these projections")
+
+    def only_at(self, hook_point: str, position: str) -> "Projections":
+        """Return the projections at one place, as a grid of one."""
+        row, column = self.place(hook_point, position)
+        return replace(
+            self,
+            values=self.values[:, row, column][:, None, None],
+            cosines=self.cosines[:, row, column][:, None, None],
+            is_called_harmful=self.is_called_harmful[:, row, column][:, None, None],
+            thresholds=self.thresholds[row, column][None, None],
+            hook_points=(self.hook_points[row],),
+            positions=(self.positions[column],),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
-from refusal_lens.models.hook_points import site_of
+from refusal_lens.models.hook_points import place_index, site_of
 from refusal_lens.progress import track
 from refusal_lens.validation.crossfit import (
     Projections,
@@ -132,13 +132,22 @@ class Separation:
     def at(self, site: str, position: str) -> "Separation":
         """Return the scores of one site and position: one row a layer."""
         rows = [i for i, name in enumerate(self.hook_points) if site_of(name) == site]
-        columns = [self.positions.index(position)]
+        return self._take(rows, [self.positions.index(position)])
+
+    def only_at(self, hook_point: str, position: str) -> "Separation":
+        """Return the scores of one place, as a grid of one."""
+        place = hook_point, position
+        row, column = place_index(self.hook_points, self.positions, place, "these scores")
+        return self._take([row], [column])
+
+    def _take(self, rows: list[int], columns: list[int]) -> "Separation":
+        """Return the scores at some hook points and positions."""
         grids = (self.intraclass_correlation, self.n_effective)
         icc, n_effective = (None if grid is None else grid[rows][:, columns] for grid in grids)
         return Separation(
             {name: one.take(rows, columns) for name, one in self.scores.items()},
             tuple(self.hook_points[row] for row in rows),
-            (position,),
+            tuple(self.positions[column] for column in columns),
             self.n_folds,
             {name: one.take(rows, columns) for name, one in self.new_topics.items()},
             icc,

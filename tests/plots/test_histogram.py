@@ -106,6 +106,20 @@ def test_bars_are_the_shared_histogram():
     assert figure.layout.barmode == "overlay"
 
 
+def test_one_place_alone_has_its_bars_and_neither_slider_nor_other_places():
+    projections, separation, prompts = planted()
+    initial = ("blocks.2.hook_resid_post", "mean")
+    whole = projection_histogram(projections, separation, prompts, initial=initial)
+    alone = projection_histogram(
+        projections, separation, prompts, hook_point="resid_post:2", position="mean"
+    )
+    assert not alone.layout.sliders
+    assert len(alone.data) < len(whole.data)
+    for label in (False, True):
+        first, same = group(alone, 0)[BARS[label]], group(whole, 1)[BARS[label]]
+        assert (list(first.x), list(first.y)) == (list(same.x), list(same.y))
+
+
 @pytest.mark.parametrize("is_harmful", [False, True])
 def test_marks_are_the_projections_of_each_prompt(is_harmful):
     projections, separation, prompts = planted()

@@ -206,6 +206,11 @@ def test_without_a_browser_a_picture_says_what_to_install(bare, tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_may_be_given_by_its_folder(bare):
+    one, same = (figures.draw_figure(run, "layer_profile") for run in (bare, str(bare.path)))
+    assert one.to_json() == same.to_json()
+
+
 @pytest.mark.browser
 def test_pictures_have_the_size_asked_for(bare, tmp_path: Path):
     figure = figures.draw_figure(bare, "direction_components")
