@@ -390,6 +390,7 @@ class _Side:
                     "outcome": answers[index + 1].outcomes,
                     "kl": effects.kl[index].numpy(),
                     "loss_rise": (effects.text_loss[index] - effects.plain_loss).numpy(),
+                    "score_change": (effects.refusal_score[index] - effects.plain_score).numpy(),
                 }
             )
             key = {name: trial.key()[name] for name in plain}

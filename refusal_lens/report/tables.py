@@ -172,6 +172,12 @@ TABLES = {
         "What the verdict rests on",
         "Each condition for calling the direction a cause, on prompts of no part in choosing it.",
     ),
+    "side_effects": _Told(
+        "Side effects",
+        "What each strength does beside its cost: KL and loss on the class that should stay as it "
+        "is, broken answers, prompts whose score moves the wrong way, and the length of the push "
+        "over that of the stream.",
+    ),
     "dose_response": _Told("Dose and response", "The same by strength, beside controls."),
     "attribution": _Told(
         "Attribution",

@@ -39,6 +39,7 @@ from refusal_lens.experiments.dose_response import (
 from refusal_lens.experiments.first_tokens import decisive_scores
 from refusal_lens.experiments.judges import judge_of
 from refusal_lens.experiments.refusal import RefusalReport
+from refusal_lens.experiments.side_effects import relative_dose, side_effects
 from refusal_lens.experiments.verdicts import Verdict, compare_removals, decide_cause, summarise
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points
@@ -137,6 +138,10 @@ def ablate_stage(
         return [
             run_folder.write_interventions(summary),
             run_folder.write_table("dose_response", answered.table),
+            run_folder.write_table(
+                "side_effects",
+                side_effects(answered.by_prompt, _doses(candidate, activations, plan)),
+            ),
             run_folder.write_completions(answered.completions),
         ]
 
@@ -264,6 +269,18 @@ def _pick(candidates: Sequence[Candidate], place: tuple[str, str]) -> Candidate:
         f"There is no direction at {place[0]},{place[1]}. The run has: {known}. Give one of them "
         "as --direction."
     )
+
+
+def _doses(candidate: Candidate, activations: Activations, plan: Plan) -> list[tuple[Arm, float]]:
+    """Return how far each intervention moves the activations that it acts on, by strength."""
+    values = activations.at(candidate.hook_point, candidate.position)
+    doses = []
+    for intervention in plan.interventions:
+        removes = intervention_of(intervention).effect == "removes"
+        for strength in plan.strengths_of(intervention):
+            arm = candidate.arm(intervention, strength)
+            doses.append((arm, relative_dose(arm, values[activations.is_harmful == removes])))
+    return doses
 
 
 def _n_new_tokens(config: Config, refusal: RefusalReport | None) -> int:
