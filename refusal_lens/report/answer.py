@@ -22,6 +22,7 @@ from refusal_lens.validation.thresholds import (
     OPTIMISTIC,
     SIGNIFICANT,
     STABLE,
+    TELLS_ALONE,
 )
 
 FEATURES = {
@@ -29,6 +30,7 @@ FEATURES = {
     "final_punctuation": "The last punctuation mark",
     "first_word": "The first word",
     "bag_of_words": "A bag of words",
+    "all_features": "A model of length, punctuation and words",
 }
 
 Grade = Literal["good", "fair", "poor"]
@@ -221,7 +223,9 @@ def _confound_reason(evidence: Evidence) -> Iterator[Reason]:
     feature = FEATURES.get(top["feature"], str(top["feature"]).replace("_", " ").capitalize())
     direction = float(rows.iloc[0]["auroc"])
     scores = f"AUROC {top['auroc']:.2f}, the direction's {direction:.2f}"
-    if top["auroc"] >= direction - AS_GOOD:
+    if top["auroc"] >= TELLS_ALONE and top["auroc"] < direction - AS_GOOD:
+        yield Reason("against", f"{feature} alone nearly tells the classes apart ({scores}).")
+    elif top["auroc"] >= direction - AS_GOOD:
         yield Reason("against", f"{feature} alone tells the classes apart as well ({scores}).")
     else:
         yield Reason("for", f"{feature} is the best trivial feature, and does worse ({scores}).")

@@ -30,6 +30,7 @@ from refusal_lens.validation.thresholds import (
     OPTIMISTIC,
     SATURATED,
     SIGNIFICANT,
+    TELLS_ALONE,
     VALID_SHARE,
 )
 
@@ -228,6 +229,10 @@ _FEATURES = {
     "token_count": ("The number of tokens", "prompts of the same length in both classes"),
     "final_punctuation": ("The final punctuation mark", "prompts that end alike in both classes"),
     "first_word": ("The first word", "prompts that begin alike in both classes"),
+    "all_features": (
+        "Length, punctuation, first word and words together",
+        "prompts that are worded alike in both classes",
+    ),
     "bag_of_words": (
         "Which words occur",
         "prompts that say harmful and harmless things in the same words, or test on other subjects "
@@ -247,21 +252,32 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list
     direction = scores.loc["direction"]
     findings = []
     for feature, (subject, remedy) in _FEATURES.items():
-        # As good as the direction, as far as its interval can tell; and better than chance.
-        if feature not in scores.index or not (
-            scores.loc[feature, "auroc"] >= direction["auroc_low"]
-            and scores.loc[feature, "auroc_low"] > 0.5
-        ):
+        if feature not in scores.index:
             continue
-        findings.append(
-            Finding(
-                f"{subject} alone tells the classes apart as well as the direction (AUROC "
-                f"{scores.loc[feature, 'auroc']:.3f} against {direction['auroc']:.3f}): the "
-                "direction may be that, and nothing of harm.",
-                f"Use {remedy}.",
+        row = scores.loc[feature]
+        # As good as the direction, as far as its interval can tell, and better than chance; or so
+        # good that the prompts can hardly tell one from the other.
+        is_as_good = row["auroc"] >= direction["auroc_low"] and row["auroc_low"] > 0.5
+        if is_as_good or row["auroc"] >= TELLS_ALONE:
+            how = " as well as the direction" if is_as_good else ""
+            findings.append(
+                Finding(
+                    f"{subject} alone tells the classes apart{how} (AUROC {row['auroc']:.3f} "
+                    f"against {direction['auroc']:.3f}): the direction may be that, and nothing "
+                    f"of harm.{_within(row)}",
+                    f"Use {remedy}.",
+                )
             )
-        )
     return findings + _diagnose_length(tables, best) + _diagnose_coordinates(tables, best)
+
+
+def _within(row: pd.Series) -> str:
+    """Say what the direction does among prompts that a feature takes for alike."""
+    if "direction_within" not in row:
+        return ""
+    if pd.isna(row["direction_within"]):
+        return " Prompts of both classes are never alike in it, so it cannot be told from harm."
+    return f" Among prompts alike in it, the direction's AUROC is {row['direction_within']:.3f}."
 
 
 def _diagnose_length(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:

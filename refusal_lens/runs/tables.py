@@ -100,8 +100,10 @@ def _tables_at_best(fitted: Fitted, best: Choice) -> dict[str, pd.DataFrame]:
     at_best = fitted.activations.only_at(best.hook_point, best.position)
     counts = fitted.token_counts
     lengths = None if counts is None else counts["n_tokens"].tolist()
+    row, column = fitted.projections.place(best.hook_point, best.position)
+    projected = fitted.projections.values[:, row, column]
     confounds = [
-        score_confounds(fitted.prompts, folds, lengths, units),
+        score_confounds(fitted.prompts, folds, lengths, units, projected),
         score_direction(fitted.projections, best.hook_point, best.position, units),
     ]
     options = {"clip_quantile": settings.clip_quantile}

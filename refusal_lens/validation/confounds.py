@@ -4,6 +4,7 @@ Knows texts and token counts. Does not know activations: the direction it is com
 projections.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix
+from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -28,6 +30,10 @@ from refusal_lens.validation.units import Units
 
 TOKEN_COUNT, FINAL_PUNCTUATION = "token_count", "final_punctuation"
 FIRST_WORD, BAG_OF_WORDS, DIRECTION = "first_word", "bag_of_words", "direction"
+ALL_FEATURES = "all_features"
+
+N_LEVELS = 5
+"""Levels of a feature within which the direction is scored again."""
 
 N_COMPARED = 2000
 """Most prompts of a class that are searched for near duplicates: the search grows as n squared."""
@@ -43,11 +49,12 @@ def score_confounds(
     folds: Int[Tensor, " n_prompts"],
     token_counts: Sequence[int] | None,
     units: Units | None = None,
+    direction: Float[Tensor, " n_prompts"] | None = None,
 ) -> pd.DataFrame:
     """Classify the prompts by trivial features, out of sample, with the direction's own folds.
 
-    Each feature gets a logistic regression, classes weighted alike; the token count enters with
-    its square, so that "of medium length" can be learned too.
+    Each feature gets a logistic regression, classes weighted alike, and so do all of them together;
+    the token count enters with its square, so that "of medium length" can be learned too.
 
     Twins must lie in one fold, as `assign_folds` deals them: a frame whose harmful twin alone is
     held out is left with the harmless one in the fitting folds, and the AUROC falls below 0.5.
@@ -57,32 +64,61 @@ def score_confounds(
         folds: Which fold holds each prompt, from `assign_folds`.
         token_counts: Tokens in each formatted prompt; None leaves that feature out.
         units: What the folds keep together, for the intervals; None for single prompts.
+        direction: Held-out projections; None leaves out what they do within levels of a feature.
 
     Returns:
-        One row a feature: `feature`, `accuracy` (share), `auroc` with its 95 % interval.
+        One row a feature: `feature`, `accuracy` (share), `auroc` with its 95 % interval, and
+        `direction_within`: the direction's AUROC among prompts that the feature takes for alike,
+        NaN where it leaves no harmful prompt beside a harmless one.
     """
-    texts = np.array([prompt.text for prompt in prompts.prompts], dtype=object)
     labels = np.array(prompts.is_harmful)
-    inputs: dict[str, tuple[Pipeline, np.ndarray]] = {
-        name: (_classifier(prepare), texts) for name, prepare in _TEXT_FEATURES.items()
-    }
+    columns = np.empty((len(labels), 2), dtype=object)
+    columns[:, 0] = [prompt.text for prompt in prompts.prompts]
+    columns[:, 1] = [0] * len(labels) if token_counts is None else list(token_counts)
+    features = {name: [(name, prepare, 0)] for name, prepare in _TEXT_FEATURES.items()}
     if token_counts is not None:
-        lengths = np.array(token_counts, dtype=np.float64)[:, None]
-        squares = PolynomialFeatures(2, include_bias=False)
-        inputs = {TOKEN_COUNT: (_classifier(Standardise(), squares), lengths), **inputs}
+        features = {TOKEN_COUNT: [(TOKEN_COUNT, _length(), [1])], **features}
+    features[ALL_FEATURES] = [part for parts in features.values() for part in parts]
     rows = []
-    for feature, (classifier, rows_in) in inputs.items():
-        decided = _decide(classifier, rows_in, labels, folds.numpy())
-        rows.append(
-            _row(
-                feature,
-                torch.from_numpy(decided),
-                torch.from_numpy(decided > 0),
-                torch.from_numpy(labels),
-                units,
-            )
+    for feature, parts in features.items():
+        decided = torch.from_numpy(
+            _decide(_classifier(ColumnTransformer(parts)), columns, labels, folds.numpy())
         )
+        told = torch.from_numpy(labels)
+        row = _row(feature, decided, decided > 0, told, units)
+        within = math.nan if direction is None else auroc_within(direction, decided, told)
+        rows.append(row | {"direction_within": within})
     return pd.DataFrame(rows)
+
+
+def auroc_within(
+    values: Float[Tensor, " n_prompts"],
+    feature: Float[Tensor, " n_prompts"],
+    labels: Bool[Tensor, " n_prompts"],
+) -> float:
+    """Return the AUROC among pairs of prompts on the same level of a feature.
+
+    Levels are the feature's fifths; a feature of few values has one level a value.
+
+    Example:
+        >>> labels = torch.tensor([False, True, False, True])
+        >>> auroc_within(torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([0, 0, 1.0, 1]), labels)
+        1.0
+    """
+    numbers = feature.numpy()
+    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, N_LEVELS + 1)[1:-1]))
+    # A value that is an edge is a level of its own.
+    levels = torch.from_numpy(
+        sum(np.searchsorted(edges, numbers, side) for side in ("left", "right"))
+    )
+    total = n_pairs = 0.0
+    for level in levels.unique():
+        here = levels == level
+        n_both = int(labels[here].sum()) * int((~labels[here]).sum())
+        if n_both:
+            total += n_both * auroc(values[here], labels[here]).item()
+            n_pairs += n_both
+    return total / n_pairs if n_pairs else math.nan
 
 
 def score_direction(
@@ -114,6 +150,14 @@ def _row(
 
 def _classifier(*steps: object) -> Pipeline:
     return make_pipeline(*steps, LogisticRegression(class_weight="balanced", max_iter=1000))
+
+
+def _length() -> Pipeline:
+    return make_pipeline(
+        FunctionTransformer(lambda counts: counts.astype(np.float64)),
+        Standardise(),
+        PolynomialFeatures(2, include_bias=False),
+    )
 
 
 def _decide(

@@ -186,7 +186,7 @@ def interval(
     return torch.as_tensor(np.minimum(low, found)), torch.as_tensor(np.maximum(high, found))
 
 
-def too_few(n_units: float | None) -> str:
+def too_few(n_units: int | float | None) -> str:
     """Say in place of an interval why there is none.
 
     Example:

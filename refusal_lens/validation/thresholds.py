@@ -78,6 +78,9 @@ NEAR_DUPLICATE = 0.9
 AS_GOOD = 0.02
 """A confound's AUROC this close to the direction's is as good."""
 
+TELLS_ALONE = 0.9
+"""From this AUROC on, a trivial feature is named whatever the direction reaches."""
+
 ONE_COORDINATE = 0.5
 """From this share of the squared length on, a direction is mostly one coordinate."""
 

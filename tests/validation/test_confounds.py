@@ -36,7 +36,9 @@ def test_nothing_tells_classes_apart_that_differ_in_nothing():
     prompts = ContrastSet.from_texts(sentences(60, 1), sentences(60, 2))
     counts = np.random.default_rng(0).integers(8, 20, 120).tolist()
     table = scored(prompts, counts)
-    assert list(table.index) == ["token_count", "final_punctuation", "first_word", "bag_of_words"]
+    assert list(table.index) == [
+        *("token_count", "final_punctuation", "first_word", "bag_of_words", "all_features")
+    ]
     # Standard error of an AUROC of 60 a side: 0.053.
     assert table["auroc"].between(0.3, 0.7).all()
     assert (table["auroc_low"] < table["auroc"]).sum() >= 2
@@ -60,6 +62,38 @@ def test_word_anywhere_is_found_by_the_bag_of_words_alone():
     table = scored(ContrastSet.from_texts(harmful, sentences(40, 2)))
     assert table.loc["bag_of_words", "auroc"] == 1.0
     assert table.loc["first_word", "auroc"] < 0.7
+
+
+def test_features_that_tell_half_each_tell_more_together():
+    half = [*sentences(20, 1, end="?"), *sentences(20, 3, opening="Steal")]
+    table = scored(ContrastSet.from_texts(half, sentences(40, 2)))
+    assert table.loc["all_features", "auroc"] > 0.95
+    assert table.loc[["final_punctuation", "first_word"], "auroc"].max() < 0.85
+
+
+def test_a_direction_is_scored_among_prompts_that_a_feature_takes_for_alike():
+    ends = ["?"] * 36 + ["."] * 4
+    harmful = [text[:-1] + end for text, end in zip(sentences(40, 1), ends, strict=True)]
+    turned = [{"?": ".", ".": "?"}[end] for end in ends]
+    harmless = [text[:-1] + end for text, end in zip(sentences(40, 2), turned, strict=True)]
+    prompts = ContrastSet.from_texts(harmful, harmless)
+    is_harmful = torch.tensor(prompts.is_harmful)
+    folds = assign_folds(is_harmful, 5, 0)
+    noise = torch.randn(80, generator=torch.Generator().manual_seed(0)).double()
+    asks = torch.tensor([prompt.text.endswith("?") for prompt in prompts.prompts]).double()
+    for values, is_right in ((10 * asks + noise, 0.5), (4 * is_harmful.double() + noise, 1.0)):
+        table = score_confounds(prompts, folds, None, None, values).set_index("feature")
+        row = table.loc["final_punctuation"]
+        assert row["auroc"] == pytest.approx(0.9, abs=0.05)
+        assert row["direction_within"] == pytest.approx(is_right, abs=0.25)
+    apart = score_confounds(
+        ContrastSet.from_texts(sentences(40, 1, end="?"), sentences(40, 2)),
+        folds,
+        None,
+        None,
+        noise,
+    ).set_index("feature")
+    assert np.isnan(apart.loc["final_punctuation", "direction_within"])
 
 
 def test_medium_length_is_found_too():
