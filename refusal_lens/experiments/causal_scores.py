@@ -186,20 +186,20 @@ class _Runs:
 
     harmful: Effects
     harmless: Effects
+    kept: Effects
     removes: tuple[str, ...]
     n_candidates: int
 
     def seen(self, candidate: int, removal: str) -> _Seen:
         row = self.removes.index(removal) * self.n_candidates + candidate
-        added = len(self.removes) * self.n_candidates + candidate
         none = np.empty((0, 0))
         return _Seen(
             self.harmful.plain_score.numpy(),
             self.harmful.refusal_score[row].numpy(),
             self.harmless.plain_score.numpy(),
-            self.harmless.refusal_score[added].numpy(),
-            self.harmless.kl[row].numpy(),
-            self.harmless.kl_answer[row].numpy(),
+            self.harmless.refusal_score[candidate].numpy(),
+            self.kept.kl[row].numpy(),
+            self.kept.kl_answer[row].numpy(),
             none,
             none,
         )
@@ -289,6 +289,7 @@ class _Runner:
     refusal_ids: Sequence[int]
     harmful: Continued
     harmless: Continued
+    answered: Continued
     show_progress: bool | None
     n_passes: float = 0.0
 
@@ -310,16 +311,17 @@ class _Runner:
             )
             for side in (True, False)
         )
-        # Nothing but the first token of answers to harmful prompts is scored.
-        continued = continue_prompts(harmful, [()] * len(harmful), 1)
-        plain = answer_plainly(model, harmless, plan.n_answer_tokens)
-        return cls(model, refusal.refusal_ids, continued, plain, show_progress)
+        # Whether a prompt is refused shows in the first token; what a removal leaves of harmless
+        # answers, in more of them.
+        first = [continue_prompts(tokens, [()] * len(tokens), 1) for tokens in (harmful, harmless)]
+        answered = answer_plainly(model, harmless, plan.n_answer_tokens)
+        return cls(model, refusal.refusal_ids, *first, answered, show_progress)
 
     def run(self, candidates: Sequence[Candidate], removes: tuple[str, ...]) -> _Runs:
         """Run every candidate under every removal, and under addition."""
         removed = [candidate.arm(name) for name in removes for candidate in candidates]
         added = [candidate.arm(ADDITION) for candidate in candidates]
-        effects = self._effects("Intervening,", removed, [*removed, *added])
+        effects = self._effects("Intervening,", removed, added, kept=removed)
         return _Runs(*effects, removes, len(candidates))
 
     def rank(self, scored: Sequence[_Scored], n_controls: int, seed: int) -> list[_Scored]:
@@ -332,7 +334,7 @@ class _Runner:
         }
         removed = [each.arm(scored[i].removal) for i in ranked for each in by_chance[i]]
         added = [each.arm(ADDITION) for i in ranked for each in by_chance[i]]
-        harmful, harmless = self._effects("Ranking,", removed, added)
+        harmful, harmless, _ = self._effects("Ranking,", removed, added)
         left, induced = (
             effects.refusal_score.unflatten(0, (len(ranked), n_controls)).numpy()
             for effects in (harmful, harmless)
@@ -344,10 +346,17 @@ class _Runner:
         return found
 
     def _effects(
-        self, what: str, on_harmful: Sequence[Arm], on_harmless: Sequence[Arm]
-    ) -> tuple[Effects, Effects]:
-        sides = (("harmful", self.harmful, on_harmful), ("harmless", self.harmless, on_harmless))
-        counts = {name: len(prompts.tokens) * len(arms) for name, prompts, arms in sides}
+        self, what: str, removed: Sequence[Arm], added: Sequence[Arm], kept: Sequence[Arm] = ()
+    ) -> tuple[Effects, Effects, Effects]:
+        """Try removals on harmful prompts, additions on harmless ones, and what these keep."""
+        sides = (
+            ("harmful", self.harmful, removed),
+            ("harmless", self.harmless, added),
+            ("harmless", self.answered, kept),
+        )
+        counts = {"harmful": 0, "harmless": 0}
+        for name, prompts, arms in sides:
+            counts[name] += len(prompts.tokens) * len(arms)
         found = []
         with ClassProgress(what, counts, self.show_progress) as progress:
             for name, prompts, arms in sides:
@@ -360,7 +369,7 @@ class _Runner:
                 )
                 self.n_passes += effects.n_passes
                 found.append(effects)
-        return found[0], found[1]
+        return found[0], found[1], found[2]
 
 
 def answer_plainly(model: Model, tokens: Tokens, n_answer_tokens: int) -> Continued:

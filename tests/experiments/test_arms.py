@@ -75,7 +75,6 @@ def test_a_new_row_is_tried_at_several_strengths(toy, model, prompts, activation
         refusal_ids=[5],
         judge=lambda prompt, answer: "a" in answer,
         plan=plan,
-        show_progress=False,
     )
     tried = response.table.groupby("intervention")["strength"].unique()
     assert {name: sorted(each) for name, each in tried.items()} == {
