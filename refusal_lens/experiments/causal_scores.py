@@ -313,9 +313,11 @@ class _Runner:
         )
         # Whether a prompt is refused shows in the first token; what a removal leaves of harmless
         # answers, in more of them.
-        first = [continue_prompts(tokens, [()] * len(tokens), 1) for tokens in (harmful, harmless)]
+        to_refuse, to_answer = (
+            continue_prompts(tokens, [()] * len(tokens), 1) for tokens in (harmful, harmless)
+        )
         answered = answer_plainly(model, harmless, plan.n_answer_tokens)
-        return cls(model, refusal.refusal_ids, *first, answered, show_progress)
+        return cls(model, refusal.refusal_ids, to_refuse, to_answer, answered, show_progress)
 
     def run(self, candidates: Sequence[Candidate], removes: tuple[str, ...]) -> _Runs:
         """Run every candidate under every removal, and under addition."""
