@@ -20,6 +20,24 @@ from refusal_lens.prompts.tokens import Tokens
 ANSWER_BUDGET = 4096
 """Tokens in a batch of answers: each step of an answer is a small forward, so many go together."""
 
+CUDA_ANSWER_BUDGET = 65_536
+"""On a GPU, where a step costs nearly the same for ten rows and for hundreds."""
+
+CACHE_SHARE = 4
+"""Keys and values of a batch may take one of so many parts of the free memory of a GPU."""
+
+
+def answer_budget(model: Model) -> int:
+    """Return how many tokens a batch of answers may have: on a GPU, as many as its memory holds."""
+    cfg = model.cfg
+    if torch.device(str(cfg.device)).type != "cuda":
+        return ANSWER_BUDGET
+    free, _ = torch.cuda.mem_get_info(cfg.device)
+    n_heads = cfg.n_key_value_heads or cfg.n_heads
+    bytes_a_token = 2 * cfg.n_layers * n_heads * cfg.d_head * cfg.dtype.itemsize
+    room = free // CACHE_SHARE // bytes_a_token
+    return max(ANSWER_BUDGET, min(CUDA_ANSWER_BUDGET, room))
+
 
 def answer_ids(
     model: Model,
@@ -69,7 +87,7 @@ def answer_ids(
     run_in_batches(
         [length + n_new_tokens for length in tokens.lengths],
         answer,
-        token_budget=ANSWER_BUDGET,
+        token_budget=answer_budget(model),
         device=str(model.cfg.device),
         name_of=lambda row: tokens.prompt_ids[row],
     )
@@ -116,7 +134,7 @@ def answer_arms(
         run_in_batches(
             [tokens.lengths[asked[i][1]] + n_new_tokens for i in chosen],
             answer,
-            token_budget=ANSWER_BUDGET,
+            token_budget=answer_budget(model),
             device=str(model.cfg.device),
             name_of=lambda row, chosen=chosen: tokens.prompt_ids[asked[chosen[row]][1]],
         )

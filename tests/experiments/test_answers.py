@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from refusal_lens.experiments.answers import answer_arms, answer_ids, write_out
+from refusal_lens.experiments.answers import (
+    ANSWER_BUDGET,
+    CUDA_ANSWER_BUDGET,
+    answer_arms,
+    answer_budget,
+    answer_ids,
+    write_out,
+)
 from refusal_lens.experiments.arms import Arm, arm_hooks
 from refusal_lens.journal import Journal
 from refusal_lens.models.generation import generate_greedily
@@ -113,3 +120,17 @@ def test_what_was_kept_is_not_taken_for_another_question(model, tokens, tmp_path
     # Any other hook may be anything.
     answer_ids(model, tokens, 4, [(POINT, lambda x, hook: x)], read=largest, journal=journal)
     assert len(journal) == 8
+
+
+def test_batches_of_answers_are_as_large_as_the_memory_of_a_gpu_allows(model, monkeypatch):
+    assert answer_budget(model) == ANSWER_BUDGET
+    monkeypatch.setattr(model.cfg, "device", "cuda")
+    cfg = model.cfg
+    # Keys and values of 10,000 tokens are a quarter of what is free.
+    n_heads = cfg.n_key_value_heads or cfg.n_heads
+    free = 4 * 10_000 * 2 * cfg.n_layers * n_heads * cfg.d_head * 4
+    for given, expected in [(free, 10_000), (100 * free, CUDA_ANSWER_BUDGET), (1, ANSWER_BUDGET)]:
+        monkeypatch.setattr(
+            "torch.cuda.mem_get_info", lambda device, given=given: (given, 2 * given)
+        )
+        assert answer_budget(model) == expected
