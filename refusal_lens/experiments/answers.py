@@ -77,8 +77,9 @@ def answer_ids(
             generated, first = generate_greedily(model, asked, n_new_tokens, acting)
             return generated, read(first)
 
-        key = None if journal is None else _key(model, asked, hooks, n_new_tokens, reads)
-        generated, values = generate() if key is None else journal.once(key, generate)
+        generated, values = _kept(
+            journal, generate, lambda: _key(model, asked, hooks, n_new_tokens, reads)
+        )
         for row, ids in zip(rows, generated, strict=True):
             answers[row] = ids
         if on_batch is not None:
@@ -125,8 +126,11 @@ def answer_arms(
                 hooks = arm_hooks(model, arms, 1)
                 return generate_greedily(model, prompts, n_new_tokens, hooks)[0]
 
-            key = None if journal is None else _key(model, prompts, arms, n_new_tokens)
-            generated = generate() if key is None else journal.once(key, generate)
+            generated = _kept(
+                journal,
+                generate,
+                lambda: _key(model, prompts, arms, n_new_tokens),
+            )
             for row, ids in zip(rows, generated, strict=True):
                 answers[chosen[row]] = ids
             advance(len(rows))
@@ -141,15 +145,23 @@ def answer_arms(
     return answers
 
 
+def _kept(journal: Journal | None, make: Callable[[], Any], key: Callable[[], str | None]) -> Any:
+    """Make something once, where there is a journal and what it depends on can be told."""
+    if journal is None or (named := key()) is None:
+        return make()
+    return journal.once(named, make)
+
+
 def _key(
     model: Model, asked: Tokens, hooks: Arm | Sequence[Arm] | Sequence[Hook], *settings: object
 ) -> str | None:
     """Return what the answers of one batch depend on; None where that cannot be told."""
     acting = [hooks] if isinstance(hooks, Arm) else list(hooks)
-    arms = [each for each in dict.fromkeys(acting) if isinstance(each, Arm)]
-    if len(arms) < len(dict.fromkeys(acting)):
+    arms = [each for each in acting if isinstance(each, Arm)]
+    if len(arms) < len(acting):
         return None
-    told = [vars(arm) for arm in arms], [arms.index(each) for each in acting]
+    distinct = list(dict.fromkeys(arms))
+    told = [vars(arm) for arm in distinct], [distinct.index(each) for each in arms]
     ids = [list(row) for row in asked.ids]
     return fingerprint(describe_model(model), torch.__version__, ids, told, settings)
 

@@ -252,7 +252,7 @@ def _examples(evidence: Evidence) -> pd.DataFrame:
 def _refusal_by_topic(evidence: Evidence) -> pd.DataFrame:
     """Count what became of the requests of each topic, most refused first."""
     answers = _answers(evidence)
-    if not len(answers) or answers["category"].nunique() < 2:
+    if not len(answers) or len(set(answers["category"])) < 2:
         return answers.head(0)
     counts = answers.assign(n_prompts=1)
     for outcome in ("refused", "evaded", "broken"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from refusal_lens.experiments.refusal import RefusalReport
@@ -275,9 +276,10 @@ def _within(row: pd.Series) -> str:
     """Say what the direction does among prompts that a feature takes for alike."""
     if "direction_within" not in row:
         return ""
-    if pd.isna(row["direction_within"]):
+    within: Any = row["direction_within"]
+    if np.isnan(within):
         return " Prompts of both classes are never alike in it, so it cannot be told from harm."
-    return f" Among prompts alike in it, the direction's AUROC is {row['direction_within']:.3f}."
+    return f" Among prompts alike in it, the direction's AUROC is {within:.3f}."
 
 
 def _diagnose_length(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
