@@ -70,11 +70,13 @@ def choose_best(separation: Separation, n_layers: int, by: BestBy = "cohens_d") 
         return article
     if (article.hook_point, article.position) == (ours.hook_point, ours.position):
         return ours
+    why = "separation depends on what all prompts share, d' does not"
+    if article.cohens_d > ours.cohens_d:
+        why = "that lies in the last fifth of the layers"
     other = (
         f"{ours.reason}. The article's rule takes {article.hook_point} at {article.position} "
         f"(separation {article.separation:.2f}, d' {article.cohens_d:.2f}; here "
-        f"{ours.separation:.2f} and {ours.cohens_d:.2f}): separation depends on what all prompts "
-        "share, d' does not"
+        f"{ours.separation:.2f} and {ours.cohens_d:.2f}): {why}"
     )
     return replace(ours, reason=other)
 

@@ -93,6 +93,9 @@ def test_the_last_fifth_is_taken_only_where_nothing_before_it_is_accurate():
     assert best is not None
     assert best.layer == 7
     assert best.reason.startswith("highest d' (7.00) among 8 places with accuracy >= 0.7 before la")
+    best = choose_best(make([0.1] * 9 + [0.5], None, growing), 10)
+    assert best is not None
+    assert best.reason.endswith("): that lies in the last fifth of the layers")
     best = choose_best(make([0.5] * 10, [0.6] * 9 + [0.9], growing), 10)
     assert best is not None
     assert best.layer == 9
