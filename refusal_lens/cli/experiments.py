@@ -16,7 +16,7 @@ DirectionOption = Annotated[
         "--direction",
         metavar="HOOK_POINT[,POSITION]",
         help="Which direction: resid_post:5,last. Default: the one that select chose, else the "
-        "best by separation.",
+        "best place of the run.",
     ),
 ]
 InterventionOption = Annotated[

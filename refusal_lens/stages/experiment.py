@@ -49,6 +49,7 @@ from refusal_lens.prompts.tokens import check_control_tokens, tokenise
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages import terminal
 from refusal_lens.stages.study import measure_and_store
+from refusal_lens.validation.frames import rows_where
 
 
 @dataclass(frozen=True)
@@ -238,14 +239,20 @@ def _place(
             "The classes have the same mean everywhere, so that there is no direction to try. "
             "Use other prompts."
         )
-    console.print(f"{_why_by_separation(table)} Taking the best by separation.", markup=False)
+    removal = run_folder.read_config().causal.intervention
+    why = _why_best_place(table, removal)
+    console.print(f"{why} Taking the best place of the run.", markup=False)
     return best.hook_point, best.position
 
 
-def _why_by_separation(table: pd.DataFrame | None) -> str:
-    """Say why no direction was chosen by its effect: nothing was tried, or nothing passed."""
+def _why_best_place(table: pd.DataFrame | None, removal: str) -> str:
+    """Say why no direction was chosen by its effect: nothing was tried, or nothing passed.
+
+    `removal` is the intervention that the choice goes by; the table has others too.
+    """
     if table is None:
         return "No direction was chosen by its effect yet: refusal-lens select does that."
+    table = rows_where(table, intervention=removal)
     counts = Counter(
         reason for each in table["reasons"].fillna("") for reason in each.split("; ") if reason
     )
