@@ -5,13 +5,15 @@ import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import time
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer, save_checkpoint
+from conftest import REPOSITORY, make_tokenizer, save_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -72,6 +74,37 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(folder, load, model
     else:
         load(folder)
     assert not marker.exists()
+
+
+@pytest.mark.slow
+def test_yes_on_the_pipe_does_not_run_a_checkpoints_code(tmp_path):
+    # The scenario: yes | head -20 | refusal-lens collect --model evil
+    evil, marker = tmp_path / "evil", tmp_path / "ran"
+    shutil.copytree(REPOSITORY / "data/tiny-refuser", evil)
+    for file in ("configuration_my.py", "modeling_my.py"):
+        (evil / file).write_text(f"open({str(marker)!r}, 'w').close()\nclass MyConfig: pass\n")
+    config = json.loads((evil / "config.json").read_text())
+    code = {"AutoConfig": "configuration_my.MyConfig", "AutoModelForCausalLM": "modeling_my.My"}
+    config |= {"model_type": "mymodel", "auto_map": code}
+    (evil / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [*(sys.executable, "-m", "refusal_lens", "collect", "--model"), str(evil)]
+        + ["--output", str(tmp_path / "run")],
+        input="y\n" * 20,
+        env=os.environ | {"HF_HOME": str(tmp_path / "hf"), "COLUMNS": "1000"},
+        capture_output=True,
+        text=True,
+    )
+    assert not marker.exists()
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "[y/N]" not in done.stdout + done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert len(told) == 1
+    assert "brings Python code of its own (auto_map in config.json)" in told[0]
+    # The code is what would leave the mark, were it run.
+    subprocess.run([sys.executable, str(evil / "modeling_my.py")], check=True)
+    assert marker.exists()
 
 
 def test_pickle_with_more_than_tensors_is_not_run(folder):
