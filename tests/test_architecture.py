@@ -16,7 +16,7 @@ GROUND = ["errors", "files", "journal", "progress", "config", "config_files"]
 ROOMS = {
     "prompts": "contrast groups parquet files chat_format tokens positions",
     "models": "backends hook_points torch_defaults unembedding layout gguf_files checkpoint parity "
-    "placement hugging_face conversion loading matmul batching fast_forward decoding captured "
+    "batching placement hugging_face conversion loading matmul fast_forward decoding captured "
     "generation",
     "activations": "pooled moments collection shards store batch_reader shard_reader provenance "
     "collector ray_cluster ray_worker ray_driver engines",

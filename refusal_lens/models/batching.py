@@ -23,6 +23,7 @@ WORTHWHILE = 1.05
 OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
+    "cannot allocate memory",
     "not enough memory",
     "cublas_status_alloc_failed",
 )
@@ -134,14 +135,14 @@ def fits(run: Callable[..., None], *arguments: Any) -> bool:
     try:
         run(*arguments)
     except (RuntimeError, MemoryError) as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return False
         raise
     return True
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Recognise CUDA's allocator, the CPU's and Python's own."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Recognise CUDA's allocator, the CPU's, Python's own and the system's."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(words in str(error).lower() for words in OUT_OF_MEMORY)

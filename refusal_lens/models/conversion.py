@@ -126,8 +126,6 @@ def _convert_weights(hf_model: PreTrainedModel) -> tuple[Any, dict[str, Tensor]]
                 folder, cfg, hf_model, dtype=hf_model.dtype
             )
         except Exception as error:  # whatever its code for an architecture stumbles over
-            if isinstance(error, MemoryError):
-                raise
             raise RefusalLensError(
                 f"HookedTransformer cannot convert {type(hf_model).__name__} "
                 f"({first_line(error)}). {USE_BRIDGE}"

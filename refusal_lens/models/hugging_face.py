@@ -296,11 +296,6 @@ def explained(checkpoint: Checkpoint, revision: str | None) -> Iterator[None]:
         yield
     except RefusalLensError:
         raise
-    except MemoryError as error:
-        raise RefusalLensError(
-            f"{checkpoint.source} does not fit in memory. Load it in bfloat16 (model.dtype), or on "
-            "a machine with more."
-        ) from error
     except Exception as error:
         raise RefusalLensError(_explain_load_failure(checkpoint, revision, error)) from error
 

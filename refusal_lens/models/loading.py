@@ -6,6 +6,8 @@ Does not know prompts, chat templates or activations.
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from transformers import PreTrainedModel
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import file_sha256
 from refusal_lens.models.backends import LoadRecord, Model
+from refusal_lens.models.batching import is_out_of_memory
 from refusal_lens.models.checkpoint import Checkpoint
 from refusal_lens.models.conversion import convert
 from refusal_lens.models.gguf_files import headers_read_once, read_gguf
@@ -72,11 +75,11 @@ def load_model(
 
     Raises:
         RefusalLensError: The name is unknown, the checkpoint cannot be reached or converted, or
-            the device or dtype does not exist here.
+            the device or dtype does not exist here, or there is too little memory.
     """
     target = _pick_device(device)
     _check_processing(backend, processing)
-    with plain_torch(), headers_read_once():
+    with plain_torch(), headers_read_once(), _enough_memory(str(name_or_path), target):
         checkpoint = open_checkpoint(str(name_or_path), gguf_file, revision)
         described = _describe_origin(checkpoint, gguf_file)
         config = read_config(checkpoint, revision)
@@ -102,6 +105,25 @@ def load_model(
     _set_tokenizer(model, tokenizer)
     model.load_record = record  # type: ignore[assignment]
     return model.eval()
+
+
+@contextmanager
+def _enough_memory(name: str, device: str) -> Iterator[None]:
+    """Say in one sentence that a model does not fit, wherever in its load that was found."""
+    try:
+        yield
+    except Exception as error:
+        # Some step below may have taken it for a fault of the checkpoint.
+        cause: BaseException = error
+        while isinstance(cause, RefusalLensError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, RefusalLensError) or not is_out_of_memory(cause):
+            raise
+        raise RefusalLensError(
+            f"{name} does not fit in memory on {device}. Load it in bfloat16 (model.dtype), spread "
+            "it over several CUDA devices (model.n_devices), or give a smaller model; a GGUF file "
+            "takes as much as the dtype it is loaded in."
+        ) from error
 
 
 def load_tokenizer(

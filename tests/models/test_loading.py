@@ -1,5 +1,6 @@
 """Models load as they are, whatever their folder is called, or fail in plain words."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -239,3 +240,39 @@ def test_options_that_do_not_exist(checkpoint: Path, options, expected):
 def test_missing_device_is_named(checkpoint: Path):
     with pytest.raises(RefusalLensError, match="finds no cuda device here. Use --device cpu"):
         load_model(checkpoint, device="cuda")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 3 bytes."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        ("models.hugging_face.AutoModelForCausalLM.from_pretrained", {}),
+        ("models.conversion._convert_config", {}),
+        ("models.conversion._load_weights", {"processing": "folded"}),
+        ("models.loading.TransformerBridge.boot_transformers", {"backend": "bridge"}),
+        ("models.loading.check_parity", {"backend": "bridge"}),
+    ],
+)
+def test_a_model_that_does_not_fit_in_memory_is_told_in_one_sentence(
+    checkpoint, monkeypatch, error, step, options
+):
+    # Before: "could not be loaded: ", "cannot convert", or torch's own error.
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(f"refusal_lens.{step}", fail)
+    with pytest.raises(RefusalLensError) as caught:
+        load_model(checkpoint, device="cpu", **options)
+    assert str(caught.value) == (
+        f"{checkpoint} does not fit in memory on cpu. Load it in bfloat16 (model.dtype), spread it "
+        "over several CUDA devices (model.n_devices), or give a smaller model; a GGUF file takes "
+        "as much as the dtype it is loaded in."
+    )
