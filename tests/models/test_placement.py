@@ -45,7 +45,7 @@ def test_activations_hop_and_keys_stay_with_their_layers(model):
 def test_blocks_from_the_middle_hop(model):
     residual = torch.randn(2, 5, model.cfg.d_model)
     with torch.no_grad():
-        assert run_blocks(model, residual, 1, model.cfg.n_layers).is_meta
+        assert run_blocks(model, residual, 1, model.cfg.n_layers)[0].is_meta
 
 
 def test_answers_grow_over_both_devices(model):

@@ -32,7 +32,7 @@ def make_config(folder: Path, template: str, *overrides: str) -> Config:
 
 def run_collect(config: Config, run_folder: RunFolder, *, resume: bool = False) -> str:
     """Collect as the command does, and return the first prompt as the model saw it."""
-    collection, model = study.prepare(config, run_folder, Console(quiet=True))
+    collection, model = study.prepare(config, run_folder, Console(quiet=True), work=["activations"])
     study.collect_stage(config, run_folder, model, collection, Console(quiet=True), resume=resume)
     return tokenizer_of(model).decode(collection.tokens.ids[0])
 
@@ -97,7 +97,9 @@ def test_collection_goes_on_the_day_after_in_another_process(tmp_path, clock, pr
 def test_open_reasoning_block_is_told_before_anything_is_read(tmp_path):
     config = make_config(tmp_path, CHATML.replace("assistant\n", "assistant\n<think>\n"))
     with pytest.warns(RefusalLensWarning, match=r"inside a reasoning block \(<think> is opened"):
-        study.prepare(config, RunFolder(tmp_path / "run"), Console(quiet=True))
+        study.prepare(
+            config, RunFolder(tmp_path / "run"), Console(quiet=True), work=["activations"]
+        )
 
 
 def test_workers_are_sent_prompts_of_the_day_that_the_run_began(tmp_path, clock):
