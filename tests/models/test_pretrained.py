@@ -128,7 +128,7 @@ def test_whole_study_on_the_file_and_its_resume(file, texts, tmp_path):
     for name, some in texts.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(some))
     prompts = [f"--{name}={tmp_path / name}.txt" for name in texts]
-    settings = ["--set=refusal.n_new_tokens=4", "--set=validation.n_permutations=20"]
+    settings = ["--set=refusal.n_new_tokens=16", "--set=validation.n_permutations=20"]
     settings += ["--set=validation.n_resamples=20", "--set=validation.n_repeats=1"]
     run_folder = RunFolder(tmp_path / "run")
     command = ["run", f"--model={file}", *prompts, *settings, f"--output={run_folder.path}"]
@@ -138,6 +138,16 @@ def test_whole_study_on_the_file_and_its_resume(file, texts, tmp_path):
     assert recorded["weights_sha256"] == file_sha256(file)
     assert recorded["gguf"]["weights"] == "dequantised"
     assert len(run_folder.read_separation()) == 2 * recorded["n_layers"]
+    refusal = run_folder.read_refusal()
+    assert refusal is not None
+    if "smollm2" in file.name:  # answers nearly everything, and is told to
+        assert refusal.rate(is_harmful=True) <= 2 / N_PROMPTS
+        assert "Of harm, not of refusal" in outcome.output
+    else:
+        assert refusal.rate(is_harmful=True) > refusal.rate(is_harmful=False)
+    drawn = CliRunner().invoke(app, ["plot", str(run_folder.path), "--figure", "all"])
+    assert drawn.exit_code == 0, drawn.output
+    assert (run_folder.path / "place_heatmap.html").is_file()
     before = run_folder.read_directions().vectors
     (run_folder.path / "activations" / "shard-00000.safetensors").unlink()
     outcome = CliRunner().invoke(app, ["run", "--resume", f"--output={run_folder.path}"])
