@@ -15,7 +15,7 @@ import pandas as pd
 from refusal_lens.report.evidence import Evidence, is_at
 from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.scores import too_few
-from refusal_lens.validation.thresholds import STEADY_DEGREES
+from refusal_lens.validation.thresholds import STEADY_DEGREES, UNKNOWN_DEGREES
 from refusal_lens.validation.units import FEWEST_UNITS
 
 MAX_ROWS = 400
@@ -105,20 +105,28 @@ def _nested(_: Evidence, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _learning_sentence(curve: pd.DataFrame) -> str:
-    """Say how far the direction can still turn, and how many prompts would hold it."""
+    """Say how far the delivered direction lies from the true one, and how many would hold it."""
     measured = rows_that(curve, ~curve["is_extrapolated"].astype(bool))
     if not len(measured):
         return ""
     last = measured.sort_values("n_per_class").iloc[-1]
+    ends = last["degrees"], last["degrees_low"], last["degrees_high"]
+    n, middle, low, high = last["n_per_class"], *ends
     text = (
-        f"With {last['n_per_class']:.0f} prompts a side the direction turns by about "
-        f"{last['degrees']:.1f}°; "
+        f"With {n:.0f} prompts a side the direction lies about {middle:.1f}° ({low:.1f} to "
+        f"{high:.1f}) from that of unlimited prompts; "
     )
-    enough = rows_that(curve, curve["degrees"] <= STEADY_DEGREES).sort_values("n_per_class")
-    if not len(enough):
-        return f"{text}even {curve['n_per_class'].max():.0f} are too few for {STEADY_DEGREES}°."
-    how = " (extrapolated)" if enough.iloc[0]["is_extrapolated"] else ""
-    return f"{text}{enough.iloc[0]['n_per_class']:.0f} are enough for {STEADY_DEGREES}°{how}."
+    if high <= STEADY_DEGREES:
+        return f"{text}they are enough for {STEADY_DEGREES}°."
+    if high >= UNKNOWN_DEGREES:
+        return f"{text}how many are enough for {STEADY_DEGREES}°, these prompts cannot tell."
+    # The squared tangent falls as one over the number of prompts.
+    steady = math.tan(math.radians(STEADY_DEGREES))
+    wanted = [n * (math.tan(math.radians(end)) / steady) ** 2 for end in ends]
+    return (
+        f"{text}about {wanted[0]:.0f} ({wanted[1]:.0f} to {wanted[2]:.0f}) are enough for "
+        f"{STEADY_DEGREES}°."
+    )
 
 
 TABLES = {

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import f as f_distribution
-from scipy.stats import t as student
 from torch import Tensor
 
 from refusal_lens.validation.many_fits import Place
@@ -45,7 +44,8 @@ class Turning:
 
     `turned` is the squared length of what lies across, estimated for these very prompts, over the
     squared length of their difference; `spread` is how many equal dimensions that noise is worth,
-    and `freedom` how many units it was estimated from, less one a stratum.
+    `freedom` how many units it was estimated from, less one a stratum, and `n_per_class` how many
+    prompts a side (of unequal classes their harmonic mean).
     """
 
     signal: float
@@ -54,8 +54,9 @@ class Turning:
     turned: float = math.nan
     spread: float = math.inf
     freedom: int = 10**9
+    n_per_class: float = math.nan
 
-    def degrees(self, n_per_class: int | float, shift: float = 0.0) -> float:
+    def degrees(self, n_per_class: int | float) -> float:
         """Return the expected angle to the true difference, from 0 to 90 degrees.
 
         The fitted difference is v = mu + e, with e of mean 0 and covariance S1/n + S0/n. What lies
@@ -69,22 +70,23 @@ class Turning:
 
         Args:
             n_per_class: Prompts a side, in as many more pairs or topics.
-            shift: Standard errors to add to the signal, for the ends of an interval.
         """
-        signal = self.signal + shift * self.signal_error
-        if signal <= 0:
+        if self.signal <= 0:
             return 90.0
-        return math.degrees(math.atan(math.sqrt(self.noise / n_per_class / signal)))
+        return math.degrees(math.atan(math.sqrt(self.noise / n_per_class / self.signal)))
 
     def interval(self, n_per_class: int | float) -> tuple[float, float]:
-        """Return the ends of the 95 % interval of `degrees`, from the error of the signal."""
-        shift = self.quantile
-        return self.degrees(n_per_class, shift), self.degrees(n_per_class, -shift)
+        """Return the ends of the 95 % interval of `degrees`: those of `delivered`, carried on.
 
-    @property
-    def quantile(self) -> float:
-        """Standard errors on either side that hold 95 %."""
-        return float(student.ppf((1 + CONFIDENCE) / 2, max(1, self.freedom)))
+        The squared tangent falls as one over the number of prompts. With a steep spectrum the error
+        of the signal alone would cover in a half of samples or fewer.
+        """
+        _, *ends = self.delivered()
+        share = self.n_per_class / n_per_class
+        low, high = (
+            math.degrees(math.atan(math.sqrt(share) * math.tan(math.radians(end)))) for end in ends
+        )
+        return low, high
 
     def delivered(self) -> tuple[float, float, float]:
         """Return the angle of the fitted difference itself to the true one, and its interval.
@@ -106,13 +108,6 @@ class Turning:
             for factor in (1.0, *ends)
         ]
         return angles[0], angles[1], angles[2]
-
-    def prompts_for(self, degrees: int | float, shift: float = 0.0) -> float:
-        """Return how many prompts a side bring the expected angle down to so many degrees."""
-        signal = self.signal + shift * self.signal_error
-        if signal <= 0:
-            return math.inf
-        return self.noise / (signal * math.tan(math.radians(degrees)) ** 2)
 
 
 def measure_turning(
@@ -159,7 +154,13 @@ def measure_turning(
         sum(across) / squared,
         noise_now**2 / squares,
         sum(count - 1 for count in counts),
+        _harmonic_size(is_harmful),
     )
+
+
+def _harmonic_size(is_harmful: Bool[Tensor, " n_prompts"]) -> float:
+    """Return the prompts a side that would have the noise of these classes."""
+    return 2 / (1 / int(is_harmful.sum()) + 1 / int((~is_harmful).sum()))
 
 
 def difference_parts(
@@ -194,7 +195,7 @@ def _per_prompt(across: list[float], is_harmful: Bool[Tensor, " n_prompts"], uni
     """Return the noise of one prompt of each class, from that of the kinds of units."""
     n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())
     sizes = {
-        MIXED: 2 / (1 / n_harmful + 1 / n_harmless),
+        MIXED: _harmonic_size(is_harmful),
         HARMFUL_ONLY: n_harmful,
         HARMLESS_ONLY: n_harmless,
     }
@@ -273,12 +274,12 @@ def draw_disjoint(
 def learning_curve(
     place: Place, name: tuple[str, str], pairs: Pairs, turning: Turning
 ) -> pd.DataFrame:
-    """Return the learning curve of one place: measured points, then the closed form.
+    """Return the learning curve of one place: measured points, all prompts, the closed form.
 
     Two directions that each lie at an angle to the true one, with nothing in common but it, have
     the product of their two cosines as their own: its root is the cosine of either to the true
-    direction. So points are measured up to half of the units, from disjoint sets. All intervals
-    come from the error of the signal, which measured points share with the closed form.
+    direction. So points are measured up to half of the units, from disjoint sets. The row of all
+    prompts is the direction that is delivered. All intervals come from its own.
 
     Args:
         place: Activations.
@@ -292,7 +293,9 @@ def learning_curve(
         middle = _half_angle(float(_raw_cosines(gram, *both).mean()))
         low, high = turning.interval(n)
         rows.append((*name, n, middle, min(low, middle), max(high, middle), False))
-    for n in (n for n in EXTRAPOLATED if n > max(pairs, default=0)):
+    n_delivered = round(turning.n_per_class)
+    rows.append((*name, n_delivered, *turning.delivered(), False))
+    for n in (n for n in EXTRAPOLATED if n > n_delivered):
         rows.append((*name, n, turning.degrees(n), *turning.interval(n), True))
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
 

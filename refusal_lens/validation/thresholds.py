@@ -42,6 +42,9 @@ LEAST_CEILING = 0.1
 STEADY_DEGREES = 10
 """A direction that turns by no more than this with other prompts stands."""
 
+UNKNOWN_DEGREES = 80
+"""An angle that may be this wide says nothing of how many prompts would close it."""
+
 OPTIMISTIC = 0.1
 """In-sample accuracy this far above held-out accuracy was learned by heart."""
 

@@ -279,14 +279,18 @@ def test_tables_of_the_best_place_hold_no_other(run_folder):
 
 
 def test_learning_curve_says_how_many_prompts_are_enough(run_folder):
-    run_folder.write_table("learning_curve", learning_curve())
-    assert tables_of(run_folder)["learning_curve"].sentence.endswith(
-        "With 40 prompts a side the direction turns by about 15.8°; 160 are enough for 10° "
-        "(extrapolated)."
+    def sentence(**columns):
+        run_folder.write_table("learning_curve", learning_curve().assign(**columns))
+        return tables_of(run_folder)["learning_curve"].sentence
+
+    # 15.8 degrees at 40 a side; its squared tangent falls as one over the number of prompts.
+    assert sentence().endswith(
+        "With 40 prompts a side the direction lies about 15.8° (14.2 to 17.4) from that of "
+        "unlimited prompts; about 103 (83 to 126) are enough for 10°."
     )
-    run_folder.write_table("learning_curve", learning_curve().head(4))
-    assert tables_of(run_folder)["learning_curve"].sentence.endswith(
-        "by about 15.8°; even 80 are too few for 10°."
+    assert sentence(degrees_high=9.0).endswith("; they are enough for 10°.")
+    assert sentence(degrees_high=85.0).endswith(
+        "; how many are enough for 10°, these prompts cannot tell."
     )
 
 
