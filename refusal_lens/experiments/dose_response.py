@@ -25,6 +25,7 @@ from refusal_lens.experiments.causal_scores import answer_plainly
 from refusal_lens.experiments.effects import Effects, measure_effects
 from refusal_lens.experiments.first_tokens import FirstTokens
 from refusal_lens.experiments.judges import Judge, decide, wilson_interval
+from refusal_lens.experiments.resampling import mean_interval, topics_of
 from refusal_lens.experiments.verdicts import Evidence
 from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, tokenizer_of
@@ -33,8 +34,6 @@ from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.prompts.tokens import Tokens, tokenise
 from refusal_lens.validation.frames import rows_where
-
-N_BOOTSTRAP = 1000
 
 N_DRAWN = 2
 """Controls of each kind that are tried at every strength."""
@@ -223,8 +222,8 @@ def dose_response(
         journal: Keeps answers as they come, and has those of an interrupted process.
 
     Returns:
-        Refusal score with a 95 % bootstrap interval, refusal rate with Wilson's, KL of the first
-        answer token, and next-token loss of the user's own text, by trial and class.
+        Refusal score with a 95 % bootstrap interval over topics, refusal rate with Wilson's, KL of
+        the first answer token, and next-token loss of the user's own text, by trial and class.
     """
     frames, completions, by_prompt = [], [], []
     for is_harmful in (True, False):
@@ -362,7 +361,9 @@ class _Side:
         judged = [outcome for outcome in answered.outcomes if outcome != "unjudged"]
         n_refused = judged.count("refused")
         low, high = wilson_interval(n_refused, len(judged))
-        score_low, score_high = bootstrap_mean(refusal_score.numpy(), self.plan.seed)
+        score_low, score_high = mean_interval(
+            refusal_score.numpy(), topics_of(self.prompts), self.plan.seed
+        )
         return {
             "is_harmful": self.is_harmful,
             "n_prompts": len(judged),
@@ -420,14 +421,6 @@ class _Side:
             if trial.kind == "fitted"
             for row, prompt in enumerate(self.prompts)
         ]
-
-
-def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a mean over resampled prompts."""
-    generator = np.random.default_rng(seed)
-    resampled = generator.integers(0, len(values), (N_BOOTSTRAP, len(values)))
-    low, high = np.quantile(values[resampled].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def evidence_of(

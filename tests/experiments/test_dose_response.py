@@ -9,7 +9,7 @@ import torch
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.experiments.candidates import FIT, SELECT, TEST, deal_parts, fit_candidates
 from refusal_lens.experiments.causal_scores import held_out_auroc
-from refusal_lens.experiments.dose_response import Plan, bootstrap_mean, dose_response, plan_trials
+from refusal_lens.experiments.dose_response import Plan, dose_response, plan_trials
 from refusal_lens.experiments.first_tokens import FirstTokens
 from refusal_lens.experiments.verdicts import summarise
 
@@ -69,13 +69,6 @@ def test_controls_are_as_long_and_point_elsewhere(planted):
             assert abs((trial.arm.unit @ fitted.unit).item()) < 0.75, kind
             assert trial.arm.unit.norm().item() == pytest.approx(1.0, abs=1e-5)
     assert len({tuple(t.arm.unit.tolist()) for some in kinds.values() for t in some}) == 3 + 2
-
-
-def test_bootstrap_interval_is_that_of_the_mean():
-    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
-    low, high = bootstrap_mean(values, 0)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
 def test_response_at_strength_zero_is_the_plain_model(model, prompts, activations):
