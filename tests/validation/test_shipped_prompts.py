@@ -33,8 +33,8 @@ def shipped(request) -> Activations:
         path = fetch("smollm2")
     except Unavailable as error:
         pytest.skip(str(error))
-    files = (REPOSITORY / "data" / f"{name}_prompts.json" for name in ("harmful", "harmless"))
-    prompts = read_contrast(*files)
+    data = REPOSITORY / "data"
+    prompts = read_contrast(data / "harmful_prompts.json", data / "harmless_prompts.json")
     return collect(load_model(Path(path), device="cpu"), prompts, "resid_post:15", "last")
 
 
