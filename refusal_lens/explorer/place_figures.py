@@ -240,7 +240,7 @@ def projection_scatter(
     layout = {
         "margin": {"l": 70, "r": 20, "t": 40, "b": 50},
         "hovermode": "closest",
-        "dragmode": "lasso",
+        "dragmode": "select",
         **SEE_THROUGH,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": {"zeroline": False},

@@ -31,7 +31,7 @@ from refusal_lens.validation.frames import rows_that
 METHOD_SCORES = {
     "separation": "separation",
     "auroc": "AUROC",
-    "cosine_to_difference_of_means": "cosine to<br>difference of means",
+    "cosine_to_difference_of_means": "cosine to<br>difference<br>of means",
 }
 
 MOST = {"auroc": 1.0, "cosine_to_difference_of_means": 1.0}
@@ -69,8 +69,9 @@ def _methods_over_layers(frame: pd.DataFrame, place: str, template: str) -> go.F
             figure.add_trace(trace, row=row, col=1)
     last = last_layer(frame)
     figure.update_xaxes(**layer_axis(last)).update_xaxes(title_text="layer", row=3, col=1)
-    for row, text in enumerate(METHOD_SCORES.values(), start=1):
-        figure.update_yaxes(title_text=text, row=row, col=1)
+    for row, (score, text) in enumerate(METHOD_SCORES.items(), start=1):
+        ends = roomy(frame[score], MOST.get(score, math.inf))
+        figure.update_yaxes(title_text=text, range=ends, row=row, col=1)
     return dress(figure, template, f"Ways to fit · {place}", height=720, margin_l=90)
 
 
@@ -131,11 +132,12 @@ def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         hovertemplate="%{y}: chosen %{x} times<extra></extra>",
     )
     figure.add_trace(bars, row=1, col=1)
-    panels = {"separation": "separation", "accuracy": "accuracy (%)"}
+    panels = {"separation": "separation", "accuracy": "accuracy<br>(%)"}
     for column, (score, text) in enumerate(panels.items(), start=2):
+        numbers = (table[score] * (100 if score == "accuracy" else 1)).tolist()
         marks = go.Scatter(
             y=names,
-            x=(table[score] * (100 if score == "accuracy" else 1)).tolist(),
+            x=numbers,
             mode="markers",
             marker={
                 "color": LINE_COLOURS[0],
@@ -143,11 +145,17 @@ def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
                 "size": 16,
                 "line": {"width": 2},
             },
-            hovertemplate=f"%{{y}}: {text} %{{x:.3~f}} on the outer fold<extra></extra>",
+            cliponaxis=False,
+            hovertemplate=f"%{{y}}: {text.replace('<br>', ' ')} %{{x:.3~f}} on the outer fold"
+            "<extra></extra>",
         )
         figure.add_trace(marks, row=1, col=column)
-        figure.update_xaxes(title_text=text, nticks=5, row=1, col=column)
-    figure.update_xaxes(title_text="times chosen", rangemode="tozero", nticks=5, row=1, col=1)
+        most = 100.0 if score == "accuracy" else math.inf
+        figure.update_xaxes(
+            title_text=text, range=roomy(numbers, most), nticks=4, row=1, col=column
+        )
+    figure.update_xaxes(title_text="times<br>chosen", rangemode="tozero", nticks=4, row=1, col=1)
+    figure.update_xaxes(title_font_size=12)
     name_rows(figure, categoryorder="array", categoryarray=order, range=[-0.6, len(order) - 0.4])
     title = "Choice on inner folds, scored on the outer fold"
     return dress(figure, template, title, height=150 + 34 * len(order), showlegend=False)
@@ -181,6 +189,7 @@ def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
                 "arrayminus": (rows["auroc"] - rows["auroc_low"]).tolist(),
             },
             marker={"color": colour, "symbol": symbol, "size": 11},
+            cliponaxis=False,
             customdata=(100 * rows["accuracy"]).tolist(),
             hovertemplate="%{y}<br>AUROC %{x:.3f}, accuracy %{customdata:.1f} %<extra></extra>",
         )
@@ -189,7 +198,8 @@ def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     figure.add_vline(
         0.5, line={"color": NEUTRAL_COLOUR, "dash": "dot", "width": 1}, annotation=chance
     )
-    figure.update_xaxes(title_text="AUROC")
+    ends = [*part["auroc_low"], *part["auroc_high"], *part["auroc"], 0.5]
+    figure.update_xaxes(title_text="AUROC", range=roomy(ends, most=1.0))
     name_rows(figure, categoryorder="array", categoryarray=part["name"].tolist())
     title = "Could something simpler tell the classes apart?"
     return dress(figure, template, title, height=190 + 34 * len(part), margin_t=74)

@@ -3,6 +3,7 @@
 Knows scales and labels. Scores and cosines come from `comparison` and `categories`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
+from plotly.colors import get_colorscale
 from plotly.subplots import make_subplots
 from scipy.stats import norm
 from torch import Tensor
 
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import NEUTRAL_COLOUR, empty, heading
-from refusal_lens.validation.thresholds import GOOD_ACCURACY, GOOD_SEPARATION
+from refusal_lens.validation.thresholds import (
+    GOOD_ACCURACY,
+    GOOD_SEPARATION,
+    MIN_ACCURACY,
+    MIN_SEPARATION,
+)
 
 SEQUENTIAL = "Cividis"
 """Made for colour-blind readers; its lightness rises evenly, so it also prints in grey."""
@@ -31,12 +38,28 @@ SCORE_NAMES = {
     "auroc": "AUROC",
     "cohens_d": "d'",
 }
-CHANCE = {"accuracy": 0.5, "balanced_accuracy": 0.5, "auroc": 0.5}
-"""The lower end of a score's scale, whose upper end is 1; of other scores it is 0."""
+"""Scores that places have, and how they are written."""
 
-GOOD = {"separation": GOOD_SEPARATION, "cohens_d": 2 * float(norm.ppf(GOOD_ACCURACY))}
-"""What the scale of a score without an end reaches at least, so that noise stays dark: its good
-band. A d' is good where two normal classes that far apart are told apart with good accuracy."""
+
+def _bands(accuracy: float) -> tuple[float, float]:
+    """Return d' and AUROC of two normal classes told apart with this accuracy."""
+    cohens_d = 2 * float(norm.ppf(accuracy))
+    return cohens_d, float(norm.cdf(cohens_d / math.sqrt(2)))
+
+
+_FAIR_D, _FAIR_AUROC = _bands(MIN_ACCURACY)
+_GOOD_D, _GOOD_AUROC = _bands(GOOD_ACCURACY)
+_END_D, _ = _bands(0.99)
+
+BANDS = {
+    "separation": (0.0, MIN_SEPARATION, GOOD_SEPARATION, 1.0),
+    "accuracy": (0.5, MIN_ACCURACY, GOOD_ACCURACY, 1.0),
+    "balanced_accuracy": (0.5, MIN_ACCURACY, GOOD_ACCURACY, 1.0),
+    "auroc": (0.5, _FAIR_AUROC, _GOOD_AUROC, 1.0),
+    "cohens_d": (0.0, _FAIR_D, _GOOD_D, _END_D),
+}
+"""Of each score: chance, where it is acceptable, where it is good, and the end of its scale. Each
+step has a third of the colours, so that a colour means the same in every run."""
 
 ALL_ONE = 0.995
 """Scores that all read 1.00 need no matrix."""
@@ -58,8 +81,8 @@ def place_heatmap(
 ) -> go.Figure:
     """Draw one score over layers: a row for each site, position and method, a panel for each run.
 
-    Only what differs between rows is written beside them. Colours run from chance to the end of the
-    score's scale, or at least to its good band: noise stays dark.
+    Only what differs between rows is written beside them. Colours stand for the bands of the score
+    (`BANDS`), whatever the numbers drawn: noise stays dark.
 
     Args:
         frame: `hook_point`, `site`, `layer`, `position` and the score; `method`, `is_clipped` and
@@ -195,19 +218,32 @@ def _frame(figure: go.Figure, row: int, column: int, panel_row: int, panel_colum
 
 
 def _place_layout(grids: Sequence[pd.DataFrame], score: str) -> dict[str, Any]:
-    low = CHANCE.get(score, 0.0)
-    highest = max(float(np.nanmax(grid.to_numpy(), initial=low)) for grid in grids)
-    high = 1.0 if score in CHANCE else max(highest, GOOD[score])
     n_rows = sum(len(grid) for grid in grids)
     return {
         "height": 150 + 30 * n_rows + 45 * (len(grids) - 1),
         "margin": {"l": 20, "r": 20, "t": 40, "b": 50},
-        "coloraxis": {
-            "colorscale": SEQUENTIAL,
-            "cmin": low,
-            "cmax": high,
-            "colorbar": _colour_bar(SCORE_NAMES[score], 60 + 30 * n_rows),
-        },
+        "coloraxis": _band_colours(score, 60 + 30 * n_rows),
+    }
+
+
+def _band_colours(score: str, height: int) -> dict[str, Any]:
+    """Return colours that turn where the score's bands begin, which its ticks name."""
+    bands = BANDS[score]
+    low, high = bands[0], bands[-1]
+    colours = [colour for _, colour in get_colorscale(SEQUENTIAL)]
+    evenly = np.linspace(0, 1, len(colours))
+    # Where in the bands each colour of the even scale stands.
+    at = np.interp(evenly, np.linspace(0, 1, len(bands)), bands)
+    scale = [
+        [float((number - low) / (high - low)), colour]
+        for number, colour in zip(at, colours, strict=True)
+    ]
+    ticks = {"tickvals": list(bands), "ticktext": [f"{number:.2f}" for number in bands]}
+    return {
+        "colorscale": scale,
+        "cmin": low,
+        "cmax": high,
+        "colorbar": _colour_bar(SCORE_NAMES[score], height) | ticks,
     }
 
 
@@ -329,10 +365,9 @@ def transfer_matrix(
     if not names:
         return empty(template, title, "no two categories have prompts enough to fit and to test on")
     grid = grid.reindex(index=names, columns=names)
-    if score in CHANCE and grid.min(axis=None) >= ALL_ONE:
+    if BANDS[score][-1] == 1 and grid.min(axis=None) >= ALL_ONE:
         n_pairs = len(names) ** 2
         return empty(template, title, f"all {n_pairs} pairs have an {SCORE_NAMES[score]} of 1.00")
-    low = CHANCE.get(score, 0.0)
     figure = go.Figure(
         go.Heatmap(
             z=grid.to_numpy(),
@@ -353,7 +388,6 @@ def transfer_matrix(
             **{"x0": index - 0.5, "x1": index + 0.5, "y0": index - 0.5, "y1": index + 0.5},
             line={"color": NEUTRAL_COLOUR, "width": 1.5},
         )
-    high = 1.0 if score in CHANCE else max(float(np.nanmax(grid.to_numpy(), initial=0)), 1e-9)
     figure.update_xaxes(
         title_text="tested on (framed: the same, cross-fitted)",
         type="category",
@@ -372,12 +406,7 @@ def transfer_matrix(
         template=template,
         height=int(np.clip(200 + 34 * len(names), 320, 900)),
         margin={"l": 20, "r": 20, "t": 30, "b": 40},
-        coloraxis={
-            "colorscale": SEQUENTIAL,
-            "cmin": low,
-            "cmax": high,
-            "colorbar": _colour_bar(SCORE_NAMES[score]),
-        },
+        coloraxis=_band_colours(score, 220),
     )
     return _titled(figure, title)
 

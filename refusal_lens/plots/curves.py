@@ -3,6 +3,7 @@
 Knows how such lines look. Their numbers come as tables.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -20,9 +21,13 @@ from refusal_lens.plots.style import (
     layer_axis,
     line,
     line_looks,
+    roomy,
 )
 from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of
 from refusal_lens.validation.frames import rows_that
+
+_MOST = {"accuracy": 100.0, "cosine_to_unclipped": 1.0}
+"""Where a scale of the clip sweep ends."""
 
 MOST_COLOURED = 6
 """Places up to which each has a colour of its own; of more, only one stands out."""
@@ -139,8 +144,11 @@ def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fig
     figure.update_xaxes(
         title_text="clipped at this quantile of the absolute coordinates", row=len(panels), col=1
     )
-    for row, text in enumerate(panels.values(), start=1):
-        figure.update_yaxes(title_text=text, row=row, col=1)
+    for row, (score, text) in enumerate(panels.items(), start=1):
+        numbers = table[score] * (100 if score == "accuracy" else 1)
+        figure.update_yaxes(
+            title_text=text, range=roomy(numbers, _MOST.get(score, math.inf)), row=row, col=1
+        )
     return dress(figure, template, "Does the direction hang on a few coordinates?", height=640)
 
 
@@ -176,7 +184,9 @@ def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
             figure.add_trace(line(f"{name}, {text}", x, y, replace(look, dash=dash), hover))
     last = last_layer(frame)
     figure.update_xaxes(title_text="layer", **layer_axis(last))
-    figure.update_yaxes(title_text="cosine between directions")
+    columns = ["bootstrap_cosine", "bootstrap_cosine_low", "split_half_cosine"]
+    numbers = [number for column in columns for number in frame[column].tolist()]
+    figure.update_yaxes(title_text="cosine between directions", range=roomy(numbers, most=1.0))
     title = "Would other prompts give the same direction?"
     return dress(figure, template, title, height=460)
 

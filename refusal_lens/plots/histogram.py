@@ -283,10 +283,11 @@ def _slider(
         ],
         "currentvalue": {
             "prefix": f"{site or 'layer'} " if has_layers else "",
-            "font": {"size": 14},
-            "xanchor": "center",
+            # The headline says it, and the menus need the room; pages with controls of their own
+            # read the prefix.
+            "visible": False,
         },
-        "pad": {"t": 68},
+        "pad": {"t": 96},
     }
 
 

@@ -29,7 +29,7 @@ def export(
     """Write figures, each in the format that its path ends in; whole or not at all.
 
     Pages hold plotly.js: they open from disk, without a network. Pictures are taken by Chrome or
-    Chromium, which reads nothing from the network either.
+    Chromium, which reads nothing from the network either; sliders and menus are left out of them.
 
     Args:
         figures: Where to write which.
@@ -62,16 +62,16 @@ def _format_of(path: Path) -> str:
 def page(figure: go.Figure) -> str:
     """Return a figure as one self-contained page, as dark around it as the figure is.
 
-    The figure is as high as the window, or two thirds of its own height where that is more.
+    The figure is as high as the window, or half its own height where that is more.
     """
     layout: Any = figure.layout
     shown = go.Figure(figure).update_layout(height=None, autosize=True)
-    least = 2 * (layout.height or 450) // 3
+    least = (layout.height or 450) // 2
     whole = shown.to_html(
         include_plotlyjs=True,
         config=PRIVATE | {"responsive": True},
         default_height="100%",
-        post_script=WRAP_TITLE,
+        post_script=FIT_WINDOW,
         # Alone on its page: plotly's random name would make every drawing another file.
         div_id="figure",
     )
@@ -85,9 +85,10 @@ def page(figure: go.Figure) -> str:
 
 _VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
-WRAP_TITLE = """
+FIT_WINDOW = """
 const graph = document.getElementById("{plot_id}");
 const title = graph.layout.title?.text ?? "", top = graph.layout.margin?.t ?? 100;
+const above = graph.layout.title?.pad?.t ?? 0;
 const wrap = () => {
   const most = Math.max(20, Math.floor((innerWidth - 30) / 8)), lines = [""];
   for (const word of title.split(" ")) {
@@ -97,13 +98,35 @@ const wrap = () => {
   }
   const text = lines.join("<br>");
   if (title && !title.includes("<") && graph.layout.title.text !== text) {
-    Plotly.relayout(graph, {"title.text": text, "margin.t": top + 20 * (lines.length - 1)});
+    const more = 20 * (lines.length - 1);
+    const room = {"title.pad.t": above + more, "margin.t": top + more};
+    Plotly.relayout(graph, {"title.text": text, ...room});
   }
 };
-addEventListener("resize", wrap);
-wrap();
+const numbers = graph.data.map((trace) => trace.texttemplate);
+const write = () => {
+  for (const [index, trace] of graph.data.entries()) {
+    if (trace.type !== "heatmap" || !numbers[index]) continue;
+    const width = graph._fullLayout[(trace.xaxis ?? "x").replace("x", "xaxis")]._length;
+    const text = width / trace.x.length < 30 ? "" : numbers[index];
+    if (trace.texttemplate !== text) Plotly.restyle(graph, {texttemplate: text}, [index]);
+  }
+};
+for (const fit of [wrap, write]) {
+  addEventListener("resize", fit);
+  fit();
+}
 """
-"""Plotly cuts a title that is wider than the window; a letter of 15 pixels is about 8 wide."""
+"""Plotly cuts a title that is wider than the window; a letter of 15 pixels is about 8 wide. Numbers
+in cells are written where they have 30 pixels."""
+
+
+def _still(figure: go.Figure) -> go.Figure:
+    """Return a figure without what can only be used on a page."""
+    still = go.Figure(figure)
+    # Set, not updated: an update with nothing leaves all as it is.
+    still.layout.sliders = still.layout.updatemenus = ()
+    return still
 
 
 def _take_pictures(figures: Mapping[Path, go.Figure], width: int, scale: float) -> None:
@@ -117,7 +140,7 @@ def _take_pictures(figures: Mapping[Path, go.Figure], width: int, scale: float) 
         taken = {path: Path(folder) / f"{n}{path.suffix.lower()}" for n, path in enumerate(figures)}
         orders = [
             {
-                "fig": figure.to_dict(),
+                "fig": _still(figure).to_dict(),
                 "path": taken[path],
                 "opts": {
                     "format": _format_of(path),

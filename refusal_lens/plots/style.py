@@ -109,6 +109,8 @@ def line(
             "size": look.size if len(places) < 40 else look.size / 2,
         },
         hovertemplate=f"{hover}<extra></extra>",
+        # A mark at the end of a scale is drawn whole.
+        cliponaxis=False,
         **{"mode": "lines+markers", "legendgroup": name, **more},
     )
 

@@ -59,3 +59,28 @@ def test_methods_at_one_place_are_dots_beside_their_names():
     assert all(above > below for above, below in zip(raw[0].y, clipped[0].y, strict=True))
     low, high = figure.layout.xaxis2.range
     assert low < own["auroc"].min() <= own["auroc"].max() < high
+
+
+def test_no_scale_goes_beyond_its_end_and_all_marks_are_on_it():
+    methods = planted.methods(8)
+    drawn = [
+        plots.nested_choice(planted.nested_choice().assign(accuracy=1.0)),
+        plots.confounds(planted.confounds().assign(auroc=1.0, auroc_high=1.0)),
+        plots.clip_sweep(planted.clip_sweep().assign(accuracy=1.0)),
+        plots.method_comparison(methods[methods["position"] == "last"].assign(auroc=1.0)),
+        plots.stability(planted.stability(8).assign(bootstrap_cosine=1.0)),
+    ]
+    n_checked = 0
+    for figure in drawn:
+        for trace in figure.data:
+            for letter, numbers in (("x", trace.x), ("y", trace.y)):
+                name = (trace[f"{letter}axis"] or letter).replace(letter, f"{letter}axis")
+                axis = figure.layout[name]
+                if axis.range is None or axis.title.text in (None, "layer") or trace.fill:
+                    continue
+                low, high = axis.range
+                assert all(low <= number <= high for number in numbers), axis.title.text
+                assert high <= 100 if "%" in axis.title.text else high <= 1.2, axis.title.text
+                assert high <= 1 or axis.title.text.startswith(("sep", "acc"))
+                n_checked += 1
+    assert n_checked > 20

@@ -7,9 +7,15 @@ from scipy.stats import norm
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.plots import cosine_heatmap, place_heatmap, transfer_matrix
+from refusal_lens.plots.comparison import BANDS
 from refusal_lens.runs import figures
 from refusal_lens.runs.folder import RunFolder
-from refusal_lens.validation.thresholds import GOOD_ACCURACY, GOOD_SEPARATION
+from refusal_lens.validation.thresholds import (
+    GOOD_ACCURACY,
+    GOOD_SEPARATION,
+    MIN_ACCURACY,
+    MIN_SEPARATION,
+)
 
 
 def make_frame(methods=("lda",), positions=("last",), runs=None) -> pd.DataFrame:
@@ -108,16 +114,25 @@ def test_figure_whose_table_is_missing_names_the_stage(tmp_path):
         figures.draw_figure(RunFolder(tmp_path), "transfer_matrix")
 
 
-def test_noise_stays_dark_and_good_places_end_the_scale():
-    frame = make_frame()
-    frame["separation"] = 0.02 * frame["auroc"]
-    frame["cohens_d"] = 0.1 * frame["auroc"]
-    assert place_heatmap(frame, "separation").layout.coloraxis.cmax == GOOD_SEPARATION
-    # Where d' ends, two normal classes are told apart with the accuracy that is called good.
-    end = place_heatmap(frame, "cohens_d").layout.coloraxis.cmax
-    assert norm.cdf(end / 2) == pytest.approx(GOOD_ACCURACY)
-    frame["separation"] = 2 * frame["auroc"]
-    assert place_heatmap(frame, "separation").layout.coloraxis.cmax == frame["separation"].max()
+def test_colours_stand_for_the_bands_of_a_score_whatever_is_drawn():
+    weak, strong = make_frame(), make_frame()
+    weak["separation"], strong["separation"] = 0.02 * weak["auroc"], 2 * strong["auroc"]
+    axes = [place_heatmap(frame, "separation").layout.coloraxis for frame in (weak, strong)]
+    assert axes[0] == axes[1]
+    assert list(axes[0].colorbar.tickvals) == [0, MIN_SEPARATION, GOOD_SEPARATION, 1]
+    # A third of the colours lies below acceptable, a third below good.
+    stops = [stop for stop, _ in axes[0].colorscale]
+    n_colours = len(stops)
+    assert sum(stop < MIN_SEPARATION - 1e-9 for stop in stops) == n_colours // 3
+    assert sum(stop > GOOD_SEPARATION + 1e-9 for stop in stops) == n_colours // 3
+
+
+def test_bands_of_a_d_prime_and_of_an_auroc_are_those_of_the_accuracy():
+    for accuracy, d, auroc in zip(
+        (MIN_ACCURACY, GOOD_ACCURACY), BANDS["cohens_d"][1:3], BANDS["auroc"][1:3], strict=True
+    ):
+        assert norm.cdf(d / 2) == pytest.approx(accuracy)
+        assert norm.cdf(d / 2**0.5) == pytest.approx(auroc)
 
 
 def test_a_matrix_of_ones_is_said_and_not_drawn():

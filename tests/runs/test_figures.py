@@ -222,3 +222,14 @@ def test_pictures_have_the_size_asked_for(bare, tmp_path: Path):
     assert int.from_bytes(png[20:24], "big") == 1.5 * figure.layout.height
     assert b"Largest coordinates of the direction" in svg
     assert pdf.startswith(b"%PDF")
+
+
+@pytest.mark.browser
+def test_pictures_have_neither_slider_nor_menus_which_pages_keep(bare, tmp_path: Path):
+    figure = figures.draw_figure(bare, "projection_histogram")
+    export({tmp_path / "a.svg": figure})
+    svg = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert "slider-container" not in svg
+    assert "updatemenu-container" not in svg
+    assert figure.layout.sliders
+    assert figure.layout.updatemenus
