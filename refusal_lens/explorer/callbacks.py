@@ -18,7 +18,7 @@ from refusal_lens.explorer import drawing
 from refusal_lens.explorer.moves import move
 from refusal_lens.explorer.runs import METHODS, ExploredRun
 from refusal_lens.explorer.scene import Scene
-from refusal_lens.explorer.view import View
+from refusal_lens.explorer.view import View, not_shown
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.validation.frames import for_spreadsheets
 from refusal_lens.validation.scores import SCORES
@@ -84,6 +84,7 @@ def _register_moves(app: Dash, runs: Runs) -> None:
         output={
             "view": Output("view", "data"),
             "search": Output("url", "search"),
+            "notice": Output("notice", "children"),
             "controls": {key: Output(*_split(key)) for key in settable},
             "figures": {name: Output(name, "figure") for name in AT_ONCE},
             "drawn": {name: Output(f"{name}-drawn", "data") for name in AT_ONCE},
@@ -91,6 +92,7 @@ def _register_moves(app: Dash, runs: Runs) -> None:
         inputs={
             "values": inputs,
             "template": Input("template", "data"),
+            "path": State("url", "pathname"),
             "stored": State("view", "data"),
             "further": {key: State(*_split(key)) for key in FURTHER},
             "drawn": {name: State(f"{name}-drawn", "data") for name in AT_ONCE},
@@ -99,7 +101,12 @@ def _register_moves(app: Dash, runs: Runs) -> None:
         running=[(Output("busy", "className"), "busy on", "busy")],
     )
     def follow(
-        values: dict, template: str | None, stored: dict | None, further: dict, drawn: dict
+        values: dict,
+        template: str | None,
+        path: str | None,
+        stored: dict | None,
+        further: dict,
+        drawn: dict,
     ) -> dict[str, Any]:
         if values["url.search"] is None or template is None:
             raise PreventUpdate  # the page is not read yet
@@ -114,6 +121,7 @@ def _register_moves(app: Dash, runs: Runs) -> None:
         is_same = view == previous and "template.data" not in triggers
         return {
             "view": no_update if view == previous else asdict(view),
+            "notice": not_shown(path, values["url.search"], view) if is_given else "",
             "search": no_update if is_given or view == previous else view.to_search(),
             "controls": {k: no_update if wanted[k] == there[k] else wanted[k] for k in settable},
             **(_KEEP if is_same else _draw_at_once(scene, template, drawn)),

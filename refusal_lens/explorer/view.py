@@ -87,6 +87,27 @@ class View:
         return cls(**given | {"selected": tuple(given.get("selected", ()))})  # pyright: ignore
 
 
+def not_shown(path: str | None, search: str | None, view: View) -> str:
+    """Say what of an address the page cannot show; "" where it shows all.
+
+    Args:
+        path: Of the address: the page is at "/" alone.
+        search: What follows the question mark, with it.
+        view: What is shown.
+    """
+    wanted = View.from_search(search)
+    known = {field.name for field in fields(View)}
+    missed = [f"page {path}"] if path not in (None, "", "/") else []
+    for name, values in parse_qs((search or "").removeprefix("?")).items():
+        is_read = name in known and getattr(wanted, name) not in (None, ())
+        if not is_read or getattr(wanted, name) != getattr(view, name):
+            missed.append(f"{name} {values[-1]}")
+    if not missed:
+        return ""
+    asked = ", ".join(part if len(part) <= 80 else f"{part[:79]}…" for part in missed)
+    return f"The address asks for {asked}: there is no such thing here, so the nearest is shown."
+
+
 def nearest_view(view: View, runs: Mapping[str, ExploredRun]) -> View:
     """Return the nearest view that the runs can show.
 

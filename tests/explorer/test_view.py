@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from refusal_lens.explorer.view import View, nearest_view
+from refusal_lens.explorer.view import View, nearest_view, not_shown
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,20 @@ def test_an_address_that_selects_ten_million_rows_is_answered_at_once(runs):
     assert len(View.from_search(search).selected) == 100_000
     assert View.from_search("?selected=5-7,2").selected == (2, 5, 6, 7)
     assert time.monotonic() - begun < 2
+
+
+def test_what_an_address_asks_in_vain_is_said(view, runs):
+    search = "?run=none&threshold=high&position=last&colour=red&selected=a-b"
+    shown = nearest_view(View.from_search(search), runs)
+    said = not_shown("/there", search, shown)
+    assert said.startswith("The address asks for page /there, run none, threshold high")
+    assert "colour red" in said
+    assert "selected a-b" in said
+    assert "position" not in said
+    assert not_shown("/", f"?run={view.run}", view) == not_shown("/", None, view) == ""
+    assert len(not_shown("/", "?text=" + "x" * 500 + "&run=" + "y" * 500, view)) < 300
+
+
+def test_an_address_that_the_page_wrote_is_shown_whole(view, runs):
+    changed = replace(view, threshold=0.0, selected=(0, 2), text="a&b", scale="cosine")
+    assert not_shown("/", changed.to_search(), nearest_view(changed, runs)) == ""
