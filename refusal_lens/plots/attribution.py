@@ -21,7 +21,7 @@ from refusal_lens.plots.style import (
     name_rows,
     signed_scale,
 )
-from refusal_lens.plots.tables import groups
+from refusal_lens.plots.tables import groups, takes_table
 from refusal_lens.plots.text import escape
 from refusal_lens.validation.frames import rows_that
 
@@ -32,6 +32,7 @@ N_LARGEST = 14
 """Components named beside the heatmap."""
 
 
+@takes_table("layer", "component", "head", "contribution", "category")
 def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw what each attention head and MLP adds to the difference along the direction.
 
@@ -150,6 +151,7 @@ def _largest_bars(rows: pd.DataFrame) -> tuple[list[str], list[go.Bar]]:
     return names, bars
 
 
+@takes_table("end", "rank", "token", "token_id", "logit")
 def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw the tokens that a direction raises and lowers most, read through the unembedding.
 
@@ -184,6 +186,7 @@ def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fi
     return dress(figure, template, title, height=height, margin_t=84)
 
 
+@takes_table("prompt_id", "hook_point", "index", "token")
 def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw the tokens of prompts, coloured by their projection; a menu goes over the prompts.
 

@@ -28,7 +28,7 @@ from refusal_lens.plots.style import (
     line_looks,
     style_of,
 )
-from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, takes_table
 from refusal_lens.validation.frames import rows_that
 
 _SCORES = ("bypass", "induce", "kl")
@@ -47,6 +47,7 @@ _CONTROLS = {"random": "dot", "permuted": "dashdot"}
 """How the lines of directions that were not fitted are dashed."""
 
 
+@takes_table("hook_point", "site", "position", "layer", "intervention", "is_eligible")
 def causal_scores(
     table: pd.DataFrame,
     *,
@@ -172,6 +173,7 @@ def _shade_from(figure: go.Figure, layer: int, last: int) -> None:
     )
 
 
+@takes_table("intervention", "direction", "is_harmful", "strength", "refusal_rate")
 def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw refusal over the strength of each intervention, beside its controls.
 

@@ -16,8 +16,10 @@ from plotly.subplots import make_subplots
 from scipy.stats import norm
 from torch import Tensor
 
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import NEUTRAL_COLOUR, empty, heading
+from refusal_lens.plots.tables import takes_table
 from refusal_lens.validation.thresholds import (
     GOOD_ACCURACY,
     GOOD_SEPARATION,
@@ -71,6 +73,7 @@ MOST_TEXTS_IN_SQUARE = 18
 """The same for one of two squares side by side."""
 
 
+@takes_table("hook_point", "site", "layer", "position")
 def place_heatmap(
     frame: pd.DataFrame,
     score: str = "auroc",
@@ -95,7 +98,15 @@ def place_heatmap(
 
     Returns:
         The figure, as wide as its container.
+
+    Raises:
+        RefusalLensError: The table lacks columns or the score.
     """
+    if score not in SCORE_NAMES or score not in frame:
+        there = ", ".join(name for name in SCORE_NAMES if name in frame)
+        raise RefusalLensError(
+            f"place_heatmap needs a score that the table has, but {score!r} came. It has: {there}."
+        )
     table = _labelled(frame)
     runs = list(dict.fromkeys(table["run"])) if "run" in table else [""]
     panels = [table if run == "" else table[table["run"] == run] for run in runs]
@@ -345,6 +356,7 @@ def _cosine_cells(labels: Sequence[str], values: Float[Tensor, "n n"], title: st
     )
 
 
+@takes_table("fit_on", "test_on")
 def transfer_matrix(
     frame: pd.DataFrame, score: str = "auroc", *, title: str = "", template: str = "plotly_white"
 ) -> go.Figure:

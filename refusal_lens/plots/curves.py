@@ -23,7 +23,7 @@ from refusal_lens.plots.style import (
     line_looks,
     roomy,
 )
-from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, takes_table
 from refusal_lens.validation.frames import rows_that
 
 _MOST = {"accuracy": 100.0, "cosine_to_unclipped": 1.0}
@@ -33,6 +33,7 @@ MOST_COLOURED = 6
 """Places up to which each has a colour of its own; of more, only one stands out."""
 
 
+@takes_table("hook_point", "position", "n_per_class", "degrees", "is_extrapolated")
 def learning_curve(
     table: pd.DataFrame, best: tuple[str, str] | None = None, *, template: str = "plotly_white"
 ) -> go.Figure:
@@ -118,6 +119,7 @@ def _learning_lines(name: str, rows: pd.DataFrame, look: LineLook) -> Iterator[g
         yield line(f"{name}, foretold", counts, degrees, foretold, hover, legendgroup=name)
 
 
+@takes_table("hook_point", "position", "clip_quantile", "separation", "accuracy")
 def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw what clipping the largest coordinates does to scores and direction.
 
@@ -152,6 +154,7 @@ def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fig
     return dress(figure, template, "Does the direction hang on a few coordinates?", height=640)
 
 
+@takes_table("site", "position", "layer", "bootstrap_cosine", "split_half_cosine")
 def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw how well directions of other prompts agree, over the layers.
 
@@ -191,6 +194,7 @@ def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     return dress(figure, template, title, height=460)
 
 
+@takes_table("layer", "share_top_1", "share_top_10")
 def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw how much of a direction's squared length its largest coordinates hold, by layer.
 

@@ -1,14 +1,64 @@
-"""Rows of a run's tables: some of them, by layer, by what they have in common.
+"""Rows of a run's tables: the columns they need, some of them, by layer, by what they share.
 
 Knows the columns that places have. Draws nothing.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
+import plotly.graph_objects as go
 
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.validation.frames import rows_that
+from refusal_lens.validation.separation import Separation
+
+Options = ParamSpec("Options")
+
+
+def takes_table(
+    *columns: str,
+) -> Callable[
+    [Callable[Concatenate[pd.DataFrame, Options], go.Figure]],
+    Callable[Concatenate[pd.DataFrame | Separation, Options], go.Figure],
+]:
+    """Let a figure refuse, in words, what is no table with these columns; scores become one."""
+
+    def decorate(
+        draw: Callable[Concatenate[pd.DataFrame, Options], go.Figure],
+    ) -> Callable[Concatenate[pd.DataFrame | Separation, Options], go.Figure]:
+        @wraps(draw)
+        def drawn(
+            # Whatever comes: what is no table is refused in words.
+            table: object,
+            /,
+            *args: Options.args,
+            **options: Options.kwargs,
+        ) -> go.Figure:
+            return draw(_as_table(table, draw.__name__, columns), *args, **options)
+
+        return drawn
+
+    return decorate
+
+
+def _as_table(given: object, figure: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    table = given.to_frame() if isinstance(given, Separation) else given
+    where = "RunFolder.read_table reads those of a run, read_separation its scores."
+    if not isinstance(table, pd.DataFrame):
+        raise RefusalLensError(
+            f"{figure} needs a table (pandas.DataFrame) with the columns {', '.join(columns)}, but "
+            f"{type(table).__name__} came. {where}"
+        )
+    missing = [column for column in columns if column not in table]
+    if missing:
+        there = ", ".join(map(str, table.columns[:8])) or "none"
+        raise RefusalLensError(
+            f"{figure} needs the columns {', '.join(columns)}, but the table lacks "
+            f"{', '.join(missing)} (it has: {there}). {where}"
+        )
+    return table
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from torch import Tensor
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import place_index, site_of
 from refusal_lens.progress import track
 from refusal_lens.validation.crossfit import (
@@ -132,6 +133,12 @@ class Separation:
     def at(self, site: str, position: str) -> "Separation":
         """Return the scores of one site and position: one row a layer."""
         rows = [i for i, name in enumerate(self.hook_points) if site_of(name) == site]
+        if not rows or position not in self.positions:
+            there = "; ".join(f"{each} at {at}" for each, at in self.columns)
+            raise RefusalLensError(
+                f"These scores have nothing of site {site} at position {position}. They have: "
+                f"{there}. Choose among these."
+            )
         return self._take(rows, [self.positions.index(position)])
 
     def only_at(self, hook_point: str, position: str) -> "Separation":
