@@ -4,11 +4,12 @@ Knows checksums, and the pointers that git-lfs leaves in a file's place. Does no
 mean.
 """
 
+import glob
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ def remove_partial(folder: Path) -> None:
     """Remove what `write_whole` had begun in a folder, and below it, when it was killed."""
     for left_over in folder.rglob(".*.partial"):
         left_over.unlink(missing_ok=True)
+
+
+def remove_partial_of(folder: Path, stems: Iterable[str]) -> None:
+    """Remove what `write_whole` had begun of some files, in a folder that holds others' too.
+
+    Args:
+        folder: Where they were to be; nothing below it is looked at.
+        stems: Their names up to the ending.
+    """
+    for stem in stems:
+        for left_over in folder.glob(f".{glob.escape(stem)}.*.partial"):
+            left_over.unlink(missing_ok=True)
 
 
 def refuse_lfs_pointer(path: Path) -> None:

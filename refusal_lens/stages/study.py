@@ -17,7 +17,7 @@ from refusal_lens.config import Config
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.answer_lengths import most_tokens
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
-from refusal_lens.files import remove_partial
+from refusal_lens.files import remove_partial, remove_partial_of
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points
 from refusal_lens.plots.picture_files import export
@@ -248,6 +248,8 @@ def plot_stage(
         for found in (figures.available(run_folder) if name == "all" else [name])
     )
     remove_partial(run_folder.path)
+    if folder is not None:
+        remove_partial_of(folder, figures.FIGURES)
     drawn = {
         (folder or run_folder.path) / f"{name}.{ending}": figures.draw_figure(
             run_folder, name, TEMPLATES[template]

@@ -458,6 +458,19 @@ def test_what_figures_choose_by_theme_is_carried_for_both(run_folder, monkeypatc
     assert "title" not in content["layout"]
 
 
+def test_what_a_killed_plot_left_in_another_folder_is_removed_by_the_next(run_folder, tmp_path):
+    for name in (".projection_histogram.json.x1.partial", ".notes.json.x2.partial"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / ".projection_histogram.json.x3.partial").write_text("half")
+    plot_stage(run_folder, ["projection_histogram"], ending="json", folder=tmp_path)
+    # What others began is theirs.
+    assert sorted(path.name for path in tmp_path.rglob("*.partial")) == [
+        ".notes.json.x2.partial",
+        ".projection_histogram.json.x3.partial",
+    ]
+
+
 def test_a_figure_more_is_a_row_more(run_folder, monkeypatch, tmp_path):
     record = figures.Figure(
         lambda run, template: go.Figure(go.Bar(y=[len(run.read_prompts().prompts)])),
