@@ -421,6 +421,7 @@ from conftest import make_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from refusal_lens import RefusalLensError, collect
 from refusal_lens.activations.engines import collect_moments
+from refusal_lens.models import batching
 from refusal_lens.models.conversion import convert
 from refusal_lens.prompts.contrast import ContrastSet
 
@@ -460,15 +461,23 @@ expected = read(short, 128)
 limit(60)
 got = read(short, 100_000)
 moments = collect_moments(model, short, token_budget=100_000, show_progress=False)
+# A search that begins where a GPU's does has too large a first batch.
+batching.CPU_BUDGETS = batching.CUDA_BUDGETS
+limit(60)
+searched = read(short, None)
+budget = searched.provenance["collection"]["token_budget"]
 limit(60)
 too_long, too_much_alike = told(long), told(alike)
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
 again = read(short, 128)
+unlimited = read(short, budget)
 print(json.dumps({
     "difference": float((got.values - expected.values).abs().max()),
     "budget": got.provenance["collection"]["token_budget"],
     "moments_budget": moments.provenance["collection"]["token_budget"],
+    "searched_budget": budget,
+    "searched_is_as_unlimited": torch.equal(searched.values, unlimited.values),
     "too_long": too_long,
     "too_much_alike": too_much_alike,
     "hooked": hooked,
@@ -498,6 +507,8 @@ def test_memory_that_really_runs_out_costs_a_smaller_batch_and_no_crash():
     assert told["difference"] < 1e-5
     assert 75 < told["budget"] < 2400
     assert 75 < told["moments_budget"] < 2400
+    assert 75 < told["searched_budget"] < 2400
+    assert told["searched_is_as_unlimited"]
     # Not even one prompt of thousands of tokens fits in 60 MiB, and it has a name.
     assert re.fullmatch(
         r"Prompt harmful-0\d\d with \d{4} tokens does not fit in memory on cpu, even alone. Take "
@@ -694,11 +705,15 @@ import torch
 torch.set_num_threads(1)  # the children are forks, and OpenMP's threads do not survive one
 from refusal_lens.activations import batch_reader as reader, store
 from refusal_lens.activations.engines import collect
+from refusal_lens.models import batching
 from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.contrast import ContrastSet
 
-checkpoint, folder, harmful, harmless = json.loads(sys.argv[1])
-store.SHARD_PROMPTS = 3
+checkpoint, folder, harmful, harmless, shard_prompts, token_budget, moments = json.loads(
+    sys.argv[1]
+)
+store.SHARD_PROMPTS = shard_prompts
+batching.CPU_BUDGETS = (256, 256)  # a search that ends where another one does
 model = load_model(checkpoint, device="cpu")
 prompts = ContrastSet.from_texts(harmful, harmless)
 
@@ -740,8 +755,9 @@ def in_child(prepare, place):
     if child == 0:
         try:
             prepare()
-            collect(model, prompts, "resid_post", ["last", "mean"], token_budget=40,
-                    folder=place, resume=True, show_progress=False)
+            collect(model, prompts, "resid_post", ["last", "mean"],
+                    token_budget=token_budget, folder=place,
+                    resume=True, show_progress=False)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -750,7 +766,7 @@ def in_child(prepare, place):
 
 outcomes = {"uninterrupted": in_child(lambda: None, Path(folder, "uninterrupted"))}
 for kind, prepare in KINDS.items():
-    for moment in range(1, 100):
+    for moment in moments:
         name = f"{kind} {moment}"
         status = in_child(lambda: prepare(moment), Path(folder, name))
         if status == 0:
@@ -760,27 +776,53 @@ print(json.dumps(outcomes))
 """
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
-    arguments = json.dumps([str(checkpoint), str(tmp_path), HARMFUL, HARMLESS])
+def killed(folder, *settings):
+    """Kill collections, let each go on, and compare it with one that was let be; by kill."""
+    arguments = json.dumps([*map(str, settings[:1]), str(folder), *settings[1:]])
     script = subprocess.run(
         [sys.executable, "-c", KILLS, arguments], capture_output=True, text=True, check=False
     )
     assert script.returncode == 0, script.stderr
     outcomes = json.loads(script.stdout)
     assert outcomes.pop("uninterrupted") == 0
-    expected = store.load_activations(tmp_path / "uninterrupted")
+    expected = store.load_activations(folder / "uninterrupted")
+    for name, statuses in outcomes.items():
+        assert statuses == [-signal.SIGKILL, 0], (name, script.stderr)
+        resumed = store.load_activations(folder / name)
+        assert torch.equal(resumed.values, expected.values), name
+        assert torch.equal(resumed.is_harmful, expected.is_harmful), name
+        assert {path.name for path in (folder / name).iterdir()} == {
+            path.name for path in (folder / "uninterrupted").iterdir()
+        }, name
+    return outcomes
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
+    moments = list(range(1, 100))
+    outcomes = killed(tmp_path, checkpoint, HARMFUL, HARMLESS, 3, 40, moments)
     # Three shards and the groups with their records, and the manifest at both ends.
     for kind in ("in the middle of a", "before a", "after a"):
         assert sum(name.startswith(kind) for name in outcomes) == 10
     assert sum(name.startswith("between batches") for name in outcomes) >= 4
-    for name, statuses in outcomes.items():
-        assert statuses == [-signal.SIGKILL, 0], (name, script.stderr)
-        resumed = store.load_activations(tmp_path / name)
-        assert torch.equal(resumed.values, expected.values), name
-        assert torch.equal(resumed.is_harmful, expected.is_harmful), name
-        assert {path.name for path in (tmp_path / name).iterdir()} == {
-            path.name for path in (tmp_path / "uninterrupted").iterdir()
-        }, name
+
+
+@pytest.mark.slow
+def test_killed_at_the_size_that_shards_have_and_before_a_budget_is_found(tmp_path, checkpoint):
+    sides = [[f"{verb} {n}?" for n in range(2_500)] for verb in ("Steal", "Paint")]
+    outcomes = killed(tmp_path, checkpoint, *sides, store.SHARD_PROMPTS, None, [2, 300])
+    assert store.SHARD_PROMPTS == 4096
+    manifest = json.loads((tmp_path / "uninterrupted" / "manifest.json").read_text())
+    assert manifest["token_budget"] == 256
+    # The second file is the manifest with the budget, and the third batch finds it; the other kill
+    # comes in the second shard.
+    record = json.loads((tmp_path / "uninterrupted" / "shard-00000.json").read_text())
+    assert 2 < len(record["batches"]) < 300
+    files = ("in the middle of a file", "before a file is in place", "after a file is in place")
+    assert list(outcomes) == [
+        *(f"{kind} 2" for kind in files),
+        "between batches 2",
+        "between batches 300",
+    ]
 
 
 @pytest.fixture
