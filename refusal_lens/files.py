@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,11 @@ from refusal_lens.errors import RefusalLensError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 """First line of what git leaves where git-lfs has not fetched the file."""
+
+RESERVED = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?$", re.IGNORECASE
+)
+"""Names that are devices on Windows, whatever their ending."""
 
 
 class WriteError(RefusalLensError):
@@ -82,6 +88,17 @@ def remove_partial_of(folder: Path, stems: Iterable[str]) -> None:
     for stem in stems:
         for left_over in folder.glob(f".{glob.escape(stem)}.*.partial"):
             left_over.unlink(missing_ok=True)
+
+
+def portable_name(name: str) -> str:
+    r"""Turn any text into a file's name that Windows takes too.
+
+    Example:
+        >>> portable_name("qwen:7b?"), portable_name("aux.yaml"), portable_name("v1.")
+        ('qwen_7b_', '_aux.yaml', 'v1')
+    """
+    plain = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name).rstrip(". ")
+    return f"_{plain}" if not plain or RESERVED.match(plain) else plain
 
 
 def refuse_lfs_pointer(path: Path) -> None:

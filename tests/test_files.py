@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
@@ -10,6 +10,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import (
     WriteError,
     file_sha256,
+    portable_name,
     refuse_lfs_pointer,
     remove_partial,
     write_whole,
@@ -69,3 +70,31 @@ def test_what_a_killed_write_left_is_removed_in_all_folders(tmp_path):
         path.write_text("")
     remove_partial(tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == ["tables", "b.csv"]
+
+
+NAMES = [
+    "tiny-refuser",
+    "Qwen2.5-7B",
+    "qwen:7b",
+    'a<b>|"?*',
+    "con",
+    "AUX.v2",
+    "nul .x",
+    "com1",
+    "lpt²",
+]
+NAMES += ["v1.", "dots. .", "", "..", "a\\b", "tab\there", "console", "nullable", "怎么"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_files_are_ones_that_windows_takes(name):
+    found = portable_name(name)
+    there = PureWindowsPath("C:\\runs") / found
+    assert (there.name, there.parent) == (found, PureWindowsPath("C:\\runs"))
+    assert not there.is_reserved()
+    assert not set(found) & set('<>:"/\\|?*\t')
+    assert found == found.rstrip(". ")
+    assert portable_name(found) == found
+    # What it takes already is left as it is.
+    is_plain = name in ("tiny-refuser", "Qwen2.5-7B", "console", "nullable", "怎么")
+    assert (found == name) == is_plain

@@ -17,7 +17,7 @@ from refusal_lens.config import Config
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.answer_lengths import most_tokens
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
-from refusal_lens.files import remove_partial, remove_partial_of
+from refusal_lens.files import portable_name, remove_partial, remove_partial_of
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points
 from refusal_lens.plots.picture_files import export
@@ -305,9 +305,9 @@ def new_run_folder(
         return run_folder
     if resume:
         raise RefusalLensError("--resume needs to know which run to go on with. Add --output RUN.")
-    parent = Path(config.output) / Path(config.model.name).name
+    parent = Path(config.output) / portable_name(Path(config.model.name).name)
     for number in range(1, 10_000):
-        path = parent / (config_name if number == 1 else f"{config_name}-{number}")
+        path = parent / portable_name(config_name if number == 1 else f"{config_name}-{number}")
         if not path.exists():
             return RunFolder(path)
     raise AssertionError("ten thousand runs of one config")

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.parametrize("encoding", ["cp1252", "cp932", "ascii"])
 def test_what_the_console_cannot_hold_is_escaped_and_the_command_goes_on(tmp_path, encoding):
-    (tmp_path / "a.txt").write_text("\u600e\u4e48\n\u600e\u4e48\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("\u600e\u4e48 \u0e44\n\u600e\u4e48\n", encoding="utf-8")
     code = (
         "import typer, refusal_lens.cli as cli; from refusal_lens.prompts.files import *; "
         "from refusal_lens.cli.base import console, errors\n"
@@ -33,8 +33,9 @@ def test_what_the_console_cannot_hold_is_escaped_and_the_command_goes_on(tmp_pat
         capture_output=True,
     )
     assert done.returncode == 0
-    assert rb"\u600e\u4e48" in done.stdout
-    assert rb"\u5ddd" in done.stderr
+    for text, stream in (("\u600e\u4e48 \u0e44", done.stdout), ("\u5ddd", done.stderr)):
+        assert text.encode(encoding, errors="backslashreplace") in stream
+    assert rb"\u0e44" in done.stdout
 
 
 def test_a_piped_prompt_in_another_encoding_is_named(tmp_path):

@@ -22,6 +22,7 @@ from refusal_lens.config_files import load_config
 from refusal_lens.journal import Journal
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.runs.folder import RunFolder
+from refusal_lens.stages.study import new_run_folder
 
 runner = CliRunner(env={"COLUMNS": "160"})
 
@@ -545,3 +546,8 @@ def test_interrupt_says_what_is_left(tmp_path):
     assert "prompts.json" in said
     assert "Traceback" not in said
     assert not list(Path(folder).rglob("*.partial"))
+
+
+def test_the_folder_of_a_run_has_names_that_windows_takes(tmp_path):
+    settings = load_config(None, [f"output={tmp_path}", "model.name=hub/qwen:7b."])
+    assert new_run_folder(settings, "aux", None).path == tmp_path / "qwen_7b" / "_aux"
