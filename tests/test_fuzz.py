@@ -1,9 +1,13 @@
-"""Files and requests from anywhere: only RefusalLensError comes out, nothing runs or takes long.
+"""Files and requests from anywhere: only RefusalLensError comes out, nothing runs or takes much.
 
 `pytest -m fuzz -n 0 -s tests/test_fuzz.py` tries many and prints how many; the default run a few.
 """
 
+import errno
 import json
+import os
+import re
+import resource
 import sys
 import time
 import warnings
@@ -34,6 +38,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.dose_response import Completion
 from refusal_lens.explorer import build_app
 from refusal_lens.explorer.runs import explore_runs
+from refusal_lens.files import portable_name
 from refusal_lens.prompts.files import read_prompts
 from refusal_lens.runs.folder import RunFolder
 
@@ -71,14 +76,25 @@ def watched() -> Iterator[None]:
         is_watched = False
 
 
+def peak_bytes() -> int:
+    """Return the most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def test_a_file_that_takes_a_gigabyte_is_found():
+    with pytest.raises(AssertionError, match="peak"):
+        survives(lambda: b"x" * (peak_bytes() + 1_000_000_000))
+
+
 def survives(read: Callable[[], object]) -> tuple[object, str]:
-    """Read once: a result or the package's own error, without running anything, within 5 s.
+    """Read once: a result or the package's own error; nothing is run, in 5 s and 1 GB.
 
     Returns:
         The result, and what the error says; "" without one.
     """
     ran.clear()
-    begun = time.monotonic()
+    begun, peak = time.monotonic(), peak_bytes()
     value, told = None, ""
     with watched(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -89,6 +105,7 @@ def survives(read: Callable[[], object]) -> tuple[object, str]:
     assert len(told) < 20_000
     assert not ran
     assert time.monotonic() - begun < 5
+    assert peak_bytes() - peak < 1e9
     return value, told
 
 
@@ -262,6 +279,41 @@ def plain(value: Any) -> Any:
 def flips(draw: st.DrawFn, samples: dict[str, bytes]) -> tuple[str, bytes]:
     name = draw(st.sampled_from(sorted(samples)))
     return name, flipped(draw, samples[name])
+
+
+def test_files_of_a_run_have_names_that_windows_takes(tmp_path):
+    run = write_run(tmp_path / "run")
+    names = [part for path in run.path.rglob("*") for part in path.relative_to(run.path).parts]
+    assert len(names) > 17
+    assert [portable_name(name) for name in names] == names
+
+
+def test_a_disk_that_is_full_is_told_with_the_file_whichever_it_is(tmp_path, monkeypatch):
+    fsync, told = os.fsync, []
+    for refused in range(200):
+        left = iter(range(refused))
+
+        def full(handle: int, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        folder = tmp_path / str(refused)
+        try:
+            write_run(folder)
+        except RefusalLensError as error:
+            told.append(str(error))
+            assert not list(folder.rglob("*.partial"))
+        else:
+            break
+    ways = r"could not be written: No space left.* Free space|The disk is full: .*Free about"
+    assert [each for each in told if not re.search(ways, each)] == []
+    # Of shards, the folder is named.
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    files = {path.name for path in paths if not path.name.startswith("shard-")}
+    named = {name for name in files for each in told if f"/{name} could not" in each}
+    assert named == files
 
 
 @pytest.mark.parametrize("is_long", SIZES)
