@@ -59,6 +59,7 @@ def ablate(
         request = experiment.read_request(direction, intervention, coefficient)
         written = experiment.ablate_stage(settings, run_folder, console, request)
         terminal.show_paths(console, written)
+        console.print(f"Next: refusal-lens report {run_folder.path}", markup=False, soft_wrap=True)
 
 
 def chat(

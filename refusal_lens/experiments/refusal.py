@@ -137,7 +137,10 @@ class RefusalReport:
         if low >= CONTRAST_GAP:
             return "contrast"
         is_some = low > 0 or any(low > FEW_REFUSED for low, _ in ends)
-        return "partial" if is_some else "unclear"
+        # A wide interval is no evidence of a part: one of the rates must lie apart from its end.
+        (_, harmful_high), (harmless_low, _) = ends
+        is_apart = harmful_high < 1 - FEW_REFUSED or harmless_low > FEW_REFUSED
+        return "partial" if is_some and is_apart else "unclear"
 
     @property
     def settled_at(self) -> int | None:
@@ -244,20 +247,20 @@ def measure_refusal(
             n_harmful = sum(prompts.is_harmful[row] for row in rows)
             progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
 
-        n_new_tokens = settings.n_new_tokens
-        if n_new_tokens == "auto":
-            n_new_tokens = find_length(model, tokens, prompts, judge, hooks, journal)
+        n_answer_tokens = settings.n_new_tokens
+        if n_answer_tokens == "auto":
+            n_answer_tokens = find_length(model, tokens, prompts, judge, hooks, journal)
         ids = answer_ids(
             model,
             tokens,
-            n_new_tokens,
+            n_answer_tokens,
             hooks,
             read=read,
             on_batch=keep,
             journal=journal,
             reads=choices,
         )
-    lengths = lengths_up_to(n_new_tokens)
+    lengths = lengths_up_to(n_answer_tokens)
     outcomes = _judge_all(model, prompts, ids, judge, lengths)
     answered = list(zip(write_out(model, ids), scores, outcomes, strict=True))
     return _choose_report(_reports(tokenizer_of(model), prompts, answered, lengths, choices))

@@ -42,7 +42,7 @@ _MEANINGS: dict[State, StateWords] = {
     ),
     "contrast": StateWords("The model refuses {rates}.", ""),
     "unclear": StateWords(
-        "Whether the model refuses cannot be told from so few prompts: it refuses {rates}.",
+        "How much the model refuses cannot be told from so few prompts: it refuses {rates}.",
         f"Use more prompts; {MIN_PROMPTS_PER_SIDE} a side tell no refusal from some.",
     ),
 }

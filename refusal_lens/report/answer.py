@@ -256,8 +256,17 @@ def _causal_reason(evidence: Evidence) -> Iterator[Reason]:
     elif verdict == SEPARATES_AND_CAUSES:
         yield Reason("for", f"Acting on it{where} changes what the model refuses.")
     else:
-        text = f"Acting on it{where} does not change what the model refuses ({verdict})."
-        yield Reason("against", text)
+        text = f"Acting on it{where} does not pass for the cause of refusal ({verdict}"
+        yield Reason("against", f"{text}{_failed(evidence)}).")
+
+
+def _failed(evidence: Evidence) -> str:
+    """Name the conditions of `ablate` that do not hold; nothing where only scores are known."""
+    table = evidence.tables.get("verdict")
+    if table is None or not len(table):
+        return ""
+    names = ", ".join(map(str, table.loc[table["standing"] == "failed", "name"]))
+    return f": {names}" if names else ""
 
 
 def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:

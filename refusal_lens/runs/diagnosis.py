@@ -261,9 +261,10 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list
         is_as_good = row["auroc"] >= direction["auroc_low"] and row["auroc_low"] > 0.5
         if is_as_good or row["auroc"] >= TELLS_ALONE:
             how = " as well as the direction" if is_as_good else ""
+            verb = "tell" if subject.endswith("together") else "tells"
             findings.append(
                 Finding(
-                    f"{subject} alone tells the classes apart{how} (AUROC {row['auroc']:.3f} "
+                    f"{subject} alone {verb} the classes apart{how} (AUROC {row['auroc']:.3f} "
                     f"against {direction['auroc']:.3f}): the direction may be that, and nothing "
                     f"of harm.{_within(row)}",
                     f"Use {remedy}.",

@@ -115,6 +115,12 @@ def ablate_stage(
     labelled = [
         (prompts.prompts[i], prompts.is_harmful[i]) for i in take_prompts(prompts, parts, TEST)
     ]
+    if not labelled:
+        raise RefusalLensError(
+            f"No prompts are left to try the direction on: the {len(prompts.harmful)} harmful and "
+            f"{len(prompts.harmless)} harmless ones that depend on each other all went into "
+            "fitting it. Give more pairs or topics; 30 prompts a side are few."
+        )
     with run_folder.unfinished("ablate") as journal:
         answered = dose_response(
             model,

@@ -117,6 +117,9 @@ def test_difference_of_rates_has_newcombes_interval():
         ((80, 5), 100, "contrast", True),
         ((0, 0), 10, "unclear", False),
         ((1, 0), 10, "unclear", False),
+        # Before: "partial", although nothing speaks against a whole contrast.
+        ((2, 0), 2, "unclear", True),
+        ((10, 1), 11, "unclear", True),
         ((10, 0), 10, "contrast", True),
     ],
 )

@@ -140,12 +140,12 @@ def test_everything_measured_and_good_is_trusted(run_folder):
         (
             "causal_scores",
             causal_scores("separates only"),
-            "Acting on it does not change what the model refuses (separates only).",
+            "Acting on it does not pass for the cause of refusal (separates only).",
         ),
         (
             "causal_scores",
             causal_scores("neither", chosen_layer=2),
-            "Acting on it at resid_post 2, position last, does not change what the model refuses "
+            "Acting on it at resid_post 2, position last, does not pass for the cause of refusal "
             "(neither).",
         ),
     ],

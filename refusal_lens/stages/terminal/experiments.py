@@ -88,12 +88,14 @@ def show_interventions(console: Console, summary: pd.DataFrame, verdict: Verdict
         int(summary.loc[summary["direction"] != "fitted", name].sum())
         for name in ("n_by_first_token", "n_prompts")
     )
-    console.print(
-        f"Of {n_controls} outcomes under controls, {n_first} are decided by the first token, the "
-        "others by the whole answer.",
-        soft_wrap=True,
-        highlight=False,
-    )
+    if n_controls:
+        others = "" if n_first == n_controls else ", the others by the whole answer"
+        console.print(
+            f"Of {n_controls} outcomes under controls, {n_first} are decided by the first token"
+            f"{others}.",
+            soft_wrap=True,
+            highlight=False,
+        )
     if verdict is None:
         console.print("No verdict: that takes an intervention that removes and one that adds.")
         return

@@ -124,7 +124,12 @@ def _p_value(p: float) -> str:
 
 
 def show_best(
-    console: Console, separation: Separation, best: Choice | None, detectable: float
+    console: Console,
+    separation: Separation,
+    best: Choice | None,
+    detectable: float,
+    *,
+    is_found: bool,
 ) -> None:
     """Print how many layers are valid, the best of them, and what these prompts could tell.
 
@@ -133,13 +138,14 @@ def show_best(
         separation: Scores of every place.
         best: The best place; None where there is no direction anywhere.
         detectable: From `nulls.detectable_auroc`; NaN where it is not known.
+        is_found: There is a direction; else the best place is a near miss.
     """
     shown = layers_beside(separation, best)
     n_valid, n_layers = int(shown.is_valid.sum()), shown.is_valid.numel()
     if best is None:
         console.print(f"Valid layers: {n_valid}/{n_layers}. No direction anywhere.")
         return
-    label = "Best layer" if best.is_eligible else "Nearest miss, layer"
+    label = "Best layer" if best.is_eligible and is_found else "Nearest miss, layer"
     layer = best.hook_point if best.layer is None else best.layer
     place = separation.hook_points.index(best.hook_point), separation.positions.index(best.position)
     lines = [
