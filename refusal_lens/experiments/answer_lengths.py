@@ -10,6 +10,7 @@ import pandas as pd
 
 from refusal_lens.config import Outcome
 from refusal_lens.experiments.judges import wilson_interval
+from refusal_lens.experiments.outcomes import count_judged
 from refusal_lens.validation.thresholds import MOVED
 
 LENGTHS = (8, 16, 32, 64, 128)
@@ -87,8 +88,8 @@ def settled_at(
 
 
 def _share(outcomes: Sequence[Outcome]) -> list[float]:
-    judged = [outcome for outcome in outcomes if outcome != "unjudged"]
-    return [judged.count(watched) / max(len(judged), 1) for watched in WATCHED]
+    counts = [count_judged(outcomes, watched) for watched in WATCHED]
+    return [n / max(n_judged, 1) for n, n_judged in counts]
 
 
 def length_table(
@@ -105,18 +106,19 @@ def length_table(
     for side in (True, False):
         own = [row for row, of in zip(outcomes, is_harmful, strict=True) if of == side]
         for index, length in enumerate(lengths):
-            judged = [row[index] for row in own if row[index] != "unjudged"]
-            n_refused = judged.count("refused")
-            low, high = wilson_interval(n_refused, len(judged))
+            reached: list[Outcome] = [row[index] for row in own]
+            n_refused, n_judged = count_judged(reached, "refused")
+            n_evaded, _ = count_judged(reached, "evaded")
+            low, high = wilson_interval(n_refused, n_judged)
             rows.append(
                 {
                     "is_harmful": side,
                     "n_tokens": length,
-                    "n_prompts": len(judged),
-                    "refused": n_refused / max(len(judged), 1),
+                    "n_prompts": n_judged,
+                    "refused": n_refused / max(n_judged, 1),
                     "refused_low": low,
                     "refused_high": high,
-                    "evaded": judged.count("evaded") / max(len(judged), 1),
+                    "evaded": n_evaded / max(n_judged, 1),
                     "is_settled": settled is not None and length >= settled,
                 }
             )

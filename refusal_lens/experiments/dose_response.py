@@ -7,6 +7,7 @@ results are summed up. Does not know how interventions are run.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
 from refusal_lens.experiments.answers import answer_arms, answer_ids, read_nothing, write_out
 from refusal_lens.experiments.arms import INTERVENTIONS, Arm, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
-from refusal_lens.experiments.causal_scores import answer_plainly
-from refusal_lens.experiments.effects import Effects, measure_effects
+from refusal_lens.experiments.effects import Effects, continue_prompts, measure_effects
 from refusal_lens.experiments.first_tokens import FirstTokens
 from refusal_lens.experiments.judges import Judge, decide, wilson_interval
+from refusal_lens.experiments.outcomes import count_judged
 from refusal_lens.experiments.resampling import mean_interval, topics_of
 from refusal_lens.experiments.verdicts import Evidence
 from refusal_lens.journal import Journal
@@ -253,9 +254,11 @@ class _Answered:
 
     def rate(self, outcome: Outcome) -> float:
         """Share of an outcome that only whole answers show, of those; NaN where none was read."""
-        read = [o for o, text in zip(self.outcomes, self.texts, strict=True) if text is not None]
-        judged = [o for o in read if o != "unjudged"]
-        return judged.count(outcome) / max(len(judged), 1) if read else math.nan
+        read: list[Outcome] = [
+            o for o, text in zip(self.outcomes, self.texts, strict=True) if text is not None
+        ]
+        n, n_judged = count_judged(read, outcome)
+        return n / max(n_judged, 1) if read else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,12 +277,23 @@ class _Side:
     def name(self) -> str:
         return "harmful" if self.is_harmful else "harmless"
 
-    @property
+    @cached_property
     def tokens(self) -> Tokens:
         return tokenise(tokenizer_of(self.model), self.prompts, self.system_prompt)
 
+    @cached_property
+    def plain_ids(self) -> list[list[int]]:
+        """Ids of the plain model's answers: as long as they are judged, or as the KL goes over."""
+        n_tokens = max(self.plan.n_new_tokens, self.plan.n_answer_tokens)
+        with ClassProgress("Answering plainly,", {self.name: len(self.prompts)}) as progress:
+            ids = answer_ids(
+                self.model, self.tokens, n_tokens, read=read_nothing, journal=self.journal
+            )
+            progress.advance({self.name: len(self.prompts)})
+        return ids
+
     def effects(self, trials: Sequence[Trial], refusal_ids: Sequence[int]) -> Effects:
-        continued = answer_plainly(self.model, self.tokens, self.plan.n_answer_tokens)
+        continued = continue_prompts(self.tokens, self.plain_ids, self.plan.n_answer_tokens)
         counts = {self.name: len(self.prompts) * len(trials)}
         with ClassProgress("Intervening,", counts) as progress:
             return measure_effects(
@@ -304,13 +318,8 @@ class _Side:
             if outcome is None
         ]
         model, tokens, n_new_tokens = self.model, self.tokens, self.plan.n_new_tokens
-        counts = {self.name: len(self.prompts) + len(asked)}
-        with ClassProgress("Answering,", counts) as progress:
-            plain_ids = answer_ids(
-                model, tokens, n_new_tokens, read=read_nothing, journal=self.journal
-            )
-            plain = write_out(model, plain_ids)
-            progress.advance({self.name: len(self.prompts)})
+        plain = write_out(model, [ids[:n_new_tokens] for ids in self.plain_ids])
+        with ClassProgress("Answering,", {self.name: len(asked)}) as progress:
             ids = answer_arms(
                 model,
                 tokens,
@@ -358,19 +367,18 @@ class _Side:
     def _row(
         self, refusal_score: Tensor, scores: dict[str, Tensor], answered: _Answered
     ) -> dict[str, Any]:
-        judged = [outcome for outcome in answered.outcomes if outcome != "unjudged"]
-        n_refused = judged.count("refused")
-        low, high = wilson_interval(n_refused, len(judged))
+        n_refused, n_judged = count_judged(answered.outcomes, "refused")
+        low, high = wilson_interval(n_refused, n_judged)
         score_low, score_high = mean_interval(
             refusal_score.numpy(), topics_of(self.prompts), self.plan.seed
         )
         return {
             "is_harmful": self.is_harmful,
-            "n_prompts": len(judged),
+            "n_prompts": n_judged,
             "refusal_score": refusal_score.mean().item(),
             "refusal_score_low": score_low,
             "refusal_score_high": score_high,
-            "refusal_rate": n_refused / max(len(judged), 1),
+            "refusal_rate": n_refused / max(n_judged, 1),
             "refusal_rate_low": low,
             "refusal_rate_high": high,
             "evaded_rate": answered.rate("evaded"),

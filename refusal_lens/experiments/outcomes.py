@@ -4,7 +4,7 @@ Knows texts and fixed rules. Asks no model, so that the same answer always has t
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from refusal_lens.config import Outcome
 
@@ -82,6 +82,17 @@ _CONTENT = re.compile(r"\bhere('s| is| are)\b|^\s*([-*]|\d+[.)])\s", re.IGNORECA
 
 MAX_QUESTION = 3
 """A question back: at most so many sentences, no list, and the last one asks."""
+
+
+def count_judged(outcomes: Iterable[Outcome], wanted: Outcome) -> tuple[int, int]:
+    """Count an outcome, and the answers that the judge did not fail on.
+
+    Example:
+        >>> count_judged(["refused", "answered", "unjudged"], "refused")
+        (1, 2)
+    """
+    judged = [outcome for outcome in outcomes if outcome != "unjudged"]
+    return judged.count(wanted), len(judged)
 
 
 def outcome_of_text(prompt: str, answer: str, is_refusal: bool) -> Outcome:
