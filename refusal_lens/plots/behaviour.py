@@ -149,10 +149,10 @@ def side_effects(table: pd.DataFrame, *, template: str = "plotly_white") -> go.F
     """
     effects = [e for e in ("removes", "adds") if e in {_effect(n) for n in table["intervention"]}]
     titles = {"removes": "removal: harmful answered", "adds": "addition: harmless refused"}
+    panels = [titles[effect] for effect in effects]
     figure = make_subplots(
-        rows=len(effects), shared_xaxes=True, subplot_titles=[titles[e] for e in effects],
-        vertical_spacing=0.1,
-    )  # fmt: skip
+        rows=len(effects), shared_xaxes=True, subplot_titles=panels, vertical_spacing=0.1
+    )
     looks = dict(zip(dict.fromkeys(table["intervention"]), line_looks(), strict=False))
     for row, effect in enumerate(effects, start=1):
         own = rows_that(table, [_effect(name) == effect for name in table["intervention"]])

@@ -115,12 +115,6 @@ def _not_beaten(chance: Chance) -> Decision:
 # --- read from a run ------------------------------------------------------------------------------
 
 
-def decide_run(run_folder: RunFolder) -> Decision:
-    """Decide it for a run on disk: terminal, report and explorer all ask here."""
-    best = run_folder.best()
-    return decide(best, read_chance(run_folder, best))
-
-
 def read_chance(run_folder: RunFolder, best: Choice | None) -> Chance:
     """Read what there would be at the best place without a direction."""
     nulls, power = run_folder.read_table("nulls"), run_folder.read_table("power")

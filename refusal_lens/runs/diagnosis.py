@@ -227,15 +227,21 @@ def _diagnose_tables(
 
 
 _FEATURES = {
-    "token_count": ("The number of tokens", "prompts of the same length in both classes"),
-    "final_punctuation": ("The final punctuation mark", "prompts that end alike in both classes"),
-    "first_word": ("The first word", "prompts that begin alike in both classes"),
+    "token_count": (
+        "The number of tokens alone tells",
+        "prompts of the same length in both classes",
+    ),
+    "final_punctuation": (
+        "The final punctuation mark alone tells",
+        "prompts that end alike in both classes",
+    ),
+    "first_word": ("The first word alone tells", "prompts that begin alike in both classes"),
     "all_features": (
-        "Length, punctuation, first word and words together",
+        "Length, punctuation, first word and words together alone tell",
         "prompts that are worded alike in both classes",
     ),
     "bag_of_words": (
-        "Which words occur",
+        "Which words occur alone tells",
         "prompts that say harmful and harmless things in the same words, or test on other subjects "
         "(tables/transfer.csv)",
     ),
@@ -252,7 +258,7 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list
     scores = tables["confounds"].set_index("feature")
     direction = scores.loc["direction"]
     findings = []
-    for feature, (subject, remedy) in _FEATURES.items():
+    for feature, (told, remedy) in _FEATURES.items():
         if feature not in scores.index:
             continue
         row = scores.loc[feature]
@@ -261,10 +267,9 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list
         is_as_good = row["auroc"] >= direction["auroc_low"] and row["auroc_low"] > 0.5
         if is_as_good or row["auroc"] >= TELLS_ALONE:
             how = " as well as the direction" if is_as_good else ""
-            verb = "tell" if subject.endswith("together") else "tells"
             findings.append(
                 Finding(
-                    f"{subject} alone {verb} the classes apart{how} (AUROC {row['auroc']:.3f} "
+                    f"{told} the classes apart{how} (AUROC {row['auroc']:.3f} "
                     f"against {direction['auroc']:.3f}): the direction may be that, and nothing "
                     f"of harm.{_within(row)}",
                     f"Use {remedy}.",

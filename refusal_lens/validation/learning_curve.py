@@ -183,14 +183,6 @@ def difference_parts(
     return means[0] - means[1], centred
 
 
-def difference_noise(
-    values: Float[Tensor, "n_prompts d_model"], is_harmful: Bool[Tensor, " n_prompts"], units: Units
-) -> float:
-    """Return the expected squared length of the noise in a difference of means."""
-    _, strata = difference_parts(values, is_harmful, units)
-    return sum(part.square().sum().item() / max(1, len(part) - 1) / len(part) for part in strata)
-
-
 def _per_prompt(across: list[float], is_harmful: Bool[Tensor, " n_prompts"], units: Units) -> float:
     """Return the noise of one prompt of each class, from that of the kinds of units."""
     n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())

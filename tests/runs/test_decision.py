@@ -11,7 +11,7 @@ from runs.test_diagnosis import make, make_prompts
 from refusal_lens.report.answer import answer
 from refusal_lens.report.evidence import gather
 from refusal_lens.report.page import render
-from refusal_lens.runs.decision import Chance, decide, decide_run
+from refusal_lens.runs.decision import Chance, decide, read_chance
 from refusal_lens.runs.diagnosis import checklist, diagnose, diagnose_frames, diagnose_random
 from refusal_lens.stages import terminal
 from refusal_lens.validation.best_place import choose_best
@@ -86,7 +86,8 @@ def test_terminal_and_report_say_the_same_words(tmp_path, p_value, is_found):
     told = evidence.diagnosis
     terminal.show_checklist(console, told.checks, told.findings)
     page = html.unescape(render(run_folder))
-    decision = decide_run(run_folder)
+    best = run_folder.best()
+    decision = decide(best, read_chance(run_folder, best))
     assert decision == told.decision
     assert decision.is_found == is_found
     for words in (

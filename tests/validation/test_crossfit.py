@@ -1,22 +1,14 @@
 """Held out: no prompt helps to fit what it is scored by, and folds are stratified."""
 
 import torch
+from conftest import noise
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.validation.crossfit import assign_folds, held_out_projections
 
 
-def make(n: int, d_model: int, shift: float, seed: int = 0, offset: float = 0.0) -> Activations:
-    """Isotropic noise, `n` prompts a side, the harmful ones shifted along the first axis."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(2 * n, 1, 1, d_model, generator=generator) + offset
-    is_harmful = torch.arange(2 * n) < n
-    values[is_harmful, ..., 0] += shift
-    return Activations(values, is_harmful, ("blocks.3.hook_resid_post",), ("last",))
-
-
 def test_no_prompt_helps_to_fit_the_direction_it_is_projected_on():
-    activations = make(20, 10, 1.0)
+    activations = noise(20, 1, 10, 1.0)
     folds = assign_folds(activations.is_harmful, 5, 0)
     before = held_out_projections(activations, folds, None).values
     moved = activations.values.clone()
