@@ -275,7 +275,7 @@ def _unknown_key(key: str) -> str:
 def _describe(detail: ErrorDetails, path: str, origins: dict[str, str]) -> str:
     """Turn one fault that pydantic found into a line for the user."""
     key = ".".join(str(part) for part in detail["loc"] if isinstance(part, str))
-    where = "".join(f"[{part}]" for part in detail["loc"] if isinstance(part, int))
+    indices = "".join(f"[{part}]" for part in detail["loc"] if isinstance(part, int))
     section = key.split(".")[0]
     place = origins.get(key) or origins.get(section) or path
     if detail["type"] == "extra_forbidden":
@@ -284,7 +284,7 @@ def _describe(detail: ErrorDetails, path: str, origins: dict[str, str]) -> str:
         return f"{place}: {key} is missing. Add it."
     if detail["type"] == "invalid_key":
         return f"{place}: the key {_show(detail['input'])} needs to be a text. Remove it."
-    return f"{place}: {_cut(key + where)} {_need(detail)}, but {_show(detail['input'])} came."
+    return f"{place}: {_cut(key + indices)} {_need(detail)}, but {_show(detail['input'])} came."
 
 
 def _need(detail: ErrorDetails) -> str:

@@ -25,7 +25,7 @@ from refusal_lens.models.hook_points import layer_of, resolve_hook_points, site_
 from refusal_lens.models.layout import lay_out
 from refusal_lens.models.matmul import fast_products, library_of_products
 from refusal_lens.prompts.positions import (
-    Read,
+    PooledBatch,
     Sinks,
     check_positions,
     make_pool,
@@ -107,7 +107,7 @@ def _read_plain(
     """Read one batch by TransformerLens's own forward."""
     ids = pad_right(tokens, _pad_id(model))
     pool = make_pool(tokens, positions, 0, sinks)
-    pooled: dict[str, Read] = {}
+    pooled: dict[str, PooledBatch] = {}
 
     # The name is bound here: a bridge's hook goes by another name than the one asked for.
     def keep(name: str, activation: Tensor, hook: Any) -> None:  # noqa: ARG001
@@ -172,13 +172,13 @@ def _read_fast(
     rest = pad_right(tokens, _pad_id(model), start=prefix.n_tokens).to(model.cfg.device)
     pool = make_pool(tokens, positions, prefix.n_tokens, sinks)
     stop = _stop(names)
-    read = _positions_of_last_block(tokens, positions, prefix.n_tokens)
-    pooled: dict[str, Read] = {}
+    needed = _positions_of_last_block(tokens, positions, prefix.n_tokens)
+    pooled: dict[str, PooledBatch] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
-        if read is not None and _is_after_attention(hook.name, stop):
+        if needed is not None and _is_after_attention(hook.name, stop):
             # The last block computed these positions only, each a single token.
-            pooled[hook.name] = Read(activation.float(), torch.zeros_like(read))
+            pooled[hook.name] = PooledBatch(activation.float(), torch.zeros_like(needed))
         else:
             _check_shape(hook.name, activation, (*rest.shape, model.cfg.d_model))
             pooled[hook.name] = pool(activation, prefix.before.get(hook.name))
@@ -190,7 +190,7 @@ def _read_fast(
             rest,
             stop,
             past=prefix.past,
-            read=None if read is None else read.to(rest.device),
+            needed=None if needed is None else needed.to(rest.device),
         )
     return _checked(_gather(pooled, names), names, tokens, model)
 
@@ -234,7 +234,7 @@ def _forward_on(model: Model, hooks: list[Any]) -> Iterator[None]:
         yield
 
 
-def _gather(pooled: dict[str, Read], names: Sequence[str]) -> Batch:
+def _gather(pooled: dict[str, PooledBatch], names: Sequence[str]) -> Batch:
     missing = [name for name in names if name not in pooled]
     if missing:
         raise RefusalLensError(f"Hook points that never fired: {', '.join(missing)}.")

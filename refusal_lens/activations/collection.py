@@ -110,15 +110,15 @@ class Collection:
         tokens = tokenise(tokenizer, prompts.prompts, system_prompt)
         check_control_tokens(tokenizer, prompts.prompts, tokens)
         check_positions(tokens, wanted, n_ctx=None)
-        template = _describe_template(tokenizer, prompts, system_prompt)
-        if template["ending"] is not None:
-            sentences = f"{template['ending']['cause']} {template['ending']['remedy']}"
+        chat_template = _describe_chat_template(tokenizer, prompts, system_prompt)
+        if chat_template["ending"] is not None:
+            sentences = f"{chat_template['ending']['cause']} {chat_template['ending']['remedy']}"
             warnings.warn(sentences, RefusalLensWarning, stacklevel=3)
         harmful = tokens.select(range(min(3, len(prompts.harmful))))
         return cls(
             prompts,
             tokens,
-            template,
+            chat_template,
             tuple(positions_read(tokenizer, harmful, wanted)),
             (hook_points,) if isinstance(hook_points, str) else tuple(hook_points),
             wanted,
@@ -141,10 +141,10 @@ class Collection:
         ids = self.tokens.ids
         digest = hashlib.sha256(ids.offsets.tobytes() + ids.flat.tobytes())
         shown = ("has_template", "ending", "example")
-        template = {name: value for name, value in self.chat_template.items() if name not in shown}
+        told = {name: value for name, value in self.chat_template.items() if name not in shown}
         return {
             "prompts": self._describe_prompts(),
-            "chat_template": template,
+            "chat_template": told,
             "token_ids_sha256": digest.hexdigest(),
             "dtype": self.dtype,
             "token_budget": self.token_budget,
@@ -165,7 +165,7 @@ class Collection:
         return {name: {"n": len(side), "sha256": side.sha256} for name, side in sides.items()}
 
 
-def _describe_template(
+def _describe_chat_template(
     tokenizer: Any, prompts: ContrastSet, system_prompt: str | None
 ) -> dict[str, Any]:
     """Say how prompts are written out; `date` is None where the template writes none."""

@@ -136,7 +136,7 @@ class LocalEngine:
                 if budget is None:
                     # Before the shard: once it counts, all others must be batched like it.
                     budget = shard.record.token_budget
-                    store.settle(budget)
+                    store.keep_budget(budget)
                 how = {"batches": shard.batches, "n_left_out": shard.n_left_out.tolist()}
                 store.write_shard(index, shard.values, collection.labels(rows), how)
                 n_tokens, seconds = n_tokens + shard.record.n_tokens, seconds + shard.record.seconds

@@ -132,9 +132,9 @@ def collect(
     if folder is not None and resume:
         keep_date(tokenizer, date_of_store(Path(folder)))
     collection = Collection.of(tokenizer, contrast, hook_points, positions, **options)
-    reader = make_engine(model, engine)
-    read = reader.collect(collection, folder, resume=resume, show_progress=show_progress)
-    return replace(read, prompts=contrast.prompts)
+    collector = make_engine(model, engine)
+    collected = collector.collect(collection, folder, resume=resume, show_progress=show_progress)
+    return replace(collected, prompts=contrast.prompts)
 
 
 def _contrast(prompts: Any) -> ContrastSet:

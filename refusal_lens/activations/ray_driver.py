@@ -97,7 +97,7 @@ class RayEngine:
             )
             missing = {index: store.rows[index] for index in store.missing()}
             if store.token_budget is None:
-                store.settle(budget)
+                store.keep_budget(budget)
             budget = store.token_budget or budget
             task = Task(settings, workers.n_cpus, reading, budget, store)
             record = _run_shards(workers, task, collection, missing, show_progress=show_progress)

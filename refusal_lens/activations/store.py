@@ -71,10 +71,10 @@ class Store:
 
     @property
     def token_budget(self) -> int | None:
-        """The token budget that was asked for or settled on, if there is one: see `settle`."""
+        """The token budget that was asked for or found, if there is one: see `keep_budget`."""
         return read_manifest(self.folder)["token_budget"] or self.key.get("token_budget")
 
-    def settle(self, token_budget: int) -> None:
+    def keep_budget(self, token_budget: int) -> None:
         """Keep the token budget for all shards to come, also after a resume.
 
         Other batches would give results that differ in their last bits.
@@ -276,21 +276,21 @@ def save_activations(folder: str | Path, activations: Activations, dtype: str = 
     store.finish(activations.provenance, activations.groups)
 
 
-def describe_difference(there: Any, here: Any, name: str = "") -> str:
+def describe_difference(first: Any, second: Any, name: str = "") -> str:
     """List the entries of two nested mappings that differ, one a line; the model's name always.
 
     Example:
         >>> print(describe_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}))
           a.c: 2 there, 3 here
     """
-    if isinstance(there, dict) and isinstance(here, dict):
+    if isinstance(first, dict) and isinstance(second, dict):
         lines = [
-            describe_difference(there.get(key), here.get(key), f"{name}.{key}".strip("."))
-            for key in dict.fromkeys([*there, *here])
-            if there.get(key) != here.get(key) or (name, key) == ("model", "name")
+            describe_difference(first.get(key), second.get(key), f"{name}.{key}".strip("."))
+            for key in dict.fromkeys([*first, *second])
+            if first.get(key) != second.get(key) or (name, key) == ("model", "name")
         ]
         return "\n".join(lines)
-    return f"  {name}: {there} there, {here} here"
+    return f"  {name}: {first} there, {second} here"
 
 
 # --- a store that is read ---------------------------------------------------------------------

@@ -104,9 +104,9 @@ def length_table(
     settled = settled_at(outcomes, is_harmful, lengths)
     rows = []
     for side in (True, False):
-        own = [row for row, of in zip(outcomes, is_harmful, strict=True) if of == side]
+        of_class = [row for row, of in zip(outcomes, is_harmful, strict=True) if of == side]
         for index, length in enumerate(lengths):
-            reached: list[Outcome] = [row[index] for row in own]
+            reached: list[Outcome] = [row[index] for row in of_class]
             n_refused, n_judged = count_judged(reached, "refused")
             n_evaded, _ = count_judged(reached, "evaded")
             low, high = wilson_interval(n_refused, n_judged)

@@ -45,10 +45,10 @@ def answer_ids(
     n_new_tokens: int,
     hooks: Arm | Sequence[Hook] = (),
     *,
-    read: Callable[[Tensor], Sequence[Any]] = list,
+    score_first: Callable[[Tensor], Sequence[Any]] = list,
     on_batch: Callable[[list[int], Sequence[Any]], None] | None = None,
     journal: Journal | None = None,
-    reads: object = None,
+    score_key: object = None,
 ) -> list[list[int]]:
     """Answer prompts greedily; hooks are gone afterwards, also after an error.
 
@@ -57,12 +57,13 @@ def answer_ids(
         tokens: Formatted prompts.
         n_new_tokens: Most tokens in an answer.
         hooks: What to answer under: an arm, whose hooks depend on a batch's size, or hooks.
-        read: Makes one value of each row of the first tokens' logits: plain ones with a journal.
+        score_first: Makes one value of each row of the first tokens' logits: plain ones with
+            a journal.
         on_batch: Told the rows just answered, and what was read of each.
         journal: Keeps each batch as it comes, and has those of an interrupted process; hooks that
             are not an arm's cannot be told apart, and nothing is kept under them.
-        reads: Which plain values `read` goes by, to tell what it made of them from what it makes
-            of others.
+        score_key: Which plain values `score_first` goes by, to tell what it made of them from
+            what it makes of others.
 
     Returns:
         The ids of each answer, without the one that ended it.
@@ -75,10 +76,10 @@ def answer_ids(
         def generate() -> Any:
             acting = arm_hooks(model, [hooks], len(rows)) if isinstance(hooks, Arm) else hooks
             generated, first = generate_greedily(model, asked, n_new_tokens, acting)
-            return generated, read(first)
+            return generated, score_first(first)
 
         generated, values = _kept(
-            journal, generate, lambda: _key(model, asked, hooks, n_new_tokens, reads)
+            journal, generate, lambda: _key(model, asked, hooks, n_new_tokens, score_key)
         )
         for row, ids in zip(rows, generated, strict=True):
             answers[row] = ids
@@ -166,7 +167,7 @@ def _key(
     return fingerprint(describe_model(model), torch.__version__, ids, told, settings)
 
 
-def read_nothing(first: Tensor) -> list[None]:
+def score_nothing(first: Tensor) -> list[None]:
     """Read nothing of the logits of first tokens, for a journal that is to keep answers alone."""
     return [None] * len(first)
 

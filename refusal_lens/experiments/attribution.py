@@ -195,9 +195,9 @@ def attribute(
     contributions = torch.empty(len(tokens), len(columns), dtype=torch.float64)
 
     def run(rows: list[int]) -> None:
-        read = _read(hooked, tokens.select(rows), direction, writers)
-        projections[rows] = read[direction.hook_point] @ direction.unit.double().cpu()
-        contributions[rows] = torch.cat([writer.split(read) for writer in writers], dim=1)
+        pooled = _read(hooked, tokens.select(rows), direction, writers)
+        projections[rows] = pooled[direction.hook_point] @ direction.unit.double().cpu()
+        contributions[rows] = torch.cat([writer.split(pooled) for writer in writers], dim=1)
 
     with _told_to_bars(run, prompts, show_progress) as run_and_tell:
         device, name_of = str(hooked.cfg.device), tokens.prompt_ids.__getitem__
@@ -295,7 +295,7 @@ def _writers(model: HookedTransformer, direction: Direction) -> list[_Writer]:
 
 def _whole(component: Component, hook_point: str, unit: Float[Tensor, " d_model"]) -> _Writer:
     """Read a component at the hook point of what it adds to the stream."""
-    return _Writer((component,), (hook_point,), lambda read: read[hook_point] @ unit[:, None])
+    return _Writer((component,), (hook_point,), lambda pooled: pooled[hook_point] @ unit[:, None])
 
 
 def _attention(model: HookedTransformer, layer: int, unit: Float[Tensor, " d_model"]) -> _Writer:
@@ -312,9 +312,9 @@ def _attention(model: HookedTransformer, layer: int, unit: Float[Tensor, " d_mod
         Component(f"blocks.{layer}.attn", layer, head) for head in range(model.cfg.n_heads)
     )
 
-    def split(read: Pooled) -> Tensor:
-        z = read[z_name].unflatten(1, by_head.shape)
-        over_scale = torch.ones(len(z), 1) if scale_name is None else read[scale_name]
+    def split(pooled: Pooled) -> Tensor:
+        z = pooled[z_name].unflatten(1, by_head.shape)
+        over_scale = torch.ones(len(z), 1) if scale_name is None else pooled[scale_name]
         written = (z * by_head).sum(-1)
         return torch.cat([written, over_scale.double() * bias], dim=1)
 
@@ -335,7 +335,7 @@ def _read(
     names = dict.fromkeys(name for writer in writers for name in writer.hook_points)
     scaled = {name for name in names if name.endswith(".hook_scale")}
     waiting: dict[int | None, Tensor] = {}
-    read: Pooled = {}
+    pooled: Pooled = {}
 
     def pool(activation: Tensor) -> Tensor:
         return pool_all(activation, None, is_sink).values
@@ -344,15 +344,15 @@ def _read(
         if hook.name in scaled:
             # The norm comes after z: only now is each token's scale known.
             z_name = f"blocks.{layer_of(hook.name)}.attn.hook_z"
-            read[z_name] = pool(waiting.pop(layer_of(hook.name)) / activation)
-            read[hook.name] = pool(1 / activation)
+            pooled[z_name] = pool(waiting.pop(layer_of(hook.name)) / activation)
+            pooled[hook.name] = pool(1 / activation)
         elif hook.name.endswith("hook_z") and scaled:
             waiting[layer_of(hook.name)] = activation.flatten(2).float()
         else:
-            read[hook.name] = pool(activation.flatten(2))
+            pooled[hook.name] = pool(activation.flatten(2))
 
     _run(model, tokens, [(name, keep) for name in dict.fromkeys((*names, direction.hook_point))])
-    return {name: values[:, 0].cpu().double() for name, values in read.items()}
+    return {name: values[:, 0].cpu().double() for name, values in pooled.items()}
 
 
 def _sinks(

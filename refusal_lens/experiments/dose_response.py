@@ -19,7 +19,7 @@ from torch import Tensor
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.config import Outcome
 from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
-from refusal_lens.experiments.answers import answer_arms, answer_ids, read_nothing, write_out
+from refusal_lens.experiments.answers import answer_arms, answer_ids, score_nothing, write_out
 from refusal_lens.experiments.arms import INTERVENTIONS, Arm, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
 from refusal_lens.experiments.effects import Effects, continue_prompts, measure_effects
@@ -254,11 +254,11 @@ class _Answered:
 
     def rate(self, outcome: Outcome) -> float:
         """Share of an outcome that only whole answers show, of those; NaN where none was read."""
-        read: list[Outcome] = [
+        judged: list[Outcome] = [
             o for o, text in zip(self.outcomes, self.texts, strict=True) if text is not None
         ]
-        n, n_judged = count_judged(read, outcome)
-        return n / max(n_judged, 1) if read else math.nan
+        n, n_judged = count_judged(judged, outcome)
+        return n / max(n_judged, 1) if judged else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +287,7 @@ class _Side:
         n_tokens = max(self.plan.n_new_tokens, self.plan.n_answer_tokens)
         with ClassProgress("Answering plainly,", {self.name: len(self.prompts)}) as progress:
             ids = answer_ids(
-                self.model, self.tokens, n_tokens, read=read_nothing, journal=self.journal
+                self.model, self.tokens, n_tokens, score_first=score_nothing, journal=self.journal
             )
             progress.advance({self.name: len(self.prompts)})
         return ids

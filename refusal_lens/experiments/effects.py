@@ -74,8 +74,8 @@ def continue_prompts(
         n_answer_tokens: Most answer tokens to score.
     """
     # The last token scored is only predicted, so that it need not be read.
-    read = [tuple(answer)[: n_answer_tokens - 1] for answer in answers]
-    ids = tuple((*prompt, *answer) for prompt, answer in zip(tokens.ids, read, strict=True))
+    given = [tuple(answer)[: n_answer_tokens - 1] for answer in answers]
+    ids = tuple((*prompt, *answer) for prompt, answer in zip(tokens.ids, given, strict=True))
     return Continued(
         Tokens(tokens.prompt_ids, Ragged.of(ids), tokens.instruction_spans),
         tokens.lengths,
@@ -118,12 +118,12 @@ def measure_effects(
         forked = Forked(model, places.batch, sorted({arm.first_layer for arm in arms}))
         unmoved = forked.plain()
         plain = _Plain.of(places.split(unmoved)[0])
-        scores.keep_plain(rows, places.read(unmoved, refusal_ids, plain))
+        scores.keep_plain(rows, places.score(unmoved, refusal_ids, plain))
         n_passes += len(rows)
         for chunk in _chunks(arms, max(1, budget // places.batch.n_tokens)):
             chosen = [arms[i] for i in chunk]
             for index, logits in zip(chunk, forked.under(chosen), strict=True):
-                scores.keep(index, rows, places.read(logits, refusal_ids, plain))
+                scores.keep(index, rows, places.score(logits, refusal_ids, plain))
             n_passes += forked.cost(chosen[0].first_layer) * len(chunk) * len(rows)
             if advance is not None:
                 advance(len(chunk) * len(rows))
@@ -161,7 +161,7 @@ class _Plain:
         log_p = logits.log_softmax(dim=-1)
         return cls(log_p.exp(), log_p)
 
-    def kl(self, logits: Logits) -> Float[Tensor, "batch n_read"]:
+    def kl(self, logits: Logits) -> Float[Tensor, "batch n_needed"]:
         """Return the KL of the plain from other distributions, in nats."""
         log_q = logits.log_softmax(dim=-1)
         # In place, and one dot product: over a large vocabulary a copy takes as long as a layer.
@@ -169,8 +169,8 @@ class _Plain:
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
-    """What is read of one arm, `[batch]` each."""
+class _Scored:
+    """The scores of one arm, `[batch]` each."""
 
     refusal_score: Tensor
     kl: Tensor
@@ -198,16 +198,16 @@ class _Places:
         # A token is predicted at the position before it; the very first one is not predicted.
         spans = [(max(first, 1) - 1, stop - 1) for first, stop in tokens.instruction_spans]
         texts = [(first, stop - first) for first, stop in spans]
-        read, is_answer = _ranges(answers)
-        text_read, is_text = _ranges(texts if has_text_loss else [(0, 0)] * len(rows))
-        targets = ids.gather(1, (text_read + 1).clamp(max=ids.shape[1] - 1))
-        n_answer = read.shape[1]
+        needed, is_answer = _ranges(answers)
+        text_needed, is_text = _ranges(texts if has_text_loss else [(0, 0)] * len(rows))
+        targets = ids.gather(1, (text_needed + 1).clamp(max=ids.shape[1] - 1))
+        n_answer = needed.shape[1]
         if has_text_loss:
-            read = torch.cat([read, text_read], dim=1)
-        n_shared = min(len(tokens.shared_prefix()), int(read.min())) if len(rows) > 1 else 0
+            needed = torch.cat([needed, text_needed], dim=1)
+        n_shared = min(len(tokens.shared_prefix()), int(needed.min())) if len(rows) > 1 else 0
         if n_shared < WORTH_SHARING * ids.shape[1]:
             n_shared = 0
-        return cls(Batch(ids, read, n_shared), n_answer, is_answer, is_text, targets)
+        return cls(Batch(ids, needed, n_shared), n_answer, is_answer, is_text, targets)
 
     def split(
         self, logits: Logits
@@ -216,10 +216,10 @@ class _Places:
         logits = logits.float()
         return logits[:, : self.n_answer], logits[:, self.n_answer :]
 
-    def read(self, logits: Logits, refusal_ids: Sequence[int], plain: _Plain) -> _Read:
+    def score(self, logits: Logits, refusal_ids: Sequence[int], plain: _Plain) -> _Scored:
         before_answer, before_text = self.split(logits)
         kl = plain.kl(before_answer)
-        return _Read(
+        return _Scored(
             refusal_score(before_answer[:, 0], refusal_ids),
             kl[:, 0],
             _mean(kl, self.is_answer),
@@ -263,13 +263,13 @@ class _Scores:
             {name: nans(n_prompts) for name in ("refusal_score", "text_loss")},
         )
 
-    def keep(self, arm: int, rows: Sequence[int], read: _Read) -> None:
+    def keep(self, arm: int, rows: Sequence[int], scored: _Scored) -> None:
         for name, values in self.arms.items():
-            values[arm, torch.tensor(rows)] = getattr(read, name).double().cpu()
+            values[arm, torch.tensor(rows)] = getattr(scored, name).double().cpu()
 
-    def keep_plain(self, rows: Sequence[int], read: _Read) -> None:
+    def keep_plain(self, rows: Sequence[int], scored: _Scored) -> None:
         for name, values in self.plain.items():
-            values[torch.tensor(rows)] = getattr(read, name).double().cpu()
+            values[torch.tensor(rows)] = getattr(scored, name).double().cpu()
 
     def effects(self, n_passes: float) -> Effects:
         return Effects(

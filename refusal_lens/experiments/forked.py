@@ -19,7 +19,7 @@ from refusal_lens.models.fast_forward import KeyValues, embed, run_blocks, why_n
 from refusal_lens.models.unembedding import unembed
 
 Residual = Float[Tensor, "rows pos d_model"]
-Logits = Float[Tensor, "batch n_read d_vocab"]
+Logits = Float[Tensor, "batch n_needed d_vocab"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Batch:
     """
 
     ids: Int[Tensor, "batch pos"]
-    read: Int[Tensor, "batch n_read"]
+    needed: Int[Tensor, "batch n_needed"]
     n_shared: int = 0
 
     @property
@@ -57,7 +57,7 @@ class Forked:
         n_shared = batch.n_shared if self.fast is not None else 0
         ids = batch.ids.to(model.cfg.device)
         self.prefix, self.ids = ids[:1, :n_shared], ids[:, n_shared:]
-        self.read = batch.read.to(model.cfg.device) - n_shared
+        self.needed = batch.needed.to(model.cfg.device) - n_shared
         if is_hooked(model):
             edges = sorted({0, *starts, self.n_layers})
             self.prefix_at, past = self._run_plainly(self.prefix, edges, [])
@@ -70,8 +70,8 @@ class Forked:
     def plain(self) -> Logits:
         """Return the logits without an intervention."""
         if not is_hooked(self.model):
-            return _at(self.model(self.ids), self.read)
-        return unembed(self.model, _at(self.residual_at[self.n_layers], self.read))
+            return _at(self.model(self.ids), self.needed)
+        return unembed(self.model, _at(self.residual_at[self.n_layers], self.needed))
 
     def under(self, arms: Sequence[Arm]) -> Iterator[Logits]:
         """Yield the logits under each arm, of one group; hooks are gone before the first."""
@@ -117,11 +117,11 @@ class Forked:
 
     def _run_on(self, start: int, n_arms: int, past: Sequence[KeyValues]) -> Tensor:
         """Return the residual stream of the positions that are read; of a bridge, their logits."""
-        read = self.read.repeat(n_arms, 1)
+        needed = self.needed.repeat(n_arms, 1)
         if not is_hooked(self.model):
-            return _at(self.model(self.ids.repeat(n_arms, 1)), read)
+            return _at(self.model(self.ids.repeat(n_arms, 1)), needed)
         begun = self._begin(self.residual_at[start], start, n_arms)
-        last, _ = self._blocks(begun, start, self.n_layers, past, read)
+        last, _ = self._blocks(begun, start, self.n_layers, past, needed)
         return last
 
     def _begin(
@@ -137,16 +137,16 @@ class Forked:
         start: int,
         stop: int,
         past: Sequence[KeyValues],
-        read: Int[Tensor, "rows n_read"] | None,
+        needed: Int[Tensor, "rows n_needed"] | None,
     ) -> tuple[Float[Tensor, "rows n_left d_model"], list[KeyValues]]:
         """Run some blocks, the last of them for the positions that are read only."""
         if start == stop:
-            return residual if read is None else _at(residual, read), []
+            return residual if needed is None else _at(residual, needed), []
         if self.fast is not None:
-            return run_blocks(self.fast, residual, start, stop, past=past, read=read)
+            return run_blocks(self.fast, residual, start, stop, past=past, needed=needed)
         residual = self.model(residual, start_at_layer=start, stop_at_layer=stop)
-        return residual if read is None else _at(residual, read), []
+        return residual if needed is None else _at(residual, needed), []
 
 
-def _at(values: Tensor, positions: Int[Tensor, "rows n_read"]) -> Tensor:
+def _at(values: Tensor, positions: Int[Tensor, "rows n_needed"]) -> Tensor:
     return values[torch.arange(len(values), device=values.device)[:, None], positions]

@@ -156,9 +156,9 @@ def join_labels(sheet: pd.DataFrame, report: RefusalReport) -> HandLabels:
     table = pd.DataFrame(rows, columns=pd.Index(["prompt_id", "is_harmful", "judged", "label"]))
     n_answers = {key: len(members) for key, members in _strata(report.answers).items()}
     table = table.drop_duplicates(["prompt_id", "is_harmful"], keep="last")
-    n_read = table.groupby(["is_harmful", "judged"])["label"].transform("size")
+    n_labelled = table.groupby(["is_harmful", "judged"])["label"].transform("size")
     stand_for = [n_answers[key] for key in zip(table["is_harmful"], table["judged"], strict=True)]
-    return HandLabels(table.assign(weight=np.array(stand_for) / n_read), n_answers)
+    return HandLabels(table.assign(weight=np.array(stand_for) / n_labelled), n_answers)
 
 
 def _key(row: Mapping[Any, Any]) -> tuple[str, bool]:
@@ -189,7 +189,7 @@ class Sample:
     """Of each stratum of a judge's answers: how many there are, were read, and are truly so."""
 
     n_answers: Int[np.ndarray, " n_strata"]
-    n_read: Int[np.ndarray, " n_strata"]
+    n_labelled: Int[np.ndarray, " n_strata"]
     n_true: Int[np.ndarray, " n_strata"]
     is_judged: np.ndarray
     """Whether the judge said so of the stratum."""
@@ -198,11 +198,11 @@ class Sample:
     def of(cls, labels: HandLabels, outcome: Outcome, is_harmful: bool | None = None) -> "Sample":
         """Count one outcome, in one class or in both."""
         keys = [key for key in labels.n_answers if is_harmful in (None, key[0])]
-        read = dict(_read_by_stratum(labels))
+        by_stratum = dict(_labels_by_stratum(labels))
         return cls(
             np.array([labels.n_answers[key] for key in keys], dtype=int),
-            np.array([len(read.get(key, [])) for key in keys], dtype=int),
-            np.array([read.get(key, []).count(outcome) for key in keys], dtype=int),
+            np.array([len(by_stratum.get(key, [])) for key in keys], dtype=int),
+            np.array([by_stratum.get(key, []).count(outcome) for key in keys], dtype=int),
             np.array([key[1] == outcome for key in keys], dtype=bool),
         )
 
@@ -213,7 +213,7 @@ class Sample:
 
     def shares(self) -> Float[np.ndarray, " n_strata"]:
         """Return the true share of each stratum as read; where none was, one half."""
-        return np.where(self.n_read > 0, self.n_true / np.maximum(self.n_read, 1), 0.5)
+        return np.where(self.n_labelled > 0, self.n_true / np.maximum(self.n_labelled, 1), 0.5)
 
     def posterior(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw sizes of the strata among all prompts like these, and the true share of each.
@@ -225,12 +225,14 @@ class Sample:
         generator = np.random.default_rng(seed)
         sizes = generator.dirichlet(self.n_answers, N_POSTERIOR)
         shares = generator.beta(
-            self.n_true + 0.5, self.n_read - self.n_true + 0.5, (N_POSTERIOR, len(self.n_read))
+            self.n_true + 0.5,
+            self.n_labelled - self.n_true + 0.5,
+            (N_POSTERIOR, len(self.n_labelled)),
         )
         return sizes, shares
 
 
-def _read_by_stratum(labels: HandLabels) -> Iterator[tuple[Any, list[str]]]:
+def _labels_by_stratum(labels: HandLabels) -> Iterator[tuple[Any, list[str]]]:
     groups: Any = labels.table.groupby(["is_harmful", "judged"])["label"]
     for (is_harmful, judged), group in groups:
         yield (bool(is_harmful), judged), group.tolist()

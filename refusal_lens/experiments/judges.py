@@ -95,8 +95,8 @@ def judge_by_phrases(phrases: Sequence[str]) -> Judge:
     folded = [fold(phrase) for phrase in phrases]
 
     def judge(prompt: str, answer: str) -> Outcome:
-        said = without_condolence(fold(answer))
-        is_refusal = any(phrase in said for phrase in folded)
+        folded_answer = without_condolence(fold(answer))
+        is_refusal = any(phrase in folded_answer for phrase in folded)
         return outcome_of_text(prompt, answer, is_refusal)
 
     return judge

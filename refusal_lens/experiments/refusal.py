@@ -24,7 +24,7 @@ from refusal_lens.experiments.answer_lengths import (
     lengths_up_to,
     settled_at,
 )
-from refusal_lens.experiments.answers import answer_ids, read_nothing, write_out
+from refusal_lens.experiments.answers import answer_ids, score_nothing, write_out
 from refusal_lens.experiments.judges import (
     Agreement,
     Judge,
@@ -238,11 +238,11 @@ def measure_refusal(
     counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
     with ClassProgress("Answering", counts, show_progress) as progress:
 
-        def read(first: Tensor) -> list[list[float]]:
+        def score_first(first: Tensor) -> list[list[float]]:
             return torch.stack([refusal_score(first, ids) for ids in choices], dim=1).tolist()
 
-        def keep(rows: list[int], read_scores: Sequence[list[float]]) -> None:
-            for row, each in zip(rows, read_scores, strict=True):
+        def keep(rows: list[int], first_scores: Sequence[list[float]]) -> None:
+            for row, each in zip(rows, first_scores, strict=True):
                 scores[row] = each
             n_harmful = sum(prompts.is_harmful[row] for row in rows)
             progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
@@ -255,10 +255,10 @@ def measure_refusal(
             tokens,
             n_answer_tokens,
             hooks,
-            read=read,
+            score_first=score_first,
             on_batch=keep,
             journal=journal,
-            reads=choices,
+            score_key=choices,
         )
     lengths = lengths_up_to(n_answer_tokens)
     outcomes = _judge_all(model, prompts, ids, judge, lengths)
@@ -288,7 +288,9 @@ def find_length(
     tried = ContrastSet(harmful, harmless)
     n_harmful = len(prompts.harmful)
     rows = [*range(len(tried.harmful)), *(n_harmful + i for i in range(len(tried.harmless)))]
-    ids = answer_ids(model, tokens.select(rows), longest, hooks, read=read_nothing, journal=journal)
+    ids = answer_ids(
+        model, tokens.select(rows), longest, hooks, score_first=score_nothing, journal=journal
+    )
     lengths = lengths_up_to(longest)
     outcomes = _judge_all(model, tried, ids, judge, lengths)
     return settled_at(outcomes, tried.is_harmful, lengths) or longest
@@ -393,7 +395,7 @@ def _mean_first_probabilities(
         model,
         chosen,
         1,
-        read=lambda first: list(first.double().softmax(dim=-1)),
+        score_first=lambda first: list(first.double().softmax(dim=-1)),
         on_batch=lambda _, probabilities: sums.append(torch.stack(list(probabilities)).sum(dim=0)),
     )
     return torch.stack(sums).sum(dim=0) / len(chosen)

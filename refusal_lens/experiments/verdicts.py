@@ -374,10 +374,10 @@ def compare_removals(table: pd.DataFrame) -> str:
 
 def _side_of_zero(row: Any) -> str:
     harmful, harmless = row["harmful_projection"], row["harmless_projection"]
-    where = f"Harmless prompts project to {harmless:+.2f} there, harmful ones to {harmful:+.2f}:"
+    means = f"Harmless prompts project to {harmless:+.2f} there, harmful ones to {harmful:+.2f}:"
     if harmful + harmless < 0:
-        return f"{where} zero is on the harmful side, so that setting to zero does not remove it."
-    return f"{where} zero is on the harmless side."
+        return f"{means} zero is on the harmful side, so that setting to zero does not remove it."
+    return f"{means} zero is on the harmless side."
 
 
 # --- by rates, on the test part -------------------------------------------------------------------
@@ -412,7 +412,7 @@ def _summary_row(full: Any, plain: Any) -> dict[str, Any]:
     low, high = wilson_interval(n_refused, n_prompts)
     first = full.iloc[0]
     # What only whole answers show is a share of those that were read.
-    n_read = full["n_prompts"] - full["n_by_first_token"]
+    n_judged = full["n_prompts"] - full["n_by_first_token"]
     place = ("intervention", "direction", "strength", "hook_point", "site", "layer", "position")
     return {
         **{name: first[name] for name in place},
@@ -422,8 +422,8 @@ def _summary_row(full: Any, plain: Any) -> dict[str, Any]:
         "refusal_rate_low": low,
         "refusal_rate_high": high,
         **{
-            name: float((full[name].fillna(0) * n_read).sum() / n_read.sum())
-            if n_read.any()
+            name: float((full[name].fillna(0) * n_judged).sum() / n_judged.sum())
+            if n_judged.any()
             else math.nan
             for name in ("evaded_rate", "broken_rate")
         },

@@ -52,8 +52,8 @@ def move(
     if view.run != previous.run:
         # Rows of one run's prompts mean nothing in another.
         view = replace(view, selected=(), category="")
-    settled = nearest_view(view, runs)
-    return settled if settled.ruler == previous.ruler else replace(settled, threshold=None)
+    moved = nearest_view(view, runs)
+    return moved if moved.ruler == previous.ruler else replace(moved, threshold=None)
 
 
 def _from_controls(previous: View, values: Mapping[str, Any], run: ExploredRun) -> View:

@@ -45,8 +45,8 @@ def _embedded(figure: go.Figure) -> go.Figure:
 
 def ridge_highlight(row: int) -> list[dict[str, Any]]:
     """Return the shapes that mark one hook point of a ridgeline."""
-    band = {"type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": row, "y1": row}
-    return [{**band, "line": {"color": NEUTRAL_COLOUR, "width": 3}, "layer": "below"}]
+    stripe = {"type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": row, "y1": row}
+    return [{**stripe, "line": {"color": NEUTRAL_COLOUR, "width": 3}, "layer": "below"}]
 
 
 def heatmap_highlight(frame: pd.DataFrame, hook_point: str, position: str) -> list[dict[str, Any]]:

@@ -99,8 +99,8 @@ def not_shown(path: str | None, search: str | None, view: View) -> str:
     known = {field.name for field in fields(View)}
     missed = [f"page {path}"] if path not in (None, "", "/") else []
     for name, values in parse_qs((search or "").removeprefix("?")).items():
-        is_read = name in known and getattr(wanted, name) not in (None, ())
-        if not is_read or getattr(wanted, name) != getattr(view, name):
+        is_known = name in known and getattr(wanted, name) not in (None, ())
+        if not is_known or getattr(wanted, name) != getattr(view, name):
             missed.append(f"{name} {values[-1]}")
     if not missed:
         return ""

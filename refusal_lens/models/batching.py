@@ -77,7 +77,7 @@ def run_in_batches(
                     f"Prompt {name_of(rows[0])} with {longest} tokens does not fit in memory on "
                     f"{device}, even alone. Take it out, or use a smaller dtype or a larger device."
                 )
-            search.settle(max(1, len(rows) // 2) * longest)
+            search.stop_at(max(1, len(rows) // 2) * longest)
             if device.startswith("cuda"):
                 torch.cuda.empty_cache()
             continue
@@ -93,7 +93,7 @@ class _BudgetSearch:
 
     budget: int
     largest: int
-    is_settled: bool
+    is_found: bool
     best_rate: float = 0.0
     is_warm: bool = False
 
@@ -104,21 +104,21 @@ class _BudgetSearch:
         smallest, largest = CUDA_BUDGETS if device.startswith("cuda") else CPU_BUDGETS
         return cls(smallest, largest, False)
 
-    def settle(self, budget: int) -> None:
-        self.budget, self.is_settled = budget, True
+    def stop_at(self, budget: int) -> None:
+        self.budget, self.is_found = budget, True
 
     def observe(self, rate: float, n_filled: int) -> None:
         """Note the tokens per second of a batch; batches that were not full say nothing."""
-        if self.is_settled or n_filled * 2 < self.budget:
+        if self.is_found or n_filled * 2 < self.budget:
             return
         if not self.is_warm:
             # The first batch pays for what a process does once.
             self.is_warm = True
             return
         if rate < self.best_rate * WORTHWHILE:
-            self.settle(self.budget // 2)
+            self.stop_at(self.budget // 2)
         elif self.budget * 2 > self.largest:
-            self.is_settled = True
+            self.is_found = True
         else:
             self.best_rate, self.budget = rate, self.budget * 2
 

@@ -33,7 +33,7 @@ from refusal_lens.models.parity import (
 )
 from refusal_lens.models.placement import join_parts
 
-GEMMA_TEMPLATES = {
+GEMMA_LISTED = {
     "GemmaForCausalLM": "google/gemma-2b",
     "Gemma2ForCausalLM": "google/gemma-2-2b",
     "Gemma3ForCausalLM": "google/gemma-3-1b-pt",
@@ -57,7 +57,7 @@ def convert(
     """
     reference = read_reference(hf_model)
     cfg, state_dict = _convert_weights(hf_model)
-    _take_over_windows(cfg, hf_model.config.get_text_config())
+    _copy_windows(cfg, hf_model.config.get_text_config())
     _check_unseen(cfg, hf_model)
     cfg.n_devices = n_devices
     with warnings.catch_warnings():
@@ -147,14 +147,14 @@ def _complete_config(hf_model: PreTrainedModel) -> dict[str, Any]:
 
 def _convert_config(hf_model: PreTrainedModel, folder: str) -> Any:
     hf_config = hf_model.config.to_dict()
-    template = GEMMA_TEMPLATES.get(type(hf_model).__name__)
+    listed = GEMMA_LISTED.get(type(hf_model).__name__)
     cfg = loading_from_pretrained.get_pretrained_model_config(
-        template or folder,
-        hf_cfg=None if template else hf_config,
+        listed or folder,
+        hf_cfg=None if listed else hf_config,
         device=str(hf_model.device),
         dtype=hf_model.dtype,
     )
-    if template:
+    if listed:
         _resize_gemma(cfg, hf_config)
     if cfg.positional_embedding_type == "rotary":
         # TransformerLens caps some architectures at 2,048 tokens; its rotary tables grow as needed.
@@ -162,7 +162,7 @@ def _convert_config(hf_model: PreTrainedModel, folder: str) -> Any:
     return cfg
 
 
-def _take_over_windows(cfg: Any, config: Any) -> None:
+def _copy_windows(cfg: Any, config: Any) -> None:
     """Give each layer the sliding window that Hugging Face's config gives it.
 
     TransformerLens does so for some architectures only.

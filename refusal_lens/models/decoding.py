@@ -90,10 +90,10 @@ class Decoder:
         self.is_token = filled.to(device)
         self.places = (self.is_token.cumsum(dim=1) - 1).clamp(min=0)
         # Room for the answers is made once the prompts are read, which takes the most memory.
-        self.n_slots, n_read = n_slots, n_slots - n_answer
-        self.slots = [_room(block, len(tokens), n_read) for block in _blocks(model)]
+        self.n_slots, n_prompt = n_slots, n_slots - n_answer
+        self.slots = [_room(block, len(tokens), n_prompt) for block in _blocks(model)]
         # From the first answer token on.
-        first = torch.tensor([n_read], device=device)
+        first = torch.tensor([n_prompt], device=device)
         self.next_slot = first if counts_on_device else None
         if prefix:
             row = torch.tensor([prefix], device=device)
@@ -151,13 +151,13 @@ class Decoder:
             if key not in masks:
                 masks[key] = self._mask(at, n_keys, block).to(residual.device)
             # Of the last block only the last token's output is needed.
-            is_read = layer == last and ids.shape[1] > 1
-            read = torch.full_like(ids[:, :1], ids.shape[1] - 1) if is_read else None
+            is_last_only = layer == last and ids.shape[1] > 1
+            needed = torch.full_like(ids[:, :1], ids.shape[1] - 1) if is_last_only else None
             given = BlockInput(
-                mask=masks[key][:, :, -1:] if is_read else masks[key],
+                mask=masks[key][:, :, -1:] if is_last_only else masks[key],
                 offset=positions.to(residual.device),
                 slots=self.slots[layer],
-                read=None if read is None else read.to(residual.device),
+                needed=None if needed is None else needed.to(residual.device),
             )
             residual, _ = run_block(block, residual, given)
         return unembed(self.model, residual)[:, 0]

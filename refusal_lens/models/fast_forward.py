@@ -116,7 +116,7 @@ def forward(
     stop: Stop,
     *,
     past: list[KeyValues] | None = None,
-    read: Int[Tensor, "batch n_read"] | None = None,
+    needed: Int[Tensor, "batch n_needed"] | None = None,
 ) -> list[KeyValues]:
     """Run the blocks up to `stop`, calling every hook point on the way.
 
@@ -125,7 +125,7 @@ def forward(
         ids: Token ids, padded on the right.
         stop: Where to end.
         past: Keys and values of a prefix that all rows share, batch 1; positions start after it.
-        read: Positions of `ids` that are needed of the last block; the others get no query there,
+        needed: Positions of `ids` that are needed of the last block; the others get no query there,
             and its hook points from the attention on see these positions only.
 
     Returns:
@@ -146,7 +146,7 @@ def forward(
                 past=past[layer] if past else None,
                 mask=masks.of(block, residual),
                 offset=offset,
-                read=read.to(residual.device) if read is not None and is_last else None,
+                needed=needed.to(residual.device) if needed is not None and is_last else None,
                 stop_site=stop.site if is_last else "resid_post",
             ),
         )
@@ -183,7 +183,7 @@ def run_blocks(
     stop: int,
     *,
     past: Sequence[KeyValues] | None = None,
-    read: Int[Tensor, "batch n_read"] | None = None,
+    needed: Int[Tensor, "batch n_needed"] | None = None,
 ) -> tuple[Float[Tensor, "batch n_left d_model"], list[KeyValues]]:
     """Run the blocks from `start` up to, and without, `stop` over prompts padded on the right.
 
@@ -194,7 +194,7 @@ def run_blocks(
         stop: The one behind the last.
         past: Keys and values, block after block, of tokens before those of `residual`: of one row
             that all share, or of each row its own.
-        read: Positions of `residual` that are needed of the last block; None needs all.
+        needed: Positions of `residual` that are needed of the last block; None needs all.
 
     Returns:
         What comes out of the last block, and the keys and values of each.
@@ -209,7 +209,7 @@ def run_blocks(
             mask=masks.of(block, residual),
             offset=offset,
             past=past[index] if past else None,
-            read=read.to(residual.device) if read is not None and layer == stop - 1 else None,
+            needed=needed.to(residual.device) if needed is not None and layer == stop - 1 else None,
         )
         residual, key_values = run_block(block, residual, given)
         if key_values is not None:
@@ -234,7 +234,7 @@ class BlockInput:
         offset: Positions before the first of the residual's; or the position of every one.
         past: Keys and values of a prefix that all rows share.
         slots: Where keys and values are kept; instead of `past`.
-        read: The positions that get a query; None gives every one.
+        needed: The positions that get a query; None gives every one.
         stop_site: The last hook point needed.
     """
 
@@ -242,7 +242,7 @@ class BlockInput:
     offset: int | Int[Tensor, "batch n_new"] = 0
     past: KeyValues | None = None
     slots: Slots | None = None
-    read: Int[Tensor, "batch n_read"] | None = None
+    needed: Int[Tensor, "batch n_needed"] | None = None
     stop_site: str = "resid_post"
 
 
@@ -254,8 +254,8 @@ def run_block(
     if given.stop_site == "resid_pre":
         return resid_pre, None
     attn_out, key_values = _attend(block.attn, _normalise(block.ln1, resid_pre), given)
-    if given.read is not None:
-        resid_pre = _take(resid_pre, given.read)
+    if given.needed is not None:
+        resid_pre = _gather(resid_pre, given.needed)
     if block.cfg.use_normalization_before_and_after:
         attn_out = block.ln1_post(attn_out)
     attn_out = block.hook_attn_out(attn_out)
@@ -315,11 +315,11 @@ def _attend(
         k, v = given.slots.append(k, v)
     if given.past is not None:
         k, v = (_behind(past, new) for past, new in ((given.past.keys, k), (given.past.values, v)))
-    if given.read is not None:
-        q = _take(q, given.read)
-    if given.read is not None and not isinstance(given.offset, Tensor):
+    if given.needed is not None:
+        q = _gather(q, given.needed)
+    if given.needed is not None and not isinstance(given.offset, Tensor):
         # Every row reads its own positions, so that every row needs its own mask.
-        mask = _visible(attn, given.read + given.offset, k.shape[1])[:, None]
+        mask = _visible(attn, given.needed + given.offset, k.shape[1])[:, None]
     z = attn.hook_z(_fused(attn, q, k, v, mask))
     weight = attn.W_O.permute(2, 0, 1).flatten(1)
     return F.linear(z.flatten(2), weight, attn.b_O), key_values
@@ -436,7 +436,7 @@ def _behind(
     return torch.cat([past.expand(new.shape[0], -1, -1, -1), new], dim=1)
 
 
-def _take(values: Tensor, positions: Int[Tensor, "batch n_read"]) -> Tensor:
+def _gather(values: Tensor, positions: Int[Tensor, "batch n_needed"]) -> Tensor:
     """Take some positions of each row."""
     rows = torch.arange(values.shape[0], device=values.device)[:, None]
     return values[rows, positions]

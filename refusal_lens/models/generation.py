@@ -97,20 +97,20 @@ class _Answers:
         self.ids = torch.zeros(n_rows, n_new_tokens, dtype=torch.long, device=device)
         self.latest = torch.zeros(n_rows, dtype=torch.long, device=device)
         self.is_done = torch.zeros(n_rows, dtype=torch.bool, device=device)
-        self.n_taken = torch.zeros(1, dtype=torch.long, device=device)
+        self.n_tokens = torch.zeros(1, dtype=torch.long, device=device)
         self.rows = torch.arange(n_rows)
         self.answers: list[list[int]] = [[] for _ in range(n_rows)]
-        self._take(logits)
+        self._append_likeliest(logits)
 
     def step(self) -> None:
         """Give every answer one more token, in tensors that stay where they are."""
-        self._take(self.decoder.read_token(self.latest))
+        self._append_likeliest(self.decoder.read_token(self.latest))
 
-    def _take(self, logits: Float[Tensor, "batch d_vocab"]) -> None:
+    def _append_likeliest(self, logits: Float[Tensor, "batch d_vocab"]) -> None:
         self.latest.copy_(logits.argmax(dim=-1))
-        self.ids.index_copy_(1, self.n_taken, self.latest[:, None])
+        self.ids.index_copy_(1, self.n_tokens, self.latest[:, None])
         self.is_done |= (self.latest[:, None] == self.ends).any(dim=1)
-        self.n_taken += 1
+        self.n_tokens += 1
 
     def let_go(self, is_done: Bool[Tensor, " batch"]) -> None:
         """Take rows whose answers have ended out of the batch."""
@@ -127,7 +127,7 @@ class _Answers:
         return self.answers
 
     def _finish(self, which: Bool[Tensor, " batch"]) -> None:
-        ids, ends = self.ids[:, : int(self.n_taken)].cpu(), self.ends.cpu()
+        ids, ends = self.ids[:, : int(self.n_tokens)].cpu(), self.ends.cpu()
         for row in which.nonzero()[:, 0].tolist():
             self.answers[int(self.rows[row])] = _until_end(ids[row], torch.isin(ids[row], ends))
 

@@ -66,10 +66,10 @@ def read_reference(hf_model: PreTrainedModel) -> Reference:
     logits = output.logits[0, -N_LOGITS:]
     if not (torch.isfinite(logits).all() and all(torch.isfinite(s).all() for s in states)):
         first = next((i for i, s in enumerate(states) if not torch.isfinite(s).all()), n_layers)
-        where = "the embedding" if first == 0 else f"block {first - 1}"
+        part = "the embedding" if first == 0 else f"block {first - 1}"
         raise RefusalLensError(
             f"Hugging Face's own forward of this {type(hf_model).__name__} in "
-            f"{_name(hf_model.dtype)} is not finite from {where} on: no activation there means "
+            f"{_name(hf_model.dtype)} is not finite from {part} on: no activation there means "
             f"anything. {_other_dtype(hf_model.dtype)}"
         )
     return Reference(ids, streams, logits.double().log_softmax(-1))

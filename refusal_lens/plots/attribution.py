@@ -13,15 +13,15 @@ from plotly.subplots import make_subplots
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     CLASSES,
+    diverging_colours,
     dress,
     empty,
     hatched,
     layer_axis,
     menu,
     name_rows,
-    signed_scale,
 )
-from refusal_lens.plots.tables import groups, takes_table
+from refusal_lens.plots.tables import groups, needs_columns
 from refusal_lens.plots.text import escape
 from refusal_lens.validation.frames import rows_that
 
@@ -32,7 +32,7 @@ N_LARGEST = 14
 """Components named beside the heatmap."""
 
 
-@takes_table("layer", "component", "head", "contribution", "category")
+@needs_columns("layer", "component", "head", "contribution", "category")
 def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw what each attention head and MLP adds to the difference along the direction.
 
@@ -107,7 +107,7 @@ def _attribution_heatmap(
         z=cells,
         zmin=-limit or -1,
         zmax=limit or 1,
-        colorscale=signed_scale(template),
+        colorscale=diverging_colours(template),
         xgap=1 if len(columns) < 24 else 0,
         ygap=1 if len(layers) < 40 else 0,
         colorbar={
@@ -151,7 +151,7 @@ def _largest_bars(rows: pd.DataFrame) -> tuple[list[str], list[go.Bar]]:
     return names, bars
 
 
-@takes_table("end", "rank", "token", "token_id", "logit")
+@needs_columns("end", "rank", "token", "token_id", "logit")
 def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw the tokens that a direction raises and lowers most, read through the unembedding.
 
@@ -186,7 +186,7 @@ def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fi
     return dress(figure, template, title, height=height, margin_t=84)
 
 
-@takes_table("prompt_id", "hook_point", "index", "token")
+@needs_columns("prompt_id", "hook_point", "index", "token")
 def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw the tokens of prompts, coloured by their projection; a menu goes over the prompts.
 
@@ -209,7 +209,7 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         **lay_out(prompts[0]),
         zmin=-limit,
         zmax=limit,
-        colorscale=signed_scale(template),
+        colorscale=diverging_colours(template),
         colorbar={"thickness": 10, "title": {"text": number, "side": "right"}},
         hovertemplate=f"%{{customdata[0]}}<br>token %{{customdata[1]}}, {number} %{{z:.3~f}}"
         "<extra></extra>",

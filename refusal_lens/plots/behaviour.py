@@ -18,11 +18,11 @@ from refusal_lens.plots.style import (
     LINE_COLOURS,
     NEUTRAL_COLOUR,
     LineLook,
-    band,
     dress,
     faded,
     line,
     line_looks,
+    ribbon,
 )
 from refusal_lens.plots.tables import groups
 from refusal_lens.plots.text import escape, place_name
@@ -59,25 +59,25 @@ def quadrants(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     """
     figure = go.Figure()
     for name, outcome, rows in groups(table, "class", "outcome"):
-        said = f"{name}, {outcome}"
+        label = f"{name}, {outcome}"
         figure.add_trace(
             go.Scatter(
-                name=f"{said} ({len(rows)})",
+                name=f"{label} ({len(rows)})",
                 x=_rounded(rows["harm"]),
                 y=_rounded(rows["refusal"]),
                 mode="markers",
                 marker={"color": _COLOURS[str(name)], "symbol": _SYMBOLS[str(outcome)], "size": 8},
                 text=[escape(str(prompt_id)) for prompt_id in rows["prompt_id"]],
-                hovertemplate=f"%{{text}}<br>{said}<br>harm %{{x}}, refusal %{{y}}<extra></extra>",
+                hovertemplate=f"%{{text}}<br>{label}<br>harm %{{x}}, refusal %{{y}}<extra></extra>",
             )
         )
     for axis in (figure.add_vline, figure.add_hline):
         axis(0, line={"color": NEUTRAL_COLOUR, "width": 1, "dash": "dash"})
-    for x, y, said in _CORNERS:
+    for x, y, corner in _CORNERS:
         place: dict[str, Any] = {"x": x, "y": y, "xref": "paper", "yref": "paper"}
         anchors = {"xanchor": "right" if x else "left", "yanchor": "top" if y else "bottom"}
         figure.add_annotation(
-            text=said,
+            text=corner,
             showarrow=False,
             font={"size": 11, "color": NEUTRAL_COLOUR},
             **place,
@@ -86,9 +86,9 @@ def quadrants(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     first = table.iloc[0]
     figure.update_xaxes(title_text=_axis("harm", first), zeroline=False)
     figure.update_yaxes(title_text=_axis("refusal", first), zeroline=False)
-    said = "colour is the class; filled were refused"
+    subtitle = "colour is the class; filled were refused"
     title = "Harm and refusal"
-    return dress(figure, template, title, subtitle=said, height=640, margin_b=150)
+    return dress(figure, template, title, subtitle=subtitle, height=640, margin_b=150)
 
 
 def _axis(name: str, row: pd.Series) -> str:
@@ -109,24 +109,24 @@ def refusal_by_length(table: pd.DataFrame, *, template: str = "plotly_white") ->
     """
     figure = go.Figure()
     for style in CLASSES:
-        own = rows_where(table, is_harmful=style.is_harmful)
-        if own.empty:
+        rows = rows_where(table, is_harmful=style.is_harmful)
+        if rows.empty:
             continue
         name = f"{style.name}, refused"
-        low, high = (own[f"refused_{end}"] * 100 for end in ("low", "high"))
+        low, high = (rows[f"refused_{end}"] * 100 for end in ("low", "high"))
         looks = {"showlegend": False, "fillcolor": faded(style.colour, 0.2)}
-        figure.add_trace(band(own["n_tokens"], low, high, name=name, legendgroup=name, **looks))
+        figure.add_trace(ribbon(rows["n_tokens"], low, high, name=name, legendgroup=name, **looks))
         for outcome, dash in (("refused", "solid"), ("evaded", "dot")):
-            said = f"{style.name}, {outcome}"
+            label = f"{style.name}, {outcome}"
             look = LineLook(style.colour, style.symbol, dash, is_hollow=outcome == "evaded")
-            hover = f"{said}<br>within %{{x}} tokens: %{{y:.1f}} %"
-            figure.add_trace(line(said, own["n_tokens"], own[outcome] * 100, look, hover))
-    settled = rows_that(table, table["is_settled"].astype(bool))
-    said = "still moving at the last length"
-    if not settled.empty:
-        first = min(int(n) for n in settled["n_tokens"])
+            hover = f"{label}<br>within %{{x}} tokens: %{{y:.1f}} %"
+            figure.add_trace(line(label, rows["n_tokens"], rows[outcome] * 100, look, hover))
+    after = rows_that(table, table["is_settled"].astype(bool))
+    subtitle = "still moving at the last length"
+    if not after.empty:
+        first = min(int(n) for n in after["n_tokens"])
         figure.add_vline(first, line={"color": NEUTRAL_COLOUR, "width": 1, "dash": "dash"})
-        said = f"stands still from {first} tokens on"
+        subtitle = f"stands still from {first} tokens on"
     lengths = sorted(int(n) for n in set(table["n_tokens"]))
     figure.update_xaxes(
         title_text="tokens of the answer that are judged", type="log", tickvals=lengths
@@ -134,7 +134,7 @@ def refusal_by_length(table: pd.DataFrame, *, template: str = "plotly_white") ->
     figure.update_xaxes(range=[math.log10(lengths[0] * 0.9), math.log10(lengths[-1] * 1.1)])
     figure.update_yaxes(title_text="answers (%)", range=[-4, 104])
     title = "Refusal by length of answer"
-    return dress(figure, template, title, subtitle=said, height=460, margin_b=110)
+    return dress(figure, template, title, subtitle=subtitle, height=460, margin_b=110)
 
 
 def side_effects(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
@@ -155,8 +155,8 @@ def side_effects(table: pd.DataFrame, *, template: str = "plotly_white") -> go.F
     )
     looks = dict(zip(dict.fromkeys(table["intervention"]), line_looks(), strict=False))
     for row, effect in enumerate(effects, start=1):
-        own = rows_that(table, [_effect(name) == effect for name in table["intervention"]])
-        for intervention, direction, rows in groups(own, "intervention", "direction"):
+        of_effect = rows_that(table, [_effect(name) == effect for name in table["intervention"]])
+        for intervention, direction, rows in groups(of_effect, "intervention", "direction"):
             rows = rows.sort_values("strength")
             look = looks[str(intervention)]
             is_fitted = direction == "fitted"
@@ -184,9 +184,9 @@ def side_effects(table: pd.DataFrame, *, template: str = "plotly_white") -> go.F
     figure.update_xaxes(rangemode="tozero")
     figure.update_xaxes(title_text="KL on the class left alone (nats)", row=len(effects), col=1)
     title = "What it does against what it costs"
-    said = "numbers are strengths; filled: none does more for less"
+    subtitle = "numbers are strengths; filled: none does more for less"
     return dress(
-        figure, template, title, subtitle=said, height=160 + 270 * len(effects), margin_t=104
+        figure, template, title, subtitle=subtitle, height=160 + 270 * len(effects), margin_t=104
     )
 
 

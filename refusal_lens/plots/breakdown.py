@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from refusal_lens.plots.style import CLASSES, ClassStyle, dress, empty, hatched, name_rows
-from refusal_lens.plots.tables import takes_table
+from refusal_lens.plots.tables import needs_columns
 from refusal_lens.plots.text import escape, hover_prompt, place_name, shorten
 from refusal_lens.validation.frames import rows_that
 
@@ -16,7 +16,7 @@ N_MISREAD = 30
 """Misread prompts drawn; the table holds all."""
 
 
-@takes_table("category", "is_harmful", "mean_cosine", "share_called_harmful")
+@needs_columns("category", "is_harmful", "mean_cosine", "share_called_harmful")
 def category_breakdown(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw mean cosine and share called harmful of every category, at one place.
 
@@ -72,7 +72,7 @@ def _category_traces(rows: pd.DataFrame, style: ClassStyle) -> list[go.Scatter |
     return [marks, bars]
 
 
-@takes_table("prompt_id", "is_harmful", "margin", "text")
+@needs_columns("prompt_id", "is_harmful", "margin", "text")
 def misread_prompts(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw the prompts on the wrong side of the threshold, and how far.
 

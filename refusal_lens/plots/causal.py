@@ -19,16 +19,16 @@ from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
     LineLook,
-    band,
     dress,
     faded,
     layer_axis,
     limit_line,
     line,
     line_looks,
+    ribbon,
     style_of,
 )
-from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, takes_table
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, needs_columns
 from refusal_lens.validation.frames import rows_that
 
 _SCORES = ("bypass", "induce", "kl")
@@ -47,7 +47,7 @@ _CONTROLS = {"random": "dot", "permuted": "dashdot"}
 """How the lines of directions that were not fitted are dashed."""
 
 
-@takes_table("hook_point", "site", "position", "layer", "intervention", "is_eligible")
+@needs_columns("hook_point", "site", "position", "layer", "intervention", "is_eligible")
 def causal_scores(
     table: pd.DataFrame,
     *,
@@ -173,7 +173,7 @@ def _shade_from(figure: go.Figure, layer: int, last: int) -> None:
     )
 
 
-@takes_table("intervention", "direction", "is_harmful", "strength", "refusal_rate")
+@needs_columns("intervention", "direction", "is_harmful", "strength", "refusal_rate")
 def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw refusal over the strength of each intervention, beside its controls.
 
@@ -217,7 +217,7 @@ def _dose_lines(part: pd.DataFrame, score: str, scale: float, unit: str) -> Iter
         if is_fitted:
             low, high = (rows[f"{score}_{end}"] * scale for end in ("low", "high"))
             looks = {"showlegend": False, "fillcolor": faded(style.colour, 0.2)}
-            yield band(rows["strength"], low, high, name=name, legendgroup=name, **looks)
+            yield ribbon(rows["strength"], low, high, name=name, legendgroup=name, **looks)
         look = LineLook(style.colour, style.symbol, width=2.5)
         if not is_fitted:
             look = LineLook(style.colour, style.symbol, _CONTROLS[str(direction)], 1.2, 5.0, True)

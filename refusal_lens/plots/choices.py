@@ -24,7 +24,7 @@ from refusal_lens.plots.style import (
     name_rows,
     roomy,
 )
-from refusal_lens.plots.tables import by_layer, groups, last_layer, takes_table
+from refusal_lens.plots.tables import by_layer, groups, last_layer, needs_columns
 from refusal_lens.plots.text import escape
 from refusal_lens.validation.frames import rows_that
 
@@ -38,7 +38,7 @@ MOST = {"auroc": 1.0, "cosine_to_difference_of_means": 1.0}
 """Where a score's scale ends."""
 
 
-@takes_table("method", "is_clipped", "site", "position", "layer", "separation")
+@needs_columns("method", "is_clipped", "site", "position", "layer", "separation")
 def method_comparison(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw methods of fitting side by side: over the layers, or as dots where there is one place.
 
@@ -113,7 +113,7 @@ def _methods_at_one_place(frame: pd.DataFrame, place: str, template: str) -> go.
     return dress(figure, template, title, height=height, margin={"l": 140, "b": 100})
 
 
-@takes_table("hook_point", "position", "separation", "accuracy")
+@needs_columns("hook_point", "position", "separation", "accuracy")
 def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw which places inner folds chose, how often, and how each choice did on the outer fold.
 
@@ -163,7 +163,7 @@ def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     return dress(figure, template, title, height=150 + 34 * len(order), showlegend=False)
 
 
-@takes_table("feature", "auroc", "auroc_low", "auroc_high", "accuracy")
+@needs_columns("feature", "auroc", "auroc_low", "auroc_high", "accuracy")
 def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw how well plain features of the text tell the classes apart, beside the direction.
 

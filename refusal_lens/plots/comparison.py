@@ -19,7 +19,7 @@ from torch import Tensor
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import NEUTRAL_COLOUR, empty, heading
-from refusal_lens.plots.tables import takes_table
+from refusal_lens.plots.tables import needs_columns
 from refusal_lens.validation.thresholds import (
     GOOD_ACCURACY,
     GOOD_SEPARATION,
@@ -73,7 +73,7 @@ MOST_TEXTS_IN_SQUARE = 18
 """The same for one of two squares side by side."""
 
 
-@takes_table("hook_point", "site", "layer", "position")
+@needs_columns("hook_point", "site", "layer", "position")
 def place_heatmap(
     frame: pd.DataFrame,
     score: str = "auroc",
@@ -356,7 +356,7 @@ def _cosine_cells(labels: Sequence[str], values: Float[Tensor, "n n"], title: st
     )
 
 
-@takes_table("fit_on", "test_on")
+@needs_columns("fit_on", "test_on")
 def transfer_matrix(
     frame: pd.DataFrame, score: str = "auroc", *, title: str = "", template: str = "plotly_white"
 ) -> go.Figure:

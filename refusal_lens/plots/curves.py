@@ -15,15 +15,15 @@ from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
     LineLook,
-    band,
     dress,
     faded,
     layer_axis,
     line,
     line_looks,
+    ribbon,
     roomy,
 )
-from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, takes_table
+from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, needs_columns
 from refusal_lens.validation.frames import rows_that
 
 _MOST = {"accuracy": 100.0, "cosine_to_unclipped": 1.0}
@@ -33,7 +33,7 @@ MOST_COLOURED = 6
 """Places up to which each has a colour of its own; of more, only one stands out."""
 
 
-@takes_table("hook_point", "position", "n_per_class", "degrees", "is_extrapolated")
+@needs_columns("hook_point", "position", "n_per_class", "degrees", "is_extrapolated")
 def learning_curve(
     table: pd.DataFrame, best: tuple[str, str] | None = None, *, template: str = "plotly_white"
 ) -> go.Figure:
@@ -93,7 +93,7 @@ def _of_places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def _learning_interval(name: str, rows: pd.DataFrame, look: LineLook) -> go.Scatter:
     """Return the interval of what was measured."""
     measured = rows_that(rows, ~rows["is_extrapolated"].astype(bool))
-    return band(
+    return ribbon(
         measured["n_per_class"],
         measured["degrees_low"],
         measured["degrees_high"],
@@ -119,7 +119,7 @@ def _learning_lines(name: str, rows: pd.DataFrame, look: LineLook) -> Iterator[g
         yield line(f"{name}, foretold", counts, degrees, foretold, hover, legendgroup=name)
 
 
-@takes_table("hook_point", "position", "clip_quantile", "separation", "accuracy")
+@needs_columns("hook_point", "position", "clip_quantile", "separation", "accuracy")
 def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw what clipping the largest coordinates does to scores and direction.
 
@@ -154,7 +154,7 @@ def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fig
     return dress(figure, template, "Does the direction hang on a few coordinates?", height=640)
 
 
-@takes_table("site", "position", "layer", "bootstrap_cosine", "split_half_cosine")
+@needs_columns("site", "position", "layer", "bootstrap_cosine", "split_half_cosine")
 def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw how well directions of other prompts agree, over the layers.
 
@@ -168,7 +168,7 @@ def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     lines = lines_of(frame)
     for (name, rows), look in zip(lines, line_looks(), strict=False):
         if len(lines) <= 2:
-            interval = band(
+            interval = ribbon(
                 rows["layer"],
                 rows["bootstrap_cosine_low"],
                 rows["bootstrap_cosine_high"],
@@ -194,7 +194,7 @@ def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     return dress(figure, template, title, height=460)
 
 
-@takes_table("layer", "share_top_1", "share_top_10")
+@needs_columns("layer", "share_top_1", "share_top_10")
 def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
     """Draw how much of a direction's squared length its largest coordinates hold, by layer.
 

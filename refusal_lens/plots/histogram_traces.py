@@ -26,7 +26,7 @@ def view_traces(of_class: Sequence[Sequence[Prompt]], data: Data) -> list[go.Bar
         data: What each trace shows.
     """
     found: dict[str, go.Bar | go.Scatter] = {
-        "null": _null_band(),
+        "null": _null_ribbon(),
         "threshold": level_line("threshold", NEUTRAL_COLOUR, "solid"),
         "marks threshold": level_line("threshold", NEUTRAL_COLOUR, "solid", yaxis="y2"),
         "headline": _headline_trace(),
@@ -158,7 +158,7 @@ def level_line(name: str, colour: str, dash: str, yaxis: str = "y") -> go.Scatte
     )
 
 
-def _null_band() -> go.Scatter:
+def _null_ribbon() -> go.Scatter:
     return go.Scatter(
         name="means of shuffled labels",
         showlegend=False,

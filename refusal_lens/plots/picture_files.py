@@ -28,7 +28,7 @@ def export(
 ) -> None:
     """Write figures, each in the format that its path ends in; whole or not at all.
 
-    Pages hold plotly.js: they open from disk, without a network. Pictures are taken by Chrome or
+    Pages hold plotly.js: they open from disk, without a network. Pictures are drawn by Chrome or
     Chromium, which reads nothing from the network either; sliders and menus are left out of them.
 
     Args:
@@ -47,7 +47,7 @@ def export(
                 f"{_format_of(path) or 'no format'}. Give the file one of these endings."
             )
     pictures = {path: each for path, each in drawn.items() if _format_of(path) in PICTURES}
-    _take_pictures(pictures, width, scale)
+    _draw_pictures(pictures, width, scale)
     for path, figure in drawn.items():
         if path not in pictures:
             text = figure.to_json() if _format_of(path) == "json" else page(figure)
@@ -129,7 +129,7 @@ def _still(figure: go.Figure) -> go.Figure:
     return still
 
 
-def _take_pictures(figures: Mapping[Path, go.Figure], width: int, scale: float) -> None:
+def _draw_pictures(figures: Mapping[Path, go.Figure], width: int, scale: float) -> None:
     """Let one browser draw all pictures, and put each in its place."""
     if not figures:
         return
@@ -137,11 +137,11 @@ def _take_pictures(figures: Mapping[Path, go.Figure], width: int, scale: float) 
     from kaleido.errors import BrowserFailedError, ChromeNotFoundError
 
     with tempfile.TemporaryDirectory() as folder:
-        taken = {path: Path(folder) / f"{n}{path.suffix.lower()}" for n, path in enumerate(figures)}
+        drawn = {path: Path(folder) / f"{n}{path.suffix.lower()}" for n, path in enumerate(figures)}
         orders = [
             {
                 "fig": _still(figure).to_dict(),
-                "path": taken[path],
+                "path": drawn[path],
                 "opts": {
                     "format": _format_of(path),
                     "width": width,
@@ -165,6 +165,6 @@ def _take_pictures(figures: Mapping[Path, go.Figure], width: int, scale: float) 
                 f"Chrome or Chromium was found but did not start: {error} Try it by hand, or name "
                 "another in BROWSER_PATH. Formats html and json need none."
             ) from None
-        for path, picture in taken.items():
+        for path, picture in drawn.items():
             with write_whole(path) as file:
                 file.write_bytes(picture.read_bytes())

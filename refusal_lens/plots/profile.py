@@ -18,13 +18,13 @@ from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
     LineLook,
-    band,
     dress,
     faded,
     layer_axis,
     limit_line,
     line,
     line_looks,
+    ribbon,
 )
 from refusal_lens.plots.tables import by_layer, last_layer, lines_of
 from refusal_lens.validation.best_place import Choice
@@ -63,7 +63,7 @@ def layer_profile(
     Args:
         scores: Scores of every place, or their table (`separation.csv`): intervals are drawn where
             it has `*_low` and `*_high`, AUROC where it has `auroc`.
-        nulls: Scores under shuffled labels (`tables/nulls.csv`), drawn as a band: the widest over
+        nulls: Scores under shuffled labels (`tables/nulls.csv`), drawn as a ribbon: the widest over
             the lines shown.
         best: The place to mark.
         template: Name of a plotly template.
@@ -77,7 +77,7 @@ def layer_profile(
     figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
     groups = lines_of(frame)
     for row, score in enumerate(panels, start=1):
-        figure.add_traces(list(_null_band(nulls, frame, score, row)), rows=row, cols=1)
+        figure.add_traces(list(_null_ribbon(nulls, frame, score, row)), rows=row, cols=1)
     for (name, rows), look in zip(groups, line_looks(), strict=False):
         has_interval = len(groups) <= _MOST_INTERVALS or _is_of(rows, best)
         for row, score in enumerate(panels, start=1):
@@ -107,16 +107,16 @@ def _is_of(rows: pd.DataFrame, best: Choice | None) -> bool:
     )
 
 
-def _null_band(
+def _null_ribbon(
     nulls: pd.DataFrame | None, frame: pd.DataFrame, score: str, row: int
 ) -> Iterator[go.Scatter]:
-    """Yield the band that shuffled labels stay in, at each layer the widest of the places."""
+    """Yield the ribbon that shuffled labels stay in, at each layer the widest of the places."""
     rows = _null_of(nulls, frame, score)
     if rows.empty:
         return
     edges = rows.groupby("layer").agg({"low": "min", "high": "max"})
     scale = _PANELS[score][1]
-    yield band(
+    yield ribbon(
         edges.index.tolist(),
         (edges["low"] * scale).tolist(),
         (edges["high"] * scale).tolist(),
@@ -144,7 +144,7 @@ def _interval(name: str, rows: pd.DataFrame, score: str, look: LineLook) -> list
         return []
     low, high = (rows[f"{score}_{end}"] * _PANELS[score][1] for end in ("low", "high"))
     return [
-        band(
+        ribbon(
             rows["layer"],
             low,
             high,

@@ -147,7 +147,7 @@ def faded(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity:g})"
 
 
-def signed_scale(template: str) -> list[list[Any]]:
+def diverging_colours(template: str) -> list[list[Any]]:
     """Return the colours of signed numbers: harmless below zero, harmful above.
 
     The middle is the page's own: what is near zero recedes.
@@ -156,7 +156,9 @@ def signed_scale(template: str) -> list[list[Any]]:
     return [[0.0, HARMLESS_COLOUR], [0.5, middle], [1.0, HARMFUL_COLOUR]]
 
 
-def band(x: Iterable[Any], low: Iterable[float], high: Iterable[float], **looks: Any) -> go.Scatter:
+def ribbon(
+    x: Iterable[Any], low: Iterable[float], high: Iterable[float], **looks: Any
+) -> go.Scatter:
     """Return an area between two lines; points where an edge is NaN are left out.
 
     Args:

@@ -17,7 +17,7 @@ from refusal_lens.validation.separation import Separation
 Options = ParamSpec("Options")
 
 
-def takes_table(
+def needs_columns(
     *columns: str,
 ) -> Callable[
     [Callable[Concatenate[pd.DataFrame, Options], go.Figure]],
@@ -45,18 +45,18 @@ def takes_table(
 
 def _as_table(given: object, figure: str, columns: tuple[str, ...]) -> pd.DataFrame:
     table = given.to_frame() if isinstance(given, Separation) else given
-    where = "RunFolder.read_table reads those of a run, read_separation its scores."
+    advice = "RunFolder.read_table reads those of a run, read_separation its scores."
     if not isinstance(table, pd.DataFrame):
         raise RefusalLensError(
             f"{figure} needs a table (pandas.DataFrame) with the columns {', '.join(columns)}, but "
-            f"{type(table).__name__} came. {where}"
+            f"{type(table).__name__} came. {advice}"
         )
     missing = [column for column in columns if column not in table]
     if missing:
-        there = ", ".join(map(str, table.columns[:8])) or "none"
+        found = ", ".join(map(str, table.columns[:8])) or "none"
         raise RefusalLensError(
             f"{figure} needs the columns {', '.join(columns)}, but the table lacks "
-            f"{', '.join(missing)} (it has: {there}). {where}"
+            f"{', '.join(missing)} (it has: {found}). {advice}"
         )
     return table
 

@@ -83,13 +83,13 @@ def date_written(tokenizer: Any, system_prompt: str | None) -> str | None:
     """Return the day that the template writes into prompts; None where it writes none."""
     messages = _messages(PLACEHOLDER, system_prompt)
     days = ("2001-01-01", "2022-12-22")
-    first, second = (_apply_template(tokenizer, messages, date=day) for day in days)
+    first, second = (_apply_chat_template(tokenizer, messages, date=day) for day in days)
     return None if first == second else date_of(tokenizer)
 
 
 def render(tokenizer: Any, text: str, system_prompt: str | None = None) -> str:
     """Write one prompt out as the model will see it, before tokenisation."""
-    rendered = _apply_template(tokenizer, _messages(text, system_prompt))
+    rendered = _apply_chat_template(tokenizer, _messages(text, system_prompt))
     return rendered + chat_format_of(tokenizer).answer_start
 
 
@@ -98,7 +98,7 @@ def _messages(text: str, system_prompt: str | None) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": text}]
 
 
-def _apply_template(
+def _apply_chat_template(
     tokenizer: Any,
     messages: list[dict[str, str]],
     *,
@@ -108,20 +108,20 @@ def _apply_template(
     if tokenizer.chat_template is None:
         return "".join(message["content"] for message in messages)
     try:
-        template = _on_day(tokenizer.get_chat_template(), date or date_of(tokenizer))
+        chat_template = _on_day(tokenizer.get_chat_template(), date or date_of(tokenizer))
         # enable_thinking reaches templates that have it (Qwen3), and is ignored by all others.
         return tokenizer.apply_chat_template(
             messages,
-            chat_template=template,
+            chat_template=chat_template,
             tokenize=False,
             add_generation_prompt=is_answer_next,
             enable_thinking=False,
         )
     except Exception as error:
-        raise _template_failed(tokenizer, messages, error) from error
+        raise _chat_template_failed(tokenizer, messages, error) from error
 
 
-def _template_failed(
+def _chat_template_failed(
     tokenizer: Any, messages: list[dict[str, str]], error: Exception
 ) -> RefusalLensError:
     """Say why a template fails: in words of its own ("System role not supported"), or a fault."""
@@ -138,18 +138,18 @@ def _template_failed(
     )
 
 
-def _on_day(template: str, date: str) -> str:
+def _on_day(chat_template: str, date: str) -> str:
     """Take the clock out of a template, so that it writes one day however long the work lasts.
 
     transformers offers templates the function `strftime_now`, and takes no other in its place; a
     macro of that name goes before it. The newline behind the macro is what Jinja takes off there.
     """
-    if "strftime_now" not in template:
-        return template
+    if "strftime_now" not in chat_template:
+        return chat_template
     day, written = datetime.fromisoformat(date), "format"
-    for directive in sorted(set(re.findall(r"%[-#]?[a-zA-Z]", template))):
+    for directive in sorted(set(re.findall(r"%[-#]?[a-zA-Z]", chat_template))):
         written += f" | replace({directive!r}, {day.strftime(directive)!r})"
-    return f"{{% macro strftime_now(format) %}}{{{{ {written} }}}}{{% endmacro %}}\n{template}"
+    return f"{{% macro strftime_now(format) %}}{{{{ {written} }}}}{{% endmacro %}}\n{chat_template}"
 
 
 # --- where an answer begins -----------------------------------------------------------------------
@@ -219,9 +219,9 @@ def _before_the_answer(tokenizer: Any, system_prompt: str | None) -> str:
     Some templates write a conversation that is over otherwise than one that goes on.
     """
     messages = _messages(PLACEHOLDER, system_prompt)
-    prompt = _apply_template(tokenizer, messages)
-    if prompt != _apply_template(tokenizer, messages, is_answer_next=False):
+    prompt = _apply_chat_template(tokenizer, messages)
+    if prompt != _apply_chat_template(tokenizer, messages, is_answer_next=False):
         return ""
     answered = [*messages, {"role": "assistant", "content": ANSWER}]
-    whole = _apply_template(tokenizer, answered, is_answer_next=False)
+    whole = _apply_chat_template(tokenizer, answered, is_answer_next=False)
     return whole[len(prompt) :].partition(ANSWER)[0] if whole.startswith(prompt) else ""

@@ -127,8 +127,8 @@ def _check_reach(tokens: Tokens, positions: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
-    """What the positions of some prompts read, and how many tokens their means left out."""
+class PooledBatch:
+    """What stands at the positions of some prompts, and how many tokens their means left out."""
 
     values: Float[Tensor, "batch n_positions d_model"]
     n_left_out: Int[Tensor, "batch n_positions"]
@@ -136,7 +136,7 @@ class Read:
 
 def make_pool(
     tokens: Tokens, positions: Sequence[str], n_before: int = 0, sinks: Sinks = "left_out"
-) -> Callable[..., Read]:
+) -> Callable[..., PooledBatch]:
     """Return the function that reads the positions out of one padded activation.
 
     Means are taken in float32 whatever the model's dtype: a sum of many bfloat16 vectors loses
@@ -161,14 +161,14 @@ def make_pool(
         activation: Float[Tensor, "rows pos d_model"],
         before: Float[Tensor, "n_before d_model"] | None = None,
         is_sink: Bool[Tensor, "batch all_pos"] | None = None,
-    ) -> Read:
+    ) -> PooledBatch:
         if is_sink is None and sinks == "left_out" and bool(is_mean.any()):
             is_sink = find_sinks(activation, lengths, before)
-        read, n_left_out = [], []
+        values, n_left_out = [], []
         for first, stop in (span.unbind(-1) for span in spans.unbind(1)):
             if bool((stop - first == 1).all()) and bool((first >= n_before).all()):
                 rows = torch.arange(len(first), device=activation.device)
-                read.append(activation[rows, (first - n_before).to(activation.device)].float())
+                values.append(activation[rows, (first - n_before).to(activation.device)].float())
                 n_left_out.append(torch.zeros_like(first).to(activation.device))
                 continue
             index = torch.arange(n_before + activation.shape[1])
@@ -177,9 +177,9 @@ def make_pool(
             total = _sum_of(activation, kept[:, n_before:])
             if before is not None:
                 total = total + _sum_of(before[None], kept[:, :n_before])
-            read.append(total / kept.sum(1, keepdim=True))
+            values.append(total / kept.sum(1, keepdim=True))
             n_left_out.append((inside & ~kept).sum(1))
-        return Read(torch.stack(read, dim=1), torch.stack(n_left_out, dim=1))
+        return PooledBatch(torch.stack(values, dim=1), torch.stack(n_left_out, dim=1))
 
     return pool
 
@@ -243,12 +243,12 @@ def _without(
 
 
 def _sum_of(
-    activation: Float[Tensor, "rows pos d_model"], is_read: Bool[Tensor, "batch pos"]
+    activation: Float[Tensor, "rows pos d_model"], is_kept: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch d_model"]:
     """Sum some positions of each row; one row serves all."""
     # where: what is padding may be anything, and zero times infinity is not zero.
-    values = activation.float().expand(len(is_read), -1, -1)
-    return torch.where(is_read[..., None], values, 0.0).sum(dim=1)
+    values = activation.float().expand(len(is_kept), -1, -1)
+    return torch.where(is_kept[..., None], values, 0.0).sum(dim=1)
 
 
 def positions_read(

@@ -175,13 +175,13 @@ def tokenise(tokenizer: Any, prompts: Sequence[Prompt], system_prompt: str | Non
             ".prompts."
         )
     _check_tokenizer(tokenizer, system_prompt)
-    template = _Template.of(tokenizer, system_prompt)
+    chat_template = _ChatTemplate.of(tokenizer, system_prompt)
     starts = range(0, len(prompts), CHUNK_PROMPTS)
-    return Tokens.join([template.tokenise(prompts[i : i + CHUNK_PROMPTS]) for i in starts])
+    return Tokens.join([chat_template.tokenise(prompts[i : i + CHUNK_PROMPTS]) for i in starts])
 
 
 @dataclass(frozen=True)
-class _Template:
+class _ChatTemplate:
     """A tokenizer, and what its chat template writes before and after the user's text."""
 
     tokenizer: Any
@@ -191,7 +191,7 @@ class _Template:
     adds_bos: bool
 
     @classmethod
-    def of(cls, tokenizer: Any, system_prompt: str | None) -> "_Template":
+    def of(cls, tokenizer: Any, system_prompt: str | None) -> "_ChatTemplate":
         """Render the template once around a placeholder."""
         before, _, after = render(tokenizer, PLACEHOLDER, system_prompt).partition(PLACEHOLDER)
         return cls(tokenizer, system_prompt, before, after, _adds_bos(tokenizer))

@@ -240,7 +240,7 @@ def _prompts_reason(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _causal_reason(evidence: Evidence) -> Iterator[Reason]:
-    verdict, where = _causal_verdict(evidence)
+    verdict, at_place = _causal_verdict(evidence)
     if verdict is None:
         yield Reason(
             "open",
@@ -250,13 +250,13 @@ def _causal_reason(evidence: Evidence) -> Iterator[Reason]:
     elif verdict == CANNOT_TELL:
         yield Reason(
             "open",
-            f"Whether acting on it{where} changes what the model refuses cannot be told from so "
+            f"Whether acting on it{at_place} changes what the model refuses cannot be told from so "
             "few prompts.",
         )
     elif verdict == SEPARATES_AND_CAUSES:
-        yield Reason("for", f"Acting on it{where} changes what the model refuses.")
+        yield Reason("for", f"Acting on it{at_place} changes what the model refuses.")
     else:
-        text = f"Acting on it{where} does not pass for the cause of refusal ({verdict}"
+        text = f"Acting on it{at_place} does not pass for the cause of refusal ({verdict}"
         yield Reason("against", f"{text}{_failed(evidence)}).")
 
 

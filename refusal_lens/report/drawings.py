@@ -78,8 +78,8 @@ def _theme(base: str) -> Json:
 
 def _show(name: str, light: go.Figure, dark: go.Figure) -> ShownFigure:
     content, other = _plain(light), _plain(dark)
-    title = _take_title(content)
-    _take_title(other)
+    title = _move_title_out(content)
+    _move_title_out(other)
     # Most figures differ by their template alone. What else does is told value by value.
     content["themed"] = list(_differences(content, other))
     text = embed(json.dumps(content, separators=(",", ":"), ensure_ascii=False))
@@ -98,7 +98,7 @@ def _plain(figure: go.Figure) -> Json:
     return content
 
 
-def _take_title(content: Json) -> str:
+def _move_title_out(content: Json) -> str:
     """Take the title out, and the room that it took: the page has a heading of its own."""
     layout = content["layout"]
     title = layout.pop("title", {}).get("text") or ""

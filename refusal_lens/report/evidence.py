@@ -78,6 +78,6 @@ def gather(run_folder: RunFolder) -> Evidence:
 
 def _read_tables(run_folder: RunFolder) -> dict[str, pd.DataFrame]:
     names = sorted(path.stem for path in (run_folder.path / "tables").glob("*.csv"))
-    read = {name: run_folder.read_table(name) for name in names}
-    read["interventions"] = run_folder.read_interventions()
-    return {name: table for name, table in read.items() if table is not None}
+    tables = {name: run_folder.read_table(name) for name in names}
+    tables["interventions"] = run_folder.read_interventions()
+    return {name: table for name, table in tables.items() if table is not None}

@@ -130,8 +130,8 @@ def _reproduction(run_folder: RunFolder) -> dict[str, Any]:
     """Return the commands that make this run again, and all that is known of how it was made."""
     provenance = run_folder.read_provenance()
     versions = provenance.get("versions", {})
-    own = ("python", "refusal-lens")
-    packages = {name: version for name, version in versions.items() if name not in own}
+    not_pinned = ("python", "refusal-lens")
+    packages = {name: version for name, version in versions.items() if name not in not_pinned}
     # A build such as +cpu is a wheel's own affair; indexes do not list it.
     pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages.items()]
     run = ["refusal-lens", "run", str(run_folder.config_path), "--output", "reproduced"]

@@ -275,8 +275,8 @@ def _refusal_by_topic(evidence: Evidence) -> pd.DataFrame:
 
 def _positions_read(evidence: Evidence) -> pd.DataFrame:
     """Say which tokens each position read in the first prompt."""
-    read = pd.DataFrame(list(evidence.provenance.get("tokens_read", {}).values()))
-    return read if not len(read) else read.assign(tokens=[repr(text) for text in read["tokens"]])
+    rows = pd.DataFrame(list(evidence.provenance.get("tokens_read", {}).values()))
+    return rows if not len(rows) else rows.assign(tokens=[repr(text) for text in rows["tokens"]])
 
 
 @dataclass(frozen=True)

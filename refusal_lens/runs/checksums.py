@@ -135,12 +135,12 @@ def is_finished(folder: Path, stage: str, settings: object) -> bool:
 def _inputs(files: dict[str, list[str]], stage: str, settings: object) -> str:
     """Return what a stage reads, in one text: a fit what was collected, others all results."""
     fitted_from = ("prompts.json", "provenance.json", "refusal.json", "tables/token_counts.csv")
-    read = {
+    inputs = {
         name: checksums[0]
         for name, checksums in files.items()
         if (name in fitted_from if stage == "fit" else _is_result(name))
     }
-    return fingerprint(read, settings)
+    return fingerprint(inputs, settings)
 
 
 def _is_result(name: str) -> bool:

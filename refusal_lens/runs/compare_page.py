@@ -123,13 +123,13 @@ def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[s
         "ways to fit": rows_where(mine, kind="methods", **place),
         "categories": rows_where(mine, kind="categories", **place),
     }
-    where = {
+    places = {
         "layers": position,
         "sites": f"layer {layer_of(hook_point)}, {position}",
         "positions": short_name(hook_point),
     }
     figures = {
-        f"{run.name}: cosines between {kind} at {where.get(kind, _sentence(run.best))}": (
+        f"{run.name}: cosines between {kind} at {places.get(kind, _sentence(run.best))}": (
             plots.cosine_heatmap(*square_cosines(table))
         )
         for kind, table in parts.items()

@@ -86,7 +86,7 @@ def diagnose_run(run_folder: RunFolder) -> Diagnosis:
     chance = read_chance(run_folder, best)
     decision = decide(best, chance)
     findings = [
-        *diagnose_template(run_folder.read_provenance()),
+        *diagnose_chat_template(run_folder.read_provenance()),
         *diagnose(prompts, separation, run_folder.read_refusal(), decision),
         *diagnose_frames(chance),
         *diagnose_random(chance),
@@ -207,8 +207,8 @@ def _diagnose_tables(
 ) -> list[Finding]:
     """Return what confounds and texts say, as far as they were looked at."""
     names = ("confounds", "coordinates", "length_correlations", "near_duplicates", "likeness")
-    read = {name: run_folder.read_table(name) for name in names}
-    tables = {name: table for name, table in read.items() if table is not None}
+    found = ((name, run_folder.read_table(name)) for name in names)
+    tables = {name: table for name, table in found if table is not None}
     if best is None or not {"confounds", "coordinates"} <= set(tables):
         return []
     findings = diagnose_confounds(tables, best)
@@ -322,13 +322,13 @@ def _at(table: pd.DataFrame, best: Choice, column: str) -> float:
 
 
 def diagnose_texts(
-    likeness: Likeness, template: Mapping[str, tuple[int, ...]] | None
+    likeness: Likeness, added: Mapping[str, tuple[int, ...]] | None
 ) -> list[Finding]:
     """Say where the classes' texts are too alike, or were not written out alike.
 
     Args:
         likeness: From `confounds.compare_texts`.
-        template: From `confounds.template_tokens`; None where tokens were not counted.
+        added: From `confounds.template_tokens`; None where tokens were not counted.
     """
     findings = []
     if likeness.n_near:
@@ -340,25 +340,25 @@ def diagnose_texts(
                 "Read tables/near_duplicates.csv; take out those that are in the wrong class.",
             )
         )
-    if template is not None and not set(template["harmful"]) & set(template["harmless"]):
+    if added is not None and not set(added["harmful"]) & set(added["harmless"]):
         findings.append(
             Finding(
-                f"The chat template adds {either(map(str, template['harmful']))} tokens to harmful "
-                f"prompts but {either(map(str, template['harmless']))} to harmless ones.",
+                f"The chat template adds {either(map(str, added['harmful']))} tokens to harmful "
+                f"prompts but {either(map(str, added['harmless']))} to harmless ones.",
                 "Look at the table Positions read; give both classes the same template.",
             )
         )
     return findings
 
 
-def diagnose_template(provenance: Mapping[str, Any]) -> list[Finding]:
+def diagnose_chat_template(provenance: Mapping[str, Any]) -> list[Finding]:
     """Say where prompts ended elsewhere than where the answer begins.
 
     Args:
         provenance: Of the activations.
     """
-    template = provenance.get("chat_template", {})
-    if template.get("has_template") is False:
+    chat_template = provenance.get("chat_template", {})
+    if chat_template.get("has_template") is False:
         return [
             Finding(
                 "The tokenizer has no chat template: prompts went in as plain text, which a base "
@@ -367,7 +367,7 @@ def diagnose_template(provenance: Mapping[str, Any]) -> list[Finding]:
                 "chat_template.jinja beside them.",
             )
         ]
-    ending = template.get("ending")
+    ending = chat_template.get("ending")
     return [] if ending is None else [Finding(ending["cause"], ending["remedy"])]
 
 

@@ -115,8 +115,8 @@ def _tables_at_best(fitted: Fitted, best: Choice) -> dict[str, pd.DataFrame]:
         "clip_sweep": clip_sweep(at_best, folds, method=settings.method),
     }
     if settings.compare_methods:
-        where = at_best if settings.compare_at == "best" else fitted.activations
-        tables["methods"] = compare_methods(where, folds, settings.compare_methods, **options)
+        compared = at_best if settings.compare_at == "best" else fitted.activations
+        tables["methods"] = compare_methods(compared, folds, settings.compare_methods, **options)
     return tables
 
 

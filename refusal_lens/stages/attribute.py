@@ -20,7 +20,7 @@ from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.runs.folder import RunFolder, find_place
 from refusal_lens.stages import terminal
 
-N_PROMPTS_READ = 3
+N_PROMPTS_SHOWN = 3
 """Prompts of each class that `attribute` goes through token by token."""
 
 
@@ -52,8 +52,8 @@ def attribute_stage(
     readout = read_unembedding(model, direction)
     terminal.show_unembedding(console, readout)
     shown = [
-        *prompts.harmful.prompts[:N_PROMPTS_READ],
-        *prompts.harmless.prompts[:N_PROMPTS_READ],
+        *prompts.harmful.prompts[:N_PROMPTS_SHOWN],
+        *prompts.harmless.prompts[:N_PROMPTS_SHOWN],
     ]
     if texts:
         shown = [Prompt(f"prompt-{n}", text, "") for n, text in enumerate(texts, start=1)]

@@ -209,8 +209,8 @@ def collect_stage(
 
     Workers over Ray load models of their own: `model` may then be None.
     """
-    reader = model if model is not None and config.engine.name == "local" else config.model
-    engine = make_engine(reader, config.engine)
+    source = model if model is not None and config.engine.name == "local" else config.model
+    engine = make_engine(source, config.engine)
     activations = engine.collect(collection, run_folder.activations_path, resume=resume)
     if not run_folder.provenance_path.is_file():
         run_folder.write_provenance({**activations.provenance, **describe_machine()})

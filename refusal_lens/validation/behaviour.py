@@ -96,7 +96,9 @@ class Behaviour:
         weights = torch.zeros(len(label), dtype=torch.float64)
         total = 0.0
         for side in (True, False):
-            first, second = (kept & (stratum == side) & (label == own) for own in (True, False))
+            first, second = (
+                kept & (stratum == side) & (label == of_label) for of_label in (True, False)
+            )
             n_first, n_second = int(first.sum()), int(second.sum())
             if not n_first or not n_second:
                 continue
@@ -322,9 +324,9 @@ def quadrants(
         for values, ids, what, classes in parts
     ]
     places = {
-        f"{name}_{part}": where
+        f"{name}_{part}": value
         for name, (row, column) in (("harm", harm_at), ("refusal", refusal_at))
-        for part, where in (
+        for part, value in (
             ("hook_point", found.hook_points[row]),
             ("position", found.positions[column]),
         )

@@ -113,10 +113,10 @@ def auroc_within(
     )
     total = n_pairs = 0.0
     for level in levels.unique():
-        here = levels == level
-        n_both = int(labels[here].sum()) * int((~labels[here]).sum())
+        is_in_level = levels == level
+        n_both = int(labels[is_in_level].sum()) * int((~labels[is_in_level]).sum())
         if n_both:
-            total += n_both * auroc(values[here], labels[here]).item()
+            total += n_both * auroc(values[is_in_level], labels[is_in_level]).item()
             n_pairs += n_both
     return total / n_pairs if n_pairs else math.nan
 
@@ -194,8 +194,8 @@ def first_word(text: str) -> str:
     return words[0] if words else ""
 
 
-def _one_hot(read: Callable[[str], str]) -> Pipeline:
-    column = FunctionTransformer(lambda texts: np.array([[read(text)] for text in texts]))
+def _one_hot(feature_of: Callable[[str], str]) -> Pipeline:
+    column = FunctionTransformer(lambda texts: np.array([[feature_of(text)] for text in texts]))
     return make_pipeline(column, OneHotEncoder(handle_unknown="ignore"))
 
 

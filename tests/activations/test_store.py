@@ -346,7 +346,7 @@ def test_store_is_not_overwritten_without_being_asked(tmp_path):
 
 
 def test_resumed_store_keeps_its_shards_and_token_budget(tmp_path):
-    begin(tmp_path, shard_prompts=2).settle(512)
+    begin(tmp_path, shard_prompts=2).keep_budget(512)
     resumed = begin(tmp_path, shard_prompts=4, resume=True)
     assert (resumed.shard_prompts, resumed.token_budget) == (2, 512)
 

@@ -89,7 +89,7 @@ def test_an_interrupted_answering_goes_on_and_ends_with_the_same_bits(
             if len(told) == stop_after:
                 raise KeyboardInterrupt
 
-        ids = answer_ids(model, tokens, 3, arm, read=largest, on_batch=keep, journal=journal)
+        ids = answer_ids(model, tokens, 3, arm, score_first=largest, on_batch=keep, journal=journal)
         return ids, told
 
     whole = ask()
@@ -113,12 +113,19 @@ def test_what_was_kept_is_not_taken_for_another_question(model, tokens, tmp_path
     vector = torch.ones(model.cfg.d_model)
     some = tokens.select([0, 1])
     for arm in ((), Arm("add", POINT, vector, vector, vector)):
-        for asked, n, reads in ((some, 2, None), (some, 3, None), (some, 3, [1]), (tokens, 3, [1])):
+        for asked, n, score_key in (
+            (some, 2, None),
+            (some, 3, None),
+            (some, 3, [1]),
+            (tokens, 3, [1]),
+        ):
             n_before = len(journal)
-            answer_ids(model, asked, n, arm, read=largest, journal=journal, reads=reads)
+            answer_ids(
+                model, asked, n, arm, score_first=largest, journal=journal, score_key=score_key
+            )
             assert len(journal) > n_before
     # Any other hook may be anything.
-    answer_ids(model, tokens, 4, [(POINT, lambda x, hook: x)], read=largest, journal=journal)
+    answer_ids(model, tokens, 4, [(POINT, lambda x, hook: x)], score_first=largest, journal=journal)
     assert len(journal) == 8
 
 

@@ -51,7 +51,7 @@ def make_batch(model, texts: tuple[list[str], list[str]] = (HARMFUL, HARMLESS)) 
 def in_full(model, batch: Batch, arm: Arm) -> torch.Tensor:
     hooks = arm_hooks(model, [arm], len(batch.ids))
     logits = model.run_with_hooks(batch.ids, fwd_hooks=hooks)
-    return logits[torch.arange(len(batch.ids))[:, None], batch.read]
+    return logits[torch.arange(len(batch.ids))[:, None], batch.needed]
 
 
 def largest_difference(model, batch: Batch, groups: list[list[Arm]]) -> float:
@@ -96,7 +96,7 @@ def test_only_what_changes_is_run(model):
             assert seen == [], "behind the last block there is nothing to run"
     n_suffix, behind = batch.ids.shape[1] - batch.n_shared, range(1, n_layers)
     prefix = [(layer, batch.n_shared) for layer in behind]
-    rows = [(layer, n_suffix) for layer in behind[:-1]] + [(n_layers - 1, batch.read.shape[1])]
+    rows = [(layer, n_suffix) for layer in behind[:-1]] + [(n_layers - 1, batch.needed.shape[1])]
     assert seen == prefix + rows
 
 

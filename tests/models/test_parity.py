@@ -93,7 +93,7 @@ def test_window_too_far_to_compare_must_have_been_taken_over(tmp_path, monkeypat
     monkeypatch.setattr(parity, "MOST_SCORES", 100)
     save(tmp_path, Qwen2Config(vocab_size=340, **SIZES, **WINDOW))
     load_model(tmp_path, device="cpu")
-    monkeypatch.setattr("refusal_lens.models.conversion._take_over_windows", lambda *_: None)
+    monkeypatch.setattr("refusal_lens.models.conversion._copy_windows", lambda *_: None)
     with pytest.raises(RefusalLensError, match="an attention window that acts from token 16 on"):
         load_model(tmp_path, device="cpu")
 

@@ -36,7 +36,7 @@ def test_activations_hop_and_keys_stay_with_their_layers(model):
     ids, n_layers = torch.arange(8)[None], model.cfg.n_layers
     with torch.no_grad():
         past = forward(model, ids, Stop(n_layers))
-        kept = forward(model, ids.repeat(3, 1), Stop(n_layers), past=past, read=ids.repeat(3, 1))
+        kept = forward(model, ids.repeat(3, 1), Stop(n_layers), past=past, needed=ids.repeat(3, 1))
     expected = ["cpu"] * N_HERE + ["meta"] * (n_layers - N_HERE)
     for key_values in (past, kept):
         assert [layer.keys.device.type for layer in key_values] == expected

@@ -11,8 +11,8 @@ from refusal_lens.runs.diagnosis import (
     band,
     checklist,
     diagnose,
+    diagnose_chat_template,
     diagnose_confounds,
-    diagnose_template,
     diagnose_texts,
 )
 from refusal_lens.validation.best_place import Choice, choose_best
@@ -158,12 +158,12 @@ def test_texts_too_alike_and_templates_that_differ_are_named():
 
 def test_prompts_that_end_elsewhere_than_the_answer_begins_are_a_finding():
     ending = {"cause": "The template ends early.", "remedy": "Set x.", "token": "a", "token_id": 1}
-    (finding,) = diagnose_template({"chat_template": {"ending": ending}})
+    (finding,) = diagnose_chat_template({"chat_template": {"ending": ending}})
     assert (finding.cause, finding.remedy) == ("The template ends early.", "Set x.")
-    assert diagnose_template({"chat_template": {"ending": None}}) == []
-    assert diagnose_template({}) == []
+    assert diagnose_chat_template({"chat_template": {"ending": None}}) == []
+    assert diagnose_chat_template({}) == []
 
 
 def test_a_base_model_is_told_by_its_missing_template():
-    (finding,) = diagnose_template({"chat_template": {"has_template": False, "ending": None}})
+    (finding,) = diagnose_chat_template({"chat_template": {"has_template": False, "ending": None}})
     assert "no chat template" in finding.cause

@@ -89,16 +89,16 @@ def _describe(directions: Directions) -> Iterator[tuple[str, str]]:
         if prompts:
             n = fit.get(f"n_{side}", prompts.get("n"))
             yield f"{side} prompts", f"{n} (sha256 {prompts.get('sha256')})"
-    template = record.get("chat_template", {})
-    if template:
-        yield "chat template", f"sha256 {template.get('sha256')}"
-        yield "system prompt", repr(template.get("system_prompt"))
-        yield "example", repr(template.get("example"))
-    for position, read in record.get("tokens_read", {}).items():
-        where = f"{read['token_indices']} of {read['prompt_id']}"
-        is_one = read["token_indices"].isdigit()
-        text = f"token {where}, {read['tokens']!r} (id {read['token_ids']})"
-        yield f"position {position}", text if is_one else f"tokens {where}"
+    chat_template = record.get("chat_template", {})
+    if chat_template:
+        yield "chat template", f"sha256 {chat_template.get('sha256')}"
+        yield "system prompt", repr(chat_template.get("system_prompt"))
+        yield "example", repr(chat_template.get("example"))
+    for position, row in record.get("tokens_read", {}).items():
+        tokens = f"{row['token_indices']} of {row['prompt_id']}"
+        is_one = row["token_indices"].isdigit()
+        text = f"token {tokens}, {row['tokens']!r} (id {row['token_ids']})"
+        yield f"position {position}", text if is_one else f"tokens {tokens}"
     for name in ("validation", "versions"):
         if name in record:
             yield name, ", ".join(f"{key} {value}" for key, value in record[name].items())

@@ -27,7 +27,7 @@ from refusal_lens.stages.outlook import ModelSize, Outlook
 
 
 def show_outlook(
-    console: Console, outlook: Outlook, model_name: str, read: Sequence[PositionRead]
+    console: Console, outlook: Outlook, model_name: str, shown: Sequence[PositionRead]
 ) -> None:
     """Print what will be done and what it takes, a line each."""
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -37,7 +37,7 @@ def show_outlook(
         "model": f"{model_name}{_size_words(outlook.model)}",
         "prompts": f"{outlook.n_harmful} harmful and {outlook.n_harmless} harmless, "
         f"{outlook.n_tokens:,} tokens; {_components_words(outlook)}",
-        "reads": f"{_places_words(outlook.hook_points)} at {_positions_words(read)}",
+        "reads": f"{_places_words(outlook.hook_points)} at {_positions_words(shown)}",
         "work": _work_words(outlook),
     }
     for name, text in rows.items():
@@ -90,9 +90,9 @@ def _places_words(hook_points: Sequence[str]) -> str:
     )
 
 
-def _positions_words(read: Sequence[PositionRead]) -> str:
+def _positions_words(shown: Sequence[PositionRead]) -> str:
     """Name the positions, each with what it reads in the first prompt."""
-    first = {row.position: row for row in reversed(read)}
+    first = {row.position: row for row in reversed(shown)}
     return ", ".join(
         f"{name} ({row.tokens!r})" if row.token_indices.isdigit() else f"{name} ({row.token_ids})"
         for name, row in reversed(first.items())
@@ -172,12 +172,12 @@ def _n_shared(labels: Int[Tensor, " n_prompts"]) -> int:
     return int((labels.unique(return_counts=True)[1] > 1).sum())
 
 
-def show_positions(console: Console, read: Sequence[PositionRead]) -> None:
+def show_positions(console: Console, shown: Sequence[PositionRead]) -> None:
     """Print which token each position reads in the first prompts."""
     table = Table(title="Positions read", title_justify="left")
     for column in ("prompt", "position", "index", "id", "token"):
         table.add_column(column, overflow="ellipsis", no_wrap=column != "token")
-    for row in read:
+    for row in shown:
         token = row.tokens if len(row.tokens) <= 60 else f"{row.tokens[:40]} … {row.tokens[-16:]}"
         table.add_row(
             row.prompt_id, row.position, row.token_indices, row.token_ids, escape(repr(token))
