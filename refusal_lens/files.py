@@ -4,6 +4,7 @@ Knows checksums, and the pointers that git-lfs leaves in a file's place. Does no
 mean.
 """
 
+import difflib
 import glob
 import hashlib
 import json
@@ -99,6 +100,24 @@ def portable_name(name: str) -> str:
     """
     plain = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name).rstrip(". ")
     return f"_{plain}" if not plain or RESERVED.match(plain) else plain
+
+
+def nearest_sibling(path: Path, cutoff: float = 0.6) -> str:
+    """Name what is there and written most like a missing path; "" where nothing is.
+
+    Args:
+        path: The missing one; its last part is written wrongly, or the one before it.
+        cutoff: Likeness from which on, 1 being the same.
+    """
+    base, beside = path.parent, path.name
+    if base.is_dir():
+        names = [each.name for each in base.iterdir()]
+    else:
+        base, beside = base.parent, f"{base.name}/{path.name}"
+        folders = base.iterdir() if base.is_dir() else ()
+        names = [f"{each.name}/{path.name}" for each in folders if (each / path.name).exists()]
+    found = difflib.get_close_matches(beside, names, 1, cutoff)
+    return f"; the nearest there is {base / found[0]}" if found else ""
 
 
 def refuse_lfs_pointer(path: Path) -> None:

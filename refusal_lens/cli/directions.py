@@ -34,7 +34,7 @@ def compare(
     run_paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Fitted run folders.")],
     output: Annotated[
         Path, typer.Option("--output", help="Folder for the tables and the page of figures.")
-    ] = Path("comparison"),
+    ] = Path("outputs/comparison"),
 ) -> None:
     """Put runs beside each other: places, methods, cosines, transfer; no forward pass."""
     with plain_errors(), told_where(output):

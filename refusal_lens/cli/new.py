@@ -21,7 +21,7 @@ QUESTIONS = {
 """What is asked, by the key of the config that the answer becomes."""
 
 
-CONFIG = Path("refusal_lens.yaml")
+CONFIG = Path("outputs/refusal_lens.yaml")
 
 
 def is_terminal() -> bool:

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformer_lens import loading_from_pretrained
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformer_lens import loading_from_pretrained, supported_models
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from refusal_lens.config_files import find_resource
+from refusal_lens.config_files import find_resource, resource_places
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.files import refuse_lfs_pointer
+from refusal_lens.files import nearest_sibling, refuse_lfs_pointer
 from refusal_lens.models.gguf_files import SPLIT_NAME
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -25,6 +27,9 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+NEAR = 0.8
+"""Likeness of a name with that of a folder from which on it is one written wrongly."""
 
 MOST_CONFIG_BYTES = 2**24
 """A config.json is a few kilobytes; far beyond that it is none."""
@@ -73,14 +78,38 @@ def find_checkpoint(name: str, gguf_file: str | None = None) -> Checkpoint:
         return _from_file(found)
     if found is not None:
         return _from_folder(found, gguf_file)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
+    aliases = loading_from_pretrained.make_model_alias_map()
+    on_hub = aliases.get(name.lower(), name)
+    near = _near_folder(name, on_hub)
+    if near or not _is_hub_name(on_hub):
         kind = "file" if name.endswith(".gguf") else "folder"
         raise RefusalLensError(
-            f"The model {kind} {name} does not exist (looked below {Path.cwd()}). "
-            "Give an existing checkpoint folder, or a name on the Hugging Face hub."
+            f"The model {kind} {name} does not exist (looked below {Path.cwd()}){near}. Give an "
+            "existing checkpoint folder, or a name on the Hugging Face hub"
+            + (f" (is {name} one? Then first: hf download {name})." if near else ".")
         )
-    aliases = loading_from_pretrained.make_model_alias_map()
-    return Checkpoint(aliases.get(name.lower(), name), False, gguf_file)
+    return Checkpoint(on_hub, False, gguf_file)
+
+
+def _is_hub_name(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.endswith(".gguf")
+
+
+def _near_folder(name: str, on_hub: str) -> str:
+    """Name what a path may have meant that is not there; "" for a model known to be on the hub.
+
+    The hub is asked over the network, which takes most of a minute to find out where there is none.
+    """
+    if on_hub in supported_models.OFFICIAL_MODEL_NAMES or (
+        _is_hub_name(on_hub) and isinstance(try_to_load_from_cache(on_hub, "config.json"), str)
+    ):
+        return ""
+    places = resource_places(str(Path(name).expanduser()))
+    return next(filter(None, (nearest_sibling(place, NEAR) for place in places)), "")
 
 
 def _from_file(path: Path) -> Checkpoint:

@@ -3,7 +3,6 @@
 Knows file names and layouts. Does not compute or draw what it writes.
 """
 
-import difflib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from refusal_lens.directions.formats.torch_files import tensors_as_bytes
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.experiments.dose_response import Completion
 from refusal_lens.experiments.refusal import Answer, RefusalReport
+from refusal_lens.files import nearest_sibling
 from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, describe_model, tokenizer_of
 from refusal_lens.models.hook_points import layer_of, select_hook_points, site_of
@@ -54,15 +54,6 @@ READ_ERRORS = (
     *(SafetensorError, OSError, RuntimeError),
 )
 """What JSON, pandas, safetensors and torch raise over a file that holds something else."""
-
-
-def nearest_sibling(path: str | Path) -> str:
-    """Name the folder beside a missing one that is written most like it; "" where none is."""
-    path = Path(path)
-    parent = path.parent
-    names = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
-    found = difflib.get_close_matches(path.name, names, 1)
-    return f"; the nearest there is {parent / found[0]}" if found else ""
 
 
 @dataclass(frozen=True, init=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from rich.console import Console
 
 from refusal_lens.activations.collection import Collection
@@ -17,7 +18,12 @@ from refusal_lens.config import Config
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.answer_lengths import most_tokens
 from refusal_lens.experiments.refusal import RefusalReport, measure_refusal
-from refusal_lens.files import portable_name, remove_partial, remove_partial_of
+from refusal_lens.files import (
+    nearest_sibling,
+    portable_name,
+    remove_partial,
+    remove_partial_of,
+)
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_hook_points
 from refusal_lens.plots.picture_files import export
@@ -29,10 +35,12 @@ from refusal_lens.prompts.positions import check_positions
 from refusal_lens.prompts.tokens import Tokens
 from refusal_lens.report import build_report
 from refusal_lens.runs import figures
-from refusal_lens.runs.folder import RunFolder, nearest_sibling
+from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages import terminal
 from refusal_lens.stages.fit import fit_stage
 from refusal_lens.stages.outlook import Outlook, Work, look_ahead
+from refusal_lens.validation.crossfit import check_can_hold_out
+from refusal_lens.validation.units import pair_units
 
 DEFAULT_FIGURES = ("projection_histogram", "layer_profile")
 TEMPLATES = {"light": "plotly_white", "dark": "plotly_dark"}
@@ -73,7 +81,7 @@ def prepare(
     is_wide: bool = False,
 ) -> tuple[Collection, Model]:
     """Read prompts, load the model, and check both against the settings before long work starts."""
-    prompts = _read_prompts(config, run_folder)
+    prompts = _read_prompts(config, run_folder, work)
     with console.status(f"Loading {config.model.name}"):
         model = config.model.load()
     resolve_hook_points(model, config.collect.hook_points)
@@ -88,7 +96,7 @@ def prepare_without_model(
     config: Config, run_folder: RunFolder, console: Console, *, is_wide: bool = False
 ) -> Collection:
     """Read prompts and check them as far as the tokenizer can: workers will load the model."""
-    prompts = _read_prompts(config, run_folder)
+    prompts = _read_prompts(config, run_folder, ["activations"])
     tokenizer = config.model.tokenizer()
     collection = _collection(config, run_folder, tokenizer, prompts)
     outlook = look_ahead(
@@ -112,7 +120,7 @@ def _collection(
     )
 
 
-def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
+def _read_prompts(config: Config, run_folder: RunFolder, work: Sequence[Work]) -> ContrastSet:
     prompts = read_contrast(
         config.prompts.harmful,
         config.prompts.harmless,
@@ -125,6 +133,9 @@ def _read_prompts(config: Config, run_folder: RunFolder) -> ContrastSet:
     if config.prompts.limit is not None:
         prompts = take_whole(prompts, config.prompts.limit)
     run_folder.check_prompts(prompts)
+    if "activations" in work:
+        # Directions will be asked for, and what lacks would be told of only after all answers.
+        check_can_hold_out(pair_units(torch.tensor(prompts.is_harmful), find_groups(prompts)))
     return prompts
 
 

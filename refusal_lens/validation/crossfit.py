@@ -112,18 +112,26 @@ def assign_folds(
         RefusalLensError: A class has fewer than two units, so that nothing can be held out.
     """
     units = units or Units.of(is_harmful)
-    fewest = min(units.n_per_class)
-    if fewest < 2:
-        n_harmful, n_harmless = units.n_per_class
+    check_can_hold_out(units)
+    n_folds = min(n_folds, *units.n_per_class)
+    if units.are_single and not units.has_strata:
+        return _deal_single(is_harmful, n_folds, seed)
+    return torch.from_numpy(_deal_units(units, n_folds, seed))[units.of_prompt]
+
+
+def check_can_hold_out(units: Units) -> None:
+    """Make sure that prompts of each class can be held out and others fitted to.
+
+    Raises:
+        RefusalLensError: A class has fewer than two units.
+    """
+    n_harmful, n_harmless = units.n_per_class
+    if min(n_harmful, n_harmless) < 2:
         raise RefusalLensError(
             "Scores out of sample need at least 2 prompts of each class that do not depend on each "
             f"other; there are {n_harmful} harmful and {n_harmless} harmless ones. Add prompts (30 "
             "a side is a sound start)."
         )
-    n_folds = min(n_folds, fewest)
-    if units.are_single and not units.has_strata:
-        return _deal_single(is_harmful, n_folds, seed)
-    return torch.from_numpy(_deal_units(units, n_folds, seed))[units.of_prompt]
 
 
 def _deal_single(

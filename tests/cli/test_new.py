@@ -24,11 +24,11 @@ def test_answers_become_a_config_with_comments_and_are_run(monkeypatch, tmp_path
     outcome, run = ask(monkeypatch, tmp_path, answers, "new")
     assert outcome.exit_code == 0, outcome.output
     assert "There is no file nowhere.json" in outcome.output
-    text = (tmp_path / "refusal_lens.yaml").read_text()
+    text = (tmp_path / "outputs" / "refusal_lens.yaml").read_text()
     assert text.count("#") > 40
     expected = load_config(None, ["model.name=some/model", "prompts.harmful=mine.csv"])
     assert run == [expected]
-    assert load_config(tmp_path / "refusal_lens.yaml") == expected
+    assert load_config(tmp_path / "outputs" / "refusal_lens.yaml") == expected
 
 
 def test_a_config_that_is_there_is_not_written_over(monkeypatch, tmp_path):

@@ -1,19 +1,21 @@
 """Models load as they are, whatever their folder is called, or fail in plain words."""
 
 import errno
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_hf_model, make_tokenizer, save_checkpoint
+from conftest import ARCHITECTURES, REPOSITORY, make_hf_model, make_tokenizer, save_checkpoint
 from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from refusal_lens.activations.collector import make_reader
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.backends import describe_model
+from refusal_lens.models.checkpoint import find_checkpoint
 from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.tokens import Tokens
 
@@ -192,6 +194,35 @@ def test_missing_folder_is_told_from_a_hub_name(tmp_path, monkeypatch):
         f"The model folder ./no/such/folder does not exist (looked below {tmp_path}). "
         "Give an existing checkpoint folder, or a name on the Hugging Face hub."
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["modles/smol", "models/smoll", "smol1", r"models\smol2", r"C:\smol", "C:/smol", "a.gguf"],
+)
+def test_a_path_written_wrongly_is_told_before_any_network(tmp_path, monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: asked.append(name))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "smol").mkdir(parents=True)
+    (tmp_path / "smol12").mkdir()
+    with pytest.raises(RefusalLensError, match=f"The model .* {re.escape(name)} does not exist"):
+        load_model(name)
+    assert not asked
+
+
+def test_the_nearest_of_a_wrongly_written_model_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/smol-360m", "Qwen/Qwen2.5-1.5B-Instruct"):
+        (tmp_path / name).mkdir(parents=True)
+    for name, near in (
+        ("models/smol-36m", Path("models/smol-360m")),
+        ("data/tiny-refuse", REPOSITORY / "data/tiny-refuser"),
+    ):
+        with pytest.raises(RefusalLensError, match=f"the nearest there is {near}.*hf download"):
+            find_checkpoint(name)
+    # One that is known to be on the hub is no other written wrongly.
+    assert not find_checkpoint("Qwen/Qwen2.5-0.5B-Instruct").is_local
 
 
 @pytest.mark.parametrize(

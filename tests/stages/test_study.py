@@ -1,5 +1,6 @@
 """The command line as its user meets it, on the small model that comes with the package."""
 
+import inspect
 import json
 import os
 import random
@@ -17,7 +18,8 @@ from conftest import REPOSITORY
 from typer.testing import CliRunner
 
 from refusal_lens.activations import store
-from refusal_lens.cli import app
+from refusal_lens.cli import app, directions, new
+from refusal_lens.config import ModelConfig
 from refusal_lens.config_files import load_config
 from refusal_lens.journal import Journal
 from refusal_lens.models.generation import generate_greedily
@@ -281,6 +283,13 @@ def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_pa
     assert printed.rindex(said) > printed.index("Checklist")
 
 
+def test_what_commands_write_without_being_told_where_lies_where_git_does_not_look():
+    ignored = (REPOSITORY / ".gitignore").read_text().split()
+    compared = inspect.signature(directions.compare).parameters["output"].default
+    for path in (compared, new.CONFIG, load_config(None).output):
+        assert f"{Path(path).parts[0]}/" in ignored
+
+
 def test_second_run_takes_the_next_free_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -322,6 +331,21 @@ def test_prompt_file_with_a_mistake_is_named_with_its_line(tmp_path):
     path.write_bytes(b"How do I wash a car?\nCaf\xe9\n")
     printed = invoke("run", "--harmless", path, "--output", tmp_path / "run", exit_code=2)
     assert f"{path}:2" in printed
+
+
+@pytest.mark.parametrize(
+    "texts", [["The same?"] * 9, [f"Kill person number {i}?" for i in range(9)]]
+)
+@pytest.mark.parametrize("arguments", [["run"], ["collect"], ["collect", "--engine", "ray"]])
+def test_prompts_that_give_no_scores_are_refused_before_the_model_is_loaded(
+    tmp_path, texts, arguments, monkeypatch
+):
+    monkeypatch.setattr(ModelConfig, "load", None)
+    path = tmp_path / "mine.txt"
+    path.write_text("\n".join(texts))
+    printed = invoke(*arguments, "--harmful", path, "--output", tmp_path / "run", exit_code=2)
+    assert "need at least 2 prompts of each class that do not depend" in printed
+    assert not (tmp_path / "run").exists()
 
 
 def test_stage_on_a_folder_that_is_no_run(tmp_path):
