@@ -35,17 +35,6 @@ def test_library_example_runs_and_does_what_it_says(monkeypatch):
     assert len(names["figure"].data) > 0
 
 
-def test_experiments_example_removes_and_induces_refusal(monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    example = example_with("rl.causal_scores")
-    names: dict = {}
-    exec(example, names)
-    assert names["plain"].rate(True) >= 0.85
-    assert names["removed"] <= 0.05
-    assert names["plain"].rate(False) <= 0.1
-    assert names["induced"] >= 0.8
-
-
 def test_every_option_that_the_readme_names_exists(monkeypatch):
     from typer.testing import CliRunner
 
@@ -57,21 +46,6 @@ def test_every_option_that_the_readme_names_exists(monkeypatch):
         shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [stage, "--help"]).output
         for option in re.findall(r"(--[a-z-]+)", command):
             assert option in shown, command
-
-
-def test_attribution_example_sums_to_the_class_difference(monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    names: dict = {}
-    exec(example_with("rl.attribute"), names)
-    direction, table = names["direction"], names["table"]
-    expected = (direction.vector @ direction.unit.double()).item()
-    whole = table[table.category == ""].contribution.sum()
-    assert whole == pytest.approx(expected, rel=1e-4)
-    assert " sorry" in names["said"].top_tokens
-    values = names["activations"].at(direction.hook_point, "last")[0].double()
-    assert names["tokens"].projections[-1, 0].item() == pytest.approx(
-        (values @ direction.unit.double()).item(), rel=1e-4
-    )
 
 
 def test_exchange_example_moves_a_direction_from_one_project_to_another(monkeypatch, tmp_path):
@@ -88,6 +62,25 @@ def test_exchange_example_moves_a_direction_from_one_project_to_another(monkeypa
     torch.testing.assert_close(torch.tensor(tensor.data.copy()), content[0, 2].float())
 
 
+def removes_and_induces_refusal_and_sums_to_the_class_difference(names: dict) -> None:
+    assert names["plain"].rate(True) >= 0.85
+    assert names["removed"] <= 0.05
+    assert names["plain"].rate(False) <= 0.1
+    assert names["induced"] >= 0.8
+    direction, table = names["direction"], names["table"]
+    expected = (direction.vector @ direction.unit.double()).item()
+    whole = table[table.category == ""].contribution.sum()
+    assert whole == pytest.approx(expected, rel=1e-4)
+    assert " sorry" in names["said"].top_tokens
+    values = names["activations"].at(direction.hook_point, "last")[0].double()
+    assert names["tokens"].projections[-1, 0].item() == pytest.approx(
+        (values @ direction.unit.double()).item(), rel=1e-4
+    )
+
+
+CLAIMS = {"experiments": removes_and_induces_refusal_and_sums_to_the_class_difference}
+
+
 @pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.parent.name)
 def test_room_examples_run_and_links_lead_somewhere(path, monkeypatch, tmp_path):
     (tmp_path / "data").symlink_to(REPOSITORY / "data")
@@ -95,6 +88,7 @@ def test_room_examples_run_and_links_lead_somewhere(path, monkeypatch, tmp_path)
     text, names = path.read_text(encoding="utf-8"), {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
+    CLAIMS.get(path.parent.name, lambda names: None)(names)
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (path.parent / link).exists(), link
 

@@ -5,7 +5,7 @@ Knows which products torch can hand to oneDNN. Does not know what is multiplied.
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -54,6 +54,9 @@ def library_of_products(cfg: Any, n_tokens: int = 1) -> str:
 class _OneDnn(TorchFunctionMode):
     """Takes the two functions by which TransformerLens multiplies by weights."""
 
+    # Called for all that torch does, a million times in a small run: types looked at in the tests
+    # would take most of their time.
+    @no_type_check
     def __torch_function__(
         self,
         func: Callable[..., Any],
