@@ -9,6 +9,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.store import save_activations
 from refusal_lens.config_files import load_config
 from refusal_lens.directions.direction import fit_directions
+from refusal_lens.experiments.refusal import Answer, RefusalReport
 from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.separation import validate
@@ -52,6 +53,25 @@ def make_activations(
     return Activations(values, labels, names, positions, {"model": {"n_layers": n_layers}})
 
 
+def make_refusal(prompts: ContrastSet) -> RefusalReport:
+    """Answer every prompt with its own text; of the harmful ones every second is refused."""
+    answers = [
+        Answer(
+            prompt.id,
+            prompt.category,
+            is_harmful,
+            prompt.text,
+            f"Answer: {prompt.text}",
+            "refused" if is_harmful and i % 2 else "answered",
+            float(i),
+        )
+        for i, (prompt, is_harmful) in enumerate(
+            zip(prompts.prompts, prompts.is_harmful, strict=True)
+        )
+    ]
+    return RefusalReport(tuple(answers), ("I",))
+
+
 def make_run(
     folder: Path,
     *,
@@ -62,8 +82,12 @@ def make_run(
     d_model: int = 16,
     texts: tuple[str, ...] = (),
     is_fitted: bool = True,
+    is_answered: bool = False,
 ) -> RunFolder:
-    """Write a run: activations, and unless told otherwise what a fit of them leaves."""
+    """Write a run: activations, and unless told otherwise what a fit of them leaves.
+
+    Answered, the model has refused every second harmful prompt, and answers are the prompts' texts.
+    """
     run_folder = RunFolder(folder)
     config = load_config(None, [])
     run_folder.write_config(config)
@@ -71,6 +95,8 @@ def make_run(
     activations = make_activations(n, sites, n_layers, positions, d_model)
     save_activations(run_folder.activations_path, activations)
     run_folder.write_provenance({"model": {"name": "planted", "n_layers": n_layers}})
+    if is_answered:
+        run_folder.write_refusal(make_refusal(run_folder.read_prompts()))
     if is_fitted:
         clip_quantile = config.directions.clip_quantile
         separation, projections = validate(activations, clip_quantile=clip_quantile)

@@ -27,8 +27,8 @@ ROOMS = {
     "experiments": "interventions arms answers outcomes judges answer_lengths refusal "
     "first_tokens refusal_states hand_labels forked effects candidates causal_choice resampling "
     "verdicts causal_scores dose_response side_effects attribution token_readout",
-    "plots": "style text tables histogram_data histogram_traces histogram profile shapes curves "
-    "choices breakdown comparison causal behaviour attribution picture_files",
+    "plots": "style parts text tables histogram_data histogram_traces histogram profile shapes "
+    "curves choices breakdown comparison causal behaviour attribution picture_files",
     "runs": "checksums folder tables decision diagnosis figures compare compare_page",
     "report": "evidence tables drawings answer page",
     "explorer": "runs view overview_figures moves place_figures scene drawing layout callbacks "

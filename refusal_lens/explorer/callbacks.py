@@ -28,7 +28,8 @@ Runs = Mapping[str, ExploredRun]
 VALUES = tuple(
     f"{name}.value"
     for name in (
-        *("run", "site", "layer", "position", "method", "scale", "score", "threshold"),
+        *("run", "site", "layer", "position", "method", "scale", "split", "score"),
+        "threshold",
         *("other-hook-point", "other-position", "category", "text", "listed"),
     )
 )
@@ -38,7 +39,7 @@ EVENTS = (
 )
 FURTHER = (
     *("site.options", "position.options", "method.options", "score.options", "category.options"),
-    *("other-hook-point.options", "other-position.options"),
+    *("split.options", "other-hook-point.options", "other-position.options"),
     *("layer.max", "layer.marks", "layer.disabled", "layer-label.children"),
     *("threshold.min", "threshold.max", "threshold.step", "threshold.disabled"),
 )
@@ -168,6 +169,7 @@ def settings(scene: Scene) -> dict[str, Any]:
         "category.value": view.category,
         "category.options": [{"value": "", "label": "all"}, *_options(run.categories)],
         "scale.value": view.scale,
+        **_choice("split", view.split, run.splits),
         "text.value": view.text,
         "listed.value": view.listed,
         "layer.value": names.index(view.hook_point),

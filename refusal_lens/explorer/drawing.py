@@ -42,7 +42,7 @@ Drawn = tuple[go.Figure | Patch, list[str]]
 
 def draw_histogram(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
     """Draw the place, or only what is new of it."""
-    key = [scene.view.run, template]
+    key = [scene.view.run, scene.view.split, template]
     given = (scene.numbers, scene.threshold, scene.marks)
     changes = histogram_changes(*given)
     changes["layout"] |= _axes(scene, "xaxis", AXIS_TITLES[scene.view.is_cosine])
@@ -54,7 +54,7 @@ def draw_histogram(scene: Scene, template: str, drawn: list[str] | None) -> Draw
 
 def draw_scatter(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
     """Draw the place against the other, or only what is new of it."""
-    key = [scene.view.run, template]
+    key = [scene.view.run, scene.view.split, template]
     given = (scene.numbers, scene.other_numbers, scene.marks)
     view = scene.view
     changes = scatter_changes(*given)
@@ -73,11 +73,12 @@ def draw_scatter(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
 def draw_ridgeline(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
     """Draw all layers of the site, or only mark another."""
     view = scene.view
-    key = [view.run, view.method, site_of(view.hook_point), view.position, view.scale, template]
+    place = [site_of(view.hook_point), view.position]
+    key = [view.run, view.method, *place, view.scale, view.split, template]
     shapes = ridge_highlight(scene.site_hook_points.index(view.hook_point))
     if key == drawn:
         return _patch({"data": [], "layout": {"shapes": shapes}}), key
-    return ridgeline(scene.ridges, template).update_layout(shapes=shapes), key
+    return ridgeline(scene.ridges, scene.parts, template).update_layout(shapes=shapes), key
 
 
 def draw_heatmap(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:

@@ -10,6 +10,7 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from refusal_lens.explorer.runs import SPLITS
 from refusal_lens.explorer.view import SCALES
 from refusal_lens.plots.style import PRIVATE
 
@@ -54,6 +55,7 @@ def _controls(run_names: list[str]) -> Component:
             _dropdown("position", "Position"),
             _dropdown("method", "Method"),
             _radio("scale", "Scale", SCALES),
+            _radio("split", "Told apart by", {name: name for name in SPLITS}),
         ],
         className="controls",
         **_named("What is shown"),

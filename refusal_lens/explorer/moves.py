@@ -17,6 +17,7 @@ FIELDS = {
     "position": "position",
     "method": "method",
     "scale": "scale",
+    "split": "split",
     "score": "score",
     "other-hook-point": "other_hook_point",
     "other-position": "other_position",

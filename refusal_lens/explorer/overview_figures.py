@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from refusal_lens import plots
 from refusal_lens.plots.comparison import cell_names, cell_order
+from refusal_lens.plots.parts import Parts
 from refusal_lens.plots.style import NEUTRAL_COLOUR
 from refusal_lens.validation.densities import Ridges
 
@@ -30,9 +31,9 @@ def place_heatmap(frame: pd.DataFrame, score: str, template: str) -> go.Figure:
     return figure.update_traces(texttemplate=None).update_xaxes(title_text="layer", nticks=12)
 
 
-def ridgeline(ridges: Ridges, template: str) -> go.Figure:
-    """Draw both classes at every layer of one site and position."""
-    figure = _embedded(plots.ridgeline([ridges], template=template))
+def ridgeline(ridges: Ridges, parts: Parts, template: str) -> go.Figure:
+    """Draw all parts at every layer of one site and position."""
+    figure = _embedded(plots.ridgeline([ridges], [parts.styles], template=template))
     legend = {"y": 1, "yref": "paper", "yanchor": "bottom"}
     return figure.update_layout(margin={"l": 60, "r": 10, "t": 30, "b": 50}, legend=legend)
 

@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refusal_lens.explorer.overview_figures import SEE_THROUGH
-from refusal_lens.plots.histogram_data import bar_data, decimals_of, mean_data
+from refusal_lens.plots.histogram_data import bar_data, decimals_of, highest_bar, mean_data
 from refusal_lens.plots.histogram_traces import class_bars, level_line, prompt_marks
+from refusal_lens.plots.parts import Parts, mark_rows
 from refusal_lens.plots.style import CLASSES, NEUTRAL_COLOUR, ClassStyle
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.densities import shared_histogram
@@ -29,17 +30,15 @@ _OPAQUE, _DIMMED = 0.8, 0.12
 class Marks:
     """What the marks of a figure say besides where they are.
 
-    `is_harmful` are the labels, `is_listed` which prompts pass the filter (the others are dimmed),
-    `selected` the rows of those picked out; with none picked out all look alike.
+    `is_harmful` are the labels, `parts` what is told apart, `is_listed` which prompts pass the
+    filter (the others are dimmed), `selected` the rows of those picked out; with none picked out
+    all look alike.
     """
 
     is_harmful: Bool[Tensor, " n_prompts"]
+    parts: Parts
     is_listed: Bool[Tensor, " n_prompts"]
     selected: tuple[int, ...] = ()
-
-    def rows(self, is_harmful: bool) -> list[int]:
-        """Return the rows of one class, in order."""
-        return (self.is_harmful == is_harmful).nonzero().flatten().tolist()
 
 
 # --- one place ---------------------------------------------------------------------------------
@@ -66,14 +65,15 @@ def place_histogram(
         Bars, a mark a prompt below them (`customdata` is its row), a cross over each that is on
         the wrong side, means, and the threshold as `layout.shapes[0]`.
     """
-    traces = [class_bars(style, showlegend=True) for style in CLASSES]
-    traces += [_marks(style, marks.rows(style.is_harmful), prompts) for style in CLASSES]
-    for trace, style in zip(traces[2:], CLASSES, strict=True):
-        heights = _jitter(len(marks.rows(style.is_harmful)), int(style.is_harmful))
-        trace.update(yaxis="y2", y=heights, showlegend=False)
+    styles = marks.parts.styles
+    traces = [class_bars(style, showlegend=not marks.parts.is_by_outcome) for style in styles]
+    for label, style in enumerate(styles):
+        rows = marks.parts.rows(label)
+        heights = _jitter(marks.parts, label)
+        traces += [_marks(style, rows, prompts).update(yaxis="y2", y=heights, showlegend=False)]
     traces += [_crosses()]
     traces += [level_line(f"{style.name} mean", style.colour, "dash") for style in CLASSES]
-    figure = go.Figure(traces, {"template": template, **_histogram_layout()})
+    figure = go.Figure(traces, {"template": template, **_histogram_layout(marks.parts)})
     _apply(figure, histogram_changes(numbers, threshold, marks))
     return figure
 
@@ -89,16 +89,18 @@ def histogram_changes(
     if bool(numbers.isnan().any()) or math.isnan(threshold):
         nothing: dict[str, Any] = {"x": []}
         return {
-            "data": [nothing] * 7,
+            "data": [nothing] * (2 * len(marks.parts.styles) + 3),
             "layout": {"shapes": [], "annotations": [_note_of_none()]},
         }
-    histogram = shared_histogram(numbers, marks.is_harmful)
     digits = _decimals(numbers)
-    top = int(max(histogram.n_harmful.max(), histogram.n_harmless.max()))
+    bars = bar_data(
+        marks.parts, shared_histogram(numbers, marks.is_harmful, marks.parts.labels), digits
+    )
+    top = highest_bar(marks.parts, bars)
     means = [numbers[marks.is_harmful == style.is_harmful].mean().item() for style in CLASSES]
     data = [
-        *(bar_data(style, histogram, digits) for style in CLASSES),
-        *(_mark_data(style, marks, digits, numbers) for style in CLASSES),
+        *bars.values(),
+        *(_mark_data(label, marks, digits, numbers) for label in range(len(marks.parts.styles))),
         _cross_data(numbers, threshold, marks, digits),
         *mean_data(means, 1.08 * top, digits).values(),
     ]
@@ -106,9 +108,9 @@ def histogram_changes(
     return {"data": data, "layout": {"shapes": shapes, "annotations": []}}
 
 
-def _mark_data(style: ClassStyle, marks: Marks, digits: int, x: Tensor) -> dict[str, Any]:
-    """Return the marks of one class."""
-    rows = marks.rows(style.is_harmful)
+def _mark_data(label: int, marks: Marks, digits: int, x: Tensor) -> dict[str, Any]:
+    """Return the marks of one part."""
+    rows = marks.parts.rows(label)
     is_on = marks.is_listed[rows].tolist()
     return {
         "x": [round(number, digits) for number in x[rows].tolist()],
@@ -122,9 +124,8 @@ def _cross_data(numbers: Tensor, threshold: float, marks: Marks, digits: int) ->
     """Return the crosses over the marks on the wrong side of the threshold."""
     is_wrong = (numbers > threshold) != marks.is_harmful
     along, across = [], []
-    for style in CLASSES:
-        rows = marks.rows(style.is_harmful)
-        heights = _jitter(len(rows), int(style.is_harmful))
+    for label in range(len(marks.parts.styles)):
+        rows, heights = marks.parts.rows(label), _jitter(marks.parts, label)
         wrong = [point for point, row in enumerate(rows) if is_wrong[row]]
         along += [round(numbers[rows[point]].item(), digits) for point in wrong]
         across += [heights[point] for point in wrong]
@@ -191,8 +192,8 @@ def _crosses() -> go.Scatter:
     )
 
 
-def _histogram_layout() -> dict[str, Any]:
-    rows = {"tickvals": [0, 1], "ticktext": [style.name for style in CLASSES], "range": [-0.6, 1.6]}
+def _histogram_layout(parts: Parts) -> dict[str, Any]:
+    rows = {"range": [-0.6, 1.6], "automargin": True, **mark_rows(parts)}
     return {
         "margin": {"l": 70, "r": 20, "t": 56, "b": 50},
         "barmode": "overlay",
@@ -234,7 +235,10 @@ def projection_scatter(
         prompts: In that order, for the hover.
         template: Name of a plotly template.
     """
-    traces = [_marks(style, marks.rows(style.is_harmful), prompts) for style in CLASSES]
+    traces = [
+        _marks(style, marks.parts.rows(label), prompts)
+        for label, style in enumerate(marks.parts.styles)
+    ]
     for trace in traces:
         trace.hovertemplate = f"%{{hovertext}}<br>{trace.name} · %{{x}}, %{{y}}<extra></extra>"
     layout = {
@@ -255,15 +259,15 @@ def scatter_changes(
     x: Float[Tensor, " n_prompts"], y: Float[Tensor, " n_prompts"], marks: Marks
 ) -> dict[str, Any]:
     """Return what other places, filters or selections change in `projection_scatter`."""
-    along = _decimals(x)
-    data = [_mark_data(style, marks, along, x) for style in CLASSES]
+    labels, along = range(len(marks.parts.styles)), _decimals(x)
+    data = [_mark_data(label, marks, along, x) for label in labels]
     digits = _decimals(y)
-    for style, changes in zip(CLASSES, data, strict=True):
-        across = y[marks.rows(style.is_harmful)].tolist()
+    for label, changes in zip(labels, data, strict=True):
+        across = y[marks.parts.rows(label)].tolist()
         changes["y"] = [round(number, digits) for number in across]
     has_none = bool(x.isnan().any() or y.isnan().any())
     if has_none:
-        data = [{"x": [], "y": []} for _ in CLASSES]
+        data = [{"x": [], "y": []} for _ in labels]
     return {"data": data, "layout": {"annotations": [_note_of_none()] if has_none else []}}
 
 
@@ -280,9 +284,11 @@ def _apply(figure: Any, changes: dict[str, Any]) -> None:
         figure.layout[key] = value
 
 
-def _jitter(n: int, row: int) -> list[float]:
+def _jitter(parts: Parts, label: int) -> list[float]:
     """Spread the marks of a row so that neighbours can be told apart; the same every time."""
-    return np.round(row + 0.7 * ((np.arange(n) * _GOLDEN) % 1 - 0.5), 3).tolist()
+    n, height = len(parts.rows(label)), 0.24 if parts.is_by_outcome else 0.7
+    spread = height * ((np.arange(n) * _GOLDEN) % 1 - 0.5)
+    return np.round(parts.styles[label].row + spread, 3).tolist()
 
 
 def _decimals(numbers: Tensor) -> int:

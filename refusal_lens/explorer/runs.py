@@ -21,6 +21,7 @@ from refusal_lens.config import Config
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, site_of
+from refusal_lens.plots.parts import Parts, ways_to_split
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.runs.compare import Run, open_runs
 from refusal_lens.validation.crossfit import Projections
@@ -28,6 +29,10 @@ from refusal_lens.validation.separation import Separation, validate
 
 METHODS = (DIFFERENCE_OF_MEANS, "off_harmless_mean", "pca_centred", "pca_paired", "lda")
 """Ways to fit that take no more than seconds at all places of a run."""
+
+
+SPLITS = ("class", "outcome")
+"""What prompts can be told apart by; the latter where the run has answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +88,11 @@ class ExploredRun:
         self.name, self.folder = run.name, run.folder
         self.prompts: tuple[Prompt, ...] = run.prompts.prompts
         self.is_harmful = torch.tensor(run.prompts.is_harmful)
+        refusal = self.folder.read_refusal()
+        self.answers = None if refusal is None else refusal.answers
+        outcomes = None if refusal is None else [answer.outcome for answer in refusal.answers]
+        ways = ways_to_split(self.is_harmful, outcomes)
+        self.splits: dict[str, Parts] = dict(zip(SPLITS, ways, strict=False))
         self._projected: dict[str, Projected] = {}
         self._lock = threading.Lock()
         self._is_fitted = all(

@@ -16,6 +16,7 @@ from refusal_lens.explorer.place_figures import Marks
 from refusal_lens.explorer.runs import ExploredRun, Projected
 from refusal_lens.explorer.view import View
 from refusal_lens.models.hook_points import site_of
+from refusal_lens.plots.parts import Parts
 from refusal_lens.validation.densities import Ridges, ridges
 
 
@@ -47,13 +48,19 @@ class Scene:
 
     @cached_property
     def ridges(self) -> Ridges:
-        """Both classes at every layer of the place's site."""
+        """All parts at every layer of the place's site."""
         return ridges(
             self.projected.projections,
             self.site_hook_points,
             self.view.position,
             is_cosine=self.view.is_cosine,
+            labels=self.parts.labels,
         )
+
+    @property
+    def parts(self) -> Parts:
+        """What figures tell prompts apart by."""
+        return self.run.splits[self.view.split]
 
     @cached_property
     def site_hook_points(self) -> tuple[str, ...]:
@@ -98,7 +105,7 @@ class Scene:
     @cached_property
     def marks(self) -> Marks:
         """What figures say of the prompts besides where they are."""
-        return Marks(self.run.is_harmful, self.is_matching, self.view.selected)
+        return Marks(self.run.is_harmful, self.parts, self.is_matching, self.view.selected)
 
     def accuracy(self, threshold: float) -> float:
         """Return the share of prompts on the right side of a threshold; NaN without direction."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from urllib.parse import parse_qs, urlencode
 
-from refusal_lens.explorer.runs import ExploredRun
+from refusal_lens.explorer.runs import SPLITS, ExploredRun
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.validation.scores import SCORES
 
@@ -39,6 +39,7 @@ class View:
     position: str = ""
     method: str = ""
     scale: str = "raw"
+    split: str = "class"
     score: str = "separation"
     threshold: float | None = None
     other_hook_point: str = ""
@@ -126,6 +127,7 @@ def nearest_view(view: View, runs: Mapping[str, ExploredRun]) -> View:
         position=position,
         method=_one_of(view.method, run.methods, run.own_method),
         scale=_one_of(view.scale, SCALES, "raw"),
+        split=_one_of(view.split, run.splits, SPLITS[0]),
         score=_one_of(view.score, SCORES, SCORES[0]),
         other_hook_point=other[0],
         other_position=other[1],

@@ -12,15 +12,21 @@ import plotly.graph_objects as go
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.histogram_data import (
-    TRACES,
     Data,
     View,
+    highest_bar,
     place_data,
     step_name,
     steps_of,
     widest_null,
 )
-from refusal_lens.plots.histogram_traces import BAR_OPACITY, key_traces, view_traces
+from refusal_lens.plots.histogram_traces import (
+    BAR_OPACITY,
+    class_keys,
+    common_keys,
+    view_traces,
+)
+from refusal_lens.plots.parts import Parts, mark_rows, ways_to_split
 from refusal_lens.plots.style import CLASSES
 from refusal_lens.plots.text import AXIS_TITLES
 from refusal_lens.prompts.contrast import Prompt
@@ -37,10 +43,10 @@ def projection_histogram(
     separation: Separation | Mapping[str, Separation],
     prompts: Sequence[Prompt],
     *,
+    outcomes: Sequence[str] | None = None,
     nulls: pd.DataFrame | None = None,
     initial: tuple[str, str] | None = None,
-    hook_point: str | None = None,
-    position: str = "last",
+    only: tuple[str, str] | None = None,
     template: str = "plotly_white",
 ) -> go.Figure:
     """Draw both classes along the direction at every place, one place at a time.
@@ -54,12 +60,13 @@ def projection_histogram(
         projections: Every prompt at every place; where there are several methods, by their names.
         separation: Scores of the same places, for the headline; by name as well.
         prompts: In the order of the projections' rows.
+        outcomes: What became of each request: the menu then also has each raw view with its
+            classes split into refused, answered and neither.
         nulls: Scores under shuffled labels (`tables/nulls.csv`): the range in which the class
             means then lie is shaded.
         initial: Hook point and position shown first; None takes the best place.
-        hook_point: Draw this place alone, without slider and menu of places: a full name or such as
-            `resid_post:3`; None draws all.
-        position: That of the place drawn alone.
+        only: Draw this place alone, without slider and menu of places: a hook point (a full name or
+            such as `resid_post:3`) and a position; None draws all.
         template: Name of a plotly template.
 
     Returns:
@@ -71,30 +78,31 @@ def projection_histogram(
     methods = _by_method(projections, separation)
     for each in methods.values():
         _check_same(*each, prompts)
-    if hook_point is not None:
+    if only is not None:
         methods = {
-            name: (values.only_at(hook_point, position), scores.only_at(hook_point, position))
+            name: (values.only_at(*only), scores.only_at(*only))
             for name, (values, scores) in methods.items()
         }
         initial = None
     first_projections, first_separation = next(iter(methods.values()))
     start = _initial_place(first_separation, initial)
-    views = [view for name, both in methods.items() for view in _views(name, *both, nulls)]
+    splits = ways_to_split(first_projections.is_harmful, outcomes)
+    views = [view for name, both in methods.items() for view in _views(name, *both, nulls, splits)]
     steps = steps_of(tuple(name for each, _ in methods.values() for name in each.hook_points))
     data = [[place_data(view, step) for view in views] for step in steps]
     active = steps.index(_step(start[0]))
     shown = _first_view_of(views, *start)
-    of_class = _of_class(prompts, first_projections)
     traces = [
         trace.update(visible=index == shown)
-        for index, of_view in enumerate(data[active])
-        for trace in view_traces(of_class, of_view)
+        for index, (view, of_view) in enumerate(zip(views, data[active], strict=True))
+        for trace in view_traces(view, prompts, of_view)
     ]
-    traces += key_traces(of_class, has_null=any(view.null for view in views))
-    layout = _layout(data)
-    layout["updatemenus"] = [_view_menu(views, shown, len(traces)), _shape_menu(len(views))]
+    traces += class_keys(splits[0])
+    traces += common_keys(has_null=any(view.null for view in views))
+    layout = _layout(views, data)
+    layout["updatemenus"] = [_view_menu(views, shown, len(traces)), _shape_menu(views)]
     if len(steps) > 1:
-        layout["sliders"] = [_slider(steps, data, active, _only_site(views))]
+        layout["sliders"] = [_slider(steps, views, data, active)]
     # All at once: each later change of the layout would copy the whole slider.
     return go.Figure(traces, {"template": template, **layout})
 
@@ -168,9 +176,14 @@ def _step(hook_point: str) -> Step:
 
 
 def _views(
-    method: str, projections: Projections, separation: Separation, nulls: pd.DataFrame | None
+    method: str,
+    projections: Projections,
+    separation: Separation,
+    nulls: pd.DataFrame | None,
+    splits: Sequence[Parts],
 ) -> list[View]:
-    """List the entries of the menu for one method: raw ones first, then as cosines."""
+    """List the entries of the menu for one method: raw, as cosines, raw again where split finer."""
+    kinds = [(False, splits[0]), (True, splits[0]), *((False, finer) for finer in splits[1:])]
     layered = [name for name in projections.hook_points if layer_of(name) is not None]
     sites = list(dict.fromkeys(site_of(name) for name in layered)) or [None]
     norms = activation_norms(projections)
@@ -184,8 +197,9 @@ def _views(
             site=site,
             position=position,
             is_cosine=is_cosine,
+            parts=parts,
         )
-        for is_cosine in (False, True)
+        for is_cosine, parts in kinds
         for site in sites
         for position in projections.positions
     ]
@@ -200,15 +214,6 @@ def _first_view_of(views: list[View], hook_point: str, position: str) -> int:
     )
 
 
-def _of_class(prompts: Sequence[Prompt], projections: Projections) -> list[list[Prompt]]:
-    """Return the prompts of each class, in the order of `CLASSES`."""
-    labels = projections.is_harmful.tolist()
-    return [
-        [prompt for prompt, label in zip(prompts, labels, strict=True) if label == style.is_harmful]
-        for style in CLASSES
-    ]
-
-
 def _only_site(views: list[View]) -> str | None:
     """Return the site that all views have, if they do."""
     sites = {view.site for view in views}
@@ -218,24 +223,17 @@ def _only_site(views: list[View]) -> str | None:
 # --- layout and controls ------------------------------------------------------------------------
 
 
-def _layout(data: list[list[Data]]) -> dict[str, Any]:
+def _layout(views: list[View], data: list[list[Data]]) -> dict[str, Any]:
     """Return the layout: headline, legend, bars, marks and, below, the slider."""
     hidden = {"visible": False, "fixedrange": True, "range": [0, 1]}
     domain = [0.22, 0.74]
-    bars = [
-        of_view[f"{style.name} bars"]["y"]
+    highest = max(
+        highest_bar(view.parts, of_view)
         for of_step in data
-        for of_view in of_step
-        for style in CLASSES
-    ]
-    highest = max((count for of_bars in bars for count in of_bars), default=0)
+        for view, of_view in zip(views, of_step, strict=True)
+    )
     # There are no half prompts.
     whole = {"dtick": 1} if highest <= 8 else {}
-    rows = {
-        "tickvals": [0, 1],
-        "ticktext": [style.name for style in CLASSES],
-        "range": [-0.6, 1.6],
-    }
     return {
         "height": 620,
         "margin": {"l": 80, "r": 30, "t": 35, "b": 40},
@@ -253,8 +251,10 @@ def _layout(data: list[list[Data]]) -> dict[str, Any]:
         "xaxis": {"title": {"text": AXIS_TITLES[0]}, "anchor": "y2", "zeroline": False},
         "yaxis": {"title": {"text": "prompts per bin"}, "domain": domain, "rangemode": "tozero"}
         | whole,
-        "yaxis2": {"domain": [0, 0.18], "fixedrange": True, "showgrid": False, "zeroline": False}
-        | rows,
+        "yaxis2": {
+            **{"domain": [0, 0.18], "fixedrange": True, "showgrid": False, "zeroline": False},
+            **{"range": [-0.6, 1.6], "automargin": True, **mark_rows(views[0].parts)},
+        },
         "xaxis2": hidden | {"anchor": "y3"},
         "yaxis3": hidden | {"domain": [0.88, 1], "anchor": "x2"},
         "yaxis4": {
@@ -271,14 +271,14 @@ def _layout(data: list[list[Data]]) -> dict[str, Any]:
 
 
 def _slider(
-    steps: list[Step], data: list[list[Data]], active: int, site: str | None
+    steps: list[Step], views: list[View], data: list[list[Data]], active: int
 ) -> dict[str, Any]:
     """Return the slider; with one site its steps are named by that and the layer."""
-    has_layers = isinstance(steps[0], int)
+    has_layers, site = isinstance(steps[0], int), _only_site(views)
     return {
         "active": active,
         "steps": [
-            _slider_step(step_name(step), of_step)
+            _slider_step(step_name(step), views, of_step)
             for step, of_step in zip(steps, data, strict=True)
         ],
         "currentvalue": {
@@ -291,28 +291,41 @@ def _slider(
     }
 
 
-def _slider_step(label: str, views: list[Data]) -> dict[str, Any]:
+def _slider_step(label: str, views: list[View], data: list[Data]) -> dict[str, Any]:
     """Return a step that gives every trace its data.
 
     None resets what it is given for, so a key of one trace must be in the data of every trace that
     has it.
     """
-    traces = [of_view[name] for of_view in views for name in TRACES]
+    traces = [
+        of_view[name] for view, of_view in zip(views, data, strict=True) for name in view.traces
+    ]
     keys = dict.fromkeys(key for values in traces for key in values)
     changes = {key: [values.get(key) for values in traces] for key in keys}
     return {"method": "restyle", "label": label, "args": [changes, list(range(len(traces)))]}
 
 
 def _view_menu(views: list[View], active: int, n_traces: int) -> dict[str, Any]:
-    """Return the menu of views: it shows the traces of one and names the axis, nothing else."""
-    n_keys = n_traces - len(views) * len(TRACES)
+    """Return the menu of views: it shows the traces of one and names its axes, nothing else."""
+
+    def visible(view: View) -> list[bool]:
+        shown = [other is view for other in views for _ in other.traces]
+        # Finer parts are named at their rows of marks: the legend is of the classes.
+        shown += [not view.parts.is_by_outcome for _ in CLASSES]
+        return shown + [True] * (n_traces - len(shown))
+
+    def rows(view: View) -> dict[str, Any]:
+        is_split = any(other.parts.is_by_outcome for other in views)
+        ticks = mark_rows(view.parts) if is_split else {}
+        return {f"yaxis2.{key}": value for key, value in ticks.items()}
+
     buttons = [
         {
             "method": "update",
             "label": _view_name(view, views),
             "args": [
-                {"visible": [other is view for other in views for _ in TRACES] + [True] * n_keys},
-                {"xaxis.title.text": AXIS_TITLES[view.is_cosine]},
+                {"visible": visible(view)},
+                {"xaxis.title.text": AXIS_TITLES[view.is_cosine]} | rows(view),
             ],
         }
         for view in views
@@ -327,10 +340,11 @@ def _view_name(view: View, views: list[View]) -> str:
         parts = [view.site, view.position]
     if view.method:
         parts.insert(0, view.method)
-    return ", ".join(parts) + (" · cosine" if view.is_cosine else "")
+    how = " · cosine" if view.is_cosine else " · by outcome" if view.parts.is_by_outcome else ""
+    return ", ".join(parts) + how
 
 
-def _shape_menu(n_views: int) -> dict[str, Any]:
+def _shape_menu(views: list[View]) -> dict[str, Any]:
     """Return the menu of shapes: it changes how strongly bars and curves are drawn, nothing else.
 
     Not their visibility, which is the other menu's.
@@ -338,7 +352,7 @@ def _shape_menu(n_views: int) -> dict[str, Any]:
     kinds = ("bars", "density", "share")
     at = [
         (index, name.split()[-1])
-        for index, name in enumerate(TRACES * n_views)
+        for index, name in enumerate(name for view in views for name in view.traces)
         if name.split()[-1] in kinds
     ]
     touched = [index for index, _ in at]

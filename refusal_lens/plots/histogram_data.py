@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
-from refusal_lens.plots.style import CLASSES, ClassStyle
+from refusal_lens.plots.parts import Parts
+from refusal_lens.plots.style import CLASSES
 from refusal_lens.plots.text import place_name, signed
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.densities import (
-    Densities,
     Histogram,
     shared_densities,
     shared_histogram,
@@ -33,26 +33,13 @@ RIGHT, MISREAD = 142, 134
 BLANK = " "
 """A point without a label: plotly.js never labels a point again whose text was once empty."""
 
-TRACES = (
-    "null",
-    *(
-        f"{style.name} {kind}"
-        for kind in ("bars", "density", "share", "marks", "mean")
-        for style in CLASSES
-    ),
-    "threshold",
-    "marks threshold",
-    "headline",
-)
-"""The traces of one view, in the order they are drawn."""
-
 Data = dict[str, dict[str, Any]]
 """What each trace shows: attributes by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One entry of the menu: a site and position, of one method, raw or as cosines.
+    """One entry of the menu: a site and position, of one method, raw or cosines, split into parts.
 
     `norms` are the activations' mean lengths; `null` the widest differences of mean cosines that
     shuffled labels gave, by hook point.
@@ -66,6 +53,18 @@ class View:
     site: str | None
     position: str
     is_cosine: bool
+    parts: Parts
+
+    @property
+    def traces(self) -> tuple[str, ...]:
+        """The traces, in the order they are drawn."""
+        of_part = [
+            f"{style.name} {kind}"
+            for kind in ("bars", "density", "share", "marks")
+            for style in self.parts.styles
+        ]
+        means = [f"{style.name} mean" for style in CLASSES]
+        return ("null", *of_part, *means, "threshold", "marks threshold", "headline")
 
     def hook_point(self, step: int | str) -> str | None:
         """Return the hook point at a step of the slider, a layer or a name; None where none is."""
@@ -101,7 +100,9 @@ def place_data(view: View, step: int | str) -> Data:
     """Return what the traces of a view show at one step of the slider."""
     hook_point = view.hook_point(step)
     if hook_point is None:
-        return _empty_data("nothing collected here", f"<b>{step}</b><br>nothing collected here")
+        return _empty_data(
+            view, "nothing collected here", f"<b>{step}</b><br>nothing collected here"
+        )
     row = view.projections.hook_points.index(hook_point)
     column = view.projections.positions.index(view.position)
     headline = _headline(view, row, column)
@@ -109,9 +110,9 @@ def place_data(view: View, step: int | str) -> Data:
     numbers = values[:, row, column]
     threshold = view.projections.thresholds[row, column].item()
     if bool(numbers.isnan().any()) or math.isnan(threshold):
-        return _empty_data("no direction here", headline)
-    data = _class_data(view, numbers, row, column)
-    top = max(max(data[f"{style.name} bars"]["y"]) for style in CLASSES)
+        return _empty_data(view, "no direction here", headline)
+    data = _part_data(view, numbers, row, column)
+    top = highest_bar(view.parts, data)
     decimals = decimals_of(numbers)
     means = [
         numbers[view.projections.is_harmful == style.is_harmful].mean().item() for style in CLASSES
@@ -128,9 +129,9 @@ def place_data(view: View, step: int | str) -> Data:
     return data
 
 
-def _empty_data(note: str, headline: str) -> Data:
+def _empty_data(view: View, note: str, headline: str) -> Data:
     """Return what is shown where there is nothing."""
-    data: Data = {name: {"x": [], "y": []} for name in TRACES}
+    data: Data = {name: {"x": [], "y": []} for name in view.traces}
     data["threshold"] = {
         "x": [0, None, 0],
         "y": [0.5, None, 1],
@@ -140,42 +141,58 @@ def _empty_data(note: str, headline: str) -> Data:
     return data | {"headline": _headline_data(headline)}
 
 
-def _class_data(view: View, numbers: Float[Tensor, " n_prompts"], row: int, column: int) -> Data:
-    """Return bars, curves and marks of both classes."""
-    labels = view.projections.is_harmful
-    histogram, densities = shared_histogram(numbers, labels), shared_densities(numbers, labels)
-    is_right = view.projections.is_called_harmful[:, row, column] == labels
-    decimals, data = decimals_of(numbers), {}
-    for style in CLASSES:
-        rows = labels == style.is_harmful
-        data[f"{style.name} bars"] = bar_data(style, histogram, decimals)
-        data[f"{style.name} density"] = _density_data(style, densities, histogram, int(rows.sum()))
+def highest_bar(parts: Parts, data: Data) -> int:
+    """Return the height of the highest bar, with those that it stands on."""
+    bars = [data[f"{style.name} bars"] for style in parts.styles]
+    tops = [
+        y + base
+        for each in bars
+        for y, base in zip(each["y"], each.get("base", [0] * len(each["y"])), strict=True)
+    ]
+    return max(tops, default=0)
+
+
+def _part_data(view: View, numbers: Float[Tensor, " n_prompts"], row: int, column: int) -> Data:
+    """Return bars, curves and marks of every part."""
+    is_harmful, parts = view.projections.is_harmful, view.parts
+    histogram = shared_histogram(numbers, is_harmful, parts.labels)
+    densities = shared_densities(numbers, parts.labels)
+    is_right = view.projections.is_called_harmful[:, row, column] == is_harmful
+    decimals = decimals_of(numbers)
+    data = bar_data(parts, histogram, decimals)
+    width = float(histogram.edges[1] - histogram.edges[0])
+    for label, style in enumerate(parts.styles):
+        rows = parts.labels == label
+        in_bin = densities.curves[label] * int(rows.sum()) * width
+        data[f"{style.name} density"] = _density_data(densities.grid, in_bin)
         ordered = [round(x, decimals) for x in numbers[rows].sort().values.tolist()]
         data[f"{style.name} share"] = {"x": [ordered[0], *ordered]}
         data[f"{style.name} marks"] = _mark_data(numbers[rows], is_right[rows], decimals)
     return data
 
 
-def bar_data(style: ClassStyle, histogram: Histogram, decimals: int) -> dict[str, Any]:
-    """Return one class's bars."""
-    edges = histogram.edges
-    counts = histogram.n_harmful if style.is_harmful else histogram.n_harmless
-    return {
-        "x": [round(x, decimals + 1) for x in ((edges[1:] + edges[:-1]) / 2).tolist()],
-        "y": counts.tolist(),
-        "width": round(float(edges[1] - edges[0]), decimals + 2),
-    }
+def bar_data(parts: Parts, histogram: Histogram, decimals: int) -> Data:
+    """Return every part's bars; those of one class stand on each other."""
+    edges, data, bases = histogram.edges, {}, {}
+    for style, counts in zip(parts.styles, histogram.counts, strict=True):
+        data[f"{style.name} bars"] = {
+            "x": [round(x, decimals + 1) for x in ((edges[1:] + edges[:-1]) / 2).tolist()],
+            "y": counts.tolist(),
+            "width": round(float(edges[1] - edges[0]), decimals + 2),
+        }
+        if style.is_harmful in bases:
+            data[f"{style.name} bars"]["base"] = bases[style.is_harmful].tolist()
+        bases[style.is_harmful] = bases.get(style.is_harmful, 0) + counts
+    return data
 
 
 def _density_data(
-    style: ClassStyle, densities: Densities, histogram: Histogram, n_prompts: int
+    grid: Float[Tensor, " n_grid"], in_bin: Float[Tensor, " n_grid"]
 ) -> dict[str, Any]:
     """Return a density in the bars' unit: prompts in a bin of the histogram's width."""
-    density = densities.harmful if style.is_harmful else densities.harmless
-    in_bin = density * n_prompts * float(histogram.edges[1] - histogram.edges[0])
     return {
-        "x0": float(f"{densities.grid[0].item():.6g}"),
-        "dx": float(f"{(densities.grid[1] - densities.grid[0]).item():.6g}"),
+        "x0": float(f"{grid[0].item():.6g}"),
+        "dx": float(f"{(grid[1] - grid[0]).item():.6g}"),
         "y": [float(f"{y:.3g}") if y > 1e-3 else 0 for y in in_bin.tolist()],
     }
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from refusal_lens.plots.histogram_data import MISREAD, TRACES, Data
+from refusal_lens.plots.histogram_data import MISREAD, Data, View
+from refusal_lens.plots.parts import Parts
 from refusal_lens.plots.style import CLASSES, NEUTRAL_COLOUR, ClassStyle, faded
 from refusal_lens.plots.text import hover_prompt
 from refusal_lens.prompts.contrast import Prompt
@@ -18,11 +19,12 @@ from refusal_lens.prompts.contrast import Prompt
 BAR_OPACITY = 0.65
 
 
-def view_traces(of_class: Sequence[Sequence[Prompt]], data: Data) -> list[go.Bar | go.Scatter]:
+def view_traces(view: View, prompts: Sequence[Prompt], data: Data) -> list[go.Bar | go.Scatter]:
     """Return the traces of one view, filled with the data of one place.
 
     Args:
-        of_class: The prompts of each class, in the order of `CLASSES`.
+        view: The view.
+        prompts: In the order of its labels.
         data: What each trace shows.
     """
     found: dict[str, go.Bar | go.Scatter] = {
@@ -31,31 +33,35 @@ def view_traces(of_class: Sequence[Sequence[Prompt]], data: Data) -> list[go.Bar
         "marks threshold": level_line("threshold", NEUTRAL_COLOUR, "solid", yaxis="y2"),
         "headline": _headline_trace(),
     }
-    for style, prompts in zip(CLASSES, of_class, strict=True):
+    for label, style in enumerate(view.parts.styles):
+        members = [prompts[row] for row in view.parts.rows(label)]
         found |= {
             f"{style.name} bars": class_bars(style),
             f"{style.name} density": _curve(style, f"{style.name} density", hoverinfo="skip"),
-            f"{style.name} share": _share(style, len(prompts)),
-            f"{style.name} marks": _marks(style, prompts),
-            f"{style.name} mean": level_line(f"{style.name} mean", style.colour, "dash"),
+            f"{style.name} share": _share(style, len(members)),
+            f"{style.name} marks": _marks(style, members),
         }
-    traces = [found[name] for name in TRACES]
-    for name, trace in zip(TRACES, traces, strict=True):
+    for style in CLASSES:
+        found[f"{style.name} mean"] = level_line(f"{style.name} mean", style.colour, "dash")
+    traces = [found[name] for name in view.traces]
+    for name, trace in zip(view.traces, traces, strict=True):
         for key, value in data[name].items():
             trace[key] = value
     return traces
 
 
-def key_traces(
-    of_class: Sequence[Sequence[Prompt]], *, has_null: bool
-) -> list[go.Bar | go.Scatter]:
-    """Return the legend's entries: the traces themselves may be hidden or faint."""
-    keys: list[go.Bar | go.Scatter] = [
+def class_keys(parts: Parts) -> list[go.Bar]:
+    """Return the legend's entries of the classes: the traces themselves may be hidden or faint."""
+    return [
         class_bars(style, showlegend=True, opacity=BAR_OPACITY).update(
-            name=f"{style.name} ({len(prompts)})", x=[None], y=[None]
+            name=f"{style.name} ({len(parts.rows(label))})", x=[None], y=[None]
         )
-        for style, prompts in zip(CLASSES, of_class, strict=True)
+        for label, style in enumerate(parts.styles)
     ]
+
+
+def common_keys(*, has_null: bool) -> list[go.Scatter]:
+    """Return the legend's entries that every view has."""
     misread = {
         "color": NEUTRAL_COLOUR,
         "size": 8,
@@ -63,9 +69,7 @@ def key_traces(
         "line": {"color": NEUTRAL_COLOUR, "width": 1.5},
     }
     looks: dict[str, Any] = {"x": [None], "y": [None], "hoverinfo": "skip"}
-    keys.append(
-        go.Scatter(name="misread prompt", yaxis="y2", mode="markers", marker=misread, **looks)
-    )
+    keys = [go.Scatter(name="misread prompt", yaxis="y2", mode="markers", marker=misread, **looks)]
     if has_null:
         keys.append(
             go.Scatter(
@@ -79,7 +83,7 @@ def key_traces(
 
 
 def class_bars(style: ClassStyle, **more: Any) -> go.Bar:
-    """Return one class's bars, without their counts."""
+    """Return the bars of a class, or of a part of one, without their counts."""
     looks = {"showlegend": False, "opacity": BAR_OPACITY} | more
     return go.Bar(
         name=style.name,
@@ -117,7 +121,7 @@ def _share(style: ClassStyle, n_prompts: int) -> go.Scatter:
 
 
 def _marks(style: ClassStyle, prompts: Sequence[Prompt]) -> go.Scatter:
-    """Return one mark a prompt, all in the class's row, whatever the place."""
+    """Return one mark a prompt, all in the part's row, whatever the place."""
     return prompt_marks(style, prompts).update(
         showlegend=False,
         yaxis="y2",

@@ -31,24 +31,34 @@ RIDGE_HEIGHT = 1.9
 """Height of the highest ridge, in rows: neighbours overlap a little."""
 
 
-def ridgeline(ridges: Sequence[Ridges], *, template: str = "plotly_white") -> go.Figure:
+Styles = tuple[ClassStyle, ...]
+
+
+def ridgeline(
+    ridges: Sequence[Ridges],
+    styles: Sequence[Styles] | None = None,
+    *,
+    template: str = "plotly_white",
+) -> go.Figure:
     """Draw the densities of both classes at every layer, one above the other.
 
     Every ridge is as high as the others: what counts is where the classes lie.
 
     Args:
         ridges: One for each site and position; a menu goes over them, the first is shown.
+        styles: How the parts of each look; None takes them for the classes.
         template: Name of a plotly template.
     """
     figure = go.Figure()
-    for shown, one in enumerate(ridges):
-        for style in CLASSES:
-            figure.add_trace(_ridge_trace(one, style).update(visible=shown == 0))
+    styles = [CLASSES] * len(ridges) if styles is None else styles
+    for shown, (one, looks) in enumerate(zip(ridges, styles, strict=True)):
+        for label, style in enumerate(looks):
+            figure.add_trace(_ridge_trace(one, label, style).update(visible=shown == 0))
     n_rows = max(len(one.hook_points) for one in ridges)
     layout: dict[str, Any] = {"height": 200 + max(14, min(44, 1100 // n_rows)) * n_rows}
     if len(ridges) > 1:
         layout |= {
-            "updatemenus": [menu(_ridge_buttons(ridges), x=1, xanchor="right")],
+            "updatemenus": [menu(_ridge_buttons(ridges, styles), x=1, xanchor="right")],
             "margin_t": 96,
         }
     figure.update_xaxes(title_text=AXIS_TITLES[ridges[0].is_cosine], zeroline=False)
@@ -56,23 +66,22 @@ def ridgeline(ridges: Sequence[Ridges], *, template: str = "plotly_white") -> go
     return dress(figure, template, title, **_ridge_axis(ridges[0]), **layout)
 
 
-def _ridge_trace(one: Ridges, style: ClassStyle) -> go.Scatter:
-    """Return all ridges of a class as one trace, its polygons apart by a gap.
+def _ridge_trace(one: Ridges, label: int, style: ClassStyle) -> go.Scatter:
+    """Return all ridges of a part as one trace, its polygons apart by a gap.
 
     From the top down, so that a peak stands before the ridge above it.
     """
     xs: list[float | None] = []
     ys: list[float | None] = []
     places: list[str] = []
-    densities = one.harmful if style.is_harmful else one.harmless
     for row in reversed(range(len(one.hook_points))):
-        highest = float(max(one.harmful[row].max(), one.harmless[row].max()))
+        density, highest = one.curves[row, label], float(one.curves[row].max())
         # Where a class hardly is there is only its outline, which hides the other's.
-        kept = (densities[row] > 0.004 * highest).nonzero().flatten().tolist()
+        kept = (density > 0.004 * highest).nonzero().flatten().tolist()
         if not kept:
             continue
         x = [float(f"{value:.4g}") for value in one.grids[row, kept].tolist()]
-        y = [round(row + RIDGE_HEIGHT * d / highest, 3) for d in densities[row, kept].tolist()]
+        y = [round(row + RIDGE_HEIGHT * d / highest, 3) for d in density[kept].tolist()]
         xs += [x[0], *x, x[-1], None]
         ys += [row, *y, row, None]
         places += [short_name(one.hook_points[row])] * (len(x) + 3)
@@ -89,7 +98,7 @@ def _ridge_trace(one: Ridges, style: ClassStyle) -> go.Scatter:
         line={
             "color": style.colour,
             "width": 1.3,
-            "dash": "solid" if style.is_harmful else "4px,2px",
+            "dash": {"dash": "4px,2px", "dot": "1px,2px"}.get(style.dash, "solid"),
         },
         text=places,
         hovertemplate=f"%{{text}}, {style.name}<br>"
@@ -117,11 +126,12 @@ def _ridge_axis(one: Ridges) -> dict[str, Any]:
     }
 
 
-def _ridge_buttons(ridges: Sequence[Ridges]) -> list[dict[str, Any]]:
+def _ridge_buttons(ridges: Sequence[Ridges], styles: Sequence[Styles]) -> list[dict[str, Any]]:
     buttons = []
     for shown, one in enumerate(ridges):
-        changes = {"visible": [place == shown for place in range(len(ridges)) for _ in CLASSES]}
-        label = f"{site_of(one.hook_points[0])}, {one.position}"
+        changes = {"visible": [place == shown for place, each in enumerate(styles) for _ in each]}
+        how = "" if styles[shown] is CLASSES else " · by outcome"
+        label = f"{site_of(one.hook_points[0])}, {one.position}{how}"
         buttons.append({"method": "update", "label": label, "args": [changes, _ridge_axis(one)]})
     return buttons
 
@@ -277,7 +287,7 @@ def directions_side_by_side(
 
 
 def _panel_curve(panel: Panel, style: ClassStyle) -> go.Scatter:
-    density = panel.densities.harmful if style.is_harmful else panel.densities.harmless
+    density = panel.densities.curves[int(style.is_harmful)]
     return go.Scatter(
         name=style.name,
         legendgroup=style.name,

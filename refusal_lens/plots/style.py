@@ -41,7 +41,7 @@ LIGHT, DARK = "plotly_white", "plotly_dark"
 class ClassStyle:
     """How one class looks: by colour, and by shape for those who see none.
 
-    `row` is its height among the marks.
+    `row` is its height among the marks, where classes are 1 apart.
     """
 
     name: str
@@ -51,12 +51,12 @@ class ClassStyle:
     pattern: str
     symbol: str
     dash: str
-    row: int
+    row: float
 
 
 CLASSES = (
-    ClassStyle("harmless", False, HARMLESS_COLOUR, "white", "", "circle", "dash", 0),
-    ClassStyle("harmful", True, HARMFUL_COLOUR, HARMFUL_COLOUR, "/", "diamond", "solid", 1),
+    ClassStyle("harmless", False, HARMLESS_COLOUR, "white", "", "circle", "dash", 0.0),
+    ClassStyle("harmful", True, HARMFUL_COLOUR, HARMFUL_COLOUR, "/", "diamond", "solid", 1.0),
 )
 
 

@@ -15,6 +15,7 @@ from refusal_lens import plots
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.models.hook_points import site_of
+from refusal_lens.plots.parts import ways_to_split
 from refusal_lens.plots.text import place_name
 from refusal_lens.runs.folder import RunFolder, best_or_refuse
 from refusal_lens.validation import densities
@@ -127,14 +128,22 @@ def _projection_histogram(run_folder: RunFolder, template: str) -> go.Figure:
         run_folder.read_projections(),
         run_folder.separation(),
         run_folder.read_prompts().prompts,
+        outcomes=_outcomes(run_folder),
         nulls=run_folder.read_table("nulls"),
         initial=(best.hook_point, best.position) if best else None,
         template=template,
     )
 
 
+def _outcomes(run_folder: RunFolder) -> list[str] | None:
+    """Return what became of every prompt; None where that was not measured."""
+    refusal = run_folder.read_refusal()
+    return None if refusal is None else [answer.outcome for answer in refusal.answers]
+
+
 def _ridgeline(run_folder: RunFolder, template: str) -> go.Figure:
     projections = run_folder.read_projections()
+    splits = ways_to_split(projections.is_harmful, _outcomes(run_folder))
     hook_point, position = _best_place(run_folder)
     columns = sorted(
         run_folder.separation().columns,
@@ -146,9 +155,12 @@ def _ridgeline(run_folder: RunFolder, template: str) -> go.Figure:
                 projections,
                 tuple(name for name in projections.hook_points if site_of(name) == site),
                 position,
+                labels=parts.labels,
             )
+            for parts in splits
             for site, position in columns
         ],
+        [parts.styles for parts in splits for _ in columns],
         template=template,
     )
 

@@ -17,48 +17,58 @@ from refusal_lens.validation.crossfit import Projections
 N_GRID = 80
 """Points at which a density is taken."""
 
+MANY = 10
+"""Parts of fewer numbers have wide kernels: where others have so many, the grid goes by those."""
+
+
+Labels = Bool[Tensor, " n_prompts"] | Int[Tensor, " n_prompts"]
+"""Which part each prompt is of: its class, 1 for harmful, or a finer one. No part is empty."""
+
 
 @dataclass(frozen=True, eq=False)
 class Densities:
-    """Densities of both classes on one grid of equal steps, per unit of the numbers."""
+    """Densities of all parts on one grid of equal steps, per unit of the numbers."""
 
     grid: Float[Tensor, " n_grid"]
-    harmful: Float[Tensor, " n_grid"]
-    harmless: Float[Tensor, " n_grid"]
+    curves: Float[Tensor, "n_parts n_grid"]
 
 
 def shared_densities(
-    numbers: Float[Tensor, " n_prompts"],
-    is_harmful: Bool[Tensor, " n_prompts"],
-    n_grid: int = N_GRID,
+    numbers: Float[Tensor, " n_prompts"], labels: Labels, n_grid: int = N_GRID
 ) -> Densities:
-    """Smooth both classes with Gaussian kernels, on a grid that holds both.
+    """Smooth every part with Gaussian kernels, on a grid that holds all.
 
-    Each class has Scott's bandwidth of its own. The grid reaches three of the wider one's beyond
-    the outermost numbers, so that each density integrates to one.
+    Each part has Scott's bandwidth of its own. The grid reaches three of the widest one's beyond
+    the outermost numbers, so that each density integrates to one; see `MANY`.
 
     Args:
         numbers: Projections, without NaN.
-        is_harmful: Labels.
+        labels: The part of each.
         n_grid: Points of the grid.
 
     Source:
         Scott 1992, Multivariate Density Estimation: bandwidth n^(-1/5) standard deviations.
     """
-    harmful, harmless = numbers[is_harmful].double(), numbers[~is_harmful].double()
+    parts = _parts(numbers, labels)
     spread = max(float(numbers.max() - numbers.min()), 1e-9 * float(numbers.abs().max()), 1e-12)
-    widths = [_bandwidth(rows, spread) for rows in (harmful, harmless)]
-    margin = 3 * max(widths)
+    widths = [_bandwidth(part, spread) for part in parts]
+    of_many = [width for width, part in zip(widths, parts, strict=True) if len(part) >= MANY]
+    margin = 3 * max(of_many or widths)
     grid = np.linspace(float(numbers.min()) - margin, float(numbers.max()) + margin, n_grid)
     smoothed = [
-        torch.from_numpy(_smooth(rows.numpy(), width, grid))
-        for rows, width in zip((harmful, harmless), widths, strict=True)
+        torch.from_numpy(_smooth(part.numpy(), width, grid))
+        for part, width in zip(parts, widths, strict=True)
     ]
-    return Densities(torch.from_numpy(grid), *smoothed)
+    return Densities(torch.from_numpy(grid), torch.stack(smoothed))
+
+
+def _parts(numbers: Float[Tensor, " n_prompts"], labels: Labels) -> list[Float[Tensor, " n_own"]]:
+    """Deal numbers to their parts, in the order of the labels."""
+    return [numbers[labels == label].double() for label in range(int(labels.max()) + 1)]
 
 
 def _bandwidth(values: Float[Tensor, " n_own"], spread: float) -> float:
-    """Return Scott's bandwidth; a hundredth of all numbers' spread where a class has none."""
+    """Return Scott's bandwidth; a hundredth of all numbers' spread where a part has none."""
     deviation = float(values.std()) if len(values) > 1 else 0.0
     return max(deviation * len(values) ** -0.2, 0.01 * spread)
 
@@ -73,14 +83,14 @@ def _smooth(values: np.ndarray, width: float, grid: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Ridges:
-    """Densities of both classes at every hook point of one site and position.
+    """Densities of all parts at every hook point of one site and position.
 
-    Each row has a grid of its own. NaN where there is no direction.
+    Each row has a grid of its own. A curve is as high as its part is of its class. NaN where there
+    is no direction.
     """
 
     grids: Float[Tensor, "n_hook_points n_grid"]
-    harmful: Float[Tensor, "n_hook_points n_grid"]
-    harmless: Float[Tensor, "n_hook_points n_grid"]
+    curves: Float[Tensor, "n_hook_points n_parts n_grid"]
     hook_points: tuple[str, ...]
     position: str
     is_cosine: bool
@@ -92,6 +102,7 @@ def ridges(
     position: str,
     *,
     is_cosine: bool = True,
+    labels: Labels | None = None,
 ) -> Ridges:
     """Smooth the projections at some hook points.
 
@@ -100,21 +111,29 @@ def ridges(
         hook_points: Which ones, in the order to keep.
         position: At which position.
         is_cosine: Take cosines: they compare across layers, as lengths do not.
+        labels: The part of each prompt; None takes its class.
     """
+    labels = projections.is_harmful if labels is None else labels
     column = projections.positions.index(position)
     values = projections.cosines if is_cosine else projections.values
-    nothing = torch.full((N_GRID,), torch.nan, dtype=torch.float64)
+    is_harmful = projections.is_harmful
+    shares = torch.stack(
+        [
+            (labels == label).sum() / (is_harmful == is_harmful[labels == label][0]).sum()
+            for label in range(int(labels.max()) + 1)
+        ]
+    )
+    nothing = torch.full((len(shares), N_GRID), torch.nan, dtype=torch.float64)
     rows = []
     for hook_point in hook_points:
         numbers = values[:, projections.hook_points.index(hook_point), column]
         if bool(numbers.isnan().any()):
-            rows.append(Densities(nothing, nothing, nothing))
+            rows.append(Densities(nothing[0], nothing))
         else:
-            rows.append(shared_densities(numbers, projections.is_harmful))
+            rows.append(shared_densities(numbers, labels))
     return Ridges(
         torch.stack([row.grid for row in rows]),
-        torch.stack([row.harmful for row in rows]),
-        torch.stack([row.harmless for row in rows]),
+        torch.stack([row.curves for row in rows]) * shares[:, None],
         hook_points,
         position,
         is_cosine,
@@ -198,23 +217,30 @@ def activation_norms(projections: Projections) -> Float[Tensor, "n_hook_points n
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts of both classes in the same bins."""
+    """Counts of all parts in the same bins."""
 
     edges: Float[Tensor, " n_edges"]
-    n_harmful: Int[Tensor, " n_bins"]
-    n_harmless: Int[Tensor, " n_bins"]
+    counts: Int[Tensor, "n_parts n_bins"]
 
 
 def shared_histogram(
-    projections: Float[Tensor, " n_prompts"], is_harmful: Bool[Tensor, " n_prompts"]
+    projections: Float[Tensor, " n_prompts"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    labels: Labels | None = None,
 ) -> Histogram:
-    """Count both classes in bins chosen from all projections together.
+    """Count every part in bins chosen from all projections together.
 
     Bins of each class's own would make distributions look apart that are not. Their width is
     Freedman and Diaconis's, of the narrower class, between 10 and 60 bins.
+
+    Args:
+        projections: Without NaN.
+        is_harmful: What bins are chosen by.
+        labels: The part of each prompt; None takes its class.
     """
-    numbers, labels = projections.double().numpy(), is_harmful.numpy()
-    widths = [_bin_width(numbers[labels]), _bin_width(numbers[~labels])]
+    labels = is_harmful if labels is None else labels
+    numbers = projections.double().numpy()
+    widths = [_bin_width(numbers[is_harmful.numpy() == side]) for side in (True, False)]
     low, high = float(numbers.min()), float(numbers.max())
     wanted = (high - low) / min(widths) if min(widths) > 0 else 1
     n_bins = int(np.clip(np.ceil(wanted), 10, 60))
@@ -222,8 +248,9 @@ def shared_histogram(
     edges = np.linspace(low - margin, high + margin, n_bins + 1)
     return Histogram(
         torch.from_numpy(edges),
-        torch.from_numpy(np.histogram(numbers[labels], edges)[0]),
-        torch.from_numpy(np.histogram(numbers[~labels], edges)[0]),
+        torch.stack(
+            [torch.from_numpy(np.histogram(part, edges)[0]) for part in _parts(projections, labels)]
+        ),
     )
 
 

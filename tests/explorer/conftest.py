@@ -12,7 +12,7 @@ from refusal_lens.runs.folder import RunFolder
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> RunFolder:
     path = tmp_path_factory.mktemp("runs") / "one"
-    return make_run(path, sites=("resid_post", "mlp_out"), texts=HOSTILE)
+    return make_run(path, sites=("resid_post", "mlp_out"), texts=HOSTILE, is_answered=True)
 
 
 @pytest.fixture(scope="session")

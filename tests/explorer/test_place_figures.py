@@ -13,6 +13,8 @@ from refusal_lens import plots
 from refusal_lens.explorer import overview_figures, place_figures
 from refusal_lens.explorer.place_figures import Marks
 from refusal_lens.explorer.scene import Scene
+from refusal_lens.explorer.view import nearest_view
+from refusal_lens.plots.parts import by_class
 
 
 def patched(figure: go.Figure, changes: dict) -> dict:
@@ -24,8 +26,8 @@ def test_what_changes_is_all_that_differs(scene):
     """A figure given another place's changes is the other place's figure: nothing stays behind."""
     prompts, is_harmful = scene.run.prompts, scene.run.is_harmful
     everyone = torch.ones(80, dtype=torch.bool)
-    plain = Marks(is_harmful, everyone)
-    fancy = Marks(is_harmful, torch.arange(80) % 3 == 0, (1, 50))
+    plain = Marks(is_harmful, by_class(is_harmful), everyone)
+    fancy = Marks(is_harmful, by_class(is_harmful), torch.arange(80) % 3 == 0, (1, 50))
     nowhere = torch.full((80,), torch.nan, dtype=torch.float64)
     states = [
         (scene.numbers, 1.0, fancy),
@@ -50,7 +52,7 @@ def test_what_changes_is_all_that_differs(scene):
 
 def test_every_prompt_is_a_mark_and_every_misread_one_a_cross(scene):
     is_harmful = scene.run.is_harmful
-    marks = Marks(is_harmful, torch.ones(80, dtype=torch.bool), (3, 60))
+    marks = Marks(is_harmful, by_class(is_harmful), torch.ones(80, dtype=torch.bool), (3, 60))
     threshold = scene.numbers.sort().values[30].item()
     figure = place_figures.place_histogram(scene.numbers, threshold, marks, scene.run.prompts)
     bars, dots, crosses = figure.data[:2], figure.data[2:4], figure.data[4]
@@ -80,7 +82,7 @@ def test_hostile_prompts_are_text_on_hover(scene):
 @pytest.mark.parametrize("scale", ["raw", "cosine"])
 def test_ridges_are_those_of_plots_on_the_view_s_scale(runs, view, scale):
     scene = Scene(runs[view.run], replace(view, scale=scale, position="mean"))
-    figure = overview_figures.ridgeline(scene.ridges, "plotly_white")
+    figure = overview_figures.ridgeline(scene.ridges, scene.parts, "plotly_white")
     expected = plots.ridgeline([scene.ridges])
     for trace, other in zip(figure.data, expected.data, strict=True):
         assert trace == other
@@ -88,5 +90,26 @@ def test_ridges_are_those_of_plots_on_the_view_s_scale(runs, view, scale):
     numbers = scene.projected.numbers(name, "mean", is_cosine=scale == "cosine")
     grid = scene.ridges.grids[3].numpy()
     exact = gaussian_kde(numbers[scene.run.is_harmful].numpy())(grid)
-    np.testing.assert_allclose(scene.ridges.harmful[3], exact, rtol=1e-9)
+    np.testing.assert_allclose(scene.ridges.curves[3, 1], exact, rtol=1e-9)
     assert ("cosine" in figure.layout.xaxis.title.text) == (scale == "cosine")
+
+
+def test_classes_are_split_by_outcome_where_the_run_has_answers(runs, view):
+    """The other run has none: an address that asks for outcomes shows classes there."""
+    wanted = replace(view, split="outcome")
+    assert nearest_view(wanted, runs) == wanted
+    assert nearest_view(replace(wanted, run="two"), runs).split == "class"
+    scene = Scene(runs[view.run], wanted)
+    given = (scene.numbers, scene.threshold, scene.marks)
+    figure = place_figures.place_histogram(*given, scene.run.prompts)
+    assert [sum(bars.y) for bars in figure.data[:3]] == [40, 20, 20]
+    assert list(figure.layout.yaxis2.ticktext) == [
+        "harmless, answered (40)",
+        "harmful, answered (20)",
+        "harmful, refused (20)",
+    ]
+    for marks, rows in zip(figure.data[3:6], ((40, 80, 1), (0, 40, 2), (1, 40, 2)), strict=True):
+        assert list(marks.customdata) == list(range(*rows))
+    assert len(figure.data) == len(place_figures.histogram_changes(*given)["data"])
+    ridges = overview_figures.ridgeline(scene.ridges, scene.parts, "plotly_white")
+    assert [trace.name for trace in ridges.data] == [s.name for s in scene.parts.styles]

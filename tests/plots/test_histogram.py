@@ -14,12 +14,22 @@ from conftest import make_separation
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.plots import HARMFUL_COLOUR, HARMLESS_COLOUR, layer_profile, projection_histogram
-from refusal_lens.plots.histogram_data import TRACES
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.densities import activation_norms, shared_densities, shared_histogram
 
+TRACES = (
+    "null",
+    *(
+        f"{name} {kind}"
+        for kind in ("bars", "density", "share", "marks", "mean")
+        for name in ("harmless", "harmful")
+    ),
+    "threshold",
+    "marks threshold",
+    "headline",
+)
 # The places of a view's traces. Views: every position raw, then every position as cosines.
 BARS, DENSITY, SHARE, MARKS, MEANS = (
     {
@@ -97,8 +107,8 @@ def test_bars_are_the_shared_histogram():
     histogram = shared_histogram(projections.values[:, 2, 1], projections.is_harmful)
     harmless, harmful = (group(figure, 1)[BARS[label]] for label in (False, True))
     assert harmless.x == harmful.x
-    assert list(harmless.y) == histogram.n_harmless.tolist()
-    assert list(harmful.y) == histogram.n_harmful.tolist()
+    assert list(harmless.y) == histogram.counts[0].tolist()
+    assert list(harmful.y) == histogram.counts[1].tolist()
     assert (sum(harmless.y), sum(harmful.y)) == (30, 30)
     edges = histogram.edges.numpy()
     np.testing.assert_allclose(harmful.x, (edges[1:] + edges[:-1]) / 2, atol=1e-3)
@@ -110,9 +120,7 @@ def test_one_place_alone_has_its_bars_and_neither_slider_nor_other_places():
     projections, separation, prompts = planted()
     initial = ("blocks.2.hook_resid_post", "mean")
     whole = projection_histogram(projections, separation, prompts, initial=initial)
-    alone = projection_histogram(
-        projections, separation, prompts, hook_point="resid_post:2", position="mean"
-    )
+    alone = projection_histogram(projections, separation, prompts, only=("resid_post:2", "mean"))
     assert not alone.layout.sliders
     assert len(alone.data) < len(whole.data)
     for label in (False, True):
@@ -475,7 +483,7 @@ def test_cosine_view_shows_cosines_and_no_threshold():
     cosines = projections.cosines[:, 2, 1]
     np.testing.assert_allclose(traces[MARKS[True]].x, cosines[own].numpy(), atol=1e-4)
     histogram = shared_histogram(cosines, own)
-    assert list(traces[BARS[False]].y) == histogram.n_harmless.tolist()
+    assert list(traces[BARS[False]].y) == histogram.counts[0].tolist()
     assert traces[MEANS[True]].x[0] == pytest.approx(cosines[own].mean().item(), abs=1e-4)
     # Misread are the same prompts as in the raw view, whose threshold decides.
     assert traces[MARKS[True]].marker.symbol == group(figure, 1)[MARKS[True]].marker.symbol
@@ -493,7 +501,7 @@ def test_density_is_in_prompts_per_bin(is_harmful):
     curve, bars = (group(figure, 0)[kind[is_harmful]] for kind in (DENSITY, BARS))
     grid = curve.x0 + curve.dx * np.arange(len(curve.y))
     np.testing.assert_allclose(grid, densities.grid.numpy(), rtol=1e-4, atol=1e-2)
-    expected = (densities.harmful if is_harmful else densities.harmless) * 30 * bars.width
+    expected = densities.curves[int(is_harmful)] * 30 * bars.width
     np.testing.assert_allclose(curve.y, expected.numpy(), rtol=1e-2, atol=2e-3)
     # As many prompts under the curve as in the bars.
     assert sum(curve.y) * curve.dx / bars.width == pytest.approx(sum(bars.y), rel=0.02)
@@ -774,3 +782,48 @@ def test_template_is_the_one_asked_for():
             layer_profile(separation, template=template),
         ):
             assert figure.layout.template.layout.paper_bgcolor == background
+
+
+def test_classes_are_split_by_outcome_by_choice():
+    """The harmful class of a real model has two humps: what it refused, and what it answered."""
+    projections, separation, prompts = planted()
+    outcomes = ["refused" if i % 4 == 0 else "answered" for i in range(60)]
+    outcomes[1] = "evaded"
+    figure = projection_histogram(projections, separation, prompts, outcomes=outcomes)
+    menu = figure.layout.updatemenus[0]
+    assert [button.label for button in menu.buttons][-2:] == [
+        "position last · by outcome",
+        "position mean · by outcome",
+    ]
+    changes, layout = menu.buttons[4].args
+    shown = [t for t, on in zip(figure.data, changes["visible"], strict=True) if on]
+    assert list(layout["yaxis2.ticktext"]) == [
+        "harmless, answered (29)",
+        "harmless, neither (1)",
+        "harmful, answered (15)",
+        "harmful, refused (15)",
+    ]
+    bars = [trace for trace in shown if trace.type == "bar"]
+    assert [sum(trace.y) for trace in bars] == [29, 1, 15, 15]
+    # The bars of a class stand on each other: together they are the class's own.
+    of_class = group(figure, 0)[BARS[True]]
+    assert [base + y for base, y in zip(bars[3].base, bars[3].y, strict=True)] == list(of_class.y)
+    evaded, refused = (
+        next(t for t in shown if t.legendgroup == name and t.yaxis == "y2")
+        for name in ("harmless, neither", "harmful, refused")
+    )
+    assert ["p-001" in text for text in evaded.hovertext] == [True]
+    is_refused = torch.tensor([outcome == "refused" for outcome in outcomes])
+    row = figure.layout.sliders[0].active
+    mine = projections.values[is_refused, row, 0].tolist()
+    np.testing.assert_allclose(refused.x, mine, rtol=1e-3)
+
+
+def test_where_outcomes_split_nothing_there_is_no_such_choice():
+    projections, separation, prompts = planted()
+    outcomes = ["refused" if is_harmful else "answered" for is_harmful in projections.is_harmful]
+    figures = [
+        projection_histogram(projections, separation, prompts, outcomes=each)
+        for each in (None, outcomes)
+    ]
+    assert figures[0] == figures[1]

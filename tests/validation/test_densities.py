@@ -29,7 +29,7 @@ def two_classes(n_prompts: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
 def test_densities_equal_scipy_s():
     numbers, is_harmful = two_classes()
     found = shared_densities(numbers, is_harmful)
-    for density, own in ((found.harmful, is_harmful), (found.harmless, ~is_harmful)):
+    for density, own in zip(found.curves, (~is_harmful, is_harmful), strict=True):
         expected = gaussian_kde(numbers[own].numpy())(found.grid.numpy())
         np.testing.assert_allclose(density.numpy(), expected, rtol=1e-9)
 
@@ -38,7 +38,7 @@ def test_densities_integrate_to_one_on_equal_steps():
     found = shared_densities(*two_classes())
     steps = found.grid.diff()
     torch.testing.assert_close(steps, steps[:1].expand_as(steps))
-    for density in (found.harmful, found.harmless):
+    for density in found.curves:
         assert torch.trapezoid(density, found.grid).item() == pytest.approx(1, abs=2e-3)
 
 
@@ -46,7 +46,7 @@ def test_densities_integrate_to_one_on_equal_steps():
 def test_densities_of_a_class_without_spread_are_finite(numbers):
     is_harmful = torch.tensor([True, False, True, False])
     found = shared_densities(torch.tensor(numbers), is_harmful)
-    for density in (found.harmful, found.harmless):
+    for density in found.curves:
         assert bool(density.isfinite().all())
         assert density.max() > 0
 
@@ -73,11 +73,10 @@ def test_ridges_are_each_layer_s_densities_of_cosines():
     found = ridges(projections, HOOK_POINTS[::-1], "mean")
     assert (found.hook_points, found.position) == (HOOK_POINTS[::-1], "mean")
     expected = shared_densities(cosines[:, 1, 1], projections.is_harmful)
-    torch.testing.assert_close(found.harmful[0], expected.harmful)
-    torch.testing.assert_close(found.harmless[0], expected.harmless)
+    torch.testing.assert_close(found.curves[0], expected.curves)
     torch.testing.assert_close(found.grids[0], expected.grid)
     assert bool(found.grids[1].isnan().all())
-    assert bool(found.harmful[1].isnan().all())
+    assert bool(found.curves[1].isnan().all())
 
 
 def test_norms_are_the_activations_mean_lengths_where_a_cosine_tells():
@@ -124,3 +123,15 @@ def test_top_coordinates_are_shares_of_the_raw_length():
     torch.testing.assert_close(found.clipped, torch.tensor([-4.0, 4.0, 2.0]).double() / length)
     squares = torch.tensor([64.0, 80, 84, 85, 85]).double() / 85
     torch.testing.assert_close(found.cumulative, squares)
+
+
+def test_a_part_s_ridge_is_as_high_as_it_is_of_its_class():
+    generator = torch.Generator().manual_seed(1)
+    cosines = torch.rand(200, 2, 2, generator=generator).double()
+    projections = projections_of(cosines, torch.full_like(cosines, 50.0))
+    labels = projections.is_harmful.long()
+    labels[:50] += 2 * projections.is_harmful[:50]
+    labels = torch.tensor([{0: 0, 1: 1, 3: 2}[each] for each in labels.tolist()])
+    found = ridges(projections, HOOK_POINTS, "mean", labels=labels)
+    areas = torch.trapezoid(found.curves[0], found.grids[0], dim=-1)
+    torch.testing.assert_close(areas, torch.tensor([1, 0.75, 0.25]).double(), atol=0.01, rtol=0)
