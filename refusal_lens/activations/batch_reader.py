@@ -21,7 +21,14 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.backends import HookedTransformer, Model, is_hooked
 from refusal_lens.models.batching import fits
 from refusal_lens.models.fast_forward import KeyValues, Stop, forward, why_not_fast
-from refusal_lens.models.hook_points import layer_of, resolve_hook_points, site_of, stop_layer
+from refusal_lens.models.hook_points import (
+    layer_of,
+    read_at,
+    resolve_of_one_width,
+    site_of,
+    stop_layer,
+    width_of,
+)
 from refusal_lens.models.layout import lay_out
 from refusal_lens.models.matmul import fast_products, library_of_products
 from refusal_lens.prompts.positions import (
@@ -81,9 +88,11 @@ def make_reader(
         sinks: `left_out` of means, or `kept` in them.
 
     Raises:
-        RefusalLensError: A hook point or position that this model or a prompt does not have.
+        RefusalLensError: A hook point or position that this model or a prompt does not have, or
+            hook points of several widths.
     """
-    names = resolve_hook_points(model, hook_points)
+    names = resolve_of_one_width(model, hook_points)
+    width = width_of(model, names[0])
     wanted = normalise_positions(positions)
     check_positions(tokens, wanted, getattr(model.cfg, "n_ctx", None))
     reason, products = why_not_fast(model), library_of_products(model.cfg)
@@ -92,13 +101,13 @@ def make_reader(
     if reason is not None or not is_hooked(model):
         path = {"path": "TransformerLens", "why": reason, "n_prefix": 0, "products": products}
         read = partial(_read_plain, model, names, wanted, sinks)
-        return Reader(read, names, wanted, path, model.cfg.d_model, sinks)
+        return Reader(read, names, wanted, path, width, sinks)
     lay_out(model)
     prefix = _run_prefix(model, tokens.shared_prefix(), names)
     path = {"path": "fast", "why": None, "n_prefix": prefix.n_tokens, "products": products}
     path["weights"] = "laid out so that transposes are views; shapes and values unchanged"
     read = partial(_read_fast, model, names, wanted, sinks, prefix)
-    return Reader(read, names, wanted, path, model.cfg.d_model, sinks)
+    return Reader(read, names, wanted, path, width, sinks)
 
 
 def _read_plain(
@@ -109,13 +118,11 @@ def _read_plain(
     pool = make_pool(tokens, positions, 0, sinks)
     pooled: dict[str, PooledBatch] = {}
 
-    # The name is bound here: a bridge's hook goes by another name than the one asked for.
-    def keep(name: str, activation: Tensor, hook: Any) -> None:  # noqa: ARG001
-        _check_shape(name, activation, (*ids.shape, model.cfg.d_model))
+    def keep(name: str, activation: Tensor) -> None:
+        _check_shape(name, activation, (*ids.shape, width_of(model, name)))
         pooled[name] = pool(activation)
 
-    hooks: list[Any] = [(name, partial(keep, name)) for name in names]
-    with _forward_on(model, hooks):
+    with _forward_on(model, _hooks(model, names, keep)):
         # padding_side: a tokenizer that pads left would make TransformerLens mask real tokens.
         model(
             ids.to(model.cfg.device),
@@ -140,8 +147,8 @@ def _run_prefix(model: HookedTransformer, ids: tuple[int, ...], names: Sequence[
         return _Prefix(0, None, {})
     before: dict[str, Tensor] = {}
 
-    def keep(activation: Tensor, hook: Any) -> None:
-        before[hook.name] = activation[0]
+    def keep(name: str, activation: Tensor) -> None:
+        before[name] = activation[0]
 
     past: list[KeyValues] = []
 
@@ -149,8 +156,7 @@ def _run_prefix(model: HookedTransformer, ids: tuple[int, ...], names: Sequence[
         row = torch.tensor([ids], device=model.cfg.device)
         past.extend(forward(model, row, Stop(stop_layer(names) or 0)))
 
-    hooks: list[Any] = [(name, keep) for name in names]
-    with _forward_on(model, hooks):
+    with _forward_on(model, _hooks(model, names, keep)):
         if not fits(run):
             raise RefusalLensError(
                 f"The first {len(ids)} tokens, which all prompts share, do not fit in memory on "
@@ -175,16 +181,15 @@ def _read_fast(
     needed = _positions_of_last_block(tokens, positions, prefix.n_tokens)
     pooled: dict[str, PooledBatch] = {}
 
-    def keep(activation: Tensor, hook: Any) -> None:
-        if needed is not None and _is_after_attention(hook.name, stop):
+    def keep(name: str, activation: Tensor) -> None:
+        if needed is not None and _is_after_attention(name, stop):
             # The last block computed these positions only, each a single token.
-            pooled[hook.name] = PooledBatch(activation.float(), torch.zeros_like(needed))
+            pooled[name] = PooledBatch(activation.float(), torch.zeros_like(needed))
         else:
-            _check_shape(hook.name, activation, (*rest.shape, model.cfg.d_model))
-            pooled[hook.name] = pool(activation, prefix.before.get(hook.name))
+            _check_shape(name, activation, (*rest.shape, width_of(model, name)))
+            pooled[name] = pool(activation, prefix.before.get(name))
 
-    hooks: list[Any] = [(name, keep) for name in names]
-    with _forward_on(model, hooks):
+    with _forward_on(model, _hooks(model, names, keep)):
         forward(
             model,
             rest,
@@ -219,11 +224,22 @@ def _is_after_attention(name: str, stop: Stop) -> bool:
     return layer_of(name) == stop.n_blocks - 1 and site_of(name) not in before
 
 
+def _hooks(model: Model, names: Sequence[str], keep: Callable[[str, Tensor], None]) -> list[Any]:
+    """Make hooks that give `keep` what is at each hook point, by the name that was asked for."""
+
+    # A bridge's hook goes by another name, and the heads of a layer share one.
+    def at(name: str) -> tuple[str, Callable[..., None]]:
+        hooked, read = read_at(model, name)
+        return hooked, lambda activation, hook: keep(name, read(activation))  # noqa: ARG005
+
+    return [at(name) for name in names]
+
+
 def _check_shape(name: str, activation: Tensor, expected: tuple[int, ...]) -> None:
     if activation.shape != expected:
         raise RefusalLensError(
             f"Hook point {name} gave an activation of shape {tuple(activation.shape)}; "
-            f"[batch, position, d_model] is needed, here {expected}."
+            f"[batch, position, component] is needed, here {expected}."
         )
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE, Directions, fit_directions
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.arms import Arm
+from refusal_lens.models.hook_points import is_residual, site_of
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.validation.crossfit import assign_folds
 from refusal_lens.validation.units import pair_units, topic_units
@@ -94,7 +96,23 @@ def fit_candidates(
 
 
 def make_candidates(activations: Activations, directions: Directions) -> list[Candidate]:
-    """Put class means beside each direction."""
+    """Put class means beside each direction.
+
+    Raises:
+        RefusalLensError: One is not of the residual stream, where alone experiments act.
+    """
+    outside = [name for name in directions.hook_points if not is_residual(name)]
+    if outside:
+        rest = dict.fromkeys(map(site_of, filter(is_residual, directions.hook_points)))
+        raise RefusalLensError(
+            "Interventions act on the residual stream (resid_pre, resid_mid, resid_post, attn_out, "
+            f"mlp_out), and {outside[0]} is not in it. "
+            + (
+                f"Take those that are: directions.hook_points=[{', '.join(rest)}]."
+                if rest
+                else "Run them on a collection at one of these sites."
+            )
+        )
     candidates = []
     for direction in directions:
         values = activations.at(direction.hook_point, direction.position).double()

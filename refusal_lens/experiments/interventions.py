@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refusal_lens.directions.kernel import WeightKernel
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.hook_points import Hook, layer_of, resolve_hook_points, uniform
+from refusal_lens.models.hook_points import Hook, head_of, layer_of, resolve_hook_points, uniform
 from refusal_lens.prompts.positions import check_positions, normalise_position, token_span
 from refusal_lens.prompts.tokens import Tokens
 
@@ -250,6 +250,13 @@ def _hooks(
         raise RefusalLensError(
             "Prompts of a single token cannot be told from a step of an answer. Act on all tokens "
             "(where=None)."
+        )
+
+    heads = [name for name in hook_points if head_of(name) is not None]
+    if heads:
+        raise RefusalLensError(
+            f"Interventions act on whole activations, and {heads[0]} is one head of one. Act where "
+            "the residual stream is written (residual_writes(model)), or at attn_out of its layer."
         )
 
     def hook_at(name: str) -> Hook:

@@ -17,7 +17,7 @@ from refusal_lens.directions.direction import Direction, cosine_project, project
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.attribution import only_hooked
 from refusal_lens.models.backends import HookedTransformer, Model, tokenizer_of
-from refusal_lens.models.hook_points import resolve_hook_points, stop_layer
+from refusal_lens.models.hook_points import read_at, resolve_hook_points, stop_layer
 from refusal_lens.prompts.contrast import Prompt, PromptSet
 from refusal_lens.prompts.positions import check_positions, make_pool
 from refusal_lens.prompts.tokens import check_control_tokens, token_text, tokenise
@@ -238,10 +238,15 @@ def _streams(
 ) -> dict[str, Float[Tensor, "n_tokens d_model"]]:
     streams: dict[str, Tensor] = {}
 
-    def keep(activation: Tensor, hook: Any) -> None:
-        streams[hook.name] = activation[0].float().cpu()
+    def hook_at(name: str) -> tuple[str, Any]:
+        hooked, read = read_at(model, name)
 
-    hooks: list[Any] = [(name, keep) for name in names]
+        def keep(activation: Tensor, hook: Any) -> None:  # noqa: ARG001
+            streams[name] = read(activation)[0].float().cpu()
+
+        return hooked, keep
+
+    hooks: list[Any] = [hook_at(name) for name in names]
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
         model(
             torch.tensor([ids], device=model.cfg.device),

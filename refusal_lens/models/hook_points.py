@@ -1,7 +1,7 @@
 """From selectors to full hook-point names.
 
-Knows which hook points of a model carry a `[batch, position, d_model]` activation, and how people
-write them down. Does not run the model.
+Knows which hook points of a model carry one vector a token, how wide it is, and how people write
+them down: every head is a hook point of its own, `blocks.8.attn.hook_z.3`. Does not run the model.
 """
 
 import difflib
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
@@ -24,13 +25,22 @@ OUTSIDE_BLOCKS = ("hook_embed", "hook_pos_embed", "ln_final.hook_normalized")
 
 NORMALISED = ("ln1.hook_normalized", "ln2.hook_normalized")
 
+HEADS = ("attn.hook_z", "attn.hook_result")
+"""Hook points with a vector for each head: what it reads, `d_head` wide, and what it writes."""
+
+SITES = {
+    **{site: f"hook_{site}" for site in RESIDUAL_SITES},
+    **{inner.partition(".")[2]: inner for inner in (*HEADS, "mlp.hook_post")},
+    **{inner: inner for inner in (*HEADS, "mlp.hook_post", *NORMALISED)},
+}
+"""The words that may stand before the layers of a selector, and what they mean in a block."""
+
 GATES = {
     "hook_mlp_in": "use_hook_mlp_in",
     "hook_attn_in": "use_attn_in",
     "hook_q_input": "use_split_qkv_input",
     "hook_k_input": "use_split_qkv_input",
     "hook_v_input": "use_split_qkv_input",
-    "attn.hook_result": "use_attn_result",
 }
 """Hook points that fire only while a flag of the config is on."""
 
@@ -42,7 +52,7 @@ def resolve_hook_points(model: Any, selectors: str | Sequence[str]) -> tuple[str
         model: A `HookedTransformer` or `TransformerBridge`.
         selectors: Each a full name (`blocks.12.hook_resid_post`), a glob
             (`blocks.*.hook_resid_mid`), a site (`resid_post`: all layers), or a site with layers
-            (`resid_post:8-15`, `attn_out:3`).
+            (`resid_post:8-15`, `attn_out:3`); `hook_z:8` is all heads of layer 8, `hook_z:8.3` one.
 
     Returns:
         Names in the order asked for, layers ascending within a selector, none twice.
@@ -60,6 +70,61 @@ def resolve_hook_points(model: Any, selectors: str | Sequence[str]) -> tuple[str
         raise RefusalLensError("At least one hook point is needed, for example resid_post.")
     names = [name for selector in listed for name in _resolve(model, selector)]
     return tuple(dict.fromkeys(names))
+
+
+def resolve_of_one_width(model: Any, selectors: str | Sequence[str]) -> tuple[str, ...]:
+    """Resolve selectors of what is collected together: in one grid, so of one width.
+
+    Raises:
+        RefusalLensError: As `resolve_hook_points`, or two of them differ in width.
+    """
+    names = resolve_hook_points(model, selectors)
+    widths: dict[int, str] = {}
+    for name in names:
+        widths.setdefault(width_of(model, name), name)
+    if len(widths) > 1:
+        found = ", ".join(f"{name} has {width} components" for width, name in widths.items())
+        raise RefusalLensError(
+            f"One run holds hook points of one width, and {found}. Collect each width in a run of "
+            "its own."
+        )
+    return names
+
+
+def width_of(model: Any, hook_point: str) -> int:
+    """Return how many components an activation has at a hook point."""
+    site = site_of(hook_point)
+    if site == "mlp.hook_post":
+        return model.cfg.d_mlp
+    return model.cfg.d_head if site.startswith(HEADS[0]) else model.cfg.d_model
+
+
+def read_at(model: Any, hook_point: str) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Say where the model is hooked for a hook point, and how it is read off what is there.
+
+    What a head writes is made of what it reads: TransformerLens's own `hook_result` fires only with
+    a flag on, and is `n_heads` times the residual stream.
+
+    Args:
+        model: Of either backend.
+        hook_point: A full name.
+
+    Returns:
+        The name of the hook, and what makes `[batch, position, width]` of its activation.
+    """
+    head, layer = head_of(hook_point), layer_of(hook_point)
+    if head is None or layer is None:
+        return hook_point, lambda activation: activation
+    n_heads = model.cfg.n_heads
+    written = None if HEADS[0] in hook_point else model.blocks[layer].attn.W_O.detach()[head]
+
+    def read(
+        z: Float[Tensor, "batch pos *heads d"],
+    ) -> Float[Tensor, "batch pos width"]:
+        mine = z.flatten(2).unflatten(2, (n_heads, -1))[:, :, head]
+        return mine if written is None else mine @ written
+
+    return f"blocks.{layer}.{HEADS[0]}", read
 
 
 def select_hook_points(
@@ -80,8 +145,9 @@ def select_hook_points(
         ('blocks.1.hook_mlp_out',)
     """
     n_layers = 1 + max((layer_of(name) or 0 for name in names), default=0)
+    n_heads = 1 + max((head_of(name) or 0 for name in names), default=0)
     flags = dict.fromkeys(GATES.values(), True)
-    cfg = SimpleNamespace(model_name=holder, n_layers=n_layers, **flags)
+    cfg = SimpleNamespace(model_name=holder, n_layers=n_layers, n_heads=n_heads, **flags)
     return resolve_hook_points(SimpleNamespace(hook_dict=names, cfg=cfg), selectors)
 
 
@@ -121,8 +187,8 @@ def place_index(
 
 
 def collectable_hook_points(model: Any) -> tuple[str, ...]:
-    """List every hook point of the model whose activation is `[batch, position, d_model]`."""
-    return tuple(name for name in model.hook_dict if _why_not(model, name) is None)
+    """List every hook point of the model that holds one vector a token, head by head."""
+    return tuple(name for name in _names(model) if _why_not(model, name) is None)
 
 
 def layer_of(hook_point: str) -> int | None:
@@ -136,25 +202,62 @@ def layer_of(hook_point: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def site_of(hook_point: str) -> str:
-    """Return the kind of hook point without its layer.
+def head_of(hook_point: str) -> int | None:
+    """Return the index of the head whose hook point this is; None for all others.
 
     Example:
-        >>> site_of("blocks.12.hook_resid_post")
-        'resid_post'
+        >>> head_of("blocks.12.attn.hook_z.3")
+        3
+    """
+    match = re.search(r"\battn\.hook_(?:z|result)\.(\d+)$", hook_point)
+    return int(match[1]) if match else None
+
+
+def is_residual(hook_point: str) -> bool:
+    """Say whether the residual stream, or what is added to it, is there: what can be acted on.
+
+    Example:
+        >>> is_residual("blocks.12.hook_attn_out"), is_residual("blocks.12.attn.hook_z.3")
+        (True, False)
+    """
+    return site_of(hook_point) in (*RESIDUAL_SITES, "embed", "pos_embed")
+
+
+def site_of(hook_point: str) -> str:
+    """Return the kind of hook point without its layer; each head is a kind.
+
+    Example:
+        >>> site_of("blocks.12.hook_resid_post"), site_of("blocks.12.attn.hook_z.3")
+        ('resid_post', 'attn.hook_z.3')
     """
     return re.sub(r"^blocks\.\d+\.", "", hook_point).removeprefix("hook_")
+
+
+def selector_of(hook_point: str) -> str:
+    """Write a hook point as the selector that names it alone.
+
+    Example:
+        >>> selector_of("blocks.12.hook_resid_post"), selector_of("blocks.12.attn.hook_z.3")
+        ('resid_post:12', 'hook_z:12.3')
+    """
+    layer, head = layer_of(hook_point), head_of(hook_point)
+    if layer is None:
+        return hook_point
+    if head is None:
+        return f"{site_of(hook_point)}:{layer}"
+    return f"{hook_point.split('.')[-2]}:{layer}.{head}"
 
 
 def short_name(hook_point: str) -> str:
     """Write a hook point as people say it.
 
     Example:
-        >>> short_name("blocks.12.hook_resid_post")
-        'resid_post 12'
+        >>> short_name("blocks.12.hook_resid_post"), short_name("blocks.12.attn.hook_z.3")
+        ('resid_post 12', 'hook_z 12.3')
     """
-    layer = layer_of(hook_point)
-    return site_of(hook_point) if layer is None else f"{site_of(hook_point)} {layer}"
+    if layer_of(hook_point) is None:
+        return site_of(hook_point)
+    return selector_of(hook_point).replace(":", " ")
 
 
 def stop_layer(hook_points: Iterable[str]) -> int | None:
@@ -171,17 +274,25 @@ def stop_layer(hook_points: Iterable[str]) -> int | None:
 
 def _resolve(model: Any, selector: str) -> list[str]:
     site, _, layers = selector.partition(":")
-    if site in RESIDUAL_SITES:
-        wanted = _parse_layers(selector, layers, model.cfg.n_layers)
-        names = [f"blocks.{layer}.hook_{site}" for layer in wanted]
+    heads: dict[str, list[str]] = {}  # of each name without its head; a single name of most
+    for name in _names(model):
+        heads.setdefault(_without_head(name), []).append(name)
+    if site in SITES:
+        names = _parse_layers(selector, SITES[site], layers, model.cfg)
     elif "*" in selector or "?" in selector or "[" in selector:
-        matching = [name for name in model.hook_dict if fnmatch.fnmatchcase(name, selector)]
+        matching = [
+            name
+            for whole, each in heads.items()
+            for name in each
+            if fnmatch.fnmatchcase(name, selector) or fnmatch.fnmatchcase(whole, selector)
+        ]
         names = [name for name in matching if _why_not(model, name) is None]
         if matching and not names:
             raise RefusalLensError(_refusal(model, matching[0]))
         names.sort(key=lambda name: (layer_of(name) is not None, layer_of(name) or 0))
     else:
         names = [selector]
+    names = [each for name in names for each in heads.get(name, [name])]
     if not names:
         raise RefusalLensError(
             f"Hook-point selector {selector!r} matches nothing in {model.cfg.model_name}. "
@@ -193,33 +304,56 @@ def _resolve(model: Any, selector: str) -> list[str]:
     return names
 
 
-def _parse_layers(selector: str, layers: str, n_layers: int) -> list[int]:
-    """Read `8-15`, `3` or `1,4-6`; no layers means all of them."""
-    if not layers:
-        return list(range(n_layers))
-    wanted: list[int] = []
-    for part in layers.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if match is None:
+def _names(model: Any) -> list[str]:
+    """List the hook points of a model, with every head in place of all of them."""
+    return [
+        each
+        for name in model.hook_dict
+        for each in (
+            [f"{name}.{head}" for head in range(model.cfg.n_heads)]
+            if site_of(name) in HEADS
+            else [name]
+        )
+    ]
+
+
+def _without_head(name: str) -> str:
+    return name if head_of(name) is None else name.rpartition(".")[0]
+
+
+def _parse_layers(selector: str, inner: str, layers: str, cfg: Any) -> list[str]:
+    """Read `8-15`, `3` or `1,4-6`, of heads `8.3` too; no layers means all of them."""
+    names: list[str] = []
+    for part in layers.split(",") if layers else [f"0-{cfg.n_layers - 1}"]:
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)|\.(\d+))?\s*", part)
+        if match is None or (match[3] and inner not in HEADS):
             raise RefusalLensError(
                 f"Hook-point selector {selector!r} has layers that cannot be read. "
                 "Write one layer (resid_post:3), a range (resid_post:8-15) or a list "
-                "(resid_post:1,4-6)."
+                "(resid_post:1,4-6); a single head is hook_z:8.3."
             )
         first, last = int(match[1]), int(match[2] or match[1])
-        if first > last or last >= n_layers:
+        if first > last or last >= cfg.n_layers:
             raise RefusalLensError(
                 f"Hook-point selector {selector!r} asks for layers {part.strip()}, but this model "
-                f"has layers 0 to {n_layers - 1}."
+                f"has layers 0 to {cfg.n_layers - 1}."
             )
-        wanted.extend(range(first, last + 1))
-    return wanted
+        if match[3] and int(match[3]) >= cfg.n_heads:
+            raise RefusalLensError(
+                f"Hook-point selector {selector!r} asks for head {match[3]}, but this model has "
+                f"heads 0 to {cfg.n_heads - 1}."
+            )
+        head = f".{match[3]}" if match[3] else ""
+        names.extend(f"blocks.{layer}.{inner}{head}" for layer in range(first, last + 1))
+    return names
 
 
 def _why_not(model: Any, name: str) -> str | None:
     """Say why this hook point cannot be collected; None where it can."""
     inner = re.sub(r"^blocks\.\d+\.", "", name)
-    if name not in model.hook_dict:
+    head = head_of(name)
+    is_head = head is not None and head < model.cfg.n_heads
+    if name not in model.hook_dict and not (is_head and _without_head(name) in model.hook_dict):
         parallel = getattr(model.cfg, "parallel_attn_mlp", False)
         if inner == "hook_resid_mid" and parallel:
             return "attention and MLP run in parallel in this architecture, so it has no resid_mid"
@@ -227,10 +361,8 @@ def _why_not(model: Any, name: str) -> str | None:
     flag = GATES.get(inner)
     if flag is not None and not getattr(model.cfg, flag, False):
         return f"it fires only with cfg.{flag} on (model.set_{flag}(True))"
-    is_residual = inner.removeprefix("hook_") in RESIDUAL_SITES and layer_of(name) is not None
-    if is_residual or name in OUTSIDE_BLOCKS or inner in NORMALISED:
-        return None
-    return "its activation is not [batch, position, d_model]"
+    is_site = layer_of(name) is not None and _without_head(inner) in SITES.values()
+    return None if is_site or name in OUTSIDE_BLOCKS else "it does not hold one vector a token"
 
 
 def _no_such(model: Any, name: str) -> str:

@@ -29,7 +29,7 @@ from refusal_lens.experiments.refusal import Answer, RefusalReport
 from refusal_lens.files import nearest_sibling
 from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, describe_model, tokenizer_of
-from refusal_lens.models.hook_points import layer_of, select_hook_points, site_of
+from refusal_lens.models.hook_points import select_hook_points, selector_of, site_of
 from refusal_lens.prompts.chat_format import ChatFormat, set_chat_format
 from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
 from refusal_lens.runs.checksums import (
@@ -504,7 +504,7 @@ def find_place(
     if len(names) != 1:
         raise RefusalLensError(
             f"{hook_point} is {len(names)} hook points of this run; one is needed, such as "
-            f"{site_of(names[0])}:{layer_of(names[0])}."
+            f"{selector_of(names[0])}."
         )
     return names[0], position
 

@@ -13,7 +13,7 @@ from refusal_lens.experiments.refusal import N_FINDING
 from refusal_lens.models.backends import Model
 from refusal_lens.models.batching import fits
 from refusal_lens.models.generation import generate_greedily
-from refusal_lens.models.hook_points import resolve_hook_points
+from refusal_lens.models.hook_points import resolve_of_one_width, width_of
 from refusal_lens.prompts.groups import find_groups, n_groups
 from refusal_lens.prompts.tokens import Tokens
 
@@ -72,9 +72,9 @@ def look_ahead(
     names = collection.hook_points
     stored, seconds = None, None
     if model is not None:
-        names = resolve_hook_points(model, names)
-        n_values = len(collection) * len(names) * len(collection.positions) * model.cfg.d_model
-        stored = n_values * VALUE_BYTES[collection.dtype]
+        names = resolve_of_one_width(model, names)
+        n_vectors = len(collection) * len(names) * len(collection.positions)
+        stored = n_vectors * width_of(model, names[0]) * VALUE_BYTES[collection.dtype]
         a_token = _seconds_a_token(model, collection.tokens)
         n_passed = _n_passed(collection.tokens, work, n_answer_tokens)
         seconds = None if a_token is None else a_token * n_passed

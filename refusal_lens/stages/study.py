@@ -25,7 +25,7 @@ from refusal_lens.files import (
     remove_partial_of,
 )
 from refusal_lens.models.backends import Model, tokenizer_of
-from refusal_lens.models.hook_points import resolve_hook_points
+from refusal_lens.models.hook_points import resolve_of_one_width
 from refusal_lens.plots.picture_files import export
 from refusal_lens.prompts.chat_format import ChatFormat, keep_date, set_chat_format
 from refusal_lens.prompts.contrast import ContrastSet
@@ -84,7 +84,7 @@ def prepare(
     prompts = _read_prompts(config, run_folder, work)
     with console.status(f"Loading {config.model.name}"):
         model = config.model.load()
-    resolve_hook_points(model, config.collect.hook_points)
+    resolve_of_one_width(model, config.collect.hook_points)
     collection = _collection(config, run_folder, tokenizer_of(model), prompts)
     check_positions(collection.tokens, collection.positions, getattr(model.cfg, "n_ctx", None))
     outlook = look_ahead(collection, model, work, most_tokens(config.refusal.n_new_tokens))

@@ -24,8 +24,10 @@ from conftest import (
 
 from refusal_lens.activations import collector, shard_reader, store
 from refusal_lens.activations.engines import collect, collect_moments
+from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models import batching
+from refusal_lens.models.hook_points import head_of
 from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
 from refusal_lens.prompts.positions import MEANS, normalise_positions, positions_read
@@ -120,6 +122,69 @@ def test_every_place_where_a_forward_can_end(model, prompts, names):
         for column, name in enumerate(names):
             expected = cache[name][0][[-1, -3]]
             torch.testing.assert_close(got.values[row, column], expected, rtol=1e-4, atol=1e-4)
+
+
+BEYOND_THE_STREAM = {
+    "hook_z": ["hook_z:0.1", "hook_z:2"],
+    "hook_result": ["hook_result:0", "hook_result:2.3"],
+    "mlp.hook_post": ["mlp.hook_post:0", "mlp.hook_post:2"],
+    "outside the blocks": ["hook_embed", "ln_final.hook_normalized"],
+}
+
+
+@pytest.fixture(scope="module", params=["hooked", "bridge"])
+def with_results(request, checkpoint):
+    """A model that writes `hook_result` too, whose cache says what is right."""
+    model = load_model(checkpoint, device="cpu", backend=request.param)
+    model.set_use_attn_result(True)
+    yield model
+    model.set_use_attn_result(False)
+
+
+@pytest.mark.parametrize("selectors", BEYOND_THE_STREAM.values(), ids=BEYOND_THE_STREAM)
+@pytest.mark.parametrize("positions", [("last", "-3"), ("mean", "last")])
+@pytest.mark.parametrize("is_flag_on", [False, True])
+def test_what_is_not_the_stream_is_what_the_cache_has_there(
+    with_results, prompts, selectors, positions, is_flag_on
+):
+    tokens = tokenise(with_results.tokenizer, prompts.prompts)
+    caches = [with_results.run_with_cache(torch.tensor([ids]))[1] for ids in tokens.ids]
+    with_results.set_use_attn_result(is_flag_on)
+    got = collect(with_results, prompts, selectors, positions, sinks="kept", show_progress=False)
+    with_results.set_use_attn_result(True)
+    for row, cache in enumerate(caches):
+        for column, name in enumerate(got.hook_points):
+            head = head_of(name)
+            whole = cache[name if head is None else name.rpartition(".")[0]][0]
+            activation = whole if head is None else whole[:, head]
+            at = {"last": activation[-1], "-3": activation[-3], "mean": activation.mean(0)}
+            expected = torch.stack([at[position] for position in positions])
+            torch.testing.assert_close(got.values[row, column], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_that_writes_the_label_is_found(tmp_path, prompts):
+    # No head writes anything but the third of layer 1: harmless prompts end as harmful ones do,
+    # and all that differs at their last token came over that head.
+    save_checkpoint(tmp_path, "gpt2")
+    model = load_model(tmp_path, device="cpu")
+    for layer, block in enumerate(model.blocks):
+        for head in range(model.cfg.n_heads):
+            if (layer, head) != (1, 2):
+                block.attn.W_O.data[head] = 0
+    with pytest.warns(RefusalLensWarning, match="the classes have the same mean"):
+        found = fit_directions(collect(model, prompts, "hook_result", show_progress=False))
+    assert [each.hook_point for each in found] == ["blocks.1.attn.hook_result.2"]
+
+
+def test_heads_are_stored_and_mended_like_all_else(tmp_path, model, prompts, two_prompts_a_shard):
+    options = {"folder": tmp_path, "token_budget": 40, "show_progress": False}
+    first = collect(model, prompts, "hook_z:1-2", ["last", "mean"], **options)
+    next(tmp_path.glob("shard-00001.safetensors")).unlink()
+    again = collect(model, prompts, "hook_z:1-2", ["last", "mean"], resume=True, **options)
+    assert torch.equal(again.values, first.values)
+    assert first.values.shape == (8, 8, 2, 8)
+    one = store.load_activations(tmp_path, "hook_z:2.3")
+    assert torch.equal(one.values[:, 0], first.values[:, -1])
 
 
 def test_positions_inside_the_shared_prefix_are_read_too(model):

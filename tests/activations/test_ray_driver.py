@@ -131,6 +131,16 @@ def test_two_workers_one_of_them_killed_give_what_this_process_gives(
 
 
 @pytest.mark.ray
+def test_workers_read_heads_as_this_process_does(ray, model, prompts, tmp_path):
+    places = ("hook_result:1-2", ["last", "mean"])
+    options = {"token_budget": BUDGET}
+    near = collect(model, prompts, *places, folder=tmp_path / "near", **options)
+    far = collect(model, prompts, *places, folder=tmp_path / "far", engine=TWO, **options)
+    assert torch.equal(far.values, near.values)
+    assert far.hook_points == near.hook_points
+
+
+@pytest.mark.ray
 def test_fault_in_a_worker_is_one_sentence_and_what_is_finished_is_kept(
     ray, settings, prompts, local, tmp_path
 ):

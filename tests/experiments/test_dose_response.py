@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from refusal_lens.activations.pooled import Activations
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.candidates import FIT, SELECT, TEST, deal_parts, fit_candidates
 from refusal_lens.experiments.causal_scores import held_out_auroc
 from refusal_lens.experiments.dose_response import Plan, dose_response, plan_trials
@@ -44,6 +45,23 @@ def test_directions_come_from_the_fitting_part_alone(planted):
     auroc, p_value = held_out_auroc(fitted, planted, parts)
     assert auroc > 0.95
     assert p_value < 1e-4
+
+
+def test_only_directions_of_the_residual_stream_are_candidates(planted):
+    names = ("blocks.0.hook_resid_post", "blocks.0.attn.hook_result.1")
+    mixed = replace(planted, values=planted.values[:, :1].expand(-1, 2, -1, -1), hook_points=names)
+    parts = deal_parts(mixed)
+    with pytest.raises(RefusalLensError) as caught:
+        fit_candidates(mixed, parts)
+    assert str(caught.value) == (
+        "Interventions act on the residual stream (resid_pre, resid_mid, resid_post, attn_out, "
+        "mlp_out), and blocks.0.attn.hook_result.1 is not in it. Take those that are: "
+        "directions.hook_points=[resid_post]."
+    )
+    head = mixed.only_at("hook_result:0.1", "last")
+    with pytest.raises(RefusalLensError, match="Run them on a collection at one of these sites"):
+        fit_candidates(head, parts)
+    assert len(fit_candidates(mixed.only_at("resid_post:0", "last"), parts)) == 1
 
 
 def test_controls_are_as_long_and_point_elsewhere(planted):

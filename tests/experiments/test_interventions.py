@@ -247,6 +247,8 @@ def test_missing_means_and_layers_are_named(unit):
         ablate(["hook_embed"], unit, strength=WeightKernel(1.0, 1, 0.0, 1))
     with pytest.raises(RefusalLensError, match="single token"):
         ablate([POINT], unit, where=torch.ones(2, 1, dtype=torch.bool))
+    with pytest.raises(RefusalLensError, match=r"hook_z\.1 is one head of one"):
+        ablate([POINT, "blocks.0.attn.hook_z.1"], unit)
 
 
 @pytest.mark.parametrize("kind", ["ablate", "affine", "clamp", "add"])

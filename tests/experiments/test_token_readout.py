@@ -118,14 +118,11 @@ def test_bridge_is_refused(checkpoint, prompts):
         read_unembedding(bridge, random_direction())
 
 
-def test_positions_of_collect_are_rows_of_the_projection(model, prompts):
-    activations = collect(
-        model, prompts, "resid_post:2", ["-3", "mean"], sinks="kept", show_progress=False
-    )
+@pytest.mark.parametrize("place", ["resid_post:2", "hook_z:2.1", "hook_result:2.1"])
+def test_positions_of_collect_are_rows_of_the_projection(model, prompts, place):
+    activations = collect(model, prompts, place, ["-3", "mean"], sinks="kept", show_progress=False)
     for position, pick in (("-3", lambda rows: rows[-3]), ("mean", lambda rows: rows.mean(0))):
-        direction = fit_directions(activations, clip_quantile=None)[
-            "blocks.2.hook_resid_post", position
-        ]
+        direction = fit_directions(activations, clip_quantile=None)[place, position]
         tokens = project_tokens(model, prompts.prompts[5], [direction])
         values = activations.at(direction.hook_point, position)[5]
         expected = project(values, direction.unit)

@@ -7,24 +7,43 @@ from conftest import save_checkpoint
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import (
     collectable_hook_points,
+    head_of,
     layer_of,
+    place_index,
+    read_at,
     resolve_hook_points,
+    resolve_of_one_width,
+    select_hook_points,
     short_name,
     site_of,
     stop_layer,
+    width_of,
 )
 from refusal_lens.models.loading import load_model
 
-WIDE = "its activation is not [batch, position, d_model]"
+WIDE = "it does not hold one vector a token"
 
 
 def posts(*layers: int) -> tuple[str, ...]:
     return tuple(f"blocks.{layer}.hook_resid_post" for layer in layers)
 
 
+def heads(site: str, layer: int, *indices: int) -> tuple[str, ...]:
+    return tuple(f"blocks.{layer}.attn.{site}.{head}" for head in indices)
+
+
 @pytest.mark.parametrize(
     ("selector", "expected"),
     [
+        ("hook_z:2.3", heads("hook_z", 2, 3)),
+        ("hook_z:2", heads("hook_z", 2, 0, 1, 2, 3)),
+        ("blocks.2.attn.hook_z", heads("hook_z", 2, 0, 1, 2, 3)),
+        ("blocks.2.attn.hook_z.1", heads("hook_z", 2, 1)),
+        ("blocks.[01].attn.hook_z.3", heads("hook_z", 0, 3) + heads("hook_z", 1, 3)),
+        ("hook_result:0.1,3.0", heads("hook_result", 0, 1) + heads("hook_result", 3, 0)),
+        ("attn.hook_result:1-1", heads("hook_result", 1, 0, 1, 2, 3)),
+        ("hook_post:3", ("blocks.3.mlp.hook_post",)),
+        ("ln1.hook_normalized:3", ("blocks.3.ln1.hook_normalized",)),
         ("resid_post", posts(0, 1, 2, 3)),
         ("resid_post:1-2", posts(1, 2)),
         ("resid_post:3", posts(3)),
@@ -41,32 +60,52 @@ def test_selectors(model, selector, expected):
     assert resolve_hook_points(model, selector) == expected
 
 
-def test_everything_collectable_fires_with_the_residual_shape(model):
+def test_everything_collectable_fires_and_is_as_wide_as_it_is_said_to_be(model):
     names = collectable_hook_points(model)
     seen = {}
-    hooks = [(name, lambda x, hook: seen.update({hook.name: x.shape[-1]})) for name in names]
-    model.run_with_hooks(torch.tensor([[1, 2, 3]]), fwd_hooks=hooks)
-    assert seen == dict.fromkeys(names, model.cfg.d_model)
+    for name in names:
+        hook_name, read = read_at(model, name)
+        model.run_with_hooks(
+            torch.tensor([[1, 2, 3]]),
+            fwd_hooks=[(hook_name, lambda x, hook: seen.update({name: read(x).shape}))],  # noqa: B023
+        )
+    assert seen == {name: (1, 3, width_of(model, name)) for name in names}
     assert {"blocks.0.hook_mlp_out", "hook_embed", "ln_final.hook_normalized"} <= set(names)
+    assert {width_of(model, name) for name in names} == {32, 8, 48}
+
+
+def test_hook_points_of_two_widths_are_no_one_run(model):
+    with pytest.raises(RefusalLensError) as caught:
+        resolve_of_one_width(model, ["resid_post:1", "hook_result:1", "hook_z:0-1"])
+    assert str(caught.value) == (
+        "One run holds hook points of one width, and blocks.1.hook_resid_post has 32 components, "
+        "blocks.0.attn.hook_z.0 has 8 components. Collect each width in a run of its own."
+    )
+    assert len(resolve_of_one_width(model, ["resid_post:1", "hook_result:1", "hook_embed"])) == 6
+
+
+def test_what_was_collected_of_some_heads_is_found_by_their_selectors():
+    stored = heads("hook_z", 1, 0, 2)
+    assert select_hook_points(stored, "hook_z:1", "") == stored
+    assert place_index(stored, ["last"], ("hook_z:1.2", "last"), "") == (1, 0)
+    with pytest.raises(RefusalLensError, match=r"Nearest that can: blocks.1.attn.hook_z.[02]"):
+        select_hook_points(stored, "hook_z:1.1", "")
 
 
 @pytest.mark.parametrize(
     ("selector", "reason"),
     [
         ("blocks.0.attn.hook_q", WIDE),
-        ("hook_z", f"it is blocks.*.attn.hook_z here, and {WIDE}"),
-        ("hook_z:8", f"it is blocks.*.attn.hook_z here, and {WIDE}"),
-        ("ln1.hook_normalized", "it is written blocks.*.ln1.hook_normalized"),
-        ("blocks.0.mlp.hook_post", WIDE),
+        ("hook_q", f"it is blocks.*.attn.hook_q here, and {WIDE}"),
+        ("hook_q:8", f"it is blocks.*.attn.hook_q here, and {WIDE}"),
+        ("hook_normalized", "it is written blocks.*.ln1.hook_normalized"),
+        ("blocks.0.mlp.hook_pre", WIDE),
+        ("blocks.0.attn.hook_z.4", "this model has no such hook point"),
         (
             "blocks.0.hook_mlp_in",
             "it fires only with cfg.use_hook_mlp_in on (model.set_use_hook_mlp_in(True))",
         ),
         ("mlp_in", "it fires only with cfg.use_hook_mlp_in on (model.set_use_hook_mlp_in(True))"),
-        (
-            "blocks.1.attn.hook_result",
-            "it fires only with cfg.use_attn_result on (model.set_use_attn_result(True))",
-        ),
         ("blocks.0.hook_resid_pots", "this model has no such hook point"),
     ],
 )
@@ -117,7 +156,12 @@ def test_parallel_blocks_have_no_resid_mid(tmp_path):
         (
             "resid_post:a",
             "Hook-point selector 'resid_post:a' has layers that cannot be read. Write one layer "
-            "(resid_post:3), a range (resid_post:8-15) or a list (resid_post:1,4-6).",
+            "(resid_post:3), a range (resid_post:8-15) or a list (resid_post:1,4-6); a single head "
+            "is hook_z:8.3.",
+        ),
+        (
+            "hook_z:1.4",
+            "Hook-point selector 'hook_z:1.4' asks for head 4, but this model has heads 0 to 3.",
         ),
         ([], "At least one hook point is needed, for example resid_post."),
     ],
@@ -138,6 +182,9 @@ def test_names_take_apart():
     assert (site_of("blocks.12.hook_attn_out"), site_of("hook_embed")) == ("attn_out", "embed")
     assert site_of("blocks.1.ln1.hook_normalized") == "ln1.hook_normalized"
     assert short_name("blocks.12.hook_attn_out") == "attn_out 12"
+    assert (layer_of("blocks.9.attn.hook_z.3"), head_of("blocks.9.attn.hook_z.3")) == (9, 3)
+    assert short_name("blocks.9.attn.hook_result.3") == "hook_result 9.3"
+    assert head_of("blocks.9.hook_attn_out") is None
 
 
 def test_stop_layer_runs_just_the_blocks_needed():

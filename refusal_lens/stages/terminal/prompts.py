@@ -18,7 +18,7 @@ from refusal_lens.experiments.refusal_states import (
     describe_score,
     describe_state,
 )
-from refusal_lens.models.hook_points import layer_of, site_of
+from refusal_lens.models.hook_points import head_of, layer_of, site_of
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import FACTORS, Groups, n_groups
 from refusal_lens.prompts.positions import PositionRead
@@ -81,12 +81,16 @@ def _components_words(outlook: Outlook) -> str:
 
 
 def _places_words(hook_points: Sequence[str]) -> str:
-    """Count the layers of each site; name the rest."""
-    counts: dict[str, int] = {}
+    """Count the layers or heads of each site; name the rest."""
+    counts: dict[tuple[str, str], int] = {}
     for name in hook_points:
-        counts[site_of(name)] = counts.get(site_of(name), 0) + (layer_of(name) is not None)
+        site, kind = site_of(name), "layer"
+        if head_of(name) is not None:
+            site, kind = site.rpartition(".")[0], "head"
+        counts[site, kind] = counts.get((site, kind), 0) + (layer_of(name) is not None)
     return ", ".join(
-        f"{site} of {n} layer{'s' if n > 1 else ''}" if n else site for site, n in counts.items()
+        f"{site} of {n} {kind}{'s' if n > 1 else ''}" if n else site
+        for (site, kind), n in counts.items()
     )
 
 
