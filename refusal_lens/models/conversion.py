@@ -18,6 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer, loading_from_pretrained
 from transformer_lens.components.rms_norm import RMSNorm
+from transformer_lens.model_bridge.sources.transformers import (
+    determine_architecture_from_hf_config,
+)
 from transformers import PreTrainedModel
 
 from refusal_lens.errors import RefusalLensError
@@ -25,6 +28,7 @@ from refusal_lens.models.hugging_face import first_line
 from refusal_lens.models.layout import lay_out
 from refusal_lens.models.parity import (
     check_parity,
+    check_rotary,
     far_boundary,
     is_affordable,
     is_length_dependent,
@@ -40,7 +44,21 @@ GEMMA_LISTED = {
 }
 """Official checkpoints whose TransformerLens config carries the architecture's fixed choices."""
 
-USE_BRIDGE = "Load it with backend: bridge."
+
+def is_bridged(hf_model: PreTrainedModel) -> bool:
+    """Say whether `TransformerBridge` has an adapter for a model."""
+    try:
+        determine_architecture_from_hf_config(hf_model.config)
+    except ValueError:
+        return False
+    return True
+
+
+def way_on(hf_model: PreTrainedModel) -> str:
+    """Say what reads a checkpoint that `HookedTransformer` does not."""
+    if is_bridged(hf_model):
+        return "Load it with backend: bridge."
+    return "backend: bridge lacks this architecture too: give a checkpoint of another one."
 
 
 def convert(
@@ -68,17 +86,18 @@ def convert(
     except RuntimeError as error:
         raise RefusalLensError(
             f"HookedTransformer has other weight shapes than this {type(hf_model).__name__} "
-            f"({str(error).splitlines()[-1].strip()}). {USE_BRIDGE}"
+            f"({str(error).splitlines()[-1].strip()}). {way_on(hf_model)}"
         ) from error
     # Biases that the architecture lacks are made on the CPU, wherever the weights are.
     if n_devices > 1:
         join_parts(model)
     else:
         model.move_model_modules_to_device()
-    advice = f"HookedTransformer does not convert something of this checkpoint. {USE_BRIDGE}"
+    advice = f"HookedTransformer does not convert something of this checkpoint. {way_on(hf_model)}"
     # Centring moves the residual stream on purpose.
     kept = reference if processing == "none" else replace(reference, streams=None)
     check_parity(model, kept, hf_model, advice)
+    check_rotary(model, hf_model, advice)
     if n_devices == 1:
         cfg.device = device
         model.move_model_modules_to_device()
@@ -128,7 +147,7 @@ def _convert_weights(hf_model: PreTrainedModel) -> tuple[Any, dict[str, Tensor]]
         except Exception as error:  # whatever its code for an architecture stumbles over
             raise RefusalLensError(
                 f"HookedTransformer cannot convert {type(hf_model).__name__} "
-                f"({first_line(error)}). {USE_BRIDGE}"
+                f"({first_line(error)}). {way_on(hf_model)}"
             ) from error
     cfg.model_name = Path(str(hf_model.config.name_or_path)).name or type(hf_model).__name__
     # The tokenizer is set by us; a name here would make TransformerLens load a second one.
@@ -185,7 +204,7 @@ def _check_unseen(cfg: Any, hf_model: PreTrainedModel) -> None:
     if rope_settings(config).get("rope_type") == "dynamic":
         raise RefusalLensError(
             f"{type(hf_model).__name__} scales its rotary angles by the length of the text "
-            f"(dynamic), which HookedTransformer does not. {USE_BRIDGE}"
+            f"(dynamic), which HookedTransformer does not. {way_on(hf_model)}"
         )
     boundary = far_boundary(config)
     if boundary is None or is_affordable(hf_model, boundary + 1):
@@ -196,7 +215,7 @@ def _check_unseen(cfg: Any, hf_model: PreTrainedModel) -> None:
     what = "a rotary scaling" if is_length_dependent(config) else "an attention window"
     raise RefusalLensError(
         f"{type(hf_model).__name__} has {what} that acts from token {boundary:,} on, which "
-        f"HookedTransformer did not take over. {USE_BRIDGE}"
+        f"HookedTransformer did not take over. {way_on(hf_model)}"
     )
 
 

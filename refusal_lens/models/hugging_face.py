@@ -344,8 +344,10 @@ def _explain_hub_failure(source: str, error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return what another library's error says first."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+    """Return what another library's error says first; where that is a heading, what follows too."""
+    first, *others = (str(error).strip() or type(error).__name__).split("\n")
+    rest = f" {others[0].strip()}" if others and first.endswith(":") else ""
+    return f"{first}{rest}".rstrip(".")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from refusal_lens.files import file_sha256
 from refusal_lens.models.backends import LoadRecord, Model
 from refusal_lens.models.batching import is_out_of_memory
 from refusal_lens.models.checkpoint import Checkpoint
-from refusal_lens.models.conversion import convert
+from refusal_lens.models.conversion import convert, is_bridged
 from refusal_lens.models.gguf_files import headers_read_once, read_gguf
 from refusal_lens.models.hugging_face import (
     check_vocabulary,
@@ -226,6 +226,11 @@ def _boot_bridge(
     hf_model: PreTrainedModel, tokenizer: Any, source: str, device: str
 ) -> TransformerBridge:
     architecture, reference = type(hf_model).__name__, read_reference(hf_model)
+    if not is_bridged(hf_model):
+        raise RefusalLensError(
+            f"TransformerBridge has no adapter for {architecture}. Try backend: hooked; if that "
+            "refuses it too, TransformerLens cannot read this architecture."
+        )
     placed: Any = hf_model.to(device)  # pyright: ignore[reportArgumentType]
     try:
         with warnings.catch_warnings():

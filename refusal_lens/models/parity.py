@@ -24,6 +24,9 @@ N_CHECK_TOKENS = 8
 N_LOGITS = 4
 """Last positions whose log-probabilities are compared; of the residual stream, all are."""
 
+ROTARY_TOLERANCE = 0.02
+"""Of sines and cosines; bfloat16 rounds them by 0.004."""
+
 MOST_PRODUCTS = 5e11
 """Most multiplications by weights that one check may take: seconds on two CPU cores."""
 
@@ -105,7 +108,12 @@ def check_parity(model: Any, reference: Reference, hf_model: PreTrainedModel, ad
     Raises:
         RefusalLensError: They differ by more than rounding.
     """
-    streams, log_probs = _read(model, reference)
+    try:
+        streams, log_probs = _read(model, reference)
+    except Exception as error:
+        raise RefusalLensError(
+            f"TransformerLens cannot run this {type(hf_model).__name__} ({error!r:.200}). {advice}"
+        ) from error
     # Half precision loses about three digits over a network's depth; a wrong conversion loses all.
     tolerance = 1e-3 if hf_model.dtype == torch.float32 else 0.1
     found = {
@@ -123,6 +131,50 @@ def check_parity(model: Any, reference: Reference, hf_model: PreTrainedModel, ad
                 f"TransformerLens reads {type(hf_model).__name__} differently from Hugging Face: "
                 f"on {reference.ids.shape[1]} tokens {what} differ by {difference.item():.1e} of "
                 f"their size (allowed {tolerance:.0e}). {advice}"
+            )
+
+
+@torch.no_grad()
+def check_rotary(model: HookedTransformer, hf_model: PreTrainedModel, advice: str) -> None:
+    """Compare rotary angles far beyond the fixed sequence.
+
+    A scaling of low frequencies alone (llama3, yarn) is lost in rounding on a few tokens, and
+    changes the stream by a tenth of its size after some thousand.
+
+    Args:
+        model: The converted model.
+        hf_model: Where it came from.
+        advice: What to do where they differ.
+
+    Raises:
+        RefusalLensError: They differ.
+    """
+    config = hf_model.config.get_text_config()
+    found = (m for m in hf_model.modules() if type(m).__name__.endswith("RotaryEmbedding"))
+    rotary: Any = next(found, None)
+    is_rotary = model.cfg.positional_embedding_type == "rotary" and rotary is not None
+    if not is_rotary or is_length_dependent(config):
+        return
+    parameters = inspect.signature(rotary.forward).parameters
+    for layer, block in enumerate(model.blocks):
+        attention: Any = block.attn
+        table = torch.cat([attention.rotary_cos, attention.rotary_sin], dim=-1)
+        rows = torch.tensor([min(10**power, len(table)) - 1 for power in range(5)])
+        kind = {"layer_type": config.layer_types[layer]} if "layer_type" in parameters else {}
+        turned = rotary(
+            torch.zeros(1, device=hf_model.device), rows[None].to(hf_model.device), **kind
+        )
+        wanted = torch.cat([each[0].cpu() for each in turned], dim=-1)
+        got = table.cpu()[rows].float()
+        # Architectures lay pairs out in their own ways; some hold each angle once.
+        wanted = wanted.repeat_interleave(got.shape[-1] // wanted.shape[-1], dim=-1)
+        far = (got.sort(dim=-1).values - wanted.float().sort(dim=-1).values).abs().max().item()
+        if far > ROTARY_TOLERANCE:
+            scaling = rope_settings(config).get("rope_type", "default")
+            raise RefusalLensError(
+                f"TransformerLens turns {type(hf_model).__name__} differently from Hugging Face: "
+                f"rotary angles of block {layer} (rope_type {scaling}) differ by {far:.1e} within "
+                f"{len(table):,} tokens. {advice}"
             )
 
 

@@ -13,6 +13,8 @@ from transformers import (
     CohereConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
+    PersimmonConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -28,13 +30,13 @@ N_LAYERS = SIZES["num_hidden_layers"]
 WINDOW = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
 
 
-def save(folder, config):
+def save(folder, config, scale=8):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(8)
+                parameter.mul_(scale)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return model
@@ -79,6 +81,47 @@ def test_scaling_that_begins_at_a_length_is_compared_beyond_it(tmp_path):
     with pytest.raises(RefusalLensError, match="on 72 tokens .* backend: bridge"):
         load_model(tmp_path, device="cpu")
     load_model(tmp_path, device="cpu", backend="bridge")
+
+
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "attention_factor": 1.0}
+FAR = {"factor": 8.0, "original_max_position_embeddings": 8192, "rope_theta": 5e5}
+
+
+@pytest.mark.parametrize("rope", [LLAMA3, YARN])
+@pytest.mark.parametrize("config", [MistralConfig, Qwen2Config])
+def test_scaling_of_low_frequencies_is_compared_far_beyond_a_few_tokens(tmp_path, config, rope):
+    # Before: handed out, 2e-5 off on 8 tokens and 0.14 on 3,000 (weights of a third of this size).
+    sizes = {**SIZES, "max_position_embeddings": 65536}
+    settings = config(vocab_size=340, rope_parameters=rope | FAR, **sizes, sliding_window=None)
+    save(tmp_path, settings, scale=1)
+    with pytest.raises(RefusalLensError, match=r"rotary angles of block 0 .* backend: bridge"):
+        load_model(tmp_path, device="cpu")
+    load_model(tmp_path, device="cpu", backend="bridge")
+
+
+def test_scaling_that_was_taken_over_is_no_fault(tmp_path):
+    sizes = {**SIZES, "max_position_embeddings": 65536}
+    save(tmp_path, LlamaConfig(vocab_size=340, rope_parameters=LLAMA3 | FAR, **sizes), scale=1)
+    load_model(tmp_path, device="cpu", dtype="bfloat16")
+
+
+def test_advice_names_the_bridge_only_where_it_reads_the_architecture(tmp_path):
+    # Before: each backend sent on to the other, and the second named all that it takes.
+    sizes = {name: size for name, size in SIZES.items() if "key_value" not in name}
+    save(tmp_path, PersimmonConfig(vocab_size=340, **sizes))
+    with pytest.raises(RefusalLensError, match="lacks this architecture too"):
+        load_model(tmp_path, device="cpu")
+    with pytest.raises(RefusalLensError, match="has no adapter for PersimmonForCausalLM"):
+        load_model(tmp_path, device="cpu", backend="bridge")
+
+
+def test_what_a_backend_fails_at_while_it_runs_is_one_sentence(tmp_path):
+    # Before: a RuntimeError of the bridge, over a norm that this architecture lacks.
+    sizes = {"ffn_dim": 48, "hidden_size": 32, "word_embed_proj_dim": 32, "num_attention_heads": 4}
+    save(tmp_path, OPTConfig(vocab_size=340, do_layer_norm_before=False, **sizes))
+    with pytest.raises(RefusalLensError, match="cannot run this OPTForCausalLM"):
+        load_model(tmp_path, device="cpu", backend="bridge")
 
 
 def test_scaling_by_the_length_of_the_text_is_refused(tmp_path):
