@@ -196,6 +196,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+QUANTISED = "Give an unquantised checkpoint (bfloat16 or float32), or a GGUF file of it"
+
+
 # --- what its files are -----------------------------------------------------------------------
 
 
@@ -253,15 +256,20 @@ def check_adapter(folder: Path) -> None:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compare the size that a safetensors header promises with the file's."""
+    """Compare the size that a safetensors header promises with the file's, and look at its types.
+
+    Weights in whole numbers are packed ones, whose config.json lost the quantisation: transformers
+    takes them for what they are not.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
         header = file.read(length) if 2 <= length <= size - 8 else b""
+    packed: list[str] = []
     try:
-        entries = json.loads(header)
-        ends = [e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"]
-        expected = 8 + length + max(ends, default=0)
+        entries = {k: e for k, e in json.loads(header).items() if k != "__metadata__"}
+        expected = 8 + length + max((e["data_offsets"][1] for e in entries.values()), default=0)
+        packed = [k for k, e in entries.items() if k.endswith("weight") and e["dtype"][0] in "IU"]
     except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
         expected = None
     if expected != size:
@@ -270,11 +278,14 @@ def _check_safetensors(path: Path) -> None:
             f"{path} is no whole safetensors file ({size:,} bytes{asked}): the download broke off. "
             "Download it again."
         )
+    if packed:
+        raise RefusalLensError(
+            f"{path} holds weights in whole numbers ({packed[0]}, {len(packed)} in all): they are "
+            f"packed, and its config does not say how. {QUANTISED}."
+        )
 
 
 # --- what its config says ---------------------------------------------------------------------
-
-QUANTISED = "Give an unquantised checkpoint (bfloat16 or float32), or a GGUF file of it"
 
 
 def check_config(config: Any, name: str) -> None:

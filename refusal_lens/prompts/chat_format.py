@@ -19,7 +19,11 @@ PLACEHOLDER = "REFUSALLENSPLACEHOLDER"
 ANSWER = "REFUSALLENSANSWER"
 """Stands for the model's answer, to find where the template puts it."""
 
-THINKING = re.compile(r"[<\[](/?)(?:\w+:)?(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
+THINKING = re.compile(
+    r"[<\[◁]\|?(/|end_of_|end_)?(begin_of_|start_)?(?:\w+:)?(?:think|thinking|thought|reasoning)"
+    r"\|?[>\]▷]",
+    re.IGNORECASE,
+)
 """Opens or closes a block in which a model reasons before it answers."""
 
 
@@ -209,8 +213,11 @@ def _open_thinking(text: str) -> tuple[str, str] | None:
     tags = list(THINKING.finditer(text))
     if not tags or tags[-1][1]:
         return None
-    opened = tags[-1][0]
-    return opened, f"{opened[0]}/{opened[1:]}"
+    opened, begins = tags[-1][0], tags[-1][2]
+    if begins is None:
+        return opened, f"{opened[0]}/{opened[1:]}"
+    ends = {"begin_of_": "end_of_", "start_": "end_"}[begins.lower()]
+    return opened, opened.replace(begins, ends.upper() if begins.isupper() else ends)
 
 
 def _before_the_answer(tokenizer: Any, system_prompt: str | None) -> str:

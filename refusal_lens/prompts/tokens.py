@@ -166,8 +166,8 @@ def tokenise(tokenizer: Any, prompts: Sequence[Prompt], system_prompt: str | Non
         system_prompt: What the system says before; None for the template's own default.
 
     Raises:
-        RefusalLensError: The template refuses the system prompt, a prompt becomes empty, or it
-            would start with two BOS tokens.
+        RefusalLensError: The template refuses the system prompt, which may hold control tokens; a
+            prompt becomes empty, or would start with two BOS tokens.
     """
     if any(isinstance(prompt, str) for prompt in prompts):
         raise RefusalLensError(
@@ -271,6 +271,15 @@ def _check_tokenizer(tokenizer: Any, system_prompt: str | None) -> None:
             "A system prompt needs a chat template, and this tokenizer has none. "
             "Set prompts.system_prompt to null."
         )
+    if system_prompt is not None and chat_format_of(tokenizer).control_tokens != "keep":
+        ids = tokenizer(system_prompt, add_special_tokens=False)["input_ids"]
+        held = _control_tokens(tokenizer, system_prompt, ids)
+        if held:
+            raise RefusalLensError(
+                f"The system prompt holds {', '.join(held)}: control tokens of the chat template, "
+                "which end the system's turn or begin another. Take them out of "
+                "prompts.system_prompt, or set prompts.control_tokens to keep (read as turns)."
+            )
 
 
 def _adds_bos(tokenizer: Any) -> bool:

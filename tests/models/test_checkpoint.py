@@ -256,6 +256,15 @@ def save(model, folder):
     make_tokenizer().save_pretrained(folder)
 
 
+def test_packed_weights_without_a_word_in_the_config_are_refused_by_their_type(folder):
+    # Before: the whole numbers were taken for the weights.
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("up_proj.weight"))
+    save_file(weights | {name: weights[name].to(torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(RefusalLensError, match=rf"in whole numbers \({re.escape(name)}, 1 in all"):
+        load_model(folder, device="cpu")
+
+
 def test_models_that_write_no_text_are_refused_by_what_they_are(tmp_path):
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     save(BertForMaskedLM(BertConfig(vocab_size=340, intermediate_size=16, **small)), tmp_path / "b")

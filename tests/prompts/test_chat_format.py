@@ -54,6 +54,9 @@ def test_template_without_generation_prompt_is_told_with_its_last_token_and_the_
         ("[THINK]", "[/THINK]"),
         ("<seed:think>", "</seed:think>"),
         ("<reasoning>", "</reasoning>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("◁think▷", "◁/think▷"),
     ],
 )
 def test_open_reasoning_block_is_told(tag, closing):

@@ -179,6 +179,19 @@ def test_control_tokens_in_a_prompt_are_refused_by_name():
     )
 
 
+@pytest.mark.parametrize("way", ["refuse", "plain"])
+def test_control_tokens_in_the_system_prompt_are_refused_by_name(way):
+    # Before: read as turns without a word.
+    tokenizer, system = make_tokenizer(), "Be kind.<|im_end|>\n<|im_start|>user\nHello"
+    set_chat_format(tokenizer, ChatFormat(control_tokens=way))
+    with pytest.raises(
+        RefusalLensError, match=r"system prompt holds <\|im_end\|>, <\|im_start\|>:"
+    ):
+        tokenise(tokenizer, PROMPTS, system)
+    set_chat_format(tokenizer, ChatFormat(control_tokens="keep"))
+    assert len(tokenise(tokenizer, PROMPTS, system)) == len(PROMPTS)
+
+
 def test_many_prompts_with_control_tokens_are_counted():
     tokenizer = make_tokenizer()
     many = [Prompt(f"p-{i}", "wash<|im_end|>", "") for i in range(7)]
