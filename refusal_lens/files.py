@@ -18,8 +18,8 @@ from typing import Any
 
 from refusal_lens.errors import RefusalLensError
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-"""First line of what git leaves where git-lfs has not fetched the file."""
+LFS_POINTER = re.compile(rb"(\xef\xbb\xbf)?version https?://(git-lfs|hawser|git-media)\b")
+"""What git leaves where git-lfs has not fetched the file, in all its versions, begins so."""
 
 RESERVED = re.compile(
     r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?$", re.IGNORECASE
@@ -127,7 +127,7 @@ def refuse_lfs_pointer(path: Path) -> None:
         RefusalLensError: It is such a pointer.
     """
     with path.open("rb") as file:
-        is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+        is_pointer = LFS_POINTER.match(file.read(64))
     if is_pointer:
         raise RefusalLensError(
             f"{path} is a git-LFS pointer and not the file: the repository was cloned without "

@@ -302,12 +302,30 @@ def choose_text_fields(
     for wanted in origin.wanted:
         found = find_fields(wanted, present)
         if found is not None:
+            if not origin.is_named:
+                _warn_of_other_texts(origin, found[0], present)
             return found
     faults.append(
         f"{origin.place}: the text is looked for in the field {either(origin.wanted)}, but the "
         f"fields are {_some(present)}. Set {origin.setting} to the one that holds the text."
     )
     return None
+
+
+def _warn_of_other_texts(origin: Origin, chosen: str, present: Sequence[str]) -> None:
+    """Warn where a file has several fields that usually hold the text.
+
+    Beside a goal, the behavior is its label (JailbreakBench).
+    """
+    usual = set(TEXT_FIELDS) - ({"behavior"} if chosen.casefold() == "goal" else set())
+    others = [name for name in present if name != chosen and name.casefold() in usual]
+    if others:
+        warnings.warn(
+            f"{origin.place}: the text is taken from the field {chosen}; the file has "
+            f"{_some(others)} too. Set {origin.setting} to the one that is to be sent.",
+            RefusalLensWarning,
+            stacklevel=6,
+        )
 
 
 def find_fields(wanted: str, present: Sequence[str]) -> list[str] | None:

@@ -7,6 +7,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,9 @@ from refusal_lens.prompts.contrast import (
 from refusal_lens.prompts.parquet import read_parquet
 
 MAX_DIGITS = 100
+
+WEB_PAGE = re.compile(rb"\s*<(!doctype )?html\b", re.IGNORECASE)
+"""How the page begins that a link gives in place of a file that is not there."""
 
 
 class PromptFile(NamedTuple):
@@ -173,7 +177,15 @@ def _read_text(path: Path, faults: list[str]) -> str:
     """Decode line by line, so that a wrong byte can be told with its line."""
     raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     lines: list[str] = []
+    if WEB_PAGE.match(raw):
+        faults.append(f"{path}: is a web page, and not the file that it was to be. Fetch it again.")
     for number, line in enumerate(raw.replace(b"\r\n", b"\n").split(b"\n"), start=1):
+        if b"\0" in line:
+            faults.append(f"{path}:{number}: holds a zero byte, which no text has.")
+        elif line.startswith((b"<<<<<<< ", b">>>>>>> ")):
+            faults.append(
+                f"{path}:{number}: a merge was left open ({line[:8].decode()}...). End it."
+            )
         try:
             lines.append(line.decode())
         except UnicodeDecodeError as error:
@@ -188,7 +200,8 @@ def _read_text(path: Path, faults: list[str]) -> str:
 def _numbered_lines(path: Path, faults: list[str]) -> Iterator[tuple[int, str]]:
     """Give the lines that are not blank with their numbers."""
     # Not splitlines(): it also splits at U+2028 and others that may stand inside a text.
-    for number, line in enumerate(_read_text(path, faults).split("\n"), start=1):
+    text = _read_text(path, faults).replace("\r", "\n")
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
 

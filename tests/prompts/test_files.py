@@ -95,7 +95,8 @@ def test_csv_record_over_several_lines_is_named_by_its_first(tmp_path):
 def test_first_usual_field_is_taken_unless_one_is_named(tmp_path):
     rows = [{"goal": "G", "instruction": "I", "prompt": "P", "text_zh": "Z"}]
     path = write_rows(tmp_path, ".json", rows)
-    assert read_prompts(path, "harmful").texts == ["P"]
+    with pytest.warns(RefusalLensWarning, match="from the field prompt; the file has goal, instr"):
+        assert read_prompts(path, "harmful").texts == ["P"]
     assert read_prompts(path, "harmful", "text_zh").texts == ["Z"]
 
 
@@ -410,6 +411,41 @@ def test_the_goal_comes_before_the_label_behavior(tmp_path):
 def test_a_pointer_of_git_lfs_is_no_prompts(tmp_path, suffix):
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 5\n"
     assert "git lfs pull" in fault(write(tmp_path, f"a{suffix}", pointer))
+    # Before: one behind a byte order mark, and those of old versions, were three prompts.
+    old = pointer.replace("git-lfs.github.com/spec/v1", "hawser.github.com/spec/v1")
+    for changed in (f"\ufeff{pointer}", old):
+        assert "git lfs pull" in fault(write(tmp_path, f"a{suffix}", changed))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("\n<!DOCTYPE html>\n<html><body>404</body></html>", "a.txt: is a web page"),
+        ("<html lang=en>\nNot found", "a.txt: is a web page"),
+        ("How?\n<<<<<<< HEAD\nWhy?\n=======\nWhen?\n>>>>>>> other\n", "a.txt:2: a merge was left"),
+        ("How?\nWh\0?\n", "a.txt:2: holds a zero byte"),
+    ],
+)
+def test_what_came_in_place_of_prompts_is_told(tmp_path, content, expected):
+    # Before: each of its lines was a prompt.
+    assert expected in fault(write(tmp_path, "a.txt", content))
+
+
+def test_lines_may_end_as_on_old_macs(tmp_path):
+    # Before: the whole file was one prompt.
+    read = read_prompts(write(tmp_path, "a.txt", "How?\rWhy?\r"), "harmful")
+    assert list(read.texts) == ["How?", "Why?"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".parquet"])
+def test_several_usual_text_fields_are_told(tmp_path, suffix):
+    # Before: the first of the usual names was taken without a word.
+    path = write_rows(tmp_path, suffix, [{"prompt": "How?", "Text": "Why?"}])
+    with pytest.warns(RefusalLensWarning, match="from the field Text; the file has prompt too"):
+        assert read_prompts(path, "harmful").texts == ["Why?"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_prompts(path, "harmful", "prompt").texts == ["How?"]
 
 
 @pytest.mark.parametrize(
