@@ -152,8 +152,8 @@ def check_rotary(model: HookedTransformer, hf_model: PreTrainedModel, advice: st
     config = hf_model.config.get_text_config()
     found = (m for m in hf_model.modules() if type(m).__name__.endswith("RotaryEmbedding"))
     rotary: Any = next(found, None)
-    is_rotary = model.cfg.positional_embedding_type == "rotary" and rotary is not None
-    if not is_rotary or is_length_dependent(config):
+    is_rotary = model.cfg.positional_embedding_type == "rotary"
+    if rotary is None or not is_rotary or is_length_dependent(config):
         return
     parameters = inspect.signature(rotary.forward).parameters
     for layer, block in enumerate(model.blocks):
