@@ -64,7 +64,7 @@ def told_where(path: Path, advice: str = "") -> Iterator[None]:
             if left
             else "Nothing was written."
         )
-        errors.print(f"\nInterrupted. {found}", markup=False, soft_wrap=True)
+        errors.print(f"\nInterrupted. {found}", markup=False, soft_wrap=not errors.is_terminal)
         raise typer.Exit(130) from None
 
 
@@ -73,9 +73,12 @@ def plain_errors() -> Iterator[None]:
     """Print the package's own errors and warnings as sentences, without a traceback."""
     from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 
+    # People read words that are not broken; what reads a pipe finds a sentence on one line.
+    is_whole = not errors.is_terminal
+
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if issubclass(category, RefusalLensWarning):
-            errors.print(f"Warning: {message}", style="yellow", markup=False, soft_wrap=True)
+            errors.print(f"Warning: {message}", style="yellow", markup=False, soft_wrap=is_whole)
 
     # Other libraries' warnings are about their own inner life; those who debug use the API.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -85,8 +88,8 @@ def plain_errors() -> Iterator[None]:
         try:
             yield
         except RefusalLensError as error:
-            errors.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+            errors.print(f"Error: {error}", style="red", markup=False, soft_wrap=is_whole)
             raise typer.Exit(2) from None
         except OSError as error:
-            errors.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+            errors.print(f"Error: {error}", style="red", markup=False, soft_wrap=is_whole)
             raise typer.Exit(1) from None

@@ -88,18 +88,18 @@ def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bo
     )
     _tabulate(run_folder, fitted)
     evidence = gather(run_folder)
-    terminal.show_replies(console, answer(evidence))
+    replies = answer(evidence)
+    terminal.show_replies(console, replies)
     shown = layers_beside(separation, best)
     # Where there is no direction, no line of the table is the one to take it from.
-    is_found = evidence.diagnosis.decision.is_found
-    marked = best if is_found else None
+    marked = best if evidence.diagnosis.decision.is_found else None
     terminal.show_layers(console, shown, marked, p_values, is_wide=is_wide)
-    terminal.show_best(console, separation, best, evidence.chance.detectable, is_found=is_found)
+    terminal.show_best(console, separation, best, evidence.chance.detectable)
     if is_wide:
         tables = (run_folder.read_table(name) for name in ("two_directions", "quadrants"))
         terminal.show_two_directions(console, *tables)
     told = evidence.diagnosis
-    terminal.show_checklist(console, told.checks, told.findings)
+    terminal.show_checklist(console, told.checks, told.findings, replies, is_wide=is_wide)
 
 
 def _write(

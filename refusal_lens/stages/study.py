@@ -60,7 +60,10 @@ def run(
     collection, model = prepare(config, run_folder, console, work=work, is_wide=is_wide)
     if measured is None:
         measured = measure_and_store(config, run_folder, model, collection.prompts)
-    terminal.show_refusal(console, measured, is_wide=is_wide)
+    if is_wide:
+        terminal.show_refusal(console, measured, is_wide=True)
+    else:
+        terminal.show_rates(console, measured)
     collect_stage(config, run_folder, model, collection, console, resume=resume, is_wide=is_wide)
     kept = [s for s in ("fit", "plot", "report") if resume and run_folder.is_finished(s, config)]
     if "fit" not in kept:

@@ -84,7 +84,7 @@ def test_terminal_and_report_say_the_same_words(tmp_path, p_value, is_found):
     console = Console(file=output, width=10_000)
     terminal.show_replies(console, answer(evidence))
     told = evidence.diagnosis
-    terminal.show_checklist(console, told.checks, told.findings)
+    terminal.show_checklist(console, told.checks, told.findings, is_wide=True)
     page = html.unescape(render(run_folder))
     best = run_folder.best()
     decision = decide(best, read_chance(run_folder, best))

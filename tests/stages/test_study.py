@@ -62,7 +62,7 @@ def test_default_run_finds_the_refusal_direction(default_run):
     # It is unsure of the doubtful ones, as its card says.
     assert 0.85 <= rates["harmful"] <= 0.97
     assert 0.02 <= rates["harmless"] <= 0.1
-    assert "Best layer: " in printed
+    assert f"Where? Layer {best['best_layer']}." in printed
     assert "Checklist: 4 of 4 passed." in printed
 
 
@@ -71,9 +71,9 @@ def test_default_run_prints_what_the_user_is_to_see_in_order(default_run):
     places = [
         printed.index(text)
         for text in (
-            *("model ", "prompts ", "reads ", "less than a minute", "The model refuses"),
+            *("model ", "prompts ", "reads ", "less than a minute", "refuses  "),
             *("Is there a direction? Yes.", "Where? Layer", "Can it be trusted?"),
-            *("Layers of resid_post at last", "Valid layers", "Best layer", "Checklist"),
+            *("Layers of resid_post at last", "Valid layers", "Checklist"),
             "Report: ",
         )
     ]
@@ -241,7 +241,7 @@ def test_stages_one_at_a_time_give_what_the_run_gave(default_run, tmp_path):
     printed = invoke("fit", staged.path)
     invoke("plot", staged.path)
     assert "Report: " in invoke("report", staged.path)
-    assert "Best layer: " in printed
+    assert "Where? Layer " in printed
     # Each found its own token budget: other batches differ in their last bits.
     pd.testing.assert_frame_equal(staged.read_separation(), whole.read_separation(), rtol=1e-4)
     assert {path.name for path in staged.path.iterdir()} == {
@@ -408,8 +408,8 @@ def test_resumed_run_keeps_what_is_there(default_run, tmp_path):
     printed = invoke("run", "--resume", "--output", folder)
     assert [(folder / name).stat().st_mtime_ns for name in kept] == before
     assert (folder / "separation.csv").read_text() == (first / "separation.csv").read_text()
-    assert "The model refuses 9" in printed
-    assert "Best layer: " in printed
+    assert "refuses  9" in printed
+    assert "Where? Layer " in printed
     # Answers are there: only activations are still to be done.
     assert "answers of" not in printed
 

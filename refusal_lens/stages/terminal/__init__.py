@@ -22,6 +22,7 @@ from refusal_lens.stages.terminal.prompts import (
     show_outlook,
     show_positions,
     show_prompts,
+    show_rates,
     show_refusal,
     show_sinks,
 )

@@ -92,8 +92,9 @@ def _describe(directions: Directions) -> Iterator[tuple[str, str]]:
     chat_template = record.get("chat_template", {})
     if chat_template:
         yield "chat template", f"sha256 {chat_template.get('sha256')}"
-        yield "system prompt", repr(chat_template.get("system_prompt"))
-        yield "example", repr(chat_template.get("example"))
+        for name in ("system_prompt", "example"):
+            text = chat_template.get(name)
+            yield name.replace("_", " "), "none" if text is None else repr(text)
     for position, row in record.get("tokens_read", {}).items():
         tokens = f"{row['token_indices']} of {row['prompt_id']}"
         is_one = row["token_indices"].isdigit()

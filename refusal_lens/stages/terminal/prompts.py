@@ -17,6 +17,7 @@ from refusal_lens.experiments.refusal_states import (
     describe_lengths,
     describe_score,
     describe_state,
+    rate_with_interval,
 )
 from refusal_lens.models.hook_points import head_of, layer_of, site_of
 from refusal_lens.prompts.contrast import ContrastSet
@@ -196,6 +197,8 @@ def show_sinks(console: Console, sinks: Mapping[str, Any]) -> None:
     for position, counts in sinks["left_out_a_prompt"].items():
         most = max(counts, key=counts.__getitem__)
         average = sum(counts.values()) / len(counts)
+        if not counts[most]:
+            continue  # a position of one token leaves none out
         console.print(
             f"Position {position} left out {average:.1f} tokens a prompt as attention sinks, at "
             f"most {counts[most]:.1f} ({most}): the first token, and those whose norm is above "
@@ -206,6 +209,15 @@ def show_sinks(console: Console, sinks: Mapping[str, Any]) -> None:
 
 
 # --- refusals ---------------------------------------------------------------------------------
+
+
+def show_rates(console: Console, report: RefusalReport) -> None:
+    """Print how much is refused as one more line of the outlook; the answer says what it means."""
+    rates = (rate_with_interval(report, is_harmful) for is_harmful in (True, False))
+    text = "{} of the harmful and {} of the harmless prompts".format(*rates)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_row("[bold]refuses[/]", text)
+    console.print(table)
 
 
 def show_refusal(console: Console, report: RefusalReport, *, is_wide: bool = False) -> None:

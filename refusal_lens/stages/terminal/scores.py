@@ -3,18 +3,22 @@
 Tested in tests/stages/test_study.py.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from refusal_lens.models.hook_points import short_name
 from refusal_lens.report.answer import Reply
 from refusal_lens.runs.diagnosis import Check, Finding, band
 from refusal_lens.validation.best_place import Choice, layers_beside
+from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.scores import Score, too_few
 from refusal_lens.validation.separation import Separation
 from refusal_lens.validation.thresholds import (
@@ -26,6 +30,12 @@ from refusal_lens.validation.thresholds import (
 )
 
 BAND_STYLES = {"good": "green", "acceptable": "yellow", "poor": "red"}
+MOST_LINES, FEWER_LINES = 12, 7
+"""A table of more layers than the first leaves some out, until about the second are left."""
+
+N_FINDINGS = 2
+"""Causes told in the terminal; the report has all."""
+
 GRADE_STYLES = {"good": "bold green", "fair": "bold yellow", "poor": "bold red"}
 
 
@@ -47,20 +57,26 @@ def show_layers(
     *,
     is_wide: bool = False,
 ) -> None:
-    """Print a line a layer of one site and position.
+    """Print a line a layer of one site and position; of many layers some, and the best.
 
     Args:
         console: Where to print.
         shown: Scores of that site and position.
         best: The best place, whose line stands out.
         p_values: Corrected for every place looked at.
-        is_wide: Intervals and the scores in sample too.
+        is_wide: All layers, with intervals and the scores in sample.
     """
     site, position = shown.columns[0]
-    console.print()
+    frame = shown.to_frame().merge(p_values, on=["hook_point", "position"])
+    is_best = frame["hook_point"] == (best.hook_point if best else "")
+    step = 1 if is_wide or len(frame) <= MOST_LINES else math.ceil(len(frame) / FEWER_LINES)
+    some = "" if step == 1 else " (all by --wide)"
+    console.print(
+        f"\nLayers of {site} at {position}, {shown.n_folds}-fold cross-fitted{some}",
+        style="italic",
+        highlight=False,
+    )
     table = Table(
-        title=f"Layers of {site} at {position}, {shown.n_folds}-fold cross-fitted",
-        title_justify="left",
         caption="[..]: 95 % interval. (..): on the prompts that it was fitted to.\n"
         "p: how often shuffled labels give as high an AUROC at any place."
         if is_wide
@@ -74,21 +90,21 @@ def show_layers(
         # Wide rows may break on a narrow console; cut off they would lose numbers.
         table.add_column(column, justify="right", no_wrap=not is_wide)
     table.add_column()
-    frame = shown.to_frame().merge(p_values, on=["hook_point", "position"])
-    for row in frame.to_dict("records"):
+    is_shown = (np.arange(len(frame)) % step == 0) | is_best
+    for row in rows_that(frame, is_shown).to_dict("records"):
         layer = row["hook_point"] if row["layer"] is None else f"{row['layer']:.0f}"
         if row["separation"] != row["separation"]:  # NaN: there is no direction
             table.add_row(layer, "no direction")
             continue
-        is_best = best is not None and row["hook_point"] == best.hook_point
+        marked = best is not None and row["hook_point"] == best.hook_point
         scores = (_scored(row, name, is_wide) for name in ("separation", "accuracy", "auroc"))
         table.add_row(
             layer,
             *scores,
             _p_value(row["p_value_corrected"]),
             _valid(row),
-            "best" if is_best else "",
-            style="bold" if is_best else None,
+            "best" if marked else "",
+            style="bold" if marked else None,
         )
     console.print(table)
 
@@ -124,48 +140,36 @@ def _p_value(p: float) -> str:
 
 
 def show_best(
-    console: Console,
-    separation: Separation,
-    best: Choice | None,
-    detectable: float,
-    *,
-    is_found: bool,
+    console: Console, separation: Separation, best: Choice | None, detectable: float
 ) -> None:
-    """Print how many layers are valid, the best of them, and what these prompts could tell.
+    """Print how many layers are valid, how the best place does, and what these prompts could tell.
 
     Args:
         console: Where to print.
         separation: Scores of every place.
         best: The best place; None where there is no direction anywhere.
         detectable: From `nulls.detectable_auroc`; NaN where it is not known.
-        is_found: There is a direction; else the best place is a near miss.
     """
     shown = layers_beside(separation, best)
-    n_valid, n_layers = int(shown.is_valid.sum()), shown.is_valid.numel()
-    if best is None:
-        console.print(f"Valid layers: {n_valid}/{n_layers}. No direction anywhere.")
-        return
-    label = "Best layer" if best.is_eligible and is_found else "Nearest miss, layer"
-    layer = best.hook_point if best.layer is None else best.layer
-    place = separation.hook_points.index(best.hook_point), separation.positions.index(best.position)
-    lines = [
-        f"Valid layers: {n_valid}/{n_layers}. {label}: {layer} ({best.reason}).",
-        f"Its AUROC on new prompts of the same topics: "
-        f"{_ends(separation.scores, place, separation.n_units)}",
-    ]
-    if separation.new_topics:
-        lines[-1] += ", on new topics: "
-        lines[-1] += _ends(separation.new_topics, place, separation.n_units_new_topics)
-    lines[-1] += "."
-    if detectable == detectable:
-        lines.append(
-            f"With these prompts an AUROC of {detectable:.2f} would be found four times in five."
+    told = f"Valid layers: {int(shown.is_valid.sum())}/{shown.is_valid.numel()}."
+    if best is not None:
+        place = (
+            separation.hook_points.index(best.hook_point),
+            separation.positions.index(best.position),
         )
+        of_best = _ends(separation.scores, place, separation.n_units)
+        told += f" AUROC of {short_name(best.hook_point)} on new prompts of its topics: {of_best}"
+        if separation.new_topics:
+            of_new = _ends(separation.new_topics, place, separation.n_units_new_topics)
+            told += f", on new topics: {of_new}"
+        told += "."
+        if detectable == detectable:
+            told += f" These prompts find one of {detectable:.2f} four times in five."
     others = [f"{site} at {position}" for site, position in separation.columns]
-    if len(others) > 1:
-        others.remove(" at ".join(shown.columns[0]))
-        lines.append(f"In the report too: {', '.join(others)}.")
-    console.print("\n".join(lines), highlight=False, markup=False)
+    others.remove(" at ".join(shown.columns[0]))
+    if others:
+        told += f" In the report too: {', '.join(others)}."
+    console.print(told, highlight=False, markup=False)
 
 
 def _ends(scores: Mapping[str, Score], place: tuple[int, int], n_units: int | None) -> str:
@@ -176,16 +180,38 @@ def _ends(scores: Mapping[str, Score], place: tuple[int, int], n_units: int | No
     return f"{one.value[place].item():.3f} {ends}"
 
 
-def show_checklist(console: Console, checks: Sequence[Check], findings: Sequence[Finding]) -> None:
-    """Print what of the checklist fails, then the causes and remedies that apply."""
+def show_checklist(
+    console: Console,
+    checks: Sequence[Check],
+    findings: Sequence[Finding],
+    replies: Sequence[Reply] = (),
+    *,
+    is_wide: bool = False,
+) -> None:
+    """Print what of the checklist fails, then the first causes that apply, with their remedies.
+
+    Args:
+        console: Where to print.
+        checks: The checklist.
+        findings: Causes, the gravest first.
+        replies: What was told already: a cause that stands in them is not told again.
+        is_wide: All findings.
+    """
     failed = [check for check in checks if not check.is_passed]
     n_passed = len(checks) - len(failed)
-    console.print(f"Checklist: {n_passed} of {len(checks)} passed.", highlight=False)
-    for check in failed:
-        console.print(
-            f"  [red]fail[/] {check.name}: {check.came}; wanted: {check.wanted}", highlight=False
-        )
-    if findings:
-        console.print("Diagnosis", style="bold")
-    for finding in findings:
-        console.print(f"• {finding.cause}\n  → {finding.remedy}", markup=False)
+    wanted = "; ".join(f"{each.name} {each.came} (wanted: {each.wanted})" for each in failed)
+    console.print(
+        f"Checklist: {n_passed} of {len(checks)} passed."
+        + (f" [red]Not:[/] {escape(wanted)}." if failed else ""),
+        highlight=False,
+    )
+    n_shown = len(findings) if is_wide else N_FINDINGS
+    for finding in findings[:n_shown]:
+        is_told = any(finding.cause in reply.sentence for reply in replies)
+        text = finding.remedy if is_told else f"{finding.cause}\n{finding.remedy}"
+        bullets = Table.grid(padding=(0, 1, 0, 0))
+        for mark, line in zip(("→",) if is_told else ("•", "→"), text.split("\n"), strict=True):
+            bullets.add_row(mark, escape(line))
+        console.print(bullets)
+    if findings[n_shown:]:
+        console.print(f"{len(findings) - n_shown} more in the report.")

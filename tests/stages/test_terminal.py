@@ -1,0 +1,70 @@
+"""What the terminal prints: short enough for a screen, nothing twice."""
+
+import io
+import re
+
+import pytest
+from planted_run import make_run
+from rich.console import Console
+
+from refusal_lens.report.answer import answer
+from refusal_lens.report.evidence import gather
+from refusal_lens.runs.diagnosis import Finding
+from refusal_lens.stages import terminal
+from refusal_lens.validation.best_place import layers_beside
+
+ROW = r"^ +(\d+) .*[✓✗]"
+
+
+def printed(show, *arguments, width=80, **options) -> str:
+    output = io.StringIO()
+    show(Console(file=output, width=width), *arguments, **options)
+    return output.getvalue()
+
+
+def layers_of(run_folder, **options) -> str:
+    separation, best = gather(run_folder).separation, run_folder.best()
+    p_values = separation.to_frame()[["hook_point", "position"]].assign(p_value_corrected=0.01)
+    shown = layers_beside(separation, best)
+    return printed(terminal.show_layers, shown, best, p_values, **options)
+
+
+@pytest.mark.parametrize(("n_layers", "at_most"), [(8, 8), (12, 12), (28, 8), (30, 8), (80, 9)])
+def test_many_layers_are_shown_in_part_and_the_best_always(tmp_path, n_layers, at_most):
+    # Thirty lines of a table left no room for what they mean.
+    run_folder = make_run(tmp_path / "run", n_layers=n_layers)
+    layers = [int(layer) for layer in re.findall(ROW, layers_of(run_folder), re.MULTILINE)]
+    assert len(layers) <= at_most
+    assert run_folder.best().layer in layers
+    whole = layers_of(run_folder, is_wide=True, width=200)
+    assert re.findall(ROW, whole, re.MULTILINE) == [str(layer) for layer in range(n_layers)]
+
+
+def test_a_cause_told_already_leaves_its_remedy(tmp_path):
+    replies = answer(gather(make_run(tmp_path / "run")))
+    told, other = replies[0].sentence[:60], "Another cause."
+    text = printed(
+        terminal.show_checklist,
+        (),
+        [Finding(told, "First remedy."), Finding(other, "Second remedy.")],
+        replies,
+    )
+    assert told not in text
+    assert "First remedy." in text
+    assert other in text
+
+
+def test_causes_beyond_the_first_are_left_to_the_report():
+    findings = [Finding(f"cause {i}", f"remedy {i}") for i in range(5)]
+    text = printed(terminal.show_checklist, (), findings)
+    assert "cause 1" in text
+    assert "cause 2" not in text
+    assert "3 more in the report" in text
+    assert "cause 4" in printed(terminal.show_checklist, (), findings, is_wide=True)
+
+
+def test_positions_that_leave_no_token_out_are_not_told_of():
+    sinks = {"are": "left_out", "ratio": 10, "left_out_a_prompt": {"last": {"a": 0.0}}}
+    assert printed(terminal.show_sinks, sinks) == ""
+    sinks["left_out_a_prompt"]["mean"] = {"a": 1.0, "b": 2.0}
+    assert "Position mean left out 1.5 tokens" in printed(terminal.show_sinks, sinks)
