@@ -220,7 +220,7 @@ def write_run(folder: Path) -> RunFolder:
     run = explored_run.make_run(folder, n=10, n_layers=2, d_model=4)
     prompts = run.read_prompts()
     counts = {"prompt_id": [prompt.id for prompt in prompts.prompts], "n_tokens": 9}
-    run.write_token_counts(pd.DataFrame({**counts, "n_own_tokens": 5}))
+    run.write_table("token_counts", pd.DataFrame({**counts, "n_own_tokens": 5}))
     run.write_refusal(planted_run.make_refusal(prompts, None))
     run.write_refusal_direction(run.read_directions(), run.separation())
     run.write_table("nulls", planted_run.nulls(0.01))
@@ -242,7 +242,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "config": lambda path: RunFolder.open(path).read_config().model_dump(),
     "prompts": lambda path: RunFolder(path).read_prompts(),
     "provenance": lambda path: RunFolder(path).read_provenance(),
-    "token counts": lambda path: RunFolder(path).read_token_counts(),
+    "token counts": lambda path: RunFolder(path).read_table("token_counts"),
     "activations": lambda path: RunFolder(path).read_activations(),
     "hook point": lambda path: load_hook_point(path / "activations", "blocks.1.hook_resid_post"),
     "refusal": lambda path: RunFolder(path).read_refusal(),

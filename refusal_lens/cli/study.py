@@ -167,7 +167,7 @@ def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
 
         collection, loaded = study.prepare(settings, run_folder, console, work=["answers"])
         study.refusal_stage(settings, run_folder, loaded, collection.prompts, console)
-        console.print(f"Answers: {run_folder.refusal_path}", markup=False, soft_wrap=True)
+        console.print(f"Answers: {run_folder.path / 'refusal.json'}", markup=False, soft_wrap=True)
 
 
 def fit(run_path: RunArgument, wide: WideOption = False, set_: SetOption = None) -> None:

@@ -3,7 +3,7 @@
 Knows the bands for people and the advice that goes with them. Computes no scores.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,8 +143,8 @@ def diagnose(
     separation: Separation,
     refusal: RefusalReport | None,
     decision: Decision,
-) -> list[Finding]:
-    """Return the causes that apply, with their remedies; none when all is well.
+) -> Iterator[Finding]:
+    """Yield the causes that apply, with their remedies; none when all is well.
 
     Args:
         prompts: The prompts of both classes.
@@ -152,75 +152,68 @@ def diagnose(
         refusal: Whether the model refuses; None where that was not measured.
         decision: Whether there is a direction.
     """
-    findings = _diagnose_chance(decision) + _diagnose_topics(separation)
-    findings += [] if refusal is None else _diagnose_refusal(refusal)
+    yield from _diagnose_chance(decision)
+    yield from _diagnose_topics(separation)
+    if refusal is not None:
+        yield from _diagnose_refusal(refusal)
     if _highest(separation.headline["auroc"].value) < MIN_AUROC:
-        findings += _diagnose_separation(prompts, refusal)
+        yield from _diagnose_separation(prompts, refusal)
     elif _highest(separation.separation) < MIN_SEPARATION:
-        findings += _diagnose_offset(separation)
+        yield _diagnose_offset(separation)
     best_accuracy = _highest(separation.accuracy)
     if best_accuracy < MIN_ACCURACY:
-        findings += _diagnose_accuracy(separation)
+        yield from _diagnose_accuracy(separation)
     optimism = _highest(separation.accuracy_in_sample) - best_accuracy
     if optimism > OPTIMISTIC:
-        findings.append(
-            Finding(
-                f"Accuracy is {optimism:.0%} higher on the prompts that the direction was fitted "
-                "to than on held-out ones: it has learned these prompts, not their class.",
-                "Use more prompts; trust the held-out numbers.",
-            )
+        yield Finding(
+            f"Accuracy is {optimism:.0%} higher on the prompts that the direction was fitted to "
+            "than on held-out ones: it has learned these prompts, not their class.",
+            "Use more prompts; trust the held-out numbers.",
         )
-    return findings
 
 
-def diagnose_frames(chance: Chance) -> list[Finding]:
+def diagnose_frames(chance: Chance) -> Iterator[Finding]:
     """Say where the classes are worded differently throughout."""
-    if not chance.frames_differ:
-        return []
-    return [
-        Finding(
+    if chance.frames_differ:
+        yield Finding(
             "Harmful and harmless prompts hardly share a frame (the words they begin with), and "
             "frames run through the topics: no exchange of labels tells harm from the wording, so "
             "there is no p-value.",
             "Write prompts of both classes in the same frames; the scores of new topics hold for "
             "new frames too.",
         )
-    ]
 
 
-def diagnose_random(chance: Chance) -> list[Finding]:
+def diagnose_random(chance: Chance) -> Iterator[Finding]:
     """Say where random directions do as well as the fitted one."""
-    if chance.random_share is None or chance.random_share <= SIGNIFICANT:
-        return []
-    return [
-        Finding(
+    if chance.random_share is not None and chance.random_share > SIGNIFICANT:
+        yield Finding(
             f"{chance.random_share:.0%} of random directions with the activations' covariance tell "
             "the classes apart as well: they differ along most directions here, and this one is "
             "not special by its scores.",
             "Go by what acting on it does (refusal-lens select, ablate).",
         )
-    ]
 
 
 def _diagnose_tables(
     run_folder: RunFolder, prompts: ContrastSet, best: Choice | None
-) -> list[Finding]:
-    """Return what confounds and texts say, as far as they were looked at."""
+) -> Iterator[Finding]:
+    """Yield what confounds and texts say, as far as they were looked at."""
     names = ("confounds", "coordinates", "length_correlations", "near_duplicates", "likeness")
     found = ((name, run_folder.read_table(name)) for name in names)
     tables = {name: table for name, table in found if table is not None}
     if best is None or not {"confounds", "coordinates"} <= set(tables):
-        return []
-    findings = diagnose_confounds(tables, best)
+        return
+    yield from diagnose_confounds(tables, best)
     if not {"near_duplicates", "likeness"} <= set(tables):
-        return findings
+        return
     likeness = Likeness.of_tables(tables["near_duplicates"], tables["likeness"])
-    counts = run_folder.read_token_counts()
+    counts = run_folder.read_table("token_counts")
     added = None
     if counts is not None:
         total, user = counts["n_tokens"].tolist(), counts["n_own_tokens"].tolist()
         added = template_tokens(total, user, prompts.is_harmful)
-    return findings + diagnose_texts(likeness, added)
+    yield from diagnose_texts(likeness, added)
 
 
 # --- what else tells the classes apart --------------------------------------------------------
@@ -248,7 +241,7 @@ _FEATURES = {
 }
 
 
-def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
+def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> Iterator[Finding]:
     """Say which trivial features do as well as the direction, and what else it is made of.
 
     Args:
@@ -257,7 +250,6 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list
     """
     scores = tables["confounds"].set_index("feature")
     direction = scores.loc["direction"]
-    findings = []
     for feature, (told, remedy) in _FEATURES.items():
         if feature not in scores.index:
             continue
@@ -267,15 +259,27 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> list
         is_as_good = row["auroc"] >= direction["auroc_low"] and row["auroc_low"] > 0.5
         if is_as_good or row["auroc"] >= TELLS_ALONE:
             how = " as well as the direction" if is_as_good else ""
-            findings.append(
-                Finding(
-                    f"{told} the classes apart{how} (AUROC {row['auroc']:.3f} "
-                    f"against {direction['auroc']:.3f}): the direction may be that, and nothing "
-                    f"of harm.{_within(row)}",
-                    f"Use {remedy}.",
-                )
+            yield Finding(
+                f"{told} the classes apart{how} (AUROC {row['auroc']:.3f} against "
+                f"{direction['auroc']:.3f}): the direction may be that, and nothing of "
+                f"harm.{_within(row)}",
+                f"Use {remedy}.",
             )
-    return findings + _diagnose_length(tables, best) + _diagnose_coordinates(tables, best)
+    if "length_correlations" in tables:
+        share = _at(tables["length_correlations"], best, "share")
+        if share >= FOLLOWS_LENGTH:
+            yield Finding(
+                f"Within a class, {share:.0%} of the variance of the projections goes with the "
+                "number of tokens: the direction is partly length.",
+                "Use prompts of the same length in both classes, or another position.",
+            )
+    share = _at(tables["coordinates"], best, "share_top_1_clipped")
+    if share >= ONE_COORDINATE:
+        yield Finding(
+            f"One coordinate holds {share:.0%} of the direction's squared length: it may be an "
+            "outsize coordinate that carries nothing.",
+            "Clip lower; tables/clip_sweep.csv shows what that does to the scores.",
+        )
 
 
 def _within(row: pd.Series) -> str:
@@ -288,34 +292,6 @@ def _within(row: pd.Series) -> str:
     return f" Among prompts alike in it, the direction's AUROC is {within:.3f}."
 
 
-def _diagnose_length(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
-    if "length_correlations" not in tables:
-        return []
-    share = _at(tables["length_correlations"], best, "share")
-    if share < FOLLOWS_LENGTH:
-        return []
-    return [
-        Finding(
-            f"Within a class, {share:.0%} of the variance of the projections goes with the number "
-            "of tokens: the direction is partly length.",
-            "Use prompts of the same length in both classes, or another position.",
-        )
-    ]
-
-
-def _diagnose_coordinates(tables: Mapping[str, pd.DataFrame], best: Choice) -> list[Finding]:
-    share = _at(tables["coordinates"], best, "share_top_1_clipped")
-    if share < ONE_COORDINATE:
-        return []
-    return [
-        Finding(
-            f"One coordinate holds {share:.0%} of the direction's squared "
-            "length: it may be an outsize coordinate that carries nothing.",
-            "Clip lower; tables/clip_sweep.csv shows what that does to the scores.",
-        )
-    ]
-
-
 def _at(table: pd.DataFrame, best: Choice, column: str) -> float:
     rows = rows_where(table, hook_point=best.hook_point, position=best.position)
     return float(rows[column].to_numpy()[0])
@@ -323,165 +299,135 @@ def _at(table: pd.DataFrame, best: Choice, column: str) -> float:
 
 def diagnose_texts(
     likeness: Likeness, added: Mapping[str, tuple[int, ...]] | None
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Say where the classes' texts are too alike, or were not written out alike.
 
     Args:
         likeness: From `confounds.compare_texts`.
         added: From `confounds.template_tokens`; None where tokens were not counted.
     """
-    findings = []
     if likeness.n_near:
         pair = likeness.pairs.iloc[0]
-        findings.append(
-            Finding(
-                f"{likeness.n_near} harmful prompts stand almost word for word among the harmless "
-                f"ones too, such as {pair['harmful_id']} and {pair['harmless_id']}.",
-                "Read tables/near_duplicates.csv; take out those that are in the wrong class.",
-            )
+        yield Finding(
+            f"{likeness.n_near} harmful prompts stand almost word for word among the harmless "
+            f"ones too, such as {pair['harmful_id']} and {pair['harmless_id']}.",
+            "Read tables/near_duplicates.csv; take out those that are in the wrong class.",
         )
     if added is not None and not set(added["harmful"]) & set(added["harmless"]):
-        findings.append(
-            Finding(
-                f"The chat template adds {either(map(str, added['harmful']))} tokens to harmful "
-                f"prompts but {either(map(str, added['harmless']))} to harmless ones.",
-                "Look at the table Positions read; give both classes the same template.",
-            )
+        yield Finding(
+            f"The chat template adds {either(map(str, added['harmful']))} tokens to harmful "
+            f"prompts but {either(map(str, added['harmless']))} to harmless ones.",
+            "Look at the table Positions read; give both classes the same template.",
         )
-    return findings
 
 
-def diagnose_chat_template(provenance: Mapping[str, Any]) -> list[Finding]:
+def diagnose_chat_template(provenance: Mapping[str, Any]) -> Iterator[Finding]:
     """Say where prompts ended elsewhere than where the answer begins.
 
     Args:
         provenance: Of the activations.
     """
     chat_template = provenance.get("chat_template", {})
-    if chat_template.get("has_template") is False:
-        return [
-            Finding(
-                "The tokenizer has no chat template: prompts went in as plain text, which a base "
-                "model continues instead of answering it.",
-                "Use a chat model; or, where its files only lack the template, put it into "
-                "chat_template.jinja beside them.",
-            )
-        ]
     ending = chat_template.get("ending")
-    return [] if ending is None else [Finding(ending["cause"], ending["remedy"])]
+    if chat_template.get("has_template") is False:
+        yield Finding(
+            "The tokenizer has no chat template: prompts went in as plain text, which a base "
+            "model continues instead of answering it.",
+            "Use a chat model; or, where its files only lack the template, put it into "
+            "chat_template.jinja beside them.",
+        )
+    elif ending is not None:
+        yield Finding(ending["cause"], ending["remedy"])
 
 
 def _highest(scores: object) -> float:
     return scores.nan_to_num(nan=0.0).max().item()  # type: ignore[attr-defined]
 
 
-def _diagnose_topics(separation: Separation) -> list[Finding]:
+def _diagnose_topics(separation: Separation) -> Iterator[Finding]:
     """Say where new topics fare much worse, and where prompts lie the wrong way round."""
     if _highest(separation.headline["auroc"].value) == 0.0:
-        return []
+        return
     place = separation.headline["auroc"].value.nan_to_num(nan=0.0).argmax()
-    findings = []
     gap = separation.gap.flatten()[place].item()
     if gap >= LARGE_GAP:
         new, same = (
             scores["auroc"].value.flatten()[place].item()
             for scores in (separation.headline, separation.scores)
         )
-        findings.append(
-            Finding(
-                f"On new topics the AUROC is {new:.2f}, on new prompts of the same topics "
-                f"{same:.2f}: the direction is partly one of its topics.",
-                "Quote the number of new topics; use more topics, and twins that join them.",
-            )
+        yield Finding(
+            f"On new topics the AUROC is {new:.2f}, on new prompts of the same topics "
+            f"{same:.2f}: the direction is partly one of its topics.",
+            "Quote the number of new topics; use more topics, and twins that join them.",
         )
-    highest = separation.headline["auroc"].high.flatten()
-    if bool((highest < 0.5).any()):
-        n_below = int((highest < 0.5).sum())
-        findings.append(
-            Finding(
-                f"At {n_below} places held-out prompts lie the wrong way round (an AUROC below "
-                "0.5, its interval included): they depend on each other in a way not told.",
-                "Say which prompts belong together (fields pair and group).",
-            )
+    n_below = int((separation.headline["auroc"].high < 0.5).sum())
+    if n_below:
+        yield Finding(
+            f"At {n_below} places held-out prompts lie the wrong way round (an AUROC below 0.5, "
+            "its interval included): they depend on each other in a way not told.",
+            "Say which prompts belong together (fields pair and group).",
         )
-    return findings
 
 
-def _diagnose_chance(decision: Decision) -> list[Finding]:
+def _diagnose_chance(decision: Decision) -> Iterator[Finding]:
     remedies = {
         "cannot tell": "Use more prompts, on more topics.",
         "chance": "Take nothing below for a finding. Check which file is which class, and that "
         "they differ in harm; use more prompts.",
     }
-    remedy = remedies.get(decision.verdict)
-    return [] if remedy is None else [Finding(decision.sentence, remedy)]
+    if decision.verdict in remedies:
+        yield Finding(decision.sentence, remedies[decision.verdict])
 
 
-def _diagnose_refusal(refusal: RefusalReport) -> list[Finding]:
-    told = (describe_state(refusal), describe_lengths(refusal))
-    return [Finding(words.sentence, words.remedy) for words in told if words.remedy]
+def _diagnose_refusal(refusal: RefusalReport) -> Iterator[Finding]:
+    for words in (describe_state(refusal), describe_lengths(refusal)):
+        if words.remedy:
+            yield Finding(words.sentence, words.remedy)
 
 
-def _diagnose_offset(separation: Separation) -> list[Finding]:
+def _diagnose_offset(separation: Separation) -> Finding:
     highest = _highest(separation.headline["auroc"].value)
-    return [
-        Finding(
-            f"Separation is below {MIN_SEPARATION} everywhere although the AUROC reaches "
-            f"{highest:.2f}: as a difference of cosines it is small where prompts of both classes "
-            "share most of their activations.",
-            "Go by AUROC, accuracy and d'; the article's bands do not fit this model.",
-        )
-    ]
+    return Finding(
+        f"Separation is below {MIN_SEPARATION} everywhere although the AUROC reaches "
+        f"{highest:.2f}: as a difference of cosines it is small where prompts of both classes "
+        "share most of their activations.",
+        "Go by AUROC, accuracy and d'; the article's bands do not fit this model.",
+    )
 
 
-def _diagnose_separation(prompts: ContrastSet, refusal: RefusalReport | None) -> list[Finding]:
-    findings = [
-        Finding(
-            f"The AUROC is below {MIN_AUROC} everywhere: harmful and harmless prompts may be too "
-            "alike.",
-            "Use prompts that differ more clearly in harm, and in nothing else.",
-        )
-    ]
+def _diagnose_separation(prompts: ContrastSet, refusal: RefusalReport | None) -> Iterator[Finding]:
+    low = f"The AUROC is below {MIN_AUROC} everywhere:"
+    yield Finding(
+        f"{low} harmful and harmless prompts may be too alike.",
+        "Use prompts that differ more clearly in harm, and in nothing else.",
+    )
     if refusal is None:
-        findings.append(
-            Finding(
-                f"The AUROC is below {MIN_AUROC} everywhere: the model may not refuse.",
-                "Measure it first: refusal-lens refusal-rate RUN.",
-            )
+        yield Finding(
+            f"{low} the model may not refuse.", "Measure it first: refusal-lens refusal-rate RUN."
         )
     elif refusal.state == "contrast" and refusal.rate(True) < SATURATED:
-        findings.append(
-            Finding(
-                f"Only {refusal.rate(True):.0%} of the harmful prompts are refused.",
-                "Keep the harmful prompts that are (refusal.json lists them).",
-            )
+        yield Finding(
+            f"Only {refusal.rate(True):.0%} of the harmful prompts are refused.",
+            "Keep the harmful prompts that are (refusal.json lists them).",
         )
     if min(len(prompts.harmful), len(prompts.harmless)) < MIN_PROMPTS_PER_SIDE:
-        findings.append(
-            Finding(
-                f"There are few prompts ({len(prompts.harmful)} harmful, "
-                f"{len(prompts.harmless)} harmless).",
-                f"Use {MIN_PROMPTS_PER_SIDE} or more a side.",
-            )
+        yield Finding(
+            f"There are few prompts ({len(prompts.harmful)} harmful, {len(prompts.harmless)} "
+            "harmless).",
+            f"Use {MIN_PROMPTS_PER_SIDE} or more a side.",
         )
-    return findings
 
 
-def _diagnose_accuracy(separation: Separation) -> list[Finding]:
-    findings = [
-        Finding(
-            f"Accuracy is below {MIN_ACCURACY:.0%} everywhere: the prompts may be of mixed "
-            "quality, or the model refuses in several ways.",
-            "Read the answers by category (refusal.json), and keep what is plainly refused or "
-            "plainly answered.",
-        )
-    ]
+def _diagnose_accuracy(separation: Separation) -> Iterator[Finding]:
+    low = f"Accuracy is below {MIN_ACCURACY:.0%}"
+    yield Finding(
+        f"{low} everywhere: the prompts may be of mixed quality, or the model refuses in several "
+        "ways.",
+        "Read the answers by category (refusal.json), and keep what is plainly refused or plainly "
+        "answered.",
+    )
     if "mean" not in separation.positions:
-        findings.append(
-            Finding(
-                f"Accuracy is below {MIN_ACCURACY:.0%} at position "
-                f"{', '.join(separation.positions)}.",
-                "Try --position mean as well.",
-            )
+        yield Finding(
+            f"{low} at position {', '.join(separation.positions)}.",
+            "Try --position mean as well.",
         )
-    return findings

@@ -96,11 +96,6 @@ class RunFolder:
         return self.path / "activations"
 
     @property
-    def provenance_path(self) -> Path:
-        """Where everything in the folder came from."""
-        return self.path / "provenance.json"
-
-    @property
     def direction_path(self) -> Path:
         """The directions in the article's layout."""
         return self.path / "refusal_direction.pt"
@@ -110,21 +105,16 @@ class RunFolder:
         """The scores of every place."""
         return self.path / "separation.csv"
 
-    @property
-    def refusal_path(self) -> Path:
-        """Refusal rates and every answer."""
-        return self.path / "refusal.json"
-
     def write_config(self, config: Config, date: str | None = None) -> None:
         """Write the resolved settings, with the day that the chat template wrote, if it did."""
         if date is not None:
             prompts = config.prompts.model_copy(update={"date": date})
             config = config.model_copy(update={"prompts": prompts})
-        self._write_text(self.config_path, dump_config(config))
+        self._write_text(self.config_path.name, dump_config(config))
 
     def read_config(self, overrides: Sequence[str] = ()) -> Config:
         """Read the settings the run was made with, and lay overrides over them."""
-        self._check(self.config_path.name)
+        check(self.path, self.config_path.name)
         return load_config(self.config_path, overrides)
 
     def date(self) -> str | None:
@@ -152,11 +142,11 @@ class RunFolder:
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         """Write where everything in the folder came from."""
-        self._write_json(self.provenance_path, provenance)
+        self._write_json("provenance.json", provenance)
 
     def read_provenance(self) -> dict[str, Any]:
         """Read where everything in the folder came from."""
-        with self._reading(self.provenance_path.name) as path:
+        with self._reading("provenance.json") as path:
             return dict(json.loads(path.read_text(encoding="utf-8")))
 
     def write_prompts(self, prompts: ContrastSet) -> None:
@@ -165,7 +155,7 @@ class RunFolder:
             side.name: [{name: getattr(prompt, name) for name in PROMPT_FIELDS} for prompt in side]
             for side in (prompts.harmful, prompts.harmless)
         }
-        self._write_json(self.path / "prompts.json", {"grouping": prompts.grouping, **content})
+        self._write_json("prompts.json", {"grouping": prompts.grouping, **content})
 
     def check_prompts(self, prompts: ContrastSet) -> None:
         """Make sure that the prompts have not changed since the run was begun.
@@ -201,17 +191,6 @@ class RunFolder:
             warnings.simplefilter("ignore", RefusalLensWarning)
             return ContrastSet(sides[0], sides[1], content["grouping"])
 
-    def write_token_counts(self, counts: pd.DataFrame) -> None:
-        """Write how long each prompt is, so that length can be looked at without a tokenizer."""
-        self.write_table("token_counts", counts)
-
-    def read_token_counts(self) -> pd.DataFrame | None:
-        """Read how long each prompt is, in the order of the prompts; None for older runs.
-
-        `n_tokens` counts the formatted prompt, `n_own_tokens` the user's text in it.
-        """
-        return self.read_table("token_counts")
-
     def read_activations(self, hook_points: Sequence[str] | None = None) -> Activations:
         """Read the activations, at some of the hook points or at all."""
         return load_activations(self.activations_path, hook_points)
@@ -229,7 +208,7 @@ class RunFolder:
             "lengths": report.lengths,
             "answers": [asdict(answer) for answer in report.answers],
         }
-        self._write_json(self.refusal_path, content)
+        self._write_json("refusal.json", content)
 
     @contextmanager
     def unfinished(self, stage: str) -> Iterator[Journal]:
@@ -265,9 +244,9 @@ class RunFolder:
 
     def read_refusal(self) -> RefusalReport | None:
         """Read refusal rates and answers; None when they were not measured."""
-        if not self.refusal_path.is_file():
+        if not (self.path / "refusal.json").is_file():
             return None
-        with self._reading(self.refusal_path.name) as path:
+        with self._reading("refusal.json") as path:
             content = json.loads(path.read_text(encoding="utf-8"))
             answers = tuple(
                 Answer(**{**answer, "by_length": tuple(answer.get("by_length", ()))})
@@ -372,11 +351,7 @@ class RunFolder:
 
     def read_table(self, name: str) -> pd.DataFrame | None:
         """Read one table of results; None when that stage has not run."""
-        name = f"tables/{name}.csv"
-        if not (self.path / name).is_file():
-            return None
-        with self._reading(name) as path:
-            return read_frame(path)
+        return self._read_csv(f"tables/{name}.csv")
 
     def write_interventions(self, summary: pd.DataFrame) -> Path:
         """Write what interventions did, summed up, and return the path."""
@@ -384,17 +359,12 @@ class RunFolder:
 
     def read_interventions(self) -> pd.DataFrame | None:
         """Read what interventions did, summed up; None when none was tried."""
-        if not (self.path / "interventions.csv").is_file():
-            return None
-        with self._reading("interventions.csv") as path:
-            return read_frame(path)
+        return self._read_csv("interventions.csv")
 
     def write_completions(self, completions: Sequence[Completion]) -> Path:
         """Write answers with and without intervention, one JSON object a line."""
-        path = self.path / "completions.jsonl"
         lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in completions]
-        self._write_text(path, "".join(lines))
-        return path
+        return self._write_text("completions.jsonl", "".join(lines))
 
     def write_refusal_direction(
         self,
@@ -430,20 +400,7 @@ class RunFolder:
 
     def write_report(self, html: str) -> Path:
         """Write the report of the run and return its path."""
-        self._write_text(self.path / "report.html", html)
-        return self.path / "report.html"
-
-    def _existing(self, name: str) -> Path:
-        path = self.path / name
-        if not path.is_file():
-            raise RefusalLensError(
-                f"{self.path} has no {name} yet. Run the stage that writes it first "
-                "(collect, refusal-rate, fit, plot; in this order)."
-            )
-        return path
-
-    def _check(self, name: str) -> None:
-        check(self.path, name)
+        return self._write_text("report.html", html)
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[Path]:
@@ -452,9 +409,14 @@ class RunFolder:
         Raises:
             RefusalLensError: It is missing, or damaged; the message says what writes it again.
         """
-        path = self._existing(name)
+        path = self.path / name
+        if not path.is_file():
+            raise RefusalLensError(
+                f"{self.path} has no {name} yet. Run the stage that writes it first "
+                "(collect, refusal-rate, fit, plot; in this order)."
+            )
         try:
-            self._check(name)
+            check(self.path, name)
             yield path
         except RefusalLensError:
             raise
@@ -468,12 +430,19 @@ class RunFolder:
             table.to_csv(file, index=False)
         return self.path / name
 
-    def _write_json(self, path: Path, content: Any) -> None:
-        self._write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    def _read_csv(self, name: str) -> pd.DataFrame | None:
+        if not (self.path / name).is_file():
+            return None
+        with self._reading(name) as path:
+            return read_frame(path)
 
-    def _write_text(self, path: Path, text: str) -> None:
-        with write_recorded(self.path, path.relative_to(self.path).as_posix()) as file:
+    def _write_json(self, name: str, content: Any) -> None:
+        self._write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def _write_text(self, name: str, text: str) -> Path:
+        with write_recorded(self.path, name) as file:
             file.write_text(text, encoding="utf-8")
+        return self.path / name
 
 
 def _without_place(config: Config) -> dict[str, Any]:

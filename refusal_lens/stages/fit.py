@@ -84,7 +84,7 @@ def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bo
         directions=directions,
         projections=projections,
         best=best,
-        token_counts=run_folder.read_token_counts(),
+        token_counts=run_folder.read_table("token_counts"),
     )
     _tabulate(run_folder, fitted)
     evidence = gather(run_folder)

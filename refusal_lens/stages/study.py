@@ -165,7 +165,7 @@ def _begin(
     remove_partial(run_folder.path)
     run_folder.write_config(config, date=collection.chat_template["date"])
     run_folder.write_prompts(prompts)
-    run_folder.write_token_counts(_count_tokens(tokens))
+    run_folder.write_table("token_counts", _count_tokens(tokens))
 
 
 def _count_tokens(tokens: dict[str, Tokens]) -> pd.DataFrame:
@@ -226,7 +226,7 @@ def collect_stage(
     source = model if model is not None and config.engine.name == "local" else config.model
     engine = make_engine(source, config.engine)
     activations = engine.collect(collection, run_folder.activations_path, resume=resume)
-    if not run_folder.provenance_path.is_file():
+    if not (run_folder.path / "provenance.json").is_file():
         run_folder.write_provenance({**activations.provenance, **describe_machine()})
     if is_wide:
         terminal.show_sinks(console, activations.provenance["sinks"])

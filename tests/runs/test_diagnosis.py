@@ -37,7 +37,7 @@ def test_checklist_passes_what_is_good():
     separation = make(0.5, 0.9)
     checks = checklist(make_prompts(30), separation, choose_best(separation, 4), FOUND)
     assert [check.is_passed for check in checks] == [True] * 4
-    assert diagnose(make_prompts(30), separation, make_report(10, 0), FOUND) == []
+    assert not list(diagnose(make_prompts(30), separation, make_report(10, 0), FOUND))
 
 
 def test_checklist_fails_what_is_not():
@@ -75,7 +75,7 @@ def test_low_separation_gives_the_causes_that_apply():
         "Only 80% of the harmful prompts are refused.",
         "There are few prompts (10 harmful, 10 harmless).",
     ]
-    unmeasured = diagnose(make_prompts(30), make(0.1, 0.5), None, FOUND)
+    unmeasured = list(diagnose(make_prompts(30), make(0.1, 0.5), None, FOUND))
     assert unmeasured[1].remedy == "Measure it first: refusal-lens refusal-rate RUN."
 
 
@@ -115,7 +115,7 @@ def make_tables(auroc: float = 0.5, share: float = 0.0, top: float = 0.1):
 
 
 def test_trivial_feature_as_good_as_the_direction_is_named():
-    assert diagnose_confounds(make_tables(auroc=0.89), BEST) == []
+    assert not list(diagnose_confounds(make_tables(auroc=0.89), BEST))
     (finding,) = diagnose_confounds(make_tables(auroc=0.91), BEST)
     assert finding.cause == (
         "The number of tokens alone tells the classes apart as well as the direction (AUROC 0.910 "
@@ -127,7 +127,7 @@ def test_trivial_feature_as_good_as_the_direction_is_named():
 def test_chance_that_reaches_a_direction_of_chance_is_no_finding():
     tables = make_tables(auroc=0.52)
     tables["confounds"].loc[2, ["auroc", "auroc_low"]] = [0.5, 0.4]
-    assert diagnose_confounds(tables, BEST) == []
+    assert not list(diagnose_confounds(tables, BEST))
 
 
 def test_direction_that_follows_length_or_one_coordinate_is_named():
@@ -137,12 +137,12 @@ def test_direction_that_follows_length_or_one_coordinate_is_named():
     assert one.cause.startswith("One coordinate holds 81% of the direction's squared length")
     tables = make_tables(share=0.4)
     del tables["length_correlations"]
-    assert diagnose_confounds(tables, BEST) == []
+    assert not list(diagnose_confounds(tables, BEST))
 
 
 def test_texts_too_alike_and_templates_that_differ_are_named():
     pairs = pd.DataFrame({"harmful_id": ["a-1"], "harmless_id": ["b-2"]})
-    assert diagnose_texts(Likeness(pairs, 0, 30, 0.5, 0.5), None) == []
+    assert not list(diagnose_texts(Likeness(pairs, 0, 30, 0.5, 0.5), None))
     (near,) = diagnose_texts(Likeness(pairs, 2, 30, 0.5, 0.5), {"harmful": (8,), "harmless": (8,)})
     assert near.cause == (
         "2 harmful prompts stand almost word for word among the harmless ones too, such as a-1 and "
@@ -160,8 +160,8 @@ def test_prompts_that_end_elsewhere_than_the_answer_begins_are_a_finding():
     ending = {"cause": "The template ends early.", "remedy": "Set x.", "token": "a", "token_id": 1}
     (finding,) = diagnose_chat_template({"chat_template": {"ending": ending}})
     assert (finding.cause, finding.remedy) == ("The template ends early.", "Set x.")
-    assert diagnose_chat_template({"chat_template": {"ending": None}}) == []
-    assert diagnose_chat_template({}) == []
+    assert not list(diagnose_chat_template({"chat_template": {"ending": None}}))
+    assert not list(diagnose_chat_template({}))
 
 
 def test_a_base_model_is_told_by_its_missing_template():

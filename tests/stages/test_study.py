@@ -58,7 +58,7 @@ def test_default_run_finds_the_refusal_direction(default_run):
     scores = best["validation"][best["best_layer"]]
     assert scores["separation"] >= 0.5
     assert scores["accuracy"] >= 0.85
-    rates = json.loads(run_folder.refusal_path.read_text())["refusal_rate"]
+    rates = json.loads((run_folder.path / "refusal.json").read_text())["refusal_rate"]
     # It is unsure of the doubtful ones, as its card says.
     assert 0.85 <= rates["harmful"] <= 0.97
     assert 0.02 <= rates["harmless"] <= 0.1
@@ -190,7 +190,7 @@ def test_fit_leaves_its_tables(default_run):
     assert confounds.loc["direction", "auroc_low"] > 0.9
     assert confounds.drop("direction")["auroc"].max() < 0.8
     assert "the direction may be" not in printed
-    counts = run_folder.read_token_counts()
+    counts = run_folder.read_table("token_counts")
     assert counts["prompt_id"].tolist()[::383] == ["harmful-001", "harmless-192"]
     # The shipped template: three tokens before the text and five after it.
     assert (counts["n_tokens"] - counts["n_own_tokens"]).nunique() == 1
