@@ -184,7 +184,8 @@ def _read_fast(
     def keep(name: str, activation: Tensor) -> None:
         if needed is not None and _is_after_attention(name, stop):
             # The last block computed these positions only, each a single token.
-            pooled[name] = PooledBatch(activation.float(), torch.zeros_like(needed))
+            none = torch.zeros(needed.shape, dtype=torch.int64, device=activation.device)
+            pooled[name] = PooledBatch(activation.float(), none)
         else:
             _check_shape(name, activation, (*rest.shape, width_of(model, name)))
             pooled[name] = pool(activation, prefix.before.get(name))
@@ -257,19 +258,19 @@ def _gather(pooled: dict[str, PooledBatch], names: Sequence[str]) -> Batch:
     # Layers may lie on several devices.
     device = pooled[names[0]].values.device
     return Batch(
-        _to_cpu(torch.stack([pooled[name].values.to(device) for name in names], dim=1)),
-        torch.stack([pooled[name].n_left_out.cpu() for name in names], dim=1),
+        torch.stack([pooled[name].values.to(device) for name in names], dim=1),
+        torch.stack([pooled[name].n_left_out.to(device) for name in names], dim=1),
     )
 
 
 def _checked(batch: Batch, names: Sequence[str], tokens: Tokens, model: Model) -> Batch:
-    """Refuse activations that are not finite; what is pooled is small, so that looking is cheap.
+    """Refuse activations that are not finite, where they lie, and bring them to the CPU.
 
     Of several hook points the first is named: what comes behind it inherits the fault.
     """
     is_finite = batch.values.isfinite().flatten(2).all(-1)
     if bool(is_finite.all()):
-        return batch
+        return Batch(_to_cpu(batch.values), batch.n_left_out.cpu())
     first = int((~is_finite).any(0).int().argmax())
     rows = (~is_finite[:, first]).nonzero().flatten().tolist()
     dtype = str(model.cfg.dtype).removeprefix("torch.")

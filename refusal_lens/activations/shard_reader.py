@@ -6,7 +6,9 @@ Tested in tests/activations/test_collector.py.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +17,12 @@ from torch import Tensor
 
 from refusal_lens.activations.batch_reader import Batch, Pooled, Reader
 from refusal_lens.activations.moments import ClassMoments, class_moments
-from refusal_lens.models.batching import BatchRecord, run_in_batches
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.batching import BatchRecord, is_out_of_memory, run_in_batches
 from refusal_lens.prompts.tokens import Tokens
+
+Keep = Callable[[list[int], Batch], None]
+"""Keeps the rows of one batch."""
 
 LeftOut = Int[Tensor, "n_hook_points n_positions"]
 """Tokens that the means of all prompts together left out as sinks."""
@@ -134,14 +140,62 @@ def _read_in_batches(
     reader: Reader,
     tokens: Tokens,
     device: str,
-    keep: Callable[[list[int], Batch], None],
+    keep: Keep,
     token_budget: int | None,
 ) -> BatchRecord:
-    return run_in_batches(
-        # What the prompts share has been run already.
-        [length - reader.path["n_prefix"] for length in tokens.lengths],
-        lambda rows: keep(rows, reader.read(tokens.select(rows))),
-        token_budget=token_budget,
-        device=device,
-        name_of=lambda row: tokens.prompt_ids[row],
-    )
+    with _kept_behind(keep, device) as keep_behind:
+        return run_in_batches(
+            # What the prompts share has been run already.
+            [length - reader.path["n_prefix"] for length in tokens.lengths],
+            lambda rows: keep_behind(rows, reader.read(tokens.select(rows))),
+            token_budget=token_budget,
+            device=device,
+            name_of=lambda row: tokens.prompt_ids[row],
+        )
+
+
+@contextmanager
+def _kept_behind(keep: Keep, device: str) -> Iterator[Keep]:
+    """Keep each batch while the next one runs, where something else than this processor runs it.
+
+    Copying a batch takes a large GPU's time of a tenth of its work, and it would stand idle. Order
+    stays, one batch at a time. On a CPU both would want the same cores.
+
+    Raises:
+        RefusalLensError: There is no memory for what has been read. (Splitting the batch that runs
+            meanwhile would not help, and lose the one before it.)
+    """
+    if not device.startswith("cuda"):
+        yield keep
+        return
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        before: list[Future[None]] = []
+        # A caller's inference mode holds for his thread alone.
+        is_inference = torch.is_inference_mode_enabled()
+
+        def keep_as_caller(rows: list[int], batch: Batch) -> None:
+            with torch.inference_mode(is_inference):
+                keep(rows, batch)
+
+        def keep_behind(rows: list[int], batch: Batch) -> None:
+            wait()
+            before.append(thread.submit(keep_as_caller, rows, batch))
+
+        def wait() -> None:
+            while before:
+                _finish(before.pop())
+
+        yield keep_behind
+        wait()
+
+
+def _finish(kept: "Future[None]") -> None:
+    try:
+        kept.result()
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise RefusalLensError(
+                "This machine's memory does not hold the activations that were read. Collect fewer "
+                "hook points or positions at a time."
+            ) from error
+        raise

@@ -20,6 +20,7 @@ from refusal_lens.models.fast_forward import (
     Stop,
     embed,
     forward,
+    has_mlp_bias,
     run_block,
     to_block,
     why_not_fast,
@@ -77,6 +78,7 @@ class Decoder:
         prefix = tokens.shared_prefix() if shares_prefix else ()
         device = torch.device(str(model.cfg.device))
         self.model = model
+        self.has_mlp_bias = has_mlp_bias(model)
         ids, is_token = pad_left(tokens, len(prefix))
         self.ids = ids.to(device)
         self.n_filled = len(prefix)
@@ -158,6 +160,7 @@ class Decoder:
                 offset=positions.to(residual.device),
                 slots=self.slots[layer],
                 needed=None if needed is None else needed.to(residual.device),
+                has_mlp_bias=self.has_mlp_bias,
             )
             residual, _ = run_block(block, residual, given)
         return unembed(self.model, residual)[:, 0]

@@ -4,6 +4,7 @@ Knows how positions are written, where they lie and how to pool a padded activat
 the model.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,24 +156,32 @@ def make_pool(
         those for the sinks instead of finding them.
     """
     spans, lengths = position_spans(tokens, positions), torch.tensor(tokens.lengths)
-    is_mean = spans[..., 1] - spans[..., 0] > 1
+    takes_means = bool((spans[..., 1] - spans[..., 0] > 1).any())
+    # Brought to each device once: at every layer anew, a GPU would stop and wait for it.
+    on_device = functools.cache(lambda device: (spans.to(device), lengths.to(device)))
+    is_single = [
+        bool((stop - first == 1).all()) and bool((first >= n_before).all())
+        for first, stop in (span.unbind(-1) for span in spans.unbind(1))
+    ]
 
     def pool(
         activation: Float[Tensor, "rows pos d_model"],
         before: Float[Tensor, "n_before d_model"] | None = None,
         is_sink: Bool[Tensor, "batch all_pos"] | None = None,
     ) -> PooledBatch:
-        if is_sink is None and sinks == "left_out" and bool(is_mean.any()):
-            is_sink = find_sinks(activation, lengths, before)
+        ranges, n_tokens = on_device(activation.device)
+        if is_sink is None and sinks == "left_out" and takes_means:
+            is_sink = find_sinks(activation, n_tokens, before)
         values, n_left_out = [], []
-        for first, stop in (span.unbind(-1) for span in spans.unbind(1)):
-            if bool((stop - first == 1).all()) and bool((first >= n_before).all()):
+        for column, is_one in enumerate(is_single):
+            first, stop = ranges[:, column].unbind(-1)
+            if is_one:
                 rows = torch.arange(len(first), device=activation.device)
-                values.append(activation[rows, (first - n_before).to(activation.device)].float())
-                n_left_out.append(torch.zeros_like(first).to(activation.device))
+                values.append(activation[rows, first - n_before].float())
+                n_left_out.append(torch.zeros_like(first))
                 continue
-            index = torch.arange(n_before + activation.shape[1])
-            inside = ((index >= first[:, None]) & (index < stop[:, None])).to(activation.device)
+            index = torch.arange(n_before + activation.shape[1], device=activation.device)
+            inside = (index >= first[:, None]) & (index < stop[:, None])
             kept = inside if is_sink is None else _without(inside, is_sink)
             total = _sum_of(activation, kept[:, n_before:])
             if before is not None:

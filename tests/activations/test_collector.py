@@ -23,6 +23,7 @@ from conftest import (
 )
 
 from refusal_lens.activations import collector, shard_reader, store
+from refusal_lens.activations.batch_reader import make_reader
 from refusal_lens.activations.engines import collect, collect_moments
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
@@ -99,6 +100,16 @@ def test_fast_path_equals_the_plain_one(tmp_path, prompts, architecture, positio
     assert plain.provenance["collection"]["why"] == "hooks are set on hook_embed"
     scale = plain.values.abs().amax(dim=(0, 3), keepdim=True)
     torch.testing.assert_close(fast.values / scale, plain.values / scale, atol=1e-5, rtol=0)
+
+
+def test_inner_bias_of_a_gated_mlp_is_added_where_there_is_one(checkpoint, prompts):
+    model = load_model(checkpoint, device="cpu")
+    model.blocks[1].mlp.b_in.data.normal_(generator=torch.Generator().manual_seed(0))
+    fast = collect_all(model, prompts)
+    with model.hooks(fwd_hooks=[("hook_embed", lambda activation, hook: None)]):
+        plain = collect_all(model, prompts)
+    assert fast.provenance["collection"]["path"] == "fast"
+    torch.testing.assert_close(fast.values, plain.values, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -618,6 +629,31 @@ def test_activations_on_disk_are_those_in_memory(
     assert (stored.hook_points, stored.positions) == (whole.hook_points, whole.positions)
     assert stored.provenance["prompts"] == whole.provenance["prompts"]
     assert stored.provenance["collection"]["n_prompts_read"] == 8
+
+
+def read_behind(model, prompts, advance=None):
+    """Read as on a GPU: each batch is kept while the next one runs."""
+    tokens = tokenise(model.tokenizer, prompts.prompts)
+    reader = make_reader(model, tokens, NAMES, POSITIONS)
+    return shard_reader.read_shard(reader, tokens, "cuda", token_budget=40, advance=advance)
+
+
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_batches_kept_behind_the_next_are_those_kept_at_once(model, prompts, is_inference):
+    n_done = []
+    with torch.inference_mode(is_inference):
+        shard = read_behind(model, prompts, lambda rows: n_done.append(len(rows)))
+    assert len(n_done) > 2
+    assert sum(n_done) == len(prompts.prompts)
+    assert torch.equal(shard.values, collect_all(model, prompts, token_budget=40).values)
+
+
+def test_batch_that_cannot_be_kept_is_not_lost_in_splitting_the_next(model, prompts):
+    def fail(rows):
+        raise MemoryError
+
+    with pytest.raises(RefusalLensError, match="does not hold the activations that were read"):
+        read_behind(model, prompts, fail)
 
 
 def test_finished_activations_need_no_forward_pass(tmp_path, model, prompts, monkeypatch):

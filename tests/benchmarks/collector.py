@@ -260,11 +260,13 @@ def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
 
     hooked = to_hooked(model)
     if rung == "theirs":
-        for parameter in model.parameters():
-            parameter.data = torch.empty(0)  # so that the weights are there once
         # As TransformerLens's own loading leaves them: each in a tensor of its own, contiguous.
         for parameter in hooked.parameters():
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        theirs = set(map(id, hooked.parameters()))
+        for parameter in model.parameters():
+            if id(parameter) not in theirs:
+                parameter.data = torch.empty(0)  # so that the weights are there once
     if rung == "plain":
         batch_reader.why_not_fast = lambda model: "the benchmark asks for it"  # type: ignore[assignment]
     if rung == "fast":
