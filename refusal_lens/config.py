@@ -218,10 +218,15 @@ class CollectConfig(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
+Labels = Literal["harm", "behaviour"]
+
+
 class DirectionsConfig(_Section):
     """How directions are made.
 
     Args:
+        labels: What the two classes are: `harm`, what the prompts are, by their files; or
+            `behaviour`, what the model did with them: refused against answered, by stored answers.
         method: Way to fit, one of `methods.METHODS`.
         clip_quantile: Quantile of the absolute components at which they are clamped; None does
             not clip.
@@ -231,6 +236,7 @@ class DirectionsConfig(_Section):
         compare_at: `best` compares them at the best place, `all` at every place.
     """
 
+    labels: Labels = "harm"
     method: Method = "difference_of_means"
     clip_quantile: float | None = Field(default=0.995, gt=0, le=1)
     hook_points: Annotated[list[Text] | None, BeforeValidator(_one_as_list)] = Field(

@@ -37,8 +37,9 @@ _MEANINGS: dict[State, StateWords] = {
     "partial": StateWords(
         "The model refuses a part of the prompts: {rates}{most}. A direction of harm is not the "
         "one of refusal here.",
-        "Fit on refused against answered prompts (refusal.json says which are), or keep the "
-        "harmful prompts that are refused and the harmless ones that are not.",
+        "Fit on refused against answered prompts (refusal-lens fit RUN --set "
+        "directions.labels=behaviour), or keep the harmful prompts that are refused and the "
+        "harmless ones that are not.",
     ),
     "contrast": StateWords("The model refuses {rates}.", ""),
     "unclear": StateWords(
@@ -51,12 +52,21 @@ _MEANINGS: dict[State, StateWords] = {
 def describe_state(report: RefusalReport) -> StateWords:
     """Say what the model does with these prompts, with 95 % intervals, and what can be done."""
     words = _MEANINGS[report.state]
+    sentence = words.sentence.format(rates=_rates(report), most=_most_refused(report))
+    return StateWords(f"{sentence}{_others(report)}", words.remedy)
+
+
+def describe_rates(report: RefusalReport) -> str:
+    """Say what the model does with these prompts, and not what that means for a direction."""
+    return f"The model refuses {_rates(report)}.{_others(report)}"
+
+
+def _rates(report: RefusalReport) -> str:
     rates = " and ".join(
         f"{rate_with_interval(report, is_harmful)} of the {name}"
         for name, is_harmful in (("harmful", True), ("harmless", False))
     )
-    sentence = words.sentence.format(rates=f"{rates} prompts", most=_most_refused(report))
-    return StateWords(f"{sentence}{_others(report)}", words.remedy)
+    return f"{rates} prompts"
 
 
 def describe_lengths(report: RefusalReport) -> StateWords:

@@ -128,6 +128,8 @@ def headline(scene: Scene) -> str:
     place = f"{view.run} · {short_name(view.hook_point)} · position {view.position}"
     if math.isnan(scores["separation"]) or math.isnan(scores["accuracy"]):
         return f"{place} · no direction here"
+    if scene.run.class_names != ("harmless", "harmful"):
+        place += " · harmless and harmful are {} and {} here".format(*scene.run.class_names)
     return (
         f"{place} · separation {signed(scores['separation'])}, accuracy "
         f"{scores['accuracy']:.1%}, both on prompts held out"
@@ -180,14 +182,14 @@ def prompt_list(scene: Scene) -> tuple[str, Component]:
 def _row(scene: Scene, row: int, number: float) -> Component:
     """Return one prompt; texts are children of elements, and so never read as markup."""
     prompt = scene.run.prompts[row]
-    classes = ["harmless", "harmful"]
+    names, classes = scene.run.class_names, ["harmless", "harmful"]
     side, called = bool(scene.run.is_harmful[row]), number > scene.threshold
     return html.Tr(
         [
             html.Th(prompt.id, scope="row"),
             html.Td(prompt.category),
-            html.Td(classes[side], className=classes[side]),
-            html.Td(classes[called] if number == number else "–", className=classes[called]),
+            html.Td(names[side], className=classes[side]),
+            html.Td(names[called] if number == number else "–", className=classes[called]),
             html.Td(signed(number), className="number"),
             html.Td(prompt.text, className="text", dir="auto"),
         ],

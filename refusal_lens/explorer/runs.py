@@ -88,9 +88,16 @@ class ExploredRun:
         self.name, self.folder = run.name, run.folder
         self.prompts: tuple[Prompt, ...] = run.prompts.prompts
         self.is_harmful = torch.tensor(run.prompts.is_harmful)
-        refusal = self.folder.read_refusal()
-        self.answers = None if refusal is None else refusal.answers
-        outcomes = None if refusal is None else [answer.outcome for answer in refusal.answers]
+        self.class_names = run.prompts.harmless.name, run.prompts.harmful.name
+        relabelling, refusal = self.folder.relabelling(), self.folder.read_refusal()
+        self.rows = slice(None) if relabelling is None else list(relabelling.rows)
+        answers = () if refusal is None else refusal.answers
+        if relabelling is not None:
+            answers = [answers[row] for row in relabelling.rows]
+        self.answers = tuple(answers)
+        # Where the classes are what the model did, that splits them no further.
+        is_split = refusal is not None and relabelling is None
+        outcomes = [answer.outcome for answer in answers] if is_split else None
         ways = ways_to_split(self.is_harmful, outcomes)
         self.splits: dict[str, Parts] = dict(zip(SPLITS, ways, strict=False))
         self._projected: dict[str, Projected] = {}
@@ -160,7 +167,7 @@ class ExploredRun:
         names = self._read().projections.hook_points if self._is_fitted else key["hook_points"]
         parts = []
         for name in names:
-            values = load_hook_point(folder, name)[:, None]
+            values = load_hook_point(folder, name)[self.rows, None]
             activations = Activations(values, self.is_harmful, (name,), tuple(key["positions"]))
             parts.append(fit_method(activations, method, config))
         projections = _join([each for each, _ in parts])

@@ -5,6 +5,7 @@ Knows nothing of files, models, chat templates or tokens.
 
 import hashlib
 import json
+import re
 import reprlib
 import warnings
 from collections import Counter
@@ -184,6 +185,14 @@ class ContrastSet:
     def is_harmful(self) -> tuple[bool, ...]:
         """The class of each prompt, in the order of `prompts`."""
         return (True,) * len(self.harmful) + (False,) * len(self.harmless)
+
+    def reword(self, text: str) -> str:
+        """Write what is said of harmful and harmless prompts of what these sides are called.
+
+        Prompts' own ids, such as `harmful-012`, stay as they are.
+        """
+        names = {"harmful": self.harmful.name, "harmless": self.harmless.name}
+        return re.sub(r"\b(harmful|harmless)\b(?![-_\d])", lambda word: names[word[1]], text)
 
 
 # ---- what both sides of a contrast set must keep ----

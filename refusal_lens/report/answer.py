@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from refusal_lens.experiments.refusal_states import describe_state
+from refusal_lens.experiments.refusal_states import describe_rates, describe_state
 from refusal_lens.experiments.verdicts import CANNOT_TELL, SEPARATES_AND_CAUSES
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
@@ -79,6 +79,8 @@ def _with_refusal(evidence: Evidence, question: str, told: str, is_strong: bool)
     if refusal is None:
         text = f"{told}; whether the model refuses was not measured."
         return Reply(question, verdict, grade, text)
+    if evidence.is_by_behaviour:
+        return Reply(question, verdict, grade, f"{told}. {describe_rates(refusal)}")
     words = describe_state(refusal)
     told = f"{told}. {words.sentence}"
     if refusal.state == "contrast":

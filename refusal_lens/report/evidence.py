@@ -25,7 +25,8 @@ from refusal_lens.validation.separation import Separation
 class Evidence:
     """Scores, choice, prompts and refusal of a run, and the tables of the stages that have run.
 
-    `scores` is `separation.csv` as it stands: later stages add columns to it.
+    `scores` is `separation.csv` as it stands: later stages add columns to it. `is_by_behaviour`:
+    the classes are refused and answered prompts, and `prompts` are sorted so.
     """
 
     prompts: ContrastSet
@@ -37,6 +38,7 @@ class Evidence:
     diagnosis: Diagnosis
     chance: Chance
     refusal: RefusalReport | None = None
+    is_by_behaviour: bool = False
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def at_best(self, name: str) -> pd.DataFrame | None:
@@ -72,6 +74,7 @@ def gather(run_folder: RunFolder) -> Evidence:
         diagnosis=diagnose_run(run_folder),
         chance=read_chance(run_folder, best),
         refusal=run_folder.read_refusal(),
+        is_by_behaviour=run_folder.relabelling() is not None,
         tables=_read_tables(run_folder),
     )
 

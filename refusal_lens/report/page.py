@@ -90,8 +90,10 @@ def _identity(run_folder: RunFolder, evidence: Evidence) -> dict[str, Any]:
     facts = {
         "run": str(run_folder.path),
         "collected": _when(str(provenance.get("collected_at", "unknown"))),
-        "prompts": f"{len(evidence.prompts.harmful)} harmful, "
-        f"{len(evidence.prompts.harmless)} harmless",
+        "prompts": ", ".join(
+            f"{len(side)} {side.name}"
+            for side in (evidence.prompts.harmful, evidence.prompts.harmless)
+        ),
         "places": f"{len(separation.hook_points)} hook points "
         f"({', '.join(dict.fromkeys(map(site_of, separation.hook_points)))}) "
         f"at position {', '.join(separation.positions)}",

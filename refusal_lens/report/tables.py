@@ -288,6 +288,12 @@ class _DrawnUp:
     source: str
 
 
+BY_HARM = (
+    *("behaviour", "two_directions", "judge_confusion", "corrected_rates", "judge_agreement"),
+    *("refusal_by_topic", "examples", "answers"),
+)
+"""Tables of what prompts are, whatever the directions are fitted by."""
+
 DRAWN_UP = {
     "positions_read": _DrawnUp(
         _Told("Positions read", "The tokens that each position reads, in one prompt."),
@@ -330,7 +336,8 @@ def show(
         if evidence.best is not None and has_places
         else pd.Series(False, index=kept.index)
     )
-    written = [_write(kept, column) for column in columns]
+    classes = evidence.prompts.reword if name not in BY_HARM else str
+    written = [_write(kept, column, classes) for column in columns]
     return ShownTable(
         name=name,
         title=told.title,
@@ -382,11 +389,11 @@ def _heading(column: str) -> str:
     return text if name == column else f"{text} in sample"
 
 
-def _write(table: pd.DataFrame, column: str) -> list[Cell]:
+def _write(table: pd.DataFrame, column: str, classes: Callable[[str], str]) -> list[Cell]:
     """Write one column: an interval goes into the cell of its value."""
     values = table[column]
     if column == "is_harmful":
-        return [Cell("harmful" if bool(value) else "harmless") for value in values]
+        return [Cell(classes("harmful" if bool(value) else "harmless")) for value in values]
     if column == "hook_point":
         return [
             Cell(str(value), float(place))

@@ -4,7 +4,7 @@ Knows the bands for people and the advice that goes with them. Computes no score
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,15 +85,38 @@ def diagnose_run(run_folder: RunFolder) -> Diagnosis:
     best = run_folder.best(separation)
     chance = read_chance(run_folder, best)
     decision = decide(best, chance)
+    is_by_harm = run_folder.relabelling() is None
     findings = [
         *diagnose_chat_template(run_folder.read_provenance()),
-        *diagnose(prompts, separation, run_folder.read_refusal(), decision),
+        *diagnose(prompts, separation, run_folder.read_refusal(), decision, is_by_harm=is_by_harm),
         *diagnose_frames(chance),
         *diagnose_random(chance),
-        *_diagnose_tables(run_folder, prompts, best),
+        *_diagnose_tables(run_folder, best),
     ]
     checks = checklist(prompts, layers_beside(separation, best), best, decision)
-    return Diagnosis(decision, tuple(checks), tuple(findings))
+    told = Diagnosis(decision, tuple(checks), tuple(findings))
+    return told if is_by_harm else _by_behaviour(told, prompts)
+
+
+def _by_behaviour(told: Diagnosis, prompts: ContrastSet) -> Diagnosis:
+    """Say all of it of refused and answered prompts, and that the labels are these."""
+    labels = (
+        f"The labels are what the model did: {len(prompts.harmful)} refused and "
+        f"{len(prompts.harmless)} answered prompts, harmful and harmless alike."
+    )
+
+    def sentence(text: str) -> str:
+        return (
+            prompts.reword(text).replace("of harm", "of refusal").replace("in harm", "in refusal")
+        )
+
+    return Diagnosis(
+        replace(told.decision, sentence=f"{labels} {sentence(told.decision.sentence)}"),
+        tuple(replace(check, came=sentence(check.came)) for check in told.checks),
+        tuple(
+            Finding(sentence(finding.cause), sentence(finding.remedy)) for finding in told.findings
+        ),
+    )
 
 
 def checklist(
@@ -143,6 +166,8 @@ def diagnose(
     separation: Separation,
     refusal: RefusalReport | None,
     decision: Decision,
+    *,
+    is_by_harm: bool = True,
 ) -> Iterator[Finding]:
     """Yield the causes that apply, with their remedies; none when all is well.
 
@@ -151,13 +176,15 @@ def diagnose(
         separation: Scores of every place.
         refusal: Whether the model refuses; None where that was not measured.
         decision: Whether there is a direction.
+        is_by_harm: The classes are what prompts are; by what the model did with them, how much it
+            refuses of each is no cause.
     """
     yield from _diagnose_chance(decision)
     yield from _diagnose_topics(separation)
-    if refusal is not None:
+    if refusal is not None and is_by_harm:
         yield from _diagnose_refusal(refusal)
     if _highest(separation.headline["auroc"].value) < MIN_AUROC:
-        yield from _diagnose_separation(prompts, refusal)
+        yield from _diagnose_separation(prompts, refusal, is_by_harm)
     elif _highest(separation.separation) < MIN_SEPARATION:
         yield _diagnose_offset(separation)
     best_accuracy = _highest(separation.accuracy)
@@ -195,9 +222,7 @@ def diagnose_random(chance: Chance) -> Iterator[Finding]:
         )
 
 
-def _diagnose_tables(
-    run_folder: RunFolder, prompts: ContrastSet, best: Choice | None
-) -> Iterator[Finding]:
+def _diagnose_tables(run_folder: RunFolder, best: Choice | None) -> Iterator[Finding]:
     """Yield what confounds and texts say, as far as they were looked at."""
     names = ("confounds", "coordinates", "length_correlations", "near_duplicates", "likeness")
     found = ((name, run_folder.read_table(name)) for name in names)
@@ -212,7 +237,7 @@ def _diagnose_tables(
     added = None
     if counts is not None:
         total, user = counts["n_tokens"].tolist(), counts["n_own_tokens"].tolist()
-        added = template_tokens(total, user, prompts.is_harmful)
+        added = template_tokens(total, user, run_folder.stored_prompts().is_harmful)
     yield from diagnose_texts(likeness, added)
 
 
@@ -395,7 +420,9 @@ def _diagnose_offset(separation: Separation) -> Finding:
     )
 
 
-def _diagnose_separation(prompts: ContrastSet, refusal: RefusalReport | None) -> Iterator[Finding]:
+def _diagnose_separation(
+    prompts: ContrastSet, refusal: RefusalReport | None, is_by_harm: bool
+) -> Iterator[Finding]:
     low = f"The AUROC is below {MIN_AUROC} everywhere:"
     yield Finding(
         f"{low} harmful and harmless prompts may be too alike.",
@@ -405,7 +432,7 @@ def _diagnose_separation(prompts: ContrastSet, refusal: RefusalReport | None) ->
         yield Finding(
             f"{low} the model may not refuse.", "Measure it first: refusal-lens refusal-rate RUN."
         )
-    elif refusal.state == "contrast" and refusal.rate(True) < SATURATED:
+    elif is_by_harm and refusal.state == "contrast" and refusal.rate(True) < SATURATED:
         yield Finding(
             f"Only {refusal.rate(True):.0%} of the harmful prompts are refused.",
             "Keep the harmful prompts that are (refusal.json lists them).",

@@ -7,6 +7,7 @@ a figure looks, and computes nothing itself.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -72,7 +73,32 @@ def draw_figure(
             f"Figure {name} needs {', '.join(missing)}, which {run_folder.path} does not have. "
             f"Run first: refusal-lens {FIGURES[name].stage} {run_folder.path}"
         )
-    return FIGURES[name].draw(run_folder, template)
+    figure = FIGURES[name].draw(run_folder, template)
+    is_by_harm = name in _BY_HARM or run_folder.relabelling() is None
+    return figure if is_by_harm else _rename(figure, run_folder)
+
+
+_OF_PROMPTS = ("hovertext", "customdata", "text")
+"""What of a trace holds prompts' own texts, in lists."""
+
+_BY_HARM = ("quadrants", "refusal_by_length")
+"""Figures of what prompts are, whatever the directions are fitted by."""
+
+
+def _rename(figure: go.Figure, run_folder: RunFolder) -> go.Figure:
+    """Call the classes by what they are where they are not harmful and harmless prompts."""
+    reword = run_folder.read_prompts().reword
+
+    def renamed(value: Any, key: str = "") -> Any:
+        if isinstance(value, str):
+            return reword(value)
+        if isinstance(value, dict):
+            return {name: renamed(each, name) for name, each in value.items()}
+        if isinstance(value, (list, tuple)) and key not in _OF_PROMPTS:
+            return [renamed(each) for each in value]
+        return value
+
+    return go.Figure(renamed(figure.to_plotly_json()))
 
 
 def available(run_folder: RunFolder) -> list[str]:
@@ -136,9 +162,11 @@ def _projection_histogram(run_folder: RunFolder, template: str) -> go.Figure:
 
 
 def _outcomes(run_folder: RunFolder) -> list[str] | None:
-    """Return what became of every prompt; None where that was not measured."""
+    """Return what became of every prompt; None where that was not measured, or is its class."""
     refusal = run_folder.read_refusal()
-    return None if refusal is None else [answer.outcome for answer in refusal.answers]
+    if refusal is None or run_folder.relabelling() is not None:
+        return None
+    return [answer.outcome for answer in refusal.answers]
 
 
 def _ridgeline(run_folder: RunFolder, template: str) -> go.Figure:

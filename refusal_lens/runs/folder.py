@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.store import describe_difference, load_activations
-from refusal_lens.config import Config
+from refusal_lens.config import Config, Labels
 from refusal_lens.config_files import dump_config, load_config
 from refusal_lens.directions.direction import Directions
 from refusal_lens.directions.formats import read_directions, save_directions
@@ -41,6 +41,7 @@ from refusal_lens.runs.checksums import (
     way_back,
     write_recorded,
 )
+from refusal_lens.validation.behaviour import Relabelling
 from refusal_lens.validation.best_place import Choice, choose_best
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.frames import read_frame
@@ -170,7 +171,7 @@ class RunFolder:
                 side.name: f"{len(side)} prompts (sha256 {side.sha256[:8]})"
                 for side in (each.harmful, each.harmless)
             }
-            for each in (self.read_prompts(), prompts)
+            for each in (self.stored_prompts(), prompts)
         )
         if there != now:
             raise RefusalLensError(
@@ -179,8 +180,35 @@ class RunFolder:
                 "Put the prompt files back as they were, or begin another run."
             )
 
+    def relabelling(self, labels: Labels | None = None) -> Relabelling | None:
+        """Return how prompts are labelled by what the model did; None where they are by harm.
+
+        Args:
+            labels: `directions.labels`; None takes that of the run's settings.
+
+        Raises:
+            RefusalLensError: The run has no answers, or too few of one kind.
+        """
+        if labels is None:
+            is_begun = self.config_path.is_file()
+            labels = self.read_config().directions.labels if is_begun else "harm"
+        if labels == "harm":
+            return None
+        refusal = self.read_refusal()
+        if refusal is None:
+            raise RefusalLensError(
+                f"directions.labels is behaviour, but {self.path} has no answers yet. Run first: "
+                f"refusal-lens refusal-rate {self.path}"
+            )
+        return Relabelling.of([answer.outcome for answer in refusal.answers])
+
     def read_prompts(self) -> ContrastSet:
-        """Read the prompts of the run."""
+        """Read the prompts of the run, labelled as its directions are."""
+        stored, relabelling = self.stored_prompts(), self.relabelling()
+        return stored if relabelling is None else relabelling.of_prompts(stored)
+
+    def stored_prompts(self) -> ContrastSet:
+        """Read the prompts of the run as they came, by harm."""
         with self._reading("prompts.json") as path, warnings.catch_warnings():
             content = json.loads(path.read_text(encoding="utf-8"))
             sides = [
@@ -192,7 +220,12 @@ class RunFolder:
             return ContrastSet(sides[0], sides[1], content["grouping"])
 
     def read_activations(self, hook_points: Sequence[str] | None = None) -> Activations:
-        """Read the activations, at some of the hook points or at all."""
+        """Read the activations, at some of the hook points or at all, labelled as prompts are."""
+        stored, relabelling = self.stored_activations(hook_points), self.relabelling()
+        return stored if relabelling is None else relabelling.of_activations(stored)
+
+    def stored_activations(self, hook_points: Sequence[str] | None = None) -> Activations:
+        """Read the activations of all prompts, by harm."""
         return load_activations(self.activations_path, hook_points)
 
     def write_refusal(self, report: RefusalReport) -> None:

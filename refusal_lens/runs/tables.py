@@ -35,16 +35,26 @@ from refusal_lens.validation.units import pair_units
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """What a fit has at hand. `token_counts` is None for runs that did not store them."""
+class Labelled:
+    """Prompts of two classes and what is known of each, in one order.
 
-    config: Config
+    `token_counts` is None for runs that did not store them.
+    """
+
     prompts: ContrastSet
     activations: Activations
+    token_counts: pd.DataFrame | None
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a fit has at hand."""
+
+    config: Config
+    labelled: Labelled
     directions: Directions
     projections: Projections
     best: Choice | None
-    token_counts: pd.DataFrame | None
 
 
 def compute_tables(fitted: Fitted) -> dict[str, pd.DataFrame]:
@@ -54,17 +64,17 @@ def compute_tables(fitted: Fitted) -> dict[str, pd.DataFrame]:
     where token counts were stored. At the best place: `methods`, `confounds`, `transfer` and
     `clip_sweep`.
     """
-    prompts = fitted.prompts.prompts
+    prompts = fitted.labelled.prompts.prompts
     tables = {
         "coordinates": coordinate_table(fitted.directions),
         "categories": category_table(fitted.projections, prompts),
         "misread": misread_table(fitted.projections, prompts),
     }
     quantile = fitted.config.directions.clip_quantile
-    reliability = reliabilities(fitted.activations, clip_quantile=quantile)
+    reliability = reliabilities(fitted.labelled.activations, clip_quantile=quantile)
     cosines = [place_cosines(fitted.directions, reliability)]
-    if fitted.token_counts is not None:
-        lengths = fitted.token_counts["n_tokens"].tolist()
+    if fitted.labelled.token_counts is not None:
+        lengths = fitted.labelled.token_counts["n_tokens"].tolist()
         tables["length_correlations"] = length_correlations(fitted.projections, lengths)
     if fitted.best is not None:
         tables |= _tables_at_best(fitted, fitted.best)
@@ -94,37 +104,37 @@ def behaviour_tables(
 
 def _tables_at_best(fitted: Fitted, best: Choice) -> dict[str, pd.DataFrame]:
     settings, seed = fitted.config.directions, fitted.config.validation.seed
-    units = pair_units(fitted.activations.is_harmful, fitted.activations.groups)
+    units = pair_units(fitted.labelled.activations.is_harmful, fitted.labelled.activations.groups)
     n_folds = fitted.config.validation.n_folds
-    folds = assign_folds(fitted.activations.is_harmful, n_folds, seed, units)
-    at_best = fitted.activations.only_at(best.hook_point, best.position)
-    counts = fitted.token_counts
+    folds = assign_folds(fitted.labelled.activations.is_harmful, n_folds, seed, units)
+    at_best = fitted.labelled.activations.only_at(best.hook_point, best.position)
+    counts = fitted.labelled.token_counts
     lengths = None if counts is None else counts["n_tokens"].tolist()
     row, column = fitted.projections.place(best.hook_point, best.position)
     projected = fitted.projections.values[:, row, column]
     confounds = [
-        score_confounds(fitted.prompts, folds, lengths, units, projected),
+        score_confounds(fitted.labelled.prompts, folds, lengths, units, projected),
         score_direction(fitted.projections, best.hook_point, best.position, units),
     ]
     options = {"clip_quantile": settings.clip_quantile}
     tables = {
         "confounds": pd.concat(confounds, ignore_index=True),
         "transfer": transfer_table(
-            at_best, fitted.prompts.prompts, folds, method=settings.method, **options
+            at_best, fitted.labelled.prompts.prompts, folds, method=settings.method, **options
         ),
         "clip_sweep": clip_sweep(at_best, folds, method=settings.method),
     }
     if settings.compare_methods:
-        compared = at_best if settings.compare_at == "best" else fitted.activations
+        compared = at_best if settings.compare_at == "best" else fitted.labelled.activations
         tables["methods"] = compare_methods(compared, folds, settings.compare_methods, **options)
     return tables
 
 
 def _cosines_at_best(fitted: Fitted, best: Choice) -> list[pd.DataFrame]:
     settings = fitted.config.directions
-    at_best = fitted.activations.only_at(best.hook_point, best.position)
+    at_best = fitted.labelled.activations.only_at(best.hook_point, best.position)
     options = {"clip_quantile": settings.clip_quantile}
     return [
         method_cosines(at_best, settings.compare_methods, **options),
-        category_cosines(at_best, fitted.prompts.prompts, **options),
+        category_cosines(at_best, fitted.labelled.prompts.prompts, **options),
     ]

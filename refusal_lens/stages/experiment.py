@@ -206,6 +206,7 @@ def _open(
 ) -> tuple[ContrastSet, Activations, Model]:
     """Read what the run holds and load its model."""
     prompts = run_folder.read_prompts()
+    terminal.show_labels_of(console, prompts)
     activations = run_folder.read_activations(config.directions.hook_points)
     with console.status(f"Loading {config.model.name}"):
         model = run_folder.model()

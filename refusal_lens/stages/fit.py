@@ -22,7 +22,7 @@ from refusal_lens.prompts.groups import find_groups
 from refusal_lens.report.answer import answer
 from refusal_lens.report.evidence import gather
 from refusal_lens.runs.folder import RunFolder
-from refusal_lens.runs.tables import Fitted, behaviour_tables, compute_tables
+from refusal_lens.runs.tables import Fitted, Labelled, behaviour_tables, compute_tables
 from refusal_lens.stages import terminal
 from refusal_lens.validation.best_place import Choice, layers_beside
 from refusal_lens.validation.confounds import compare_texts
@@ -47,9 +47,8 @@ def fit_stage(
 
 def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bool) -> None:
     """Compute and write all that a fit leaves, and show the main of it."""
-    prompts = replace(run_folder.read_prompts(), grouping=config.prompts.groups)
-    stored = run_folder.read_activations(config.directions.hook_points)
-    activations = replace(stored, groups=find_groups(prompts))
+    everything, labelled = _read(config, run_folder)
+    activations = labelled.activations
     clip_quantile, method = config.directions.clip_quantile, config.directions.method
     directions = fit_directions(activations, clip_quantile=clip_quantile, method=method)
     options = config.validation
@@ -77,16 +76,8 @@ def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bo
     )
     _write(run_folder, directions, projections, separation, nulls)
     _doubt(config, run_folder, activations, console)
-    fitted = Fitted(
-        config=config,
-        prompts=prompts,
-        activations=activations,
-        directions=directions,
-        projections=projections,
-        best=best,
-        token_counts=run_folder.read_table("token_counts"),
-    )
-    _tabulate(run_folder, fitted)
+    fitted = Fitted(config, labelled, directions, projections, best)
+    _tabulate(run_folder, fitted, everything)
     evidence = gather(run_folder)
     replies = answer(evidence)
     terminal.show_replies(console, replies)
@@ -100,6 +91,20 @@ def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bo
         terminal.show_two_directions(console, *tables)
     told = evidence.diagnosis
     terminal.show_checklist(console, told.checks, told.findings, replies, is_wide=is_wide)
+
+
+def _read(config: Config, run_folder: RunFolder) -> tuple[Activations, Labelled]:
+    """Read the activations of all prompts, and those of the prompts labelled as asked for."""
+    prompts = replace(run_folder.stored_prompts(), grouping=config.prompts.groups)
+    stored = run_folder.stored_activations(config.directions.hook_points)
+    everything = replace(stored, groups=find_groups(prompts))
+    counts = run_folder.read_table("token_counts")
+    relabelling = run_folder.relabelling(config.directions.labels)
+    if relabelling is None:
+        return everything, Labelled(prompts, everything, counts)
+    counts = None if counts is None else counts.iloc[list(relabelling.rows)]
+    activations = relabelling.of_activations(everything)
+    return everything, Labelled(relabelling.of_prompts(prompts), activations, counts)
 
 
 def _write(
@@ -146,17 +151,17 @@ def _doubt(
     run_folder.write_table("nested_choice", nested)
 
 
-def _tabulate(run_folder: RunFolder, fitted: Fitted) -> None:
-    """Write what the fit says beyond its scores."""
+def _tabulate(run_folder: RunFolder, fitted: Fitted, everything: Activations) -> None:
+    """Write what the fit says beyond its scores, and of harm and refusal what all prompts say."""
     tables = compute_tables(fitted)
-    likeness = compare_texts(fitted.prompts, seed=fitted.config.validation.seed)
+    likeness = compare_texts(fitted.labelled.prompts, seed=fitted.config.validation.seed)
     tables |= {"near_duplicates": likeness.pairs, "likeness": likeness.to_frame()}
     for name, table in tables.items():
         run_folder.write_table(name, table)
     refusal = run_folder.read_refusal()
     if refusal is not None:
         seed = fitted.config.validation.seed
-        for name, table in behaviour_tables(fitted.activations, refusal, seed).items():
+        for name, table in behaviour_tables(everything, refusal, seed).items():
             run_folder.write_table(name, table)
 
 

@@ -3,8 +3,9 @@
 Knows labels, activations and projections. Does not know how an answer is judged.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import normalise
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.prompts.contrast import ContrastSet, PromptSet
 from refusal_lens.prompts.positions import INSTRUCTION_LAST
 from refusal_lens.validation.crossfit import assign_folds
 from refusal_lens.validation.frames import place_frame
@@ -22,6 +25,9 @@ from refusal_lens.validation.units import pair_units
 
 MIN_CELL = 5
 """A class tells refused from answered when it has at least so many of each."""
+
+MIN_LABELLED = 10
+"""Refused prompts, and answered ones, that a direction of behaviour is fitted to at least."""
 
 N_HALVES = 20
 N_FOLDS = 5
@@ -106,6 +112,68 @@ class Behaviour:
             weights += weight * (first.double() / n_first - second.double() / n_second)
             total += weight
         return weights / total if total else weights
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """Refused prompts in the place of harmful ones and answered ones in that of harmless ones.
+
+    `rows` are those of the prompts kept, refused first; what was neither is left out.
+    """
+
+    rows: tuple[int, ...]
+    n_refused: int
+
+    @classmethod
+    def of(cls, outcomes: Sequence[str]) -> "Relabelling":
+        """Sort prompts by what the model did with them.
+
+        Raises:
+            RefusalLensError: Too few were refused, or too few answered.
+        """
+        refused, answered = (
+            [row for row, outcome in enumerate(outcomes) if outcome == wanted]
+            for wanted in ("refused", "answered")
+        )
+        for name, rows in (("refused", refused), ("answered", answered)):
+            if len(rows) < MIN_LABELLED:
+                raise RefusalLensError(
+                    f"directions.labels is behaviour, which needs at least {MIN_LABELLED} refused "
+                    f"and {MIN_LABELLED} answered prompts, but of {len(outcomes)} only "
+                    f"{len(rows)} were {name}. Use prompts of which the model refuses a part, or "
+                    "set directions.labels to harm."
+                )
+        return cls((*refused, *answered), len(refused))
+
+    def of_prompts(self, prompts: ContrastSet) -> ContrastSet:
+        """Return the prompts kept, by what the model did.
+
+        Raises:
+            RefusalLensError: Prompts of both files bear one id and come to lie in one class.
+        """
+        kept = [prompts.prompts[row] for row in self.rows]
+        sides = kept[: self.n_refused], kept[self.n_refused :]
+        for side in sides:
+            twice = [name for name, n in Counter(prompt.id for prompt in side).items() if n > 1]
+            if twice:
+                raise RefusalLensError(
+                    "directions.labels is behaviour, which puts prompts of both files into one "
+                    f"class, but the id {twice[0]!r} is in both. Give every prompt its own id."
+                )
+        refused, answered = (
+            PromptSet(name, tuple(side))
+            for name, side in zip(("refused", "answered"), sides, strict=True)
+        )
+        return replace(prompts, harmful=refused, harmless=answered)
+
+    def of_activations(self, activations: Activations) -> Activations:
+        """Return the activations of the prompts kept, labelled by what the model did.
+
+        Pairs, topics and frames stay what they were: prompts that depend on each other are dealt
+        together whichever class they are in now.
+        """
+        kept = activations.take(list(self.rows))
+        return replace(kept, is_harmful=torch.arange(len(self.rows)) < self.n_refused)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY
+from explored_run import make_run
 from typer.testing import CliRunner
 
 from refusal_lens.activations import store
@@ -23,6 +24,8 @@ from refusal_lens.config import ModelConfig
 from refusal_lens.config_files import load_config
 from refusal_lens.journal import Journal
 from refusal_lens.models.generation import generate_greedily
+from refusal_lens.report import build_report
+from refusal_lens.runs.figures import draw_figure
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages.study import new_run_folder
 
@@ -257,6 +260,31 @@ def test_another_clip_needs_no_new_forward_pass(default_run, tmp_path):
     assert refit.read_config().directions.clip_quantile is None
     assert refit.read_directions().clip_quantile is None
     assert refit.separation_path.read_text() != first.separation_path.read_text()
+
+
+def test_directions_of_behaviour_are_fitted_by_stored_answers(tmp_path):
+    """Terminal and page say what the labels are; a run whose model refuses too little is named."""
+    folder = make_run(tmp_path / "run", is_answered=True, is_fitted=False)
+    quick = ("--set", "validation.n_permutations=19", "--set", "validation.n_resamples=20")
+    shown = invoke("fit", str(folder.path), "--set", "directions.labels=behaviour", *quick)
+    told = "The labels are what the model did: 20 refused and 60 answered prompts"
+    assert told in " ".join(shown.split())
+    assert folder.read_projections().is_harmful.tolist() == [True] * 20 + [False] * 60
+    prompts, stored = folder.read_prompts(), folder.stored_prompts()
+    assert (len(prompts.harmful), len(stored.harmful)) == (20, 40)
+    page = build_report(folder).read_text(encoding="utf-8")
+    assert f"{told}, harmful and harmless alike." in page
+    assert "20 refused, 60 answered" in page
+    figure = draw_figure(folder, "projection_histogram")
+    assert [trace.name for trace in figure.data if trace.showlegend] == [
+        "answered (60)",
+        "refused (20)",
+    ]
+
+    folder = make_run(tmp_path / "few", n=18, is_answered=True)
+    said = invoke("fit", str(folder.path), "--set", "directions.labels=behaviour", exit_code=2)
+    assert "of 36 only 9 were refused" in " ".join(said.split())
+    assert folder.read_config().directions.labels == "harm"
 
 
 def test_subset_of_layers_needs_no_new_forward_pass(default_run, tmp_path):

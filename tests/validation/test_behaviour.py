@@ -1,11 +1,19 @@
 """Harm and refusal told apart: planted directions come back, each for its own label."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from refusal_lens.activations.pooled import Activations
-from refusal_lens.validation.behaviour import Behaviour, quadrants, two_directions
+from refusal_lens.directions.direction import fit_directions
+from refusal_lens.errors import RefusalLensError
+from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
+from refusal_lens.validation.behaviour import Behaviour, Relabelling, quadrants, two_directions
+from refusal_lens.validation.crossfit import assign_folds
+from refusal_lens.validation.separation import validate
+from refusal_lens.validation.units import topic_units
 
 HOOK_POINTS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 
@@ -103,3 +111,50 @@ def test_quadrants_hold_every_prompt_and_the_borderline_ones():
     assert (refused["refusal"] > 0).mean() > 0.9
     harmless = table[(table["class"] == "harmless")]
     assert (harmless["harm"] < 0).mean() > 0.9
+
+
+def test_refused_against_answered_gives_the_direction_of_refusal():
+    """The second axis is refusal's; harm lies along the first, and both go together."""
+    activations, outcomes = planted(np.pi / 2)
+    relabelling = Relabelling.of(outcomes)
+    kept = relabelling.of_activations(activations)
+    assert [outcomes[row] for row in relabelling.rows] == [
+        "refused" if is_refused else "answered" for is_refused in kept.is_harmful.tolist()
+    ]
+    units = [fit_directions(each)[HOOK_POINTS[1], "last"].unit for each in (activations, kept)]
+    # By harm the first axis leads, as planted; by behaviour the second.
+    assert units[0][0] > units[0][1] + 0.2
+    assert units[1][1] > units[1][0] + 0.2
+    separation, _ = validate(kept, n_resamples=20, n_repeats=1, show_progress=False)
+    assert separation.scores["auroc"].value[1, 0] > 0.95
+
+
+def test_prompts_that_depend_on_each_other_still_do_when_relabelled():
+    activations, outcomes = planted(np.pi / 2, n=40)
+    pair = torch.arange(80) % 40
+    groups = replace(activations.groups, pair=pair, topic=pair // 4)
+    relabelling = Relabelling.of(outcomes)
+    kept = relabelling.of_activations(replace(activations, groups=groups))
+    rows = list(relabelling.rows)
+    assert kept.groups.pair.tolist() == [pair[row] for row in rows]
+    folds = assign_folds(kept.is_harmful, 4, 0, topic_units(kept.is_harmful, kept.groups))
+    topics = kept.groups.component.tolist()
+    assert len(set(zip(topics, folds.tolist(), strict=True))) == len(set(topics))
+
+
+def test_too_few_refused_are_no_class_of_their_own():
+    outcomes = ["answered"] * 40 + ["refused"] * 9 + ["evaded"] * 3
+    with pytest.raises(RefusalLensError, match="at least 10 refused.*of 52 only 9 were refused"):
+        Relabelling.of(outcomes)
+    with pytest.raises(RefusalLensError, match="only 0 were answered"):
+        Relabelling.of(["refused"] * 30)
+
+
+def test_one_id_in_both_files_is_named_before_it_means_two_prompts():
+    sides = [
+        PromptSet(side, tuple(Prompt(str(i), f"{side} {i}", "") for i in range(30)))
+        for side in ("harmful", "harmless")
+    ]
+    relabelling = Relabelling.of((["refused"] * 10 + ["answered"] * 20) * 2)
+    with pytest.raises(RefusalLensError, match="the id '0' is in both"):
+        relabelling.of_prompts(ContrastSet(*sides))

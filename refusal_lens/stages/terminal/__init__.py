@@ -15,6 +15,7 @@ from refusal_lens.stages.terminal.experiments import (
     show_causal_choice,
     show_fault,
     show_interventions,
+    show_labels_of,
 )
 from refusal_lens.stages.terminal.judging import show_labels, show_two_directions, show_two_judges
 from refusal_lens.stages.terminal.prompts import (

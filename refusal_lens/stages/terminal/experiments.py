@@ -15,7 +15,19 @@ from refusal_lens.experiments.causal_choice import CausalChoice
 from refusal_lens.experiments.causal_scores import CausalScores
 from refusal_lens.experiments.verdicts import Verdict
 from refusal_lens.models.hook_points import short_name
+from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.validation.frames import rows_where
+
+
+def show_labels_of(console: Console, prompts: ContrastSet) -> None:
+    """Say what the classes are, where they are not harmful and harmless prompts."""
+    if prompts.reword("harmful") != "harmful":
+        console.print(
+            f"By directions.labels, harmful prompts are the {len(prompts.harmful)} "
+            f"{prompts.harmful.name} ones below, and harmless the {len(prompts.harmless)} "
+            f"{prompts.harmless.name} ones.",
+            soft_wrap=True,
+        )
 
 
 def show_causal(console: Console, scores: CausalScores) -> None:
