@@ -28,11 +28,11 @@ from collector import (
     peak,
     reset_peak,
     to_hooked,
+    to_tokens,
 )
 from rich.console import Console
 
 from refusal_lens.models.generation import generate_greedily
-from refusal_lens.prompts.tokens import Tokens
 
 Answers = list[list[int]]
 
@@ -54,9 +54,7 @@ def by_hugging_face(model: Any, ids: list[list[int]], n_new: int) -> Answers:
 
 def by_ours(model: Any, ids: list[list[int]], n_new: int) -> Answers:
     """Answer one batch as `measure_refusal` does."""
-    names = [str(row) for row in range(len(ids))]
-    tokens = Tokens.of(names, [tuple(row) for row in ids], [(0, len(row)) for row in ids])
-    return generate_greedily(model, tokens, n_new)[0]
+    return generate_greedily(model, to_tokens(ids), n_new)[0]
 
 
 def timed(answer: Callable[[], Answers], device: str) -> tuple[float, float, Answers]:

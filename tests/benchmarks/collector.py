@@ -255,7 +255,6 @@ def timed(run: Run, prompts: list[list[int]], device: str) -> float:
 def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
     """The collector: by TransformerLens's forward, by the fast one, with the prefix run once."""
     from refusal_lens.activations import batch_reader
-    from refusal_lens.activations.shard_reader import read_shard
     from refusal_lens.prompts.tokens import Tokens
 
     hooked = to_hooked(model)
@@ -272,17 +271,31 @@ def ours(model: Qwen2ForCausalLM, budget: int | None, rung: str) -> Run:
     if rung == "fast":
         Tokens.shared_prefix = lambda self: ()  # type: ignore[method-assign]
 
+    expected = {"plain": ("TransformerLens", 0), "fast": ("fast", 0)}.get(rung)
+    return read_by_ours(hooked, budget, expected)
+
+
+def read_by_ours(hooked: Any, budget: int | None, expected: tuple[str, int] | None = None) -> Run:
+    """The collector on a model of its own; `expected` is the path it has to take."""
+    from refusal_lens.activations.batch_reader import make_reader
+    from refusal_lens.activations.shard_reader import read_shard
+
     def run(prompts: list[list[int]]) -> torch.Tensor:
-        tokens = Tokens.of(
-            [str(row) for row in range(len(prompts))], prompts, [(0, 1)] * len(prompts)
-        )
-        prepared = batch_reader.make_reader(hooked, tokens, "resid_post", "last")
-        expected = {"plain": ("TransformerLens", 0), "fast": ("fast", 0)}.get(rung)
+        tokens = to_tokens(prompts)
+        prepared = make_reader(hooked, tokens, "resid_post", "last")
         assert expected in (None, (prepared.path["path"], prepared.path["n_prefix"]))
         device = str(hooked.cfg.device)
         return read_shard(prepared, tokens, device, token_budget=budget).values[:, :, 0]
 
     return run
+
+
+def to_tokens(prompts: list[list[int]]) -> Any:
+    """Name prompts by their rows; what the user wrote in them does not matter here."""
+    from refusal_lens.prompts.tokens import Tokens
+
+    names = [str(row) for row in range(len(prompts))]
+    return Tokens.of(names, prompts, [(0, 1)] * len(prompts))
 
 
 METHODS: dict[str, tuple[str, Callable[[Any, int | None], Run]]] = {

@@ -29,11 +29,11 @@ BATCH = 32
 REFUSAL_IDS = [5, 9]
 
 
-def make_arms(model: Any) -> list[Arm]:
-    """Give each layer a random direction, under every intervention."""
+def make_arms(model: Any, every: int = 1) -> list[Arm]:
+    """Give each layer, or every so many, a random direction, under every intervention."""
     generator = torch.Generator().manual_seed(0)
     arms = []
-    for layer in range(model.cfg.n_layers):
+    for layer in range(0, model.cfg.n_layers, every):
         vector = torch.randn(model.cfg.d_model, generator=generator)
         place = f"blocks.{layer}.hook_resid_post"
         unit, mean = vector / vector.norm(), torch.zeros_like(vector)
@@ -51,14 +51,14 @@ def by_the_papers_loop(model: Any, tokens: Tokens, arms: Sequence[Arm]) -> torch
         ids = torch.zeros(len(rows), max(batch.lengths), dtype=torch.long)
         for row, prompt in enumerate(batch.ids):
             ids[row, : len(prompt)] = torch.tensor(prompt)
-        last = torch.tensor(batch.lengths) - 1
+        ids, last = ids.to(model.cfg.device), torch.tensor(batch.lengths) - 1
         plain = model(ids)[torch.arange(len(rows)), last].log_softmax(-1)
         for index, arm in enumerate(arms):
             hooks = arm_hooks(model, [arm], len(rows))
             logits = model.run_with_hooks(ids, fwd_hooks=hooks)[torch.arange(len(rows)), last]
             log_p = logits.log_softmax(-1)
             (plain.exp() * (plain - log_p)).sum(-1)
-            scores[index, rows] = refusal_score(logits, REFUSAL_IDS)
+            scores[index, rows] = refusal_score(logits.float(), REFUSAL_IDS).double().cpu()
     return scores
 
 
