@@ -21,7 +21,7 @@ ROOMS = {
     "activations": "pooled moments collection shards store batch_reader shard_reader provenance "
     "collector ray_cluster ray_worker ray_driver engines",
     "directions": "methods direction kernel guard subspaces formats files",
-    "validation": "thresholds frames units scores crossfit many_fits separation behaviour "
+    "validation": "thresholds frames units scores shares crossfit many_fits separation behaviour "
     "best_place nulls learning_curve stability nested_choice confounds coordinates categories "
     "cosines densities",
     "experiments": "interventions arms answers outcomes judges answer_lengths refusal "

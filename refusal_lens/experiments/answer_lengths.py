@@ -9,8 +9,8 @@ from typing import Literal
 import pandas as pd
 
 from refusal_lens.config import Outcome
-from refusal_lens.experiments.judges import wilson_interval
-from refusal_lens.experiments.outcomes import count_judged
+from refusal_lens.experiments.outcomes import count_judged, refusal_interval
+from refusal_lens.validation.shares import number_topics
 from refusal_lens.validation.thresholds import MOVED
 
 LENGTHS = (8, 16, 32, 64, 128)
@@ -93,7 +93,10 @@ def _share(outcomes: Sequence[Outcome]) -> list[float]:
 
 
 def length_table(
-    outcomes: Sequence[Sequence[Outcome]], is_harmful: Sequence[bool], lengths: Sequence[int]
+    outcomes: Sequence[Sequence[Outcome]],
+    is_harmful: Sequence[bool],
+    lengths: Sequence[int],
+    topics: Sequence[str],
 ) -> pd.DataFrame:
     """Return one row a class and length: rates of refusal and evasion, and whether they stand.
 
@@ -105,11 +108,12 @@ def length_table(
     rows = []
     for side in (True, False):
         of_class = [row for row, of in zip(outcomes, is_harmful, strict=True) if of == side]
+        numbers = number_topics([t for t, of in zip(topics, is_harmful, strict=True) if of == side])
         for index, length in enumerate(lengths):
             reached: list[Outcome] = [row[index] for row in of_class]
             n_refused, n_judged = count_judged(reached, "refused")
             n_evaded, _ = count_judged(reached, "evaded")
-            low, high = wilson_interval(n_refused, n_judged)
+            low, high = refusal_interval(reached, numbers)
             rows.append(
                 {
                     "is_harmful": side,

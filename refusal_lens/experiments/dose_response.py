@@ -24,9 +24,9 @@ from refusal_lens.experiments.arms import INTERVENTIONS, Arm, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
 from refusal_lens.experiments.effects import Effects, continue_prompts, measure_effects
 from refusal_lens.experiments.first_tokens import FirstTokens
-from refusal_lens.experiments.judges import Judge, decide, wilson_interval
-from refusal_lens.experiments.outcomes import count_judged
-from refusal_lens.experiments.resampling import mean_interval, topics_of
+from refusal_lens.experiments.judges import Judge, decide
+from refusal_lens.experiments.outcomes import count_judged, refusal_interval
+from refusal_lens.experiments.resampling import mean_interval
 from refusal_lens.experiments.verdicts import Evidence
 from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, tokenizer_of
@@ -35,6 +35,7 @@ from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.prompts.tokens import Tokens, tokenise
 from refusal_lens.validation.frames import rows_where
+from refusal_lens.validation.shares import number_topics
 
 N_DRAWN = 2
 """Controls of each kind that are tried at every strength."""
@@ -223,8 +224,9 @@ def dose_response(
         journal: Keeps answers as they come, and has those of an interrupted process.
 
     Returns:
-        Refusal score with a 95 % bootstrap interval over topics, refusal rate with Wilson's, KL of
-        the first answer token, and next-token loss of the user's own text, by trial and class.
+        Refusal score with a 95 % bootstrap interval over topics, refusal rate with Wilson's by
+        topic, KL of the first answer token, and next-token loss of the user's own text, by trial
+        and class.
     """
     frames, completions, by_prompt = [], [], []
     for is_harmful in (True, False):
@@ -368,10 +370,9 @@ class _Side:
         self, refusal_score: Tensor, scores: dict[str, Tensor], answered: _Answered
     ) -> dict[str, Any]:
         n_refused, n_judged = count_judged(answered.outcomes, "refused")
-        low, high = wilson_interval(n_refused, n_judged)
-        score_low, score_high = mean_interval(
-            refusal_score.numpy(), topics_of(self.prompts), self.plan.seed
-        )
+        topics = number_topics([prompt.topic for prompt in self.prompts])
+        low, high = refusal_interval(answered.outcomes, topics)
+        score_low, score_high = mean_interval(refusal_score.numpy(), topics, self.plan.seed)
         return {
             "is_harmful": self.is_harmful,
             "n_prompts": n_judged,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from refusal_lens.config import Outcome, RefusalConfig
@@ -225,45 +224,6 @@ class Agreement:
 
     share: float
     kappa: float
-
-
-def wilson_interval(n_refused: int, n_prompts: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share, as Wilson's score interval; of nothing, all of it.
-
-    Source:
-        Wilson 1927, Journal of the American Statistical Association 22, 209-212.
-
-    Example:
-        >>> [round(end, 3) for end in wilson_interval(0, 64)]
-        [0.0, 0.057]
-    """
-    if n_prompts == 0:
-        return 0.0, 1.0
-    interval = binomtest(n_refused, n_prompts).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def newcombe_interval(
-    n_first: int, of_first: int, n_second: int, of_second: int
-) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two shares, the first less the second.
-
-    Source:
-        Newcombe 1998, Statistics in Medicine 17, 873-890, method 10: the two Wilson intervals
-        together.
-
-    Example:
-        >>> [round(end, 4) for end in newcombe_interval(56, 70, 48, 80)]
-        [0.0524, 0.3339]
-    """
-    (low_1, high_1), (low_2, high_2) = (
-        wilson_interval(n_first, of_first),
-        wilson_interval(n_second, of_second),
-    )
-    p_1, p_2 = n_first / max(of_first, 1), n_second / max(of_second, 1)
-    low = p_1 - p_2 - ((p_1 - low_1) ** 2 + (high_2 - p_2) ** 2) ** 0.5
-    high = p_1 - p_2 + ((high_1 - p_1) ** 2 + (p_2 - low_2) ** 2) ** 0.5
-    return low, high
 
 
 def agree(scores: Sequence[float], refused: Sequence[bool]) -> Agreement:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from refusal_lens.config import Outcome
+from refusal_lens.validation.shares import share_interval
 
 MIN_LOOPED = 3
 """So many times in a row a phrase is said before it is a loop; a single word, once more."""
@@ -93,6 +94,12 @@ def count_judged(outcomes: Iterable[Outcome], wanted: Outcome) -> tuple[int, int
     """
     judged = [outcome for outcome in outcomes if outcome != "unjudged"]
     return judged.count(wanted), len(judged)
+
+
+def refusal_interval(outcomes: Sequence[Outcome], topics: Sequence[int]) -> tuple[float, float]:
+    """Return the 95 % interval of the refusal rate, see `shares.share_interval`."""
+    judged = [(o == "refused", t) for o, t in zip(outcomes, topics, strict=True) if o != "unjudged"]
+    return share_interval([refused for refused, _ in judged], [topic for _, topic in judged])
 
 
 def outcome_of_text(prompt: str, answer: str, is_refusal: bool) -> Outcome:

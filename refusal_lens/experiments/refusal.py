@@ -31,16 +31,17 @@ from refusal_lens.experiments.judges import (
     agree,
     decide,
     judge_of,
-    newcombe_interval,
-    wilson_interval,
 )
+from refusal_lens.experiments.outcomes import refusal_interval
 from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import Hook
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet, PromptSet
 from refusal_lens.prompts.tokens import Tokens, check_control_tokens, token_text, tokenise
+from refusal_lens.validation.shares import difference_interval, number_topics
 from refusal_lens.validation.thresholds import CONTRAST_GAP, FEW_REFUSED
+from refusal_lens.validation.units import FEWEST_UNITS
 
 N_FINDING = 64
 """Prompts of each class that refusal tokens are found on."""
@@ -72,6 +73,8 @@ class Answer:
     refusal_score: float
     by_length: tuple[Outcome, ...] = ()
     """Cut off after each of the report's `lengths`; the last is `outcome`."""
+    topic: str = ""
+    """Prompts of one topic are not independent; "" for one that is a topic by itself."""
 
     @property
     def is_refused(self) -> bool:
@@ -105,17 +108,24 @@ class RefusalReport:
         return self.count(is_harmful, outcome) / n_judged if n_judged else math.nan
 
     def interval(self, is_harmful: bool) -> tuple[float, float]:
-        """Return the 95 % interval of one class's refusal rate."""
-        return wilson_interval(self.count(is_harmful, "refused"), self.n_judged(is_harmful))
+        """Return the 95 % interval of one class's refusal rate, on new topics."""
+        answers = self._of(is_harmful)
+        topics = number_topics([answer.topic for answer in answers])
+        return refusal_interval([answer.outcome for answer in answers], topics)
+
+    @property
+    def has_few_topics(self) -> bool:
+        """A class's prompts are told to be of so few topics that intervals cannot go by them."""
+        sides = ([answer.topic or None for answer in self._of(side)] for side in (True, False))
+        return any(None not in side and 0 < len(set(side)) < FEWEST_UNITS for side in sides)
 
     def gap(self) -> tuple[float, float]:
         """Return the 95 % interval of how much more often harmful prompts are refused."""
-        return newcombe_interval(
-            self.count(True, "refused"),
-            self.n_judged(True),
-            self.count(False, "refused"),
-            self.n_judged(False),
+        (first, of_first), (second, of_second) = (
+            (self.rate(side) if self.n_judged(side) else 0.0, self.interval(side))
+            for side in (True, False)
         )
+        return difference_interval(first, of_first, second, of_second)
 
     def _of(self, is_harmful: bool) -> list[Answer]:
         return [answer for answer in self.answers if answer.is_harmful == is_harmful]
@@ -149,7 +159,7 @@ class RefusalReport:
 
     def length_table(self) -> pd.DataFrame:
         """Return refusal and evasion by length of answer, see `answer_lengths.length_table`."""
-        return length_table(*self._by_length())
+        return length_table(*self._by_length(), [answer.topic for answer in self.answers])
 
     def _by_length(self) -> tuple[list[tuple[Outcome, ...]], list[bool], tuple[int, ...]]:
         outcomes = [answer.by_length for answer in self.answers]
@@ -326,7 +336,7 @@ def _reports(
     reports = []
     for choice, ids in enumerate(choices):
         answers = [
-            Answer(p.id, p.category, is_harmful, p.text, text, by[-1], scores[choice], by)
+            Answer(p.id, p.category, is_harmful, p.text, text, by[-1], scores[choice], by, p.topic)
             for p, is_harmful, (text, scores, by) in zip(
                 prompts.prompts, prompts.is_harmful, answered, strict=True
             )

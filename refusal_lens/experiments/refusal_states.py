@@ -6,10 +6,11 @@ Knows the words for each state. Measures nothing.
 from collections import defaultdict
 from dataclasses import dataclass
 
-from refusal_lens.experiments.judges import wilson_interval
 from refusal_lens.experiments.refusal import RefusalReport, State
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
+from refusal_lens.validation.shares import wilson_interval
 from refusal_lens.validation.thresholds import FOLLOWED, MOVED
+from refusal_lens.validation.units import FEWEST_UNITS
 
 N_NAMED = 3
 MIN_OF_CATEGORY = 5
@@ -141,4 +142,10 @@ def _others(report: RefusalReport) -> str:
         n = sum(report.count(is_harmful, outcome) for is_harmful in (True, False))
         if n:
             told.append(f"{n} {outcome}")
-    return f" Of {len(report.answers)} answers, {', '.join(told)}." if told else ""
+    text = f" Of {len(report.answers)} answers, {', '.join(told)}." if told else ""
+    if report.has_few_topics:
+        text += (
+            f" The intervals are those of independent prompts: fewer than {FEWEST_UNITS} topics "
+            "are too few to go by."
+        )
+    return text

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from refusal_lens.prompts.contrast import UNCATEGORISED, Prompt
 from refusal_lens.validation.scores import CONFIDENCE
-from refusal_lens.validation.units import FEWEST_UNITS
 
 N_DRAWS = 2000
 
@@ -54,20 +52,6 @@ def mean_interval(
     draws = resample_means(values[:, None], units, seed)[:, 0]
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
-
-
-def topics_of(prompts: Sequence[Prompt]) -> list[int]:
-    """Number prompts of one class by their topics, and each by itself where there are too few.
-
-    A topic is a prompt's group, else its category; a prompt without either is one by itself.
-    """
-    names = [
-        prompt.group or (prompt.category if prompt.category != UNCATEGORISED else prompt.id)
-        for prompt in prompts
-    ]
-    if len(set(names)) < FEWEST_UNITS:
-        return list(range(len(prompts)))
-    return np.unique(names, return_inverse=True)[1].tolist()
 
 
 def with_both_ways(

@@ -13,7 +13,6 @@ import pandas as pd
 from jaxtyping import Float
 
 from refusal_lens.experiments.arms import intervention_of
-from refusal_lens.experiments.judges import wilson_interval
 from refusal_lens.experiments.resampling import resample_means, with_both_ways
 from refusal_lens.validation.frames import rows_where
 from refusal_lens.validation.thresholds import (
@@ -409,7 +408,6 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def _summary_row(full: Any, plain: Any) -> dict[str, Any]:
     n_prompts = int(full["n_prompts"].sum())
     n_refused = round(float((full["refusal_rate"] * full["n_prompts"]).sum()))
-    low, high = wilson_interval(n_refused, n_prompts)
     first = full.iloc[0]
     # What only whole answers show is a share of those that were read.
     n_judged = full["n_prompts"] - full["n_by_first_token"]
@@ -419,8 +417,9 @@ def _summary_row(full: Any, plain: Any) -> dict[str, Any]:
         "n_prompts": n_prompts,
         "plain_rate": plain["refusal_rate"],
         "refusal_rate": n_refused / n_prompts,
-        "refusal_rate_low": low,
-        "refusal_rate_high": high,
+        # Seeds share their prompts, so that more of them say no more of other prompts.
+        "refusal_rate_low": full["refusal_rate_low"].mean(),
+        "refusal_rate_high": full["refusal_rate_high"].mean(),
         **{
             name: float((full[name].fillna(0) * n_judged).sum() / n_judged.sum())
             if n_judged.any()

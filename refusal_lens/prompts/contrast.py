@@ -62,6 +62,11 @@ class Prompt:
     group: str = ""
     source: str = field(default="", compare=False, repr=False)
 
+    @property
+    def topic(self) -> str:
+        """Its group, else its category; "" where it has neither."""
+        return self.group or (self.category if self.category != UNCATEGORISED else "")
+
 
 @dataclass(frozen=True, eq=False)
 class PromptSet:

@@ -15,7 +15,7 @@ def test_rates_that_stop_moving_say_where():
     early = [("answered",) * 3] * 10
     sides = [True] * 10 + [False] * 10
     assert settled_at([*late, *early], sides, LENGTHS) == 16
-    table = length_table([*late, *early], sides, LENGTHS)
+    table = length_table([*late, *early], sides, LENGTHS, [""] * 20)
     assert table["refused"].tolist() == [0, 0.5, 0.5, 0, 0, 0]
     assert table["is_settled"].tolist() == [False, True, True] * 2
 

@@ -9,7 +9,7 @@ from scipy.special import logit
 
 from refusal_lens.config import FIRST_WORDS, RefusalConfig
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.experiments.judges import agree, newcombe_interval, wilson_interval
+from refusal_lens.experiments.judges import agree
 from refusal_lens.experiments.refusal import (
     Answer,
     RefusalReport,
@@ -18,7 +18,9 @@ from refusal_lens.experiments.refusal import (
     measure_refusal,
     refusal_score,
 )
+from refusal_lens.experiments.refusal_states import describe_state
 from refusal_lens.prompts.tokens import tokenise
+from refusal_lens.validation.shares import wilson_interval
 
 
 def test_score_equals_the_logit_of_the_summed_probability():
@@ -86,20 +88,18 @@ def test_no_first_words_is_an_error(model):
 # --- intervals, agreement, judges, found tokens -------------------------------------------------
 
 
-def test_interval_is_wilsons_closed_form():
-    n, k, z = 50, 9, 1.959963984540054
-    p = k / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert wilson_interval(k, n) == pytest.approx((centre - half, centre + half))
-    assert make_report(8, 1).interval(True) == pytest.approx(wilson_interval(8, 10))
-
-
-def test_difference_of_rates_has_newcombes_interval():
-    # Newcombe 1998, table II, method 10: 56/70 against 48/80, and 10/10 against 0/10.
-    assert newcombe_interval(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    assert newcombe_interval(10, 10, 0, 10) == pytest.approx((0.6075, 1.0), abs=5e-5)
-    assert make_report(8, 1).gap() == newcombe_interval(8, 10, 1, 10)
+def test_intervals_of_rates_go_by_topic_and_say_where_they_cannot():
+    of_topics = [Answer("p", "c", True, "q", "a", "refused", 0.0, topic=f"{i}") for i in range(5)]
+    answered = [replace(each, outcome="answered") for each in of_topics]
+    harmless = [replace(each, is_harmful=False) for each in answered]
+    twice = RefusalReport((*of_topics, *answered, *harmless), ("I",))
+    # Each topic has one of either: nothing is known to differ between topics, but there are 5.
+    assert twice.interval(True)[1] > wilson_interval(5, 10)[1]
+    two = tuple(replace(each, topic=str(i % 2)) for i, each in enumerate(twice.answers))
+    few = replace(twice, answers=two)
+    assert few.interval(True) == wilson_interval(5, 10)
+    assert "fewer than 5 topics are too few to go by" in describe_state(few).sentence
+    assert "too few to go by" not in describe_state(twice).sentence
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,8 @@ import pytest
 from refusal_lens.experiments.resampling import (
     mean_interval,
     resample_means,
-    topics_of,
     with_both_ways,
 )
-from refusal_lens.prompts.contrast import Prompt
 
 
 def test_independent_prompts_give_the_standard_error():
@@ -49,24 +47,11 @@ def test_what_all_went_one_way_is_not_certain():
 
 def test_an_interval_over_topics_is_that_of_their_means():
     generator = np.random.default_rng(0)
-    topics = [
-        Prompt(f"{topic}-{row}", "text", f"topic {topic}")
-        for topic in range(40)
-        for row in range(10)
-    ]
+    topics = [topic for topic in range(40) for _ in range(10)]
     effect = np.repeat(generator.normal(2.0, 3.0, 40), 10)
     values = effect + generator.normal(0.0, 1.0, 400)
-    low, high = mean_interval(values, topics_of(topics), 0)
+    low, high = mean_interval(values, topics, 0)
     spread = values.reshape(40, 10).mean(axis=1).std()
     assert high - low == pytest.approx(2 * 1.96 * spread / np.sqrt(40), rel=0.1)
     alone = mean_interval(values, range(400), 0)
     assert high - low > 2 * (alone[1] - alone[0])
-
-
-def test_prompts_of_few_topics_or_none_are_drawn_one_by_one():
-    few = [Prompt(str(row), "text", f"topic {row % 4}") for row in range(12)]
-    none = [Prompt(str(row), "text", "uncategorised") for row in range(12)]
-    assert topics_of(few) == list(range(12))
-    assert len(set(topics_of(none))) == 12
-    grouped = [Prompt(str(row), "text", "one", group=f"frame {row % 6}") for row in range(12)]
-    assert topics_of(grouped) == [0, 1, 2, 3, 4, 5] * 2

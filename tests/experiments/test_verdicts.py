@@ -191,6 +191,8 @@ def make_dose(removed: float, induced: float, by_chance: float) -> pd.DataFrame:
                                 "is_harmful": is_harmful,
                                 "n_prompts": 100,
                                 "refusal_rate": rate,
+                                "refusal_rate_low": 0.9 * rate,
+                                "refusal_rate_high": 0.9 * rate + 0.1,
                                 "refusal_score": rate,
                                 "kl": 0.01,
                                 "text_loss": 3.0,
@@ -211,4 +213,6 @@ def test_summary_pools_controls_at_full_strength():
     assert fitted["n_prompts"] == 100
     random = summary.loc[("add", "random", False)]
     assert (random["n_prompts"], random["strength"]) == (200, 1.0)
-    assert random["refusal_rate_low"] < random["refusal_rate"] == 0.02 < random["refusal_rate_high"]
+    # Both seeds are of the same prompts: two of them say no more of others than one does.
+    ends = random[["refusal_rate_low", "refusal_rate", "refusal_rate_high"]].tolist()
+    assert ends == pytest.approx([0.018, 0.02, 0.118])
