@@ -226,7 +226,7 @@ def _only_site(views: list[View]) -> str | None:
 def _layout(views: list[View], data: list[list[Data]]) -> dict[str, Any]:
     """Return the layout: headline, legend, bars, marks and, below, the slider."""
     hidden = {"visible": False, "fixedrange": True, "range": [0, 1]}
-    domain = [0.22, 0.74]
+    domain = [0.22, 0.72]
     highest = max(
         highest_bar(view.parts, of_view)
         for of_step in data
@@ -236,7 +236,7 @@ def _layout(views: list[View], data: list[list[Data]]) -> dict[str, Any]:
     whole = {"dtick": 1} if highest <= 8 else {}
     return {
         "height": 620,
-        "margin": {"l": 80, "r": 30, "t": 35, "b": 40},
+        "margin": {"l": 60, "r": 20, "t": 35, "b": 40},
         "barmode": "overlay",
         "bargap": 0,
         "hovermode": "closest",

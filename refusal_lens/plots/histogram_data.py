@@ -270,8 +270,8 @@ def _headline(view: View, row: int, column: int) -> str:
     numbers = torch.stack([score[row, column], accuracy[row, column]])
     if bool(numbers.isnan().any()):
         return f"<b>{place}</b><br>no direction here"
-    text = f"separation {signed(numbers[0].item(), 2)} · accuracy {numbers[1].item():.1%} · {how}"
-    return f"<b>{place}</b><br>{text}"
+    text = f"separation {signed(numbers[0].item(), 2)} · accuracy {numbers[1].item():.1%}"
+    return f"<b>{place}</b><br>{text}<br>{how}"
 
 
 def step_name(step: int | str) -> str:

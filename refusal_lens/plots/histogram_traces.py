@@ -181,7 +181,6 @@ def _headline_trace() -> go.Scatter:
         xaxis="x2",
         yaxis="y3",
         mode="text",
-        textfont={"size": 13},
         cliponaxis=False,
         hoverinfo="skip",
     )

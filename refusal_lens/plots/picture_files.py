@@ -71,7 +71,7 @@ def page(figure: go.Figure) -> str:
         include_plotlyjs=True,
         config=PRIVATE | {"responsive": True},
         default_height="100%",
-        post_script=FIT_WINDOW,
+        post_script=FIT_FIGURE + FIT_WINDOW,
         # Alone on its page: plotly's random name would make every drawing another file.
         div_id="figure",
     )
@@ -84,6 +84,8 @@ def page(figure: go.Figure) -> str:
 
 
 _VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+
+FIT_FIGURE = (Path(__file__).parent / "fit_figure.js").read_text(encoding="utf-8")
 
 FIT_WINDOW = """
 const graph = document.getElementById("{plot_id}");
@@ -103,22 +105,12 @@ const wrap = () => {
     Plotly.relayout(graph, {"title.text": text, ...room});
   }
 };
-const numbers = graph.data.map((trace) => trace.texttemplate);
-const write = () => {
-  for (const [index, trace] of graph.data.entries()) {
-    if (trace.type !== "heatmap" || !numbers[index]) continue;
-    const width = graph._fullLayout[(trace.xaxis ?? "x").replace("x", "xaxis")]._length;
-    const text = width / trace.x.length < 30 ? "" : numbers[index];
-    if (trace.texttemplate !== text) Plotly.restyle(graph, {texttemplate: text}, [index]);
-  }
-};
-for (const fit of [wrap, write]) {
+for (const fit of [wrap, () => fitFigure(graph)]) {
   addEventListener("resize", fit);
   fit();
 }
 """
-"""Plotly cuts a title that is wider than the window; a letter of 15 pixels is about 8 wide. Numbers
-in cells are written where they have 30 pixels."""
+"""Plotly cuts a title that is wider than the window; a letter of 15 pixels is about 8 wide."""
 
 
 def _still(figure: go.Figure) -> go.Figure:

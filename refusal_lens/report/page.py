@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from refusal_lens.config_files import dump_config
 from refusal_lens.models.hook_points import site_of
+from refusal_lens.plots.picture_files import FIT_FIGURE
 from refusal_lens.report.answer import answer, reasons
 from refusal_lens.report.drawings import ShownFigure, draw_all, embed, themes
 from refusal_lens.report.evidence import Evidence, gather
@@ -58,7 +59,7 @@ def render(run_folder: RunFolder) -> str:
         themes=embed(json.dumps(themes())),
         plotly=Markup(get_plotlyjs()),
         style=_source("report.css"),
-        script=_source("report.js"),
+        script=Markup(FIT_FIGURE) + _source("report.js"),
         **_reproduction(run_folder),
     )
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from refusal_lens.report.evidence import Evidence, is_at
@@ -26,10 +27,11 @@ Cut = Callable[[Evidence, pd.DataFrame], pd.DataFrame]
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what is read, and the number it is sorted by (None: by the text)."""
+    """One cell: what is read, the number it is sorted by (None: by the text), and its interval."""
 
     text: str
     number: float | None = None
+    ends: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,21 @@ def _of_best(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     return rows_that(table, is_at(table, evidence.best)).drop(
         columns=["hook_point", "site", "layer", "position"], errors="ignore"
     )
+
+
+FILE_ONLY = re.compile(
+    r"^(separation|(balanced_)?accuracy)_new_topics|^(intraclass_correlation|n_effective)$"
+    r"|^(auroc|cohens_d)_in_sample$|^p_value$|^p_value.*_same_topics$"
+)
+"""Columns of scores that are left to the file: a reader compares places by the others."""
+
+
+def _main_scores(_: Evidence, table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the columns that fit a page; balanced accuracy only where it is another number."""
+    left_out = [name for name in table if FILE_ONLY.search(str(name))]
+    if np.allclose(table["accuracy"], table["balanced_accuracy"], atol=5e-4, equal_nan=True):
+        left_out += [name for name in table if str(name).startswith("balanced_accuracy")]
+    return table.drop(columns=left_out)
 
 
 def _misread(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
@@ -132,7 +149,9 @@ def _learning_sentence(curve: pd.DataFrame) -> str:
 TABLES = {
     "separation": _Told(
         "Scores",
-        "Every hook point and position on held-out prompts; the best place stands out.",
+        "Every hook point and position on held-out prompts; the best place stands out. The file "
+        "has more columns.",
+        _main_scores,
     ),
     "nulls": _Told("Against chance", "What the best place's scores are worth by chance.", _of_best),
     "stability": _Told("Stability", "How far a direction turns when the prompts are others."),
@@ -355,7 +374,8 @@ def _columns(table: pd.DataFrame) -> list[str]:
     """Choose the columns: no interval bound beside its value, no part of the place twice."""
     bounds = {f"{name}{end}" for name in table for end in ("_low", "_high")}
     twice = {"site", "layer"} if "hook_point" in table else set()
-    kept = [name for name in table if name not in bounds | twice]
+    units = {"n_units", "n_units_new_topics"}  # they say why there is no interval
+    kept = [name for name in table if name not in bounds | twice | units]
     return [name for name in kept if any(table[name].notna() & (table[name] != ""))]
 
 
@@ -384,9 +404,9 @@ _COUNTS = re.compile(r"^n(_|$)|^rank$|^index$|^token_id$|^layer$|^head$|^seed$|^
 
 
 def _heading(column: str) -> str:
-    name = column.removesuffix("_in_sample")
+    name = column.removesuffix("_in_sample").removesuffix("_new_topics")
     text = HEADINGS.get(name, name.removeprefix("is_").replace("_", " "))
-    return text if name == column else f"{text} in sample"
+    return f"{text}{column.removeprefix(name).replace('_', ' ')}"
 
 
 def _write(table: pd.DataFrame, column: str, classes: Callable[[str], str]) -> list[Cell]:
@@ -411,7 +431,7 @@ def _write(table: pd.DataFrame, column: str, classes: Callable[[str], str]) -> l
     has_ends = counted in table and f"{column}_low" in table
     counts = _floats(table, counted) if has_ends else [math.nan] * len(table)
     return [
-        Cell(_number(column, number) + _interval(column, low, high, n_units), number)
+        Cell(_number(column, number), number, _interval(column, low, high, n_units))
         for number, low, high, n_units in zip(numbers, lows, highs, counts, strict=True)
     ]
 
@@ -441,8 +461,8 @@ def _number(column: str, value: float) -> str:
 
 def _interval(column: str, low: float, high: float, n_units: float) -> str:
     if math.isnan(low) or math.isnan(high):
-        return f" ({too_few(n_units)})" if n_units < FEWEST_UNITS else ""
-    return f" [{_number(column, low)}, {_number(column, high)}]"
+        return f"({too_few(n_units)})" if n_units < FEWEST_UNITS else ""
+    return f"[{_number(column, low)}, {_number(column, high)}]"
 
 
 def readable(text: str) -> str:

@@ -292,7 +292,7 @@ def test_headline_names_the_place_and_how_its_scores_came(held_out):
     how = "5-fold cross-fitted" if held_out else "in sample"
     assert group(figure, 1)[HEADLINE].text == (
         "<b>resid_post 1 · position mean</b><br>"
-        f"separation {scores[0][1, 1]:.2f} · accuracy {scores[1][1, 1]:.1%} · {how}",
+        f"separation {scores[0][1, 1]:.2f} · accuracy {scores[1][1, 1]:.1%}<br>{how}",
     )
 
 

@@ -303,3 +303,40 @@ def test_figure_names_are_those_of_the_registry(open_report):
     names = page.locator(".plot").evaluate_all("plots => plots.map(plot => plot.dataset.name)")
     assert set(names) <= set(figures.FIGURES)
     assert names[0] == "projection_histogram"
+
+
+@pytest.fixture(scope="module")
+def deep_run(tmp_path_factory):
+    """A run of thirty layers, with intervals of every score as a fit gives them."""
+    run_folder = make_run(tmp_path_factory.mktemp("runs") / "deep", n_layers=30)
+    frame = run_folder.read_separation().assign(
+        n_units=8, n_units_new_topics=8, p_value=0.002, p_value_corrected=0.002
+    )
+    for score in ("separation", "accuracy", "balanced_accuracy", "auroc", "cohens_d"):
+        frame[f"{score}_new_topics"] = frame[score]
+        for name in (score, f"{score}_new_topics"):
+            frame[f"{name}_low"], frame[f"{name}_high"] = -0.123, 0.987
+    frame.to_csv(run_folder.separation_path, index=False)
+    run_folder.record_files([run_folder.separation_path])
+    build_report(run_folder)
+    return run_folder
+
+
+def test_scores_of_thirty_layers_need_no_sideways_scrolling(open_page, deep_run):
+    # They once were 24 columns, and those of the best place lay beyond the window's edge.
+    page = open_page(is_offline=True, width=1400).open(deep_run.path / "report.html")
+    hidden = page.locator("#table-separation .scroll").evaluate(
+        "each => each.scrollWidth - each.clientWidth"
+    )
+    assert hidden == 0
+
+
+@pytest.mark.parametrize("name", ["projection_histogram", "place_heatmap", "layer_profile"])
+def test_figures_fit_a_phone(open_page, deep_run, name):
+    # They were 560 pixels wide in a window of 400: half of each lay behind a scroll bar.
+    page = open_page(is_offline=True, width=400).open(deep_run.path / "report.html")
+    plot = drawn(page, name)
+    assert plot.evaluate("plot => plot.scrollWidth <= plot.closest('.scroll').clientWidth")
+    assert plot.evaluate("plot => plot.layout.font.size") == 10
+    if name == "place_heatmap":
+        assert plot.evaluate("plot => plot.data.map(trace => trace.texttemplate || '')") == [""]

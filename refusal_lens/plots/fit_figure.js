@@ -1,0 +1,28 @@
+// What a narrow window takes, on a figure's own page and in a report: smaller letters, one menu below
+// the other, and numbers in cells only where these have 30 pixels.
+const fitFigure = (graph) => {
+  const isNarrow = graph.clientWidth < 500;
+  const menus = graph.layout.updatemenus ?? [], sliders = graph.layout.sliders ?? [];
+  graph.drawnAs ??= {
+    numbers: graph.data.map((trace) => trace.texttemplate),
+    pads: [...menus, ...sliders].map((control) => control.pad?.t ?? 0),
+  };
+  for (const [index, trace] of graph.data.entries()) {
+    const numbers = graph.drawnAs.numbers[index];
+    if (trace.type !== "heatmap" || !numbers) continue;
+    const width = graph._fullLayout[(trace.xaxis ?? "x").replace("x", "xaxis")]._length;
+    const text = width / trace.x.length < 30 ? "" : numbers;
+    if (trace.texttemplate !== text) Plotly.restyle(graph, {texttemplate: text}, [index]);
+  }
+  if (graph.isNarrow === isNarrow) return;
+  graph.isNarrow = isNarrow;
+  const changes = {"font.size": isNarrow ? 10 : 12};
+  if (menus.length > 1 && menus.every((menu) => menu.visible !== false)) {
+    [...menus, ...sliders].forEach((_, index) => {
+      const kind = index < menus.length ? `updatemenus[${index}]` : `sliders[${index - menus.length}]`;
+      const above = isNarrow ? 40 * Math.min(index, menus.length - 1) : 0;
+      changes[`${kind}.pad.t`] = graph.drawnAs.pads[index] + above;
+    });
+  }
+  Plotly.relayout(graph, changes);
+};
