@@ -85,7 +85,7 @@ def page(figure: go.Figure) -> str:
 
 _VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
-FIT_FIGURE = (Path(__file__).parent / "fit_figure.js").read_text(encoding="utf-8")
+FIT_FIGURE = (Path(__file__).parent / "assets" / "fit_figure.js").read_text(encoding="utf-8")
 
 FIT_WINDOW = """
 const graph = document.getElementById("{plot_id}");
