@@ -42,6 +42,16 @@ def _require_visible(text: str) -> str:
     return text
 
 
+def _require_one_line(text: str) -> str:
+    r"""Refuse signs that no path has: YAML reads "C:\new" in double quotes with a line break."""
+    if any(ord(character) < 32 for character in text):
+        raise ValueError(
+            "needs to be without line breaks, tabs and the like; if it is a path with backslashes, "
+            "write it in single quotes or with /"
+        )
+    return text
+
+
 def _position_as_text(position: object) -> object:
     """Take -1 as "-1": YAML reads a position counted from the end as a number."""
     is_number = isinstance(position, int) and not isinstance(position, bool)
@@ -101,6 +111,7 @@ def _require_length(value: Any) -> int | Literal["auto"]:
 AnswerLength = Annotated[int | Literal["auto"], PlainValidator(_require_length)]
 GroupSource = Annotated[Literal["found", "given", "off"], BeforeValidator(_off_as_text)]
 Text = Annotated[str, AfterValidator(_require_visible)]
+Name = Annotated[Text, AfterValidator(_require_one_line)]
 Day = Annotated[str, BeforeValidator(_date_as_text), AfterValidator(_require_date)]
 Position = Annotated[Text, BeforeValidator(_position_as_text)]
 
@@ -130,9 +141,9 @@ class ModelConfig(_Section):
         n_devices: GPUs to spread the layers over.
     """
 
-    name: Text = "data/tiny-refuser"
-    gguf_file: Text | None = None
-    revision: Text | None = None
+    name: Name = "data/tiny-refuser"
+    gguf_file: Name | None = None
+    revision: Name | None = None
     backend: Literal["hooked", "bridge"] = "hooked"
     device: Text = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -181,8 +192,8 @@ class PromptsConfig(_Section):
             or left out whole; None takes all.
     """
 
-    harmful: Text
-    harmless: Text
+    harmful: Name
+    harmless: Name
     text_field: Text | None = None
     harmful_text_field: Text | None = None
     harmless_text_field: Text | None = None
@@ -286,7 +297,7 @@ class RefusalConfig(_Section):
     """
 
     n_new_tokens: AnswerLength = 24
-    judge: Text = "phrases"
+    judge: Name = "phrases"
     judge_labels: dict[str, Outcome] | None = None
     phrases: list[Text] = Field(default=list(REFUSAL_PHRASES), min_length=1)
     first_words: list[Text] | None = Field(default=None, min_length=1)
@@ -378,4 +389,4 @@ class Config(_Section):
     causal: CausalConfig = CausalConfig()
     dose: DoseConfig = DoseConfig()
     engine: EngineConfig = EngineConfig()
-    output: Text = "outputs"
+    output: Name = "outputs"

@@ -129,7 +129,7 @@ def _find_config(path_or_name: str | Path | None) -> Path:
         return named
     known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
     raise RefusalLensError(
-        f"A config is a YAML file or one of the shipped {known}, but {name!r} is neither "
+        f"A config is a YAML file or one of the shipped {known}, but {name} is neither "
         f"(current folder: {Path.cwd()}). Correct the path or the name."
     )
 
@@ -242,7 +242,9 @@ def _apply_override(
     if not isinstance(content, dict):
         return  # the section itself is wrong in the file, which the check will tell
     try:
-        content[last] = _load_yaml(value)
+        content[last] = loaded = _load_yaml(value)
+        if isinstance(loaded, str) and " #" in value and " #" not in loaded:
+            faults.append(f"{blamed}: YAML takes ' #' for a comment. Put the value in quotes.")
     except yaml.YAMLError:
         faults.append(
             f"{blamed}: the value {_cut(repr(value))} is not valid YAML. Put it in quotes."

@@ -111,7 +111,7 @@ def test_default_is_not_taken_from_a_foreign_project(tmp_path, monkeypatch):
 def test_unknown_config_lists_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert fault("qwen2.5-7b") == (
-        f"A config is a YAML file or one of the shipped {', '.join(NAMES)}, but 'qwen2.5-7b' is "
+        f"A config is a YAML file or one of the shipped {', '.join(NAMES)}, but qwen2.5-7b is "
         f"neither (current folder: {tmp_path}). Correct the path or the name."
     )
     assert fault("../configs/default").startswith("A config is a YAML file")
@@ -248,6 +248,21 @@ def test_hostile_files_are_told_shortly_and_at_once(tmp_path, monkeypatch, text,
     assert len(told) < 10_000
     assert time.monotonic() - begun < 5
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["model.name", "prompts.harmful", "prompts.harmless", "refusal.judge", "output"]
+)
+def test_paths_of_windows_are_taken_as_they_are_or_told_of(key):
+    section, _, name = key.rpartition(".")
+    for path in (r"C:\runs\new table", r"D:/runs", r"\\server\share\x", r"~\runs"):
+        config = load_config(None, [f"{key}={path}"])
+        assert getattr(getattr(config, section) if section else config, name) == path
+        assert dump_config(config).count(path) == 1
+    # Before: a folder whose name has a line break and a tab in it, or is cut.
+    assert "write it in single quotes or with /" in fault(None, rf'{key}="C:\new\table"')
+    assert "YAML takes ' #' for a comment" in fault(None, rf"{key}=C:\runs #1")
+    assert load_config(None, [rf"{key}='C:\runs #1'"])
 
 
 def test_a_hostile_override_is_told_shortly():

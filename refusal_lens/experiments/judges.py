@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import sys
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def judge_of(settings: RefusalConfig) -> Judge:
     if Path(settings.judge).is_dir():
         return judge_by_classifier(Path(settings.judge), settings.judge_labels)
     raise RefusalLensError(
-        f"refusal.judge is {settings.judge!r}. It needs to be phrases, a folder with a sequence "
+        f"refusal.judge is {settings.judge}. It needs to be phrases, a folder with a sequence "
         "classifier, python:module.function, or endpoint:model."
     )
 
@@ -109,12 +110,11 @@ def judge_by_classifier(folder: str | Path, labels: Mapping[str, Outcome] | None
         labels: What each of its labels means; None takes labels that are outcomes by name.
 
     Raises:
-        RefusalLensError: A label has no meaning.
+        RefusalLensError: The folder cannot be read, or a label has no meaning.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from refusal_lens.models.hugging_face import read_classifier
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+    tokenizer, model = read_classifier(Path(folder))
     names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
     meanings = labels or {name: name.lower() for name in names}
     outcomes: list[Any] = [meanings.get(name) for name in names]
@@ -125,7 +125,6 @@ def judge_by_classifier(folder: str | Path, labels: Mapping[str, Outcome] | None
             f"what each means in refusal.judge_labels, such as {{{unknown[0]}: refused}}; outcomes "
             f"are {', '.join(OUTCOMES)}."
         )
-    model.eval()
 
     def judge(prompt: str, answer: str) -> Outcome:
         pair = tokenizer(prompt, answer, truncation=True, return_tensors="pt")
@@ -188,6 +187,11 @@ def _read_reply(reply: str) -> Outcome:
 
 def _function(path: str) -> Judge:
     module, _, name = path.rpartition(".")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise RefusalLensError(
+            f"refusal.judge: python:{path} is of Python's own library, which judges nothing: a "
+            "config from elsewhere would have prompts run as commands. Give a module of yours."
+        )
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

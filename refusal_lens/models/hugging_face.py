@@ -8,6 +8,7 @@ Tested in tests/models/test_loading.py.
 import difflib
 import pickle
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from transformer_lens import supported_models
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     modeling_gguf_pytorch_utils,
@@ -237,7 +239,10 @@ def _without_adapter(checkpoint: Checkpoint) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         for path in checkpoint.adapter.iterdir():
             if path.is_file() and not path.name.startswith("adapter_"):
-                (Path(folder) / path.name).symlink_to(path.absolute())
+                try:
+                    (Path(folder) / path.name).symlink_to(path.absolute())
+                except OSError:  # Windows lets few users make links
+                    shutil.copyfile(path, Path(folder) / path.name)
         yield folder
 
 
@@ -268,6 +273,30 @@ def read_tokenizer(checkpoint: Checkpoint, revision: str | None) -> Any:
             "tokenizer.json and tokenizer_config.json there from the model that was trained on."
         )
     return tokenizer
+
+
+def read_classifier(folder: Path) -> tuple[Any, Any]:
+    """Read a sequence classifier and its tokenizer from a folder, by the rules of a checkpoint.
+
+    Raises:
+        RefusalLensError: It cannot be read, or tensors lack: transformers would make them up.
+    """
+    checkpoint = Checkpoint(str(folder), is_local=True)
+    check_folder(checkpoint)
+    tokenizer = read_tokenizer(checkpoint, None)
+    with explained(checkpoint, None), _quiet_hugging_face():
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that they are in the report
+            output_loading_info=True,
+        )
+    model, report = loaded
+    # Heads of the first training that are left over change nothing.
+    check_report({**report, "unexpected_keys": []}, checkpoint.source)
+    check_weights(model)
+    return tokenizer, model.eval()
 
 
 def check_vocabulary(tokenizer: Any, hf_model: PreTrainedModel, name: str) -> None:

@@ -1,12 +1,15 @@
 """Judges by settings: phrases, a classifier's folder, a function, an endpoint that may fail."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import save_checkpoint
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from refusal_lens import RefusalLensError
@@ -83,6 +86,54 @@ def test_a_classifier_is_asked_by_its_labels(classifier):
 def test_a_label_without_meaning_is_told(classifier):
     with pytest.raises(RefusalLensError, match="the label 'complies', which is no outcome"):
         judge_of(RefusalConfig(judge=str(classifier)))
+
+
+@pytest.fixture
+def damaged(classifier, tmp_path):
+    """A copy of the classifier, to damage."""
+    return Path(shutil.copytree(classifier, tmp_path / "copy"))
+
+
+def judged_by(folder: Path) -> RefusalConfig:
+    labels = {"complies": "answered", "declines": "refused"}
+    return RefusalConfig(judge=str(folder), judge_labels=labels)
+
+
+def test_code_of_a_classifier_is_neither_run_nor_asked_about(damaged, monkeypatch):
+    # Before: transformers asked on stdin, and a "y" ran the classifier's Python.
+    marker = damaged / "ran"
+    (damaged / "my.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass My: pass\n")
+    config = json.loads((damaged / "config.json").read_text())
+    code = {"AutoConfig": "my.My", "AutoModelForSequenceClassification": "my.My"}
+    changed = config | {"model_type": "mine", "auto_map": code}
+    (damaged / "config.json").write_text(json.dumps(changed))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody is asked"))
+    with pytest.raises(RefusalLensError, match="code of its own"):
+        judge_of(judged_by(damaged))
+    assert not marker.exists()
+
+
+def test_a_classifier_without_its_head_is_refused(damaged):
+    # Before: transformers made the head up at random, and that judged.
+    weights = load_file(damaged / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RefusalLensError, match=r"lack score\.weight"):
+        judge_of(judged_by(damaged))
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid x\n"])
+def test_a_classifier_that_is_damaged_is_told(damaged, content):
+    (damaged / "model.safetensors").write_bytes(content)
+    with pytest.raises(RefusalLensError, match=r"model\.safetensors is"):
+        judge_of(judged_by(damaged))
+
+
+@pytest.mark.parametrize("path", ["os.execlp", "os.path.join", "builtins.exec", "subprocess.call"])
+def test_functions_of_python_itself_are_no_judges(path):
+    # Before: a config from elsewhere had a prompt run as a command.
+    with pytest.raises(RefusalLensError, match="is of Python's own library"):
+        judge_of(RefusalConfig(judge=f"python:{path}"))
 
 
 def test_a_function_is_imported(tmp_path, monkeypatch):
