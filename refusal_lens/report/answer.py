@@ -5,12 +5,15 @@ Knows the words, and from which numbers on each is used. Computes no scores.
 Tested in tests/report/test_page.py.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pandas as pd
+
 from refusal_lens.experiments.refusal_states import describe_rates, describe_state
-from refusal_lens.experiments.verdicts import CANNOT_TELL, SEPARATES_AND_CAUSES
+from refusal_lens.experiments.verdicts import CANNOT_TELL, LOSS, SEPARATES_AND_CAUSES
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence
@@ -150,16 +153,22 @@ def _is_trusted(evidence: Evidence) -> Reply:
         also = f" (and {len(against) - 1} more, below)" if len(against) > 1 else ""
         text = f"It separates prompts that it was not fitted to, but {_clause(against[0])}{also}."
         return Reply(question, "With care", "fair", text)
-    if _causal_verdict(evidence)[0] == SEPARATES_AND_CAUSES:
+    cause = _cause(evidence)
+    if cause is not None and cause.word == SEPARATES_AND_CAUSES:
+        beside = f", with a side effect ({LOSS})" if cause.has_side_effect else ""
         text = (
             "It holds on prompts that it was not fitted to, nothing measured here speaks against "
-            "it, and acting on it changes what the model refuses."
+            f"it, and acting on it changes what the model refuses{beside}."
         )
         return Reply(question, "Yes", "good", text)
-    n_open = sum(reason.kind == "open" for reason in found)
     acting = "whether acting on it changes what the model refuses"
-    unknown = f"{n_open} things were not measured, among them {acting}"
-    if n_open == 1:
+    n_others = sum(reason.kind == "open" for reason in found) - 1
+    if cause is not None:
+        more = f", and {n_others} more of what is below is open" if n_others else ""
+        unknown = f"{acting} cannot be told yet{more}"
+    elif n_others:
+        unknown = f"{n_others + 1} things were not measured, among them {acting}"
+    else:
         unknown = f"{acting} was not measured"
     text = f"It holds on prompts that it was not fitted to, but {unknown}."
     return Reply(question, "As a correlation", "fair", text)
@@ -241,47 +250,59 @@ def _prompts_reason(evidence: Evidence) -> Iterator[Reason]:
         )
 
 
+@dataclass(frozen=True)
+class _Cause:
+    """What is said of acting on the direction: the verdict, where, and what stands behind it.
+
+    `because` names the conditions that failed, or that are open where it cannot be told.
+    """
+
+    word: str
+    at_place: str
+    because: str = ""
+    n_needed: float = math.nan
+    has_side_effect: bool = False
+
+
 def _causal_reason(evidence: Evidence) -> Iterator[Reason]:
-    verdict, at_place = _causal_verdict(evidence)
-    if verdict is None:
+    cause = _cause(evidence)
+    if cause is None:
         yield Reason(
             "open",
             "Whether acting on it changes what the model refuses was not tried: "
             "refusal-lens select RUN.",
         )
-    elif verdict == CANNOT_TELL:
+        return
+    because = f": {cause.because}" if cause.because else ""
+    if cause.word == CANNOT_TELL:
+        more = "" if math.isnan(cause.n_needed) else f"; about {cause.n_needed:.0f} prompts a side"
         yield Reason(
             "open",
-            f"Whether acting on it{at_place} changes what the model refuses cannot be told from so "
-            "few prompts.",
+            f"Whether acting on it{cause.at_place} changes what the model refuses cannot be told "
+            f"yet (open{because}{more and more + ' would tell'}).",
         )
-    elif verdict == SEPARATES_AND_CAUSES:
-        yield Reason("for", f"Acting on it{at_place} changes what the model refuses.")
+    elif cause.word == SEPARATES_AND_CAUSES:
+        beside = f", with a side effect: {LOSS}" if cause.has_side_effect else ""
+        yield Reason("for", f"Acting on it{cause.at_place} changes what the model refuses{beside}.")
     else:
-        text = f"Acting on it{at_place} does not pass for the cause of refusal ({verdict}"
-        yield Reason("against", f"{text}{_failed(evidence)}).")
+        yield Reason(
+            "against",
+            f"Acting on it{cause.at_place} does not pass for the cause of refusal ({cause.word}"
+            f"{because}).",
+        )
 
 
-def _failed(evidence: Evidence) -> str:
-    """Name the conditions of `ablate` that do not hold; nothing where only scores are known."""
-    table = evidence.tables.get("verdict")
-    if table is None or not len(table):
-        return ""
-    names = ", ".join(map(str, table.loc[table["standing"] == "failed", "name"]))
-    return f": {names}" if names else ""
-
-
-def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
-    """Return the verdict of the place that interventions chose, or of the best; and where it is.
+def _cause(evidence: Evidence) -> _Cause | None:
+    """Return the verdict of the place that interventions chose, or of the best; None without any.
 
     That by rates of answers, where `ablate` has run, comes before that by scores.
     """
-    by_rates = evidence.tables.get("verdict")
-    if by_rates is not None and len(by_rates):
-        return _at_place(evidence, by_rates.iloc[0])
+    checks = evidence.tables.get("verdict")
+    if checks is not None and len(checks):
+        return _cause_by_rates(evidence, checks)
     table = evidence.tables.get("causal_scores")
     if table is None or "verdict" not in table:
-        return None, ""
+        return None
     has_choice = "is_chosen" in table and any(table["is_chosen"])
     rows = (
         rows_that(table, table["is_chosen"].astype(bool))
@@ -289,15 +310,33 @@ def _causal_verdict(evidence: Evidence) -> tuple[str | None, str]:
         else evidence.at_best("causal_scores")
     )
     if rows is None or not rows.iloc[0]["verdict"]:
-        return None, ""
-    return _at_place(evidence, rows.iloc[0])
+        return None
+    row = rows.iloc[0]
+    because = row.get("because", "")
+    return _Cause(row["verdict"], _at_place(evidence, row), "" if pd.isna(because) else because)
 
 
-def _at_place(evidence: Evidence, row: Any) -> tuple[str, str]:
+def _cause_by_rates(evidence: Evidence, checks: pd.DataFrame) -> _Cause:
+    first = checks.iloc[0]
+    standing = "open" if first["verdict"] == CANNOT_TELL else "failed"
+    is_reason = (checks["standing"] == standing) & (checks["name"] != LOSS)
+    behind = rows_that(checks, is_reason)
+    needed = behind["n_needed"].to_numpy(dtype=float)
+    is_loss = (checks["name"] == LOSS) & (checks["standing"] != "met")
+    return _Cause(
+        first["verdict"],
+        _at_place(evidence, first),
+        ", ".join(map(str, behind["name"])),
+        float(needed.max()) if len(needed) else math.nan,
+        bool(is_loss.any()),
+    )
+
+
+def _at_place(evidence: Evidence, row: Any) -> str:
     best = evidence.best
     place = (row["hook_point"], row["position"])
     is_best = best is not None and place == (best.hook_point, best.position)
-    return row["verdict"], "" if is_best else f" at {short_name(place[0])}, position {place[1]},"
+    return "" if is_best else f" at {short_name(place[0])}, position {place[1]},"
 
 
 def _clause(sentence: str) -> str:

@@ -1,5 +1,6 @@
 """The report: what it says of the numbers, and what of the numbers it shows."""
 
+import io
 import json
 import re
 from collections import Counter
@@ -21,8 +22,11 @@ from planted_run import (
     places,
     stability,
 )
+from rich.console import Console
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.dose_response import evidence_of
+from refusal_lens.experiments.verdicts import Verdict, decide_cause
 from refusal_lens.report import build_report
 from refusal_lens.report.answer import answer, reasons
 from refusal_lens.report.drawings import draw_all
@@ -32,6 +36,7 @@ from refusal_lens.report.tables import MAX_ROWS, readable, shown_tables
 from refusal_lens.runs import figures
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages.study import plot_stage
+from refusal_lens.stages.terminal.experiments import show_verdict
 
 
 def told(run_folder: RunFolder) -> list[tuple[str, str]]:
@@ -511,3 +516,103 @@ def test_report_stays_small(tmp_path):
     given = [[f"{side} request {i} {words}" for i in range(160)] for side in ("bad", "good")]
     run_folder = make_run(tmp_path / "run", n_layers=48, texts=(given[0], given[1]))
     assert build_report(run_folder).stat().st_size < 10e6
+
+
+def planted_trials(rates: tuple[float, float, float, float], n: int) -> pd.DataFrame:
+    """Outcomes prompt by prompt, as `ablate` has them; random directions do nothing."""
+    harmful, left, harmless, induced = rates
+    arms = [("", "", 0, {True: harmful, False: harmless})]
+    for name in ("affine_ablate", "add"):
+        plain = {True: harmful, False: harmless}
+        acted = {True: left} if name == "affine_ablate" else {False: induced}
+        arms.append((name, "fitted", 0, plain | acted))
+        arms += [(name, "random", seed, plain) for seed in range(20)]
+    return pd.DataFrame(
+        {
+            "intervention": name,
+            "direction": direction,
+            "strength": float(bool(name)),
+            "seed": seed,
+            "prompt_id": f"{is_harmful}-{i}",
+            "is_harmful": is_harmful,
+            "outcome": "refused" if i < round(shares[is_harmful] * n) else "answered",
+            "kl": 0.02,
+            "loss_rise": 0.01,
+        }
+        for name, direction, seed, shares in arms
+        for is_harmful in (True, False)
+        for i in range(n)
+    )
+
+
+AT_BEST = {"hook_point": BEST["hook_point"], "position": "last"}
+
+
+def planted_verdict(trials: pd.DataFrame, auroc: float = 0.95) -> Verdict:
+    """Decide by the outcomes of prompts that have nothing to do with each other."""
+    ids = dict.fromkeys(zip(trials["prompt_id"], trials["is_harmful"], strict=True))
+    units = {key: number for number, key in enumerate(ids)}
+    evidence = evidence_of(trials, units, auroc=auroc, auroc_p=1e-6 if auroc > 0.6 else 0.5)
+    return decide_cause(evidence, max_kl=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rates", "n", "word", "told_so"),
+    [
+        ((0.95, 0.03, 0.0, 0.9), 64, "separates and causes", "changes what the model refuses."),
+        # 8 % refuse under addition, as does nobody else: no cause, at any usual number of prompts.
+        ((0.95, 0.03, 0.0, 0.08), 36, "separates only", "does not pass for the cause of refusal"),
+        ((0.95, 0.03, 0.0, 0.08), 100, "separates only", "refused after addition"),
+        # 98 % still refuse under removal.
+        ((0.98, 0.98, 0.0, 0.9), 36, "separates only", "refused after removal"),
+        ((1.0, 0.0, 0.0, 1.0), 5, "cannot tell", "cannot be told yet (open: "),
+        # Nothing is refused: there is no gap to bridge.
+        ((0.0, 0.0, 0.0, 0.0), 64, "separates only", "gap between the classes"),
+    ],
+)
+def test_planted_verdicts_come_out_right_from_outcomes_to_page(run_folder, rates, n, word, told_so):
+    trials = planted_trials(rates, n)
+    verdict = planted_verdict(trials)
+    assert verdict.word == word
+    measured(run_folder, verdict=verdict.to_frame().assign(**AT_BEST))
+    (sentence,) = [
+        reason.text
+        for reason in reasons(gather(run_folder))
+        if "Acting" in reason.text or "acting on it" in reason.text
+    ]
+    assert told_so in sentence
+    trusted = told(run_folder)[2]
+    assert (trusted[0] == "Yes") == (word == "separates and causes")
+    assert "not measured" not in trusted[1]
+    console = Console(file=io.StringIO(), width=200)
+    show_verdict(console, verdict)
+    printed = console.file.getvalue()
+    assert f"Verdict: {word}" in printed
+    if word == "cannot tell":
+        assert f"about {verdict.n_needed:.0f} prompts a side would tell" in printed
+        assert f"about {verdict.n_needed:.0f} prompts a side would tell" in sentence
+
+
+def test_what_does_not_separate_is_neither(run_folder):
+    verdict = planted_verdict(planted_trials((1.0, 1.0, 0.0, 0.0), 64), auroc=0.5)
+    assert verdict.word == "neither"
+    measured(run_folder, verdict=verdict.to_frame().assign(**AT_BEST))
+    assert "(neither: separates held-out prompts" in said(run_folder, "against")[0]
+
+
+def test_a_side_effect_is_said_beside_a_cause_and_is_no_reason_against_one(run_folder):
+    for induced in (0.9, 0.08):
+        trials = planted_trials((0.95, 0.03, 0.0, induced), 64).assign(loss_rise=0.5)
+        measured(run_folder, verdict=planted_verdict(trials).to_frame().assign(**AT_BEST))
+        if induced == 0.9:
+            assert told(run_folder)[2][1].endswith("with a side effect (rise of the text's loss).")
+    assert "rise of the text's loss" not in said(run_folder, "against")[0]
+
+
+def test_a_score_that_does_not_follow_the_judge_is_not_called_few_prompts(run_folder):
+    table = causal_scores("cannot tell").assign(because="the refusal score follows the judge")
+    measured(run_folder, causal_scores=table)
+    assert said(run_folder, "open") == [
+        "Whether acting on it changes what the model refuses cannot be told yet (open: the refusal "
+        "score follows the judge)."
+    ]

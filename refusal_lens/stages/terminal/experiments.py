@@ -111,6 +111,11 @@ def show_interventions(console: Console, summary: pd.DataFrame, verdict: Verdict
     if verdict is None:
         console.print("No verdict: that takes an intervention that removes and one that adds.")
         return
+    show_verdict(console, verdict)
+
+
+def show_verdict(console: Console, verdict: Verdict) -> None:
+    """Print what is said of the direction, and what that rests on."""
     console.print(_conditions(verdict))
     console.print(f"Verdict: {verdict}", soft_wrap=True)
 
