@@ -13,7 +13,7 @@ import torch
 from refusal_lens.errors import RefusalLensError
 
 CPU_BUDGETS = (256, 1024)
-CUDA_BUDGETS = (8192, 65536)
+CUDA_BUDGETS = (16384, 65536)
 """Where the search for a token budget starts and ends. On CPUs larger batches take memory and are
 no faster; GPUs want to be filled."""
 
