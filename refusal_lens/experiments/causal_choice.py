@@ -13,7 +13,7 @@ import pandas as pd
 
 from refusal_lens.config import CausalConfig
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.hook_points import layer_of, site_of
+from refusal_lens.models.hook_points import first_late_block, reading_block
 
 N_NEAR_MISSES = 3
 _COLUMNS = ("hook_point", "position", "bypass", "induce", "kl")
@@ -48,37 +48,17 @@ class CausalRule:
         if any(math.isnan(x) for x in (scores.bypass, scores.induce, scores.kl)):
             return ("a score is not a number",)
         faults = {
-            f"block {self.first_late(n_layers)} or a later one reads it": self.is_late(
-                scores.hook_point, n_layers
+            f"block {first_late_block(self.max_layer_share, n_layers)} or a later one reads it": (
+                self.is_late(scores.hook_point, n_layers)
             ),
             f"KL is above {self.max_kl:g}": scores.kl > self.max_kl,
             f"induce score is below {self.min_induce:g}": scores.induce < self.min_induce,
         }
         return tuple(reason for reason, is_fault in faults.items() if is_fault)
 
-    def first_late(self, n_layers: int) -> int:
-        """Return the first block whose input is too late in the model."""
-        return int(self.max_layer_share * n_layers)
-
     def is_late(self, hook_point: str, n_layers: int) -> bool:
         """Say whether a place is dropped for its depth alone."""
-        return reading_block(hook_point) >= self.first_late(n_layers)
-
-
-def reading_block(hook_point: str) -> int:
-    """Return the paper's layer of a place: the first block whose input holds what is there.
-
-    The paper's layer k is the input of block k, `resid_pre`. What comes later in block k
-    (`resid_post`, but its parts too) enters block k + 1.
-
-    Example:
-        >>> reading_block("blocks.3.hook_resid_pre"), reading_block("blocks.3.hook_resid_post")
-        (3, 4)
-    """
-    layer = layer_of(hook_point)
-    if layer is None:
-        return 0
-    return layer if site_of(hook_point) == "resid_pre" else layer + 1
+        return reading_block(hook_point) >= first_late_block(self.max_layer_share, n_layers)
 
 
 @dataclass(frozen=True)

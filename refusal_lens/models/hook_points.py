@@ -7,6 +7,7 @@ them down: every head is a hook point of its own, `blocks.8.attn.hook_z.3`. Does
 import difflib
 import fnmatch
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +201,31 @@ def layer_of(hook_point: str) -> int | None:
     """
     match = re.match(r"blocks\.(\d+)\.", hook_point)
     return int(match[1]) if match else None
+
+
+def reading_block(hook_point: str) -> int:
+    """Return the paper's layer of a place: the first block whose input holds what is there.
+
+    The paper's layer k is the input of block k, `resid_pre`. What comes later in block k
+    (`resid_post`, but its parts too) enters block k + 1; what comes after all of them, none.
+
+    Example:
+        >>> reading_block("blocks.3.hook_resid_pre"), reading_block("blocks.3.hook_resid_post")
+        (3, 4)
+    """
+    layer = layer_of(hook_point)
+    if layer is None:
+        return sys.maxsize if hook_point.startswith("ln_final") else 0
+    return layer if site_of(hook_point) == "resid_pre" else layer + 1
+
+
+def first_late_block(max_layer_share: float, n_layers: int) -> int:
+    """Return the first block whose input is too late in the model to take a direction from.
+
+    Source:
+        The code of Arditi et al. 2024, arXiv 2406.11717, keeps layers below int(0.8 n).
+    """
+    return int(max_layer_share * n_layers)
 
 
 def head_of(hook_point: str) -> int | None:

@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from refusal_lens.directions.kernel import WeightKernel
-from refusal_lens.models.hook_points import layer_of, site_of
+from refusal_lens.models.hook_points import (
+    first_late_block,
+    layer_of,
+    reading_block,
+    site_of,
+)
 from refusal_lens.validation.separation import Separation
 from refusal_lens.validation.thresholds import BEST_ACCURACY, EARLY_SHARE, NEAR_TIE
 
@@ -47,9 +52,9 @@ def choose_best(separation: Separation, n_layers: int, by: BestBy = "cohens_d") 
 
     - `cohens_d`: the highest d' on held-out prompts, of new topics where there are enough of them
       for an interval. It is in units of the spread along the direction, which makes places
-      comparable; nearest the middle where places are exactly as good. The last fifth of the
-      layers counts only where no other is accurate enough: d' often grows to the very end, where
-      the stream holds the words to come, and a direction acts on nothing that follows.
+      comparable; nearest the middle where places are exactly as good. What only the last fifth of
+      the blocks reads counts only where no other is accurate enough: d' often grows to the very
+      end, where the stream holds the words to come, and a direction acts on nothing that follows.
     - `article`: the highest separation; among near-ties (within 0.02) the layer closest to the
       middle. Separation is a difference of cosines, which shrinks as what all prompts share grows:
       between layers it compares that as well.
@@ -60,7 +65,8 @@ def choose_best(separation: Separation, n_layers: int, by: BestBy = "cohens_d") 
         The choice; None when there is no direction anywhere.
 
     Source:
-        The last fifth: Arditi et al. 2024, arXiv 2406.11717, appendix C, which drops it too.
+        The last fifth: Arditi et al. 2024, arXiv 2406.11717, appendix C. `CausalRule` drops the
+        same places.
     """
     scored = _scored(separation)
     if not scored:
@@ -119,13 +125,13 @@ def _article(scored: list[Choice], n_layers: int) -> Choice:
 
 def _by_cohens_d(scored: list[Choice], n_layers: int) -> Choice:
     accurate = [place for place in scored if place.is_eligible]
-    first_late = math.ceil(EARLY_SHARE * n_layers)
-    early = [place for place in accurate if place.layer is None or place.layer < first_late]
+    first_late = first_late_block(EARLY_SHARE, n_layers)
+    early = [place for place in accurate if reading_block(place.hook_point) < first_late]
     among = early or accurate
     best, _ = _nearest_highest(among or scored, n_layers, _cohens_d, 0.0)
     what = _reason(f"highest d' ({best.cohens_d:.2f})", len(among))
     is_cut = 0 < len(early) < len(accurate)
-    return replace(best, reason=f"{what} before layer {first_late}" if is_cut else what)
+    return replace(best, reason=f"{what} before the last fifth" if is_cut else what)
 
 
 def _cohens_d(place: Choice) -> float:

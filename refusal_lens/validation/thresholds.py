@@ -25,7 +25,8 @@ NEAR_TIE = 0.02
 """Separations this close count as the same: then the layer nearest the middle is taken."""
 
 EARLY_SHARE = CausalConfig().max_layer_share
-"""Layers from this share of the model on are no place to take a direction from, if others are."""
+"""What only blocks from this share of the model on read is no place to take a direction from, if
+others are."""
 
 VALID_SHARE = 0.50
 """Least share of valid layers."""

@@ -141,9 +141,9 @@ def test_scores_and_projections_are_read_back_as_they_were(tmp_path, activations
 
 
 def make_close(highest: float) -> Separation:
-    """Make four layers, the two in the middle within a near-tie of the last, which is highest."""
+    """Make four layers, the second within a near-tie of the first, which is highest."""
     names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4))
-    separation = torch.tensor([[0.2], [highest - 0.01], [0.1], [highest]]).double()
+    separation = torch.tensor([[highest], [highest - 0.01], [0.1], [0.2]]).double()
     accuracy = torch.full((4, 1), 0.9).double()
     return make_separation(separation, accuracy, separation, accuracy, names, ("-2",), 5)
 
@@ -154,7 +154,7 @@ def test_the_best_place_is_the_one_that_the_rule_chooses_of_the_written_scores(t
     best = run_folder.best()
     assert best == choose_best(separation, 4) == run_folder.best(separation)
     assert best is not None
-    assert (best.hook_point, best.position) == ("blocks.3.hook_resid_post", "-2")
+    assert (best.hook_point, best.position) == ("blocks.0.hook_resid_post", "-2")
     run_folder.write_config(run_folder.read_config(["validation.best_by=article"]))
     best = run_folder.best()
     assert best == choose_best(separation, 4, "article")
@@ -165,7 +165,7 @@ def test_the_best_place_is_the_one_that_the_rule_chooses_of_the_written_scores(t
 def test_every_reader_of_a_run_goes_to_the_same_best_place(tmp_path):
     folder = make_explored(tmp_path / "run", positions=("-2",))
     folder.write_separation(make_close(0.5))
-    place = ("blocks.3.hook_resid_post", "-2")
+    place = ("blocks.0.hook_resid_post", "-2")
     evidence = gather(folder).best
     assert evidence is not None
     assert (evidence.hook_point, evidence.position) == place

@@ -8,6 +8,8 @@ from conftest import make_separation
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.kernel import WeightKernel
+from refusal_lens.experiments.causal_choice import CausalRule
+from refusal_lens.models.hook_points import RESIDUAL_SITES
 from refusal_lens.validation.best_place import choose_best, suggest_kernel
 from refusal_lens.validation.scores import Score
 from refusal_lens.validation.separation import Separation, validate
@@ -77,7 +79,7 @@ def test_nearest_miss_where_no_layer_is_accurate_enough():
 
 def test_places_are_compared_by_cohens_d_and_the_articles_choice_is_named():
     made = make([0.1, 0.5, 0.3, 0.2], None, [1.0, 1.5, 2.5, 2.4])
-    best = choose_best(made, 4)
+    best = choose_best(made, 10)
     assert best is not None
     assert best.layer == 2
     assert best.reason.startswith("highest d' (2.50) among 4 places with accuracy >= 0.7. ")
@@ -91,15 +93,35 @@ def test_the_last_fifth_is_taken_only_where_nothing_before_it_is_accurate():
     growing = [float(layer) for layer in range(10)]
     best = choose_best(make([0.5] * 10, None, growing), 10)
     assert best is not None
-    assert best.layer == 7
-    assert best.reason.startswith("highest d' (7.00) among 8 places with accuracy >= 0.7 before la")
+    assert best.layer == 6  # block 7 reads it, the last before int(0.8 * 10)
+    assert best.reason.startswith("highest d' (6.00) among 7 places with accuracy >= 0.7 before th")
     best = choose_best(make([0.1] * 9 + [0.5], None, growing), 10)
     assert best is not None
     assert best.reason.endswith("): that lies in the last fifth of the layers")
     best = choose_best(make([0.5] * 10, [0.6] * 9 + [0.9], growing), 10)
     assert best is not None
     assert best.layer == 9
-    assert "before layer" not in best.reason
+    assert "before the last fifth" not in best.reason
+
+
+@pytest.mark.parametrize("site", RESIDUAL_SITES)
+def test_no_best_place_is_refused_by_select_for_its_depth(site):
+    rule = CausalRule()
+    for n_layers in range(2, 81):
+        names = tuple(f"blocks.{layer}.hook_{site}" for layer in range(n_layers))
+        growing = [float(layer) for layer in range(n_layers)]
+        best = choose_best(replace(make(growing, None, growing), hook_points=names), n_layers)
+        assert best is not None
+        early = [name for name in names if not rule.is_late(name, n_layers)]
+        # Two blocks have no output that the rule takes: block 1 reads what comes out of block 0.
+        assert best.hook_point == (early or names)[-1]
+
+
+def test_what_no_block_reads_is_no_place_to_take_a_direction_from():
+    made = replace(make([0.4, 0.5]), hook_points=("hook_embed", "ln_final.hook_normalized"))
+    best = choose_best(made, 10)
+    assert best is not None
+    assert best.hook_point == "hook_embed"
 
 
 def test_perfect_places_without_spread_are_chosen_among_by_the_middle():
@@ -133,11 +155,11 @@ def test_coordinates_that_mean_nothing_do_not_attract_the_choice():
 def test_topics_left_out_decide_where_there_are_enough():
     made = make([0.3, 0.4, 0.5], None, [1.0, 2.0, 3.0])
     new = make([0.3, 0.4, 0.5], None, [3.0, 2.0, 1.0]).scores
-    best = choose_best(replace(made, new_topics=new), 3)
+    best = choose_best(replace(made, new_topics=new), 10)
     assert best is not None
     assert (best.layer, best.cohens_d) == (0, 3.0)
     missing = {name: Score.of(one.value) for name, one in new.items()}
-    best = choose_best(replace(made, new_topics=missing), 3)
+    best = choose_best(replace(made, new_topics=missing), 10)
     assert best is not None
     assert best.layer == 2
 
