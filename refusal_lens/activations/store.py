@@ -18,22 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from refusal_lens.activations import shards
 from refusal_lens.activations.pooled import Activations
-from refusal_lens.activations.shards import (
-    find_fault,
-    manifest_path,
-    map_values,
-    open_shard,
-    read_groups,
-    read_manifest,
-    read_record,
-    record_path,
-    shard_path,
-    to_dtype,
-    write_groups,
-    write_manifest,
-    write_shard_file,
-)
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.files import WriteError, remove_partial
 from refusal_lens.models.hook_points import select_hook_points
@@ -72,20 +58,22 @@ class Store:
     @property
     def token_budget(self) -> int | None:
         """The token budget that was asked for or found, if there is one: see `keep_budget`."""
-        return read_manifest(self.folder)["token_budget"] or self.key.get("token_budget")
+        return shards.read_manifest(self.folder)["token_budget"] or self.key.get("token_budget")
 
     def keep_budget(self, token_budget: int) -> None:
         """Keep the token budget for all shards to come, also after a resume.
 
         Other batches would give results that differ in their last bits.
         """
-        write_manifest(self.folder, read_manifest(self.folder) | {"token_budget": token_budget})
+        shards.write_manifest(
+            self.folder, shards.read_manifest(self.folder) | {"token_budget": token_budget}
+        )
 
     @property
     def finished(self) -> list[int]:
         """The shards that are there, by their sizes alone."""
-        paths = [shard_path(self.folder, index) for index in range(len(self.rows))]
-        return [i for i, path in enumerate(paths) if find_fault(path, []) is None]
+        paths = [shards.shard_path(self.folder, index) for index in range(len(self.rows))]
+        return [i for i, path in enumerate(paths) if shards.find_fault(path, []) is None]
 
     def missing(self) -> list[int]:
         """Find the shards that have yet to be collected.
@@ -94,25 +82,28 @@ class Store:
         """
         missing = []
         for index in range(len(self.rows)):
-            path = shard_path(self.folder, index)
-            fault = find_fault(path)
+            path = shards.shard_path(self.folder, index)
+            fault = shards.find_fault(path)
             if fault is None:
                 continue
             missing.append(index)
             # Without a record it was never finished, which is no surprise after a kill.
-            if path.exists() and record_path(path).exists():
+            if path.exists() and shards.record_path(path).exists():
                 warnings.warn(f"{path} {fault}. It is collected again.", RefusalLensWarning, 2)
             path.unlink(missing_ok=True)
         return missing
 
     def batches(self, index: int) -> list[list[int]] | None:
         """Return how a shard that was damaged had been batched, to collect it the same way."""
-        record = read_record(shard_path(self.folder, index))
+        record = shards.read_record(shards.shard_path(self.folder, index))
         return record.get("batches") if record else None
 
     def n_left_out(self) -> Int[Tensor, "n_hook_points n_positions"]:
         """Add up the tokens that the means of all shards left out."""
-        records = [read_record(shard_path(self.folder, index)) for index in range(len(self.rows))]
+        records = [
+            shards.read_record(shards.shard_path(self.folder, index))
+            for index in range(len(self.rows))
+        ]
         counts = [record["n_left_out"] for record in records if record]
         return torch.tensor(counts).sum(0)
 
@@ -139,12 +130,12 @@ class Store:
             RefusalLensError: The disk is full, or float16 cannot hold the values.
         """
         tensors = {
-            name: to_dtype(values[:, column], self.key["dtype"], name)
+            name: shards.to_dtype(values[:, column], self.key["dtype"], name)
             for column, name in enumerate(self.key["hook_points"])
         }
-        path = shard_path(self.folder, index)
+        path = shards.shard_path(self.folder, index)
         try:
-            write_shard_file(path, {**tensors, "is_harmful": is_harmful}, how or {})
+            shards.write_shard_file(path, {**tensors, "is_harmful": is_harmful}, how or {})
         except WriteError as error:
             if error.errno not in DISK_IS_FULL:
                 raise
@@ -160,11 +151,13 @@ class Store:
             provenance: Which model, prompts and template, as plain values.
             groups: Which prompts depend on each other; None for none.
         """
-        manifest = read_manifest(self.folder)
+        manifest = shards.read_manifest(self.folder)
         if not manifest["is_complete"]:
             if groups is not None:
-                write_groups(self.folder, groups)
-            write_manifest(self.folder, manifest | {"is_complete": True, "provenance": provenance})
+                shards.write_groups(self.folder, groups)
+            shards.write_manifest(
+                self.folder, manifest | {"is_complete": True, "provenance": provenance}
+            )
 
     def _disk_is_full(self, error: WriteError, bytes_per_prompt: int) -> str:
         finished = self.finished
@@ -215,7 +208,7 @@ def open_store(
         RefusalLensError: There is a store already, without `resume`; or one of another key.
     """
     key = json.loads(json.dumps(key))
-    if not manifest_path(folder).exists():
+    if not shards.manifest_path(folder).exists():
         manifest = {
             "is_complete": False,
             "n_prompts": n_prompts,
@@ -224,13 +217,13 @@ def open_store(
             "key": key,
             "provenance": {},
         }
-        write_manifest(folder, manifest)
+        shards.write_manifest(folder, manifest)
     elif not resume:
         raise RefusalLensError(
             f"{folder} holds activations already. Go on with them (resume=True, or --resume), or "
             "give another folder."
         )
-    manifest = read_manifest(folder)
+    manifest = shards.read_manifest(folder)
     if manifest["key"] != key:
         raise RefusalLensError(
             f"{folder} belongs to another collection:\n"
@@ -247,9 +240,9 @@ def date_of_store(folder: Path) -> str | None:
     Raises:
         RefusalLensError: Its manifest is damaged.
     """
-    if not manifest_path(folder).exists():
+    if not shards.manifest_path(folder).exists():
         return None
-    return read_manifest(folder)["key"].get("chat_template", {}).get("date")
+    return shards.read_manifest(folder)["key"].get("chat_template", {}).get("date")
 
 
 def save_activations(folder: str | Path, activations: Activations, dtype: str = "float32") -> None:
@@ -315,14 +308,14 @@ def load_activations(
     store, provenance = _open_finished(folder)
     stored = store.key["hook_points"]
     wanted = stored if hook_points is None else _select(folder, stored, hook_points)
-    paths = [shard_path(folder, index) for index in range(len(store.rows))]
+    paths = [shards.shard_path(folder, index) for index in range(len(store.rows))]
     labels, values = [], None
     for path, rows in zip(paths, store.rows, strict=True):
         _check(path)
-        with open_shard(path) as shard:
+        with shards.open_shard(path) as shard:
             labels.append(shard.get_tensor("is_harmful"))
             if len(paths) == 1 and wanted == stored and store.key["dtype"] == "float32":
-                values = map_values(path)
+                values = shards.map_values(path)
                 break
             for column, name in enumerate(wanted):
                 part = shard.get_tensor(name)
@@ -331,7 +324,7 @@ def load_activations(
                 values[rows.start : rows.stop, column] = part
     assert values is not None, "a store has a prompt and a hook point"
     positions = tuple(store.key["positions"])
-    groups = read_groups(folder, store.n_prompts)
+    groups = shards.read_groups(folder, store.n_prompts)
     return Activations(values, torch.cat(labels), tuple(wanted), positions, provenance, groups)
 
 
@@ -353,9 +346,9 @@ def load_hook_point(
         )
     parts = []
     for index in range(len(store.rows)):
-        path = shard_path(folder, index)
+        path = shards.shard_path(folder, index)
         _check(path, [hook_point])
-        with open_shard(path) as shard:
+        with shards.open_shard(path) as shard:
             parts.append(shard.get_tensor(hook_point).float())
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -369,7 +362,7 @@ def _select(folder: Path, stored: Sequence[str], selectors: str | Sequence[str])
 
 
 def _check(path: Path, tensors: Sequence[str] | None = None) -> None:
-    fault = find_fault(path, tensors)
+    fault = shards.find_fault(path, tensors)
     if fault is not None:
         raise RefusalLensError(
             f"{path} {fault}. Collect it again: refusal-lens collect --resume --output RUN."
@@ -380,7 +373,7 @@ def _check(path: Path, tensors: Sequence[str] | None = None) -> None:
 
 
 def _open_finished(folder: Path) -> tuple[Store, dict[str, Any]]:
-    manifest = read_manifest(folder)
+    manifest = shards.read_manifest(folder)
     store = _store(folder, manifest)
     if not manifest["is_complete"]:
         raise RefusalLensError(

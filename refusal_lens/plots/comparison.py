@@ -20,12 +20,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import NEUTRAL_COLOUR, empty, heading
 from refusal_lens.plots.tables import needs_columns
-from refusal_lens.validation.thresholds import (
-    GOOD_ACCURACY,
-    GOOD_SEPARATION,
-    MIN_ACCURACY,
-    MIN_SEPARATION,
-)
+from refusal_lens.validation import thresholds
 
 SEQUENTIAL = "Cividis"
 """Made for colour-blind readers; its lightness rises evenly, so it also prints in grey."""
@@ -49,14 +44,14 @@ def _bands(accuracy: float) -> tuple[float, float]:
     return cohens_d, float(norm.cdf(cohens_d / math.sqrt(2)))
 
 
-_FAIR_D, _FAIR_AUROC = _bands(MIN_ACCURACY)
-_GOOD_D, _GOOD_AUROC = _bands(GOOD_ACCURACY)
+_FAIR_D, _FAIR_AUROC = _bands(thresholds.MIN_ACCURACY)
+_GOOD_D, _GOOD_AUROC = _bands(thresholds.GOOD_ACCURACY)
 _END_D, _ = _bands(0.99)
 
 BANDS = {
-    "separation": (0.0, MIN_SEPARATION, GOOD_SEPARATION, 1.0),
-    "accuracy": (0.5, MIN_ACCURACY, GOOD_ACCURACY, 1.0),
-    "balanced_accuracy": (0.5, MIN_ACCURACY, GOOD_ACCURACY, 1.0),
+    "separation": (0.0, thresholds.MIN_SEPARATION, thresholds.GOOD_SEPARATION, 1.0),
+    "accuracy": (0.5, thresholds.MIN_ACCURACY, thresholds.GOOD_ACCURACY, 1.0),
+    "balanced_accuracy": (0.5, thresholds.MIN_ACCURACY, thresholds.GOOD_ACCURACY, 1.0),
     "auroc": (0.5, _FAIR_AUROC, _GOOD_AUROC, 1.0),
     "cohens_d": (0.0, _FAIR_D, _GOOD_D, _END_D),
 }

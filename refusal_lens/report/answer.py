@@ -18,15 +18,9 @@ from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence
 from refusal_lens.runs.diagnosis import diagnose_frames, diagnose_random
+from refusal_lens.validation import thresholds
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.frames import rows_that
-from refusal_lens.validation.thresholds import (
-    AS_GOOD,
-    OPTIMISTIC,
-    SIGNIFICANT,
-    STABLE,
-    TELLS_ALONE,
-)
 
 FEATURES = {
     "token_count": "The number of tokens",
@@ -186,7 +180,7 @@ def _held_out_reason(evidence: Evidence, best: Choice) -> Iterator[Reason]:
         if low <= 0.5:
             yield Reason("against", f"Its accuracy may be that of guessing{interval}.")
     text = f"Accuracy is {best.accuracy:.0%} on held-out prompts{interval} and {in_sample:.0%} "
-    if in_sample - best.accuracy > OPTIMISTIC:
+    if in_sample - best.accuracy > thresholds.OPTIMISTIC:
         yield Reason("against", f"{text}on those it was fitted to: it has learned them by heart.")
     else:
         yield Reason("for", f"{text}on those it was fitted to.")
@@ -198,7 +192,7 @@ def _chance_reason(evidence: Evidence) -> Iterator[Reason]:
         yield from (Reason("against", each.cause) for each in diagnose_frames(evidence.chance))
     elif p_value is None:
         yield Reason("open", "Shuffled labels were not tried: refusal-lens fit RUN.")
-    elif p_value > SIGNIFICANT:
+    elif p_value > thresholds.SIGNIFICANT:
         yield Reason("against", f"Shuffled labels do as well ({_p_words(p_value)}).")
     else:
         yield Reason("for", f"Shuffled labels hardly ever do as well ({_p_words(p_value)}).")
@@ -216,7 +210,7 @@ def _stability_reason(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("open", "Its stability was not measured: refusal-lens fit RUN.")
         return
     cosine = float(row["split_half_cosine"].iloc[0])
-    kind = "for" if cosine >= STABLE else "against"
+    kind = "for" if cosine >= thresholds.STABLE else "against"
     yield Reason(kind, f"Two halves of the prompts give directions with cosine {cosine:.2f}.")
 
 
@@ -234,9 +228,9 @@ def _confound_reason(evidence: Evidence) -> Iterator[Reason]:
     feature = FEATURES.get(top["feature"], str(top["feature"]).replace("_", " ").capitalize())
     direction = float(rows.iloc[0]["auroc"])
     scores = f"AUROC {top['auroc']:.2f}, the direction's {direction:.2f}"
-    if top["auroc"] >= TELLS_ALONE and top["auroc"] < direction - AS_GOOD:
+    if top["auroc"] >= thresholds.TELLS_ALONE and top["auroc"] < direction - thresholds.AS_GOOD:
         yield Reason("against", f"{feature} alone nearly tells the classes apart ({scores}).")
-    elif top["auroc"] >= direction - AS_GOOD:
+    elif top["auroc"] >= direction - thresholds.AS_GOOD:
         yield Reason("against", f"{feature} alone tells the classes apart as well ({scores}).")
     else:
         yield Reason("for", f"{feature} is the best trivial feature, and does worse ({scores}).")

@@ -15,25 +15,11 @@ from refusal_lens.experiments.refusal_states import describe_lengths, describe_s
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE, ContrastSet, either
 from refusal_lens.runs.decision import Chance, Decision, decide, read_chance
 from refusal_lens.runs.folder import RunFolder
+from refusal_lens.validation import thresholds
 from refusal_lens.validation.best_place import Choice, layers_beside
 from refusal_lens.validation.confounds import Likeness, template_tokens
 from refusal_lens.validation.frames import rows_where
 from refusal_lens.validation.separation import Separation
-from refusal_lens.validation.thresholds import (
-    BEST_ACCURACY,
-    FOLLOWS_LENGTH,
-    GOOD_SEPARATION,
-    LARGE_GAP,
-    MIN_ACCURACY,
-    MIN_AUROC,
-    MIN_SEPARATION,
-    ONE_COORDINATE,
-    OPTIMISTIC,
-    SATURATED,
-    SIGNIFICANT,
-    TELLS_ALONE,
-    VALID_SHARE,
-)
 
 
 @dataclass(frozen=True)
@@ -142,21 +128,21 @@ def checklist(
         ),
         Check(
             "valid layers",
-            f"at least {VALID_SHARE:.0%}",
+            f"at least {thresholds.VALID_SHARE:.0%}",
             f"{n_valid} of {n_places}{beside}",
-            n_valid >= VALID_SHARE * n_places and not is_chance,
+            n_valid >= thresholds.VALID_SHARE * n_places and not is_chance,
         ),
         Check(
             "best separation",
-            f"at least {GOOD_SEPARATION:.2f}",
+            f"at least {thresholds.GOOD_SEPARATION:.2f}",
             f"{best_separation:.2f}{beside}",
-            best_separation >= GOOD_SEPARATION and not is_chance,
+            best_separation >= thresholds.GOOD_SEPARATION and not is_chance,
         ),
         Check(
             "best accuracy",
-            f"at least {BEST_ACCURACY:.0%}",
+            f"at least {thresholds.BEST_ACCURACY:.0%}",
             f"{best_accuracy:.0%}{beside}",
-            best_accuracy >= BEST_ACCURACY and not is_chance,
+            best_accuracy >= thresholds.BEST_ACCURACY and not is_chance,
         ),
     ]
 
@@ -183,15 +169,15 @@ def diagnose(
     yield from _diagnose_topics(separation)
     if refusal is not None and is_by_harm:
         yield from _diagnose_refusal(refusal)
-    if _highest(separation.headline["auroc"].value) < MIN_AUROC:
+    if _highest(separation.headline["auroc"].value) < thresholds.MIN_AUROC:
         yield from _diagnose_separation(prompts, refusal, is_by_harm)
-    elif _highest(separation.separation) < MIN_SEPARATION:
+    elif _highest(separation.separation) < thresholds.MIN_SEPARATION:
         yield _diagnose_offset(separation)
     best_accuracy = _highest(separation.accuracy)
-    if best_accuracy < MIN_ACCURACY:
+    if best_accuracy < thresholds.MIN_ACCURACY:
         yield from _diagnose_accuracy(separation)
     optimism = _highest(separation.accuracy_in_sample) - best_accuracy
-    if optimism > OPTIMISTIC:
+    if optimism > thresholds.OPTIMISTIC:
         yield Finding(
             f"Accuracy is {optimism:.0%} higher on the prompts that the direction was fitted to "
             "than on held-out ones: it has learned these prompts, not their class.",
@@ -213,7 +199,7 @@ def diagnose_frames(chance: Chance) -> Iterator[Finding]:
 
 def diagnose_random(chance: Chance) -> Iterator[Finding]:
     """Say where random directions do as well as the fitted one."""
-    if chance.random_share is not None and chance.random_share > SIGNIFICANT:
+    if chance.random_share is not None and chance.random_share > thresholds.SIGNIFICANT:
         yield Finding(
             f"{chance.random_share:.0%} of random directions with the activations' covariance tell "
             "the classes apart as well: they differ along most directions here, and this one is "
@@ -282,7 +268,7 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> Iter
         # As good as the direction, as far as its interval can tell, and better than chance; or so
         # good that the prompts can hardly tell one from the other.
         is_as_good = row["auroc"] >= direction["auroc_low"] and row["auroc_low"] > 0.5
-        if is_as_good or row["auroc"] >= TELLS_ALONE:
+        if is_as_good or row["auroc"] >= thresholds.TELLS_ALONE:
             how = " as well as the direction" if is_as_good else ""
             yield Finding(
                 f"{told} the classes apart{how} (AUROC {row['auroc']:.3f} against "
@@ -292,14 +278,14 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> Iter
             )
     if "length_correlations" in tables:
         share = _at(tables["length_correlations"], best, "share")
-        if share >= FOLLOWS_LENGTH:
+        if share >= thresholds.FOLLOWS_LENGTH:
             yield Finding(
                 f"Within a class, {share:.0%} of the variance of the projections goes with the "
                 "number of tokens: the direction is partly length.",
                 "Use prompts of the same length in both classes, or another position.",
             )
     share = _at(tables["coordinates"], best, "share_top_1_clipped")
-    if share >= ONE_COORDINATE:
+    if share >= thresholds.ONE_COORDINATE:
         yield Finding(
             f"One coordinate holds {share:.0%} of the direction's squared length: it may be an "
             "outsize coordinate that carries nothing.",
@@ -375,7 +361,7 @@ def _diagnose_topics(separation: Separation) -> Iterator[Finding]:
         return
     place = separation.headline["auroc"].value.nan_to_num(nan=0.0).argmax()
     gap = separation.gap.flatten()[place].item()
-    if gap >= LARGE_GAP:
+    if gap >= thresholds.LARGE_GAP:
         new, same = (
             scores["auroc"].value.flatten()[place].item()
             for scores in (separation.headline, separation.scores)
@@ -413,7 +399,7 @@ def _diagnose_refusal(refusal: RefusalReport) -> Iterator[Finding]:
 def _diagnose_offset(separation: Separation) -> Finding:
     highest = _highest(separation.headline["auroc"].value)
     return Finding(
-        f"Separation is below {MIN_SEPARATION} everywhere although the AUROC reaches "
+        f"Separation is below {thresholds.MIN_SEPARATION} everywhere although the AUROC reaches "
         f"{highest:.2f}: as a difference of cosines it is small where prompts of both classes "
         "share most of their activations.",
         "Go by AUROC, accuracy and d'; the article's bands do not fit this model.",
@@ -423,7 +409,7 @@ def _diagnose_offset(separation: Separation) -> Finding:
 def _diagnose_separation(
     prompts: ContrastSet, refusal: RefusalReport | None, is_by_harm: bool
 ) -> Iterator[Finding]:
-    low = f"The AUROC is below {MIN_AUROC} everywhere:"
+    low = f"The AUROC is below {thresholds.MIN_AUROC} everywhere:"
     yield Finding(
         f"{low} harmful and harmless prompts may be too alike.",
         "Use prompts that differ more clearly in harm, and in nothing else.",
@@ -432,7 +418,7 @@ def _diagnose_separation(
         yield Finding(
             f"{low} the model may not refuse.", "Measure it first: refusal-lens refusal-rate RUN."
         )
-    elif is_by_harm and refusal.state == "contrast" and refusal.rate(True) < SATURATED:
+    elif is_by_harm and refusal.state == "contrast" and refusal.rate(True) < thresholds.SATURATED:
         yield Finding(
             f"Only {refusal.rate(True):.0%} of the harmful prompts are refused.",
             "Keep the harmful prompts that are (refusal.json lists them).",
@@ -446,7 +432,7 @@ def _diagnose_separation(
 
 
 def _diagnose_accuracy(separation: Separation) -> Iterator[Finding]:
-    low = f"Accuracy is below {MIN_ACCURACY:.0%}"
+    low = f"Accuracy is below {thresholds.MIN_ACCURACY:.0%}"
     yield Finding(
         f"{low} everywhere: the prompts may be of mixed quality, or the model refuses in several "
         "ways.",

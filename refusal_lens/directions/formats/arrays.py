@@ -14,20 +14,14 @@ import numpy as np
 import torch
 
 from refusal_lens.directions.direction import Direction
-from refusal_lens.directions.formats.layouts import (
-    IMPORTED,
-    Found,
-    ReadHints,
-    WriteContext,
-    raw_vector,
-)
+from refusal_lens.directions.formats import layouts
 from refusal_lens.directions.guard import refuse_bomb
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import write_whole
 from refusal_lens.models.hook_points import OUTSIDE_BLOCKS, layer_of
 
 
-def read(path: Path, hints: ReadHints) -> Found:
+def read(path: Path, hints: layouts.ReadHints) -> layouts.Found:
     """Read `.npz` (`{hook point: [n_positions, d_model], "positions": [...]}`) or `.npy`.
 
     A `.npy` holds one vector, or `[n_layers, d_model]`; where it stands is the hint's hook point.
@@ -58,7 +52,9 @@ def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     return arrays
 
 
-def _read_named(arrays: dict[str, np.ndarray], path: Path, hints: ReadHints) -> Found:
+def _read_named(
+    arrays: dict[str, np.ndarray], path: Path, hints: layouts.ReadHints
+) -> layouts.Found:
     header = json.loads(str(arrays.pop("header", "{}")))
     positions = [str(position) for position in arrays.pop("positions", [])]
     positions = positions or [hints.position or "last"]
@@ -78,11 +74,11 @@ def _read_named(arrays: dict[str, np.ndarray], path: Path, hints: ReadHints) -> 
             vectors[hook_point, position] = _tensor(vector, path)
     n_layers = hints.n_layers or header.get("n_layers")
     clip_quantile = header.get("clip_quantile")
-    method = header.get("method", IMPORTED)
-    return Found(vectors, method, n_layers, header.get("model"), clip_quantile)
+    method = header.get("method", layouts.IMPORTED)
+    return layouts.Found(vectors, method, n_layers, header.get("model"), clip_quantile)
 
 
-def _read_bare(values: np.ndarray, path: Path, hints: ReadHints) -> Found:
+def _read_bare(values: np.ndarray, path: Path, hints: layouts.ReadHints) -> layouts.Found:
     if hints.hook_point is None or values.ndim not in (1, 2):
         raise RefusalLensError(
             f"{path} holds an array of shape {list(values.shape)} and no word on where it stands. "
@@ -97,7 +93,7 @@ def _read_bare(values: np.ndarray, path: Path, hints: ReadHints) -> Found:
         ): _tensor(vector, path)
         for row, vector in enumerate(np.atleast_2d(values))
     }
-    return Found(vectors, IMPORTED, hints.n_layers)
+    return layouts.Found(vectors, layouts.IMPORTED, hints.n_layers)
 
 
 def _tensor(vector: np.ndarray, path: Path) -> torch.Tensor:
@@ -119,7 +115,7 @@ def _split(hook_point: str, *, is_layered: bool) -> tuple[str, int, str]:
     return "", 0, ""
 
 
-def write(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:
+def write(directions: Sequence[Direction], path: Path, context: layouts.WriteContext) -> None:
     """Write raw vectors: one as `.npy`; any number as `.npz`, with positions and a JSON header."""
     if path.suffix == ".npy":
         if len(directions) != 1:
@@ -128,14 +124,14 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
                 "Give a name that ends in .npz."
             )
         with write_whole(path) as file, file.open("wb") as stream:
-            np.save(stream, raw_vector(directions[0]).numpy())
+            np.save(stream, layouts.raw_vector(directions[0]).numpy())
         return
     positions = list(dict.fromkeys(direction.position for direction in directions))
     arrays = {}
     for direction in directions:
         blank = np.full((len(positions), direction.vector.numel()), np.nan)
         row = arrays.setdefault(direction.hook_point, blank)
-        row[positions.index(direction.position)] = raw_vector(direction).numpy()
+        row[positions.index(direction.position)] = layouts.raw_vector(direction).numpy()
     header = {
         "model": directions[0].provenance.get("model", {}).get("name"),
         "n_layers": context.n_layers,

@@ -15,24 +15,14 @@ from typing import Any
 import pandas as pd
 
 from refusal_lens.directions.direction import Direction
-from refusal_lens.directions.formats.layouts import (
-    IMPORTED,
-    Found,
-    Layout,
-    ReadHints,
-    WriteContext,
-    need_n_layers,
-    one_position,
-    raw_vector,
-    read_rows,
-)
+from refusal_lens.directions.formats import layouts
 from refusal_lens.directions.formats.torch_files import load_tensors, save_tensors
 from refusal_lens.directions.guard import check_n_layers, check_units, sealed
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, site_of
 
-LAYOUT = Layout(
+LAYOUT = layouts.Layout(
     "article",
     "output",
     "the article's scripts read the last layer after the final norm",
@@ -42,7 +32,7 @@ PLACE = ("hook_point", "site", "layer", "position")
 """Columns of separation.csv that are no scores."""
 
 
-def read(path: Path, hints: ReadHints) -> Found:
+def read(path: Path, hints: layouts.ReadHints) -> layouts.Found:
     """Read the raw directions of this project's file, or the unit ones of the article's scripts."""
     content = load_tensors(path)
     if not isinstance(content, dict) or not {"directions", "num_layers"} <= set(content):
@@ -54,13 +44,13 @@ def read(path: Path, hints: ReadHints) -> Found:
     if {"site", "position", "raw_directions", "provenance"} <= set(content):
         return _read_ours(content)
     n_layers = check_n_layers(content["num_layers"], path)
-    known = ReadHints(n_layers, None, hints.position)
-    vectors, left_out = read_rows(content["directions"], LAYOUT, known)
+    known = layouts.ReadHints(n_layers, None, hints.position)
+    vectors, left_out = layouts.read_rows(content["directions"], LAYOUT, known)
     name = content.get("model")
-    return Found(vectors, DIFFERENCE_OF_MEANS, n_layers, name, left_out=left_out)
+    return layouts.Found(vectors, DIFFERENCE_OF_MEANS, n_layers, name, left_out=left_out)
 
 
-def _read_ours(content: Mapping[str, Any]) -> Found:
+def _read_ours(content: Mapping[str, Any]) -> layouts.Found:
     site, position, provenance = content["site"], content["position"], content["provenance"]
     # `attn.hook_z` and its like keep their full name as site.
     named = site if "." in site else f"hook_{site}"
@@ -69,22 +59,22 @@ def _read_ours(content: Mapping[str, Any]) -> Found:
         for layer, vector in content["raw_directions"].items()
     }
     fit = provenance.get("fit", {})
-    return Found(
+    return layouts.Found(
         vectors,
-        fit.get("method", IMPORTED),
+        fit.get("method", layouts.IMPORTED),
         clip_quantile=fit.get("clip_quantile"),
         provenance=provenance,
     )
 
 
-def write(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:
+def write(directions: Sequence[Direction], path: Path, context: layouts.WriteContext) -> None:
     """Write unit directions by layer, raw ones beside them, and a run's scores where it has some.
 
     Raises:
         RefusalLensError: They are of several sites or positions, or outside the blocks.
     """
-    n_layers = need_n_layers(context.n_layers, "The article's file")
-    position = one_position(directions, "The article's file")
+    n_layers = layouts.need_n_layers(context.n_layers, "The article's file")
+    position = layouts.one_position(directions, "The article's file")
     sites = list(dict.fromkeys(site_of(direction.hook_point) for direction in directions))
     if len(sites) != 1 or directions[0].layer is None:
         raise RefusalLensError(
@@ -135,7 +125,7 @@ def lay_out(
         "best_layer": layer_of(best["hook_point"]) if is_best_among else None,
         "site": column[0],
         "position": column[1],
-        "raw_directions": {layer: raw_vector(each) for layer, each in by_layer.items()},
+        "raw_directions": {layer: layouts.raw_vector(each) for layer, each in by_layer.items()},
         "provenance": {**provenance, "fit": fit},
     }
     return sealed(content)

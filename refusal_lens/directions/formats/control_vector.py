@@ -13,33 +13,24 @@ import numpy as np
 import torch
 
 from refusal_lens.directions.direction import Direction
-from refusal_lens.directions.formats.layouts import (
-    IMPORTED,
-    Found,
-    Layout,
-    ReadHints,
-    WriteContext,
-    place,
-    raw_vector,
-    read_rows,
-)
+from refusal_lens.directions.formats import layouts
 from refusal_lens.directions.formats.model_types import model_type_of
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import write_whole
 from refusal_lens.models.gguf_files import check_gguf_header, gguf_library
 
-LAYOUT = Layout(
+LAYOUT = layouts.Layout(
     "gguf",
     "output",
     "llama.cpp adds control vectors at the outputs of blocks from block 1 on",
     first=1,
-    method=IMPORTED,
+    method=layouts.IMPORTED,
 )
 ARCHITECTURE = "controlvector"
 SCALE_KEY, POSITION_KEY = "refusal_lens.recommended_scale", "refusal_lens.position"
 
 
-def read(path: Path, hints: ReadHints) -> Found:
+def read(path: Path, hints: layouts.ReadHints) -> layouts.Found:
     """Read the vectors of a control vector; the extra `gguf` is needed."""
     fields, tensors = _open(path)
     rows = {}
@@ -52,13 +43,13 @@ def read(path: Path, hints: ReadHints) -> Found:
             )
         rows[int(layer)] = torch.from_numpy(values.astype(np.float64))
     position = hints.position or fields.get(POSITION_KEY)
-    known = ReadHints(hints.n_layers, None, position)
-    vectors, left_out = read_rows(dict(sorted(rows.items())), LAYOUT, known)
+    known = layouts.ReadHints(hints.n_layers, None, position)
+    vectors, left_out = layouts.read_rows(dict(sorted(rows.items())), LAYOUT, known)
     notes = {
         "model_type": fields.get("controlvector.model_hint"),
         "recommended_scale": fields.get(SCALE_KEY),
     }
-    return Found(vectors, LAYOUT.method, hints.n_layers, left_out=left_out, notes=notes)
+    return layouts.Found(vectors, LAYOUT.method, hints.n_layers, left_out=left_out, notes=notes)
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -87,7 +78,7 @@ def _value(field: Any, gguf: Any) -> Any:
     return bytes(value).decode("utf-8") if is_text else value[0].item()
 
 
-def write(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:
+def write(directions: Sequence[Direction], path: Path, context: layouts.WriteContext) -> None:
     """Write raw vectors in float32, and the scale to begin with.
 
     llama.cpp adds `scale * direction.N`, and can add only: a unit vector would be lost in a stream
@@ -97,7 +88,7 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
     ablation it is not.
     """
     gguf = gguf_library()
-    placed = place(directions, LAYOUT, context)
+    placed = layouts.place(directions, LAYOUT, context)
     first = next(iter(placed.values()))
     with write_whole(path) as file:
         writer = gguf.GGUFWriter(file, ARCHITECTURE)
@@ -106,7 +97,7 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
         writer.add_float32(SCALE_KEY, 1 / len(placed))
         writer.add_string(POSITION_KEY, first.position)
         for layer, direction in placed.items():
-            writer.add_tensor(f"direction.{layer}", raw_vector(direction).float().numpy())
+            writer.add_tensor(f"direction.{layer}", layouts.raw_vector(direction).float().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

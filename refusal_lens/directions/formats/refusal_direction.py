@@ -15,16 +15,7 @@ import torch
 from torch import Tensor
 
 from refusal_lens.directions.direction import Direction
-from refusal_lens.directions.formats.layouts import (
-    Found,
-    Layout,
-    ReadHints,
-    WriteContext,
-    need_n_layers,
-    place,
-    raw_vector,
-    stack_rows,
-)
+from refusal_lens.directions.formats import layouts
 from refusal_lens.directions.formats.torch_files import load_tensors, save_tensors
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.errors import RefusalLensError
@@ -32,7 +23,7 @@ from refusal_lens.files import write_whole
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.prompts.positions import normalise_position
 
-LAYOUT = Layout(
+LAYOUT = layouts.Layout(
     "refusal_direction",
     "input",
     "it ends with the input of the last block, and the last output is no block's input",
@@ -41,7 +32,7 @@ METADATA = "direction_metadata.json"
 SCORES = {"refusal_score": "bypass", "steering_score": "induce", "kl_div_score": "kl"}
 
 
-def read(path: Path, hints: ReadHints) -> Found:
+def read(path: Path, hints: layouts.ReadHints) -> layouts.Found:
     """Read mean_diffs.pt `[n_positions, n_layers, d_model]`, or direction.pt `[d_model]`.
 
     Row `n_positions + pos` is position `pos`. A direction's place is in direction_metadata.json
@@ -60,17 +51,17 @@ def read(path: Path, hints: ReadHints) -> Found:
     )
 
 
-def _read_mean_differences(content: Tensor) -> Found:
+def _read_mean_differences(content: Tensor) -> layouts.Found:
     n_positions, n_layers, _ = content.shape
     vectors = {
         (LAYOUT.hook_point(layer), str(row - n_positions)): content[row, layer]
         for layer in range(n_layers)
         for row in reversed(range(n_positions))
     }
-    return Found(vectors, DIFFERENCE_OF_MEANS, n_layers)
+    return layouts.Found(vectors, DIFFERENCE_OF_MEANS, n_layers)
 
 
-def _read_direction(path: Path, vector: Tensor, hints: ReadHints) -> Found:
+def _read_direction(path: Path, vector: Tensor, hints: layouts.ReadHints) -> layouts.Found:
     metadata = path.parent / METADATA
     if metadata.is_file():
         place_ = _read_place(metadata)
@@ -81,7 +72,7 @@ def _read_direction(path: Path, vector: Tensor, hints: ReadHints) -> Found:
             f"The layer of {path} is in {METADATA}, which does not lie beside it. Put it there, or "
             "give hook_point and position (--hook-point, --position)."
         )
-    return Found({place_: vector}, DIFFERENCE_OF_MEANS, hints.n_layers)
+    return layouts.Found({place_: vector}, DIFFERENCE_OF_MEANS, hints.n_layers)
 
 
 def _read_place(metadata: Path) -> tuple[str, str]:
@@ -94,7 +85,7 @@ def _read_place(metadata: Path) -> tuple[str, str]:
         ) from error
 
 
-def write(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:
+def write(directions: Sequence[Direction], path: Path, context: layouts.WriteContext) -> None:
     """Write one direction as direction.pt with its metadata beside it; several as mean_diffs.pt.
 
     Vectors are raw, in float64. Positions must be the last ones without a gap: a row's place says
@@ -104,8 +95,8 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
     for direction in directions:
         by_position.setdefault(_token(direction.position), []).append(direction)
     if len(directions) == 1:
-        ((layer, direction),) = place(directions, LAYOUT, context).items()
-        save_tensors(raw_vector(direction), path)
+        ((layer, direction),) = layouts.place(directions, LAYOUT, context).items()
+        save_tensors(layouts.raw_vector(direction), path)
         entry = {"pos": _token(direction.position), "layer": layer}
         with write_whole(path.parent / METADATA) as file:
             file.write_text(json.dumps(entry, indent=4), encoding="utf-8")
@@ -116,9 +107,9 @@ def write(directions: Sequence[Direction], path: Path, context: WriteContext) ->
             f"mean_diffs.pt holds the last positions without a gap, -n to -1; these are "
             f"{', '.join(map(str, positions))}. Collect those between, or export one direction."
         )
-    n_layers = need_n_layers(context.n_layers, "mean_diffs.pt")
+    n_layers = layouts.need_n_layers(context.n_layers, "mean_diffs.pt")
     rows = [
-        stack_rows(place(by_position[position], LAYOUT, context), n_layers)
+        layouts.stack_rows(layouts.place(by_position[position], LAYOUT, context), n_layers)
         for position in positions
     ]
     save_tensors(torch.stack(rows), path)

@@ -13,37 +13,29 @@ import torch
 from torch import Tensor
 
 from refusal_lens.directions.direction import Direction
-from refusal_lens.directions.formats.layouts import (
-    Found,
-    Layout,
-    ReadHints,
-    WriteContext,
-    need_n_layers,
-    one_position,
-    place,
-    read_rows,
-    stack_rows,
-)
+from refusal_lens.directions.formats import layouts
 from refusal_lens.directions.formats.torch_files import load_tensors, save_tensors
 from refusal_lens.errors import RefusalLensError
 
-PERSONA = Layout(
+PERSONA = layouts.Layout(
     "persona_vectors",
     "input",
     "Hugging Face's last hidden state has gone through the final norm, and is no resid_post",
 )
-AXIS = Layout("assistant_axis", "output", "its rows are outputs of blocks; the embedding is none")
+AXIS = layouts.Layout(
+    "assistant_axis", "output", "its rows are outputs of blocks; the embedding is none"
+)
 
 
-def read_persona(path: Path, hints: ReadHints) -> Found:
+def read_persona(path: Path, hints: layouts.ReadHints) -> layouts.Found:
     """Read `*_diff.pt`, `[n_layers + 1, d_model]`; the row after the final norm is left out."""
     rows = _rows(load_tensors(path), path, "persona vectors' files hold a tensor")
     n_layers = len(rows) - 1
     _check_count(path, n_layers, hints.n_layers, len(rows))
     position = hints.position or _position_named_in(path)
-    known = ReadHints(n_layers, None, position)
-    vectors, left_out = read_rows(dict(enumerate(rows)), PERSONA, known)
-    return Found(vectors, PERSONA.method, n_layers, left_out=left_out)
+    known = layouts.ReadHints(n_layers, None, position)
+    vectors, left_out = layouts.read_rows(dict(enumerate(rows)), PERSONA, known)
+    return layouts.Found(vectors, PERSONA.method, n_layers, left_out=left_out)
 
 
 def _position_named_in(path: Path) -> str | None:
@@ -51,35 +43,39 @@ def _position_named_in(path: Path) -> str | None:
     return "mean" if "prompt_avg" in path.name else None
 
 
-def write_persona(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:
+def write_persona(
+    directions: Sequence[Direction], path: Path, context: layouts.WriteContext
+) -> None:
     """Write raw vectors in float32; the row after the final norm, which has no home, is NaN."""
-    n_layers = need_n_layers(context.n_layers, PERSONA.name)
-    save_tensors(stack_rows(place(directions, PERSONA, context), n_layers + 1).float(), path)
+    n_layers = layouts.need_n_layers(context.n_layers, PERSONA.name)
+    save_tensors(
+        layouts.stack_rows(layouts.place(directions, PERSONA, context), n_layers + 1).float(), path
+    )
 
 
-def read_axis(path: Path, hints: ReadHints) -> Found:
+def read_axis(path: Path, hints: layouts.ReadHints) -> layouts.Found:
     """Read `{"axis": [n_layers, d_model], "metadata": ...}`, or the tensor alone."""
     content = load_tensors(path)
     is_wrapped = isinstance(content, dict) and "axis" in content
     rows = _rows(content["axis"] if is_wrapped else content, path, "an assistant axis is a tensor")
     _check_count(path, len(rows), hints.n_layers, len(rows))
-    known = ReadHints(len(rows), None, hints.position)
-    vectors, left_out = read_rows(dict(enumerate(rows)), AXIS, known)
+    known = layouts.ReadHints(len(rows), None, hints.position)
+    vectors, left_out = layouts.read_rows(dict(enumerate(rows)), AXIS, known)
     notes = {"metadata": _plain(content.get("metadata"))} if is_wrapped else {}
-    return Found(vectors, AXIS.method, len(rows), left_out=left_out, notes=notes)
+    return layouts.Found(vectors, AXIS.method, len(rows), left_out=left_out, notes=notes)
 
 
-def write_axis(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:
+def write_axis(directions: Sequence[Direction], path: Path, context: layouts.WriteContext) -> None:
     """Write raw vectors in float32 with the model and position as metadata."""
-    n_layers = need_n_layers(context.n_layers, AXIS.name)
-    placed = place(directions, AXIS, context)
+    n_layers = layouts.need_n_layers(context.n_layers, AXIS.name)
+    placed = layouts.place(directions, AXIS, context)
     first = next(iter(placed.values()))
     metadata = {
         "model": first.provenance.get("model", {}).get("name", "unknown"),
-        "position": one_position(directions, AXIS.name),
+        "position": layouts.one_position(directions, AXIS.name),
         "method": first.method,
     }
-    save_tensors({"axis": stack_rows(placed, n_layers).float(), "metadata": metadata}, path)
+    save_tensors({"axis": layouts.stack_rows(placed, n_layers).float(), "metadata": metadata}, path)
 
 
 def _rows(content: object, path: Path, what: str) -> Tensor:

@@ -10,24 +10,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from refusal_lens.directions.direction import Direction, Directions
-from refusal_lens.directions.formats.layouts import (
-    IMPORTED,
-    Found,
-    Layout,
-    ReadHints,
-    WriteContext,
-    place,
-    raw_vector,
-    read_rows,
-    to_directions,
-)
+from refusal_lens.directions.formats import layouts
 from refusal_lens.errors import RefusalLensError
 
-LAYOUT = Layout(
+LAYOUT = layouts.Layout(
     "steering-vectors",
     "output",
     "its layers are outputs of blocks; the embedding is none",
-    method=IMPORTED,
+    method=layouts.IMPORTED,
 )
 LAYER_TYPE = "decoder_block"
 
@@ -50,8 +40,10 @@ def from_steering_vector(vector: Any, *, position: str = "last") -> Directions:
             f"them with layer_type={LAYER_TYPE!r}."
         )
     rows = {int(layer): row.detach().cpu() for layer, row in vector.layer_activations.items()}
-    vectors, left_out = read_rows(rows, LAYOUT, ReadHints(None, None, position))
-    return to_directions(Found(vectors, LAYOUT.method, left_out=left_out), None, LAYOUT.name)
+    vectors, left_out = layouts.read_rows(rows, LAYOUT, layouts.ReadHints(None, None, position))
+    return layouts.to_directions(
+        layouts.Found(vectors, LAYOUT.method, left_out=left_out), None, LAYOUT.name
+    )
 
 
 def to_steering_vector(directions: Iterable[Direction]) -> Any:
@@ -60,7 +52,7 @@ def to_steering_vector(directions: Iterable[Direction]) -> Any:
     Raises:
         RefusalLensError: The library is not installed, or a direction has no home in it.
     """
-    placed = place(directions, LAYOUT, WriteContext())
+    placed = layouts.place(directions, LAYOUT, layouts.WriteContext())
     try:
         # By its name as a string: type checkers need not have it.
         library = importlib.import_module("steering_vectors")
@@ -70,6 +62,8 @@ def to_steering_vector(directions: Iterable[Direction]) -> Any:
             "pip install steering-vectors."
         ) from error
     return library.SteeringVector(
-        layer_activations={layer: raw_vector(each).float() for layer, each in placed.items()},
+        layer_activations={
+            layer: layouts.raw_vector(each).float() for layer, each in placed.items()
+        },
         layer_type=LAYER_TYPE,
     )

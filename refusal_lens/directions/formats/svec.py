@@ -12,30 +12,21 @@ from pathlib import Path
 import torch
 
 from refusal_lens.directions.direction import Direction
-from refusal_lens.directions.formats.layouts import (
-    IMPORTED,
-    Found,
-    Layout,
-    ReadHints,
-    WriteContext,
-    need_n_layers,
-    place,
-    read_rows,
-)
+from refusal_lens.directions.formats import layouts
 from refusal_lens.directions.formats.model_types import model_type_of
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import write_whole
 
-LAYOUT = Layout(
+LAYOUT = layouts.Layout(
     "svec",
     "output",
     "activation-steering reads the last layer after the final norm, and no embedding",
     n_spared=1,
-    method=IMPORTED,
+    method=layouts.IMPORTED,
 )
 
 
-def read(path: Path, hints: ReadHints) -> Found:
+def read(path: Path, hints: layouts.ReadHints) -> layouts.Found:
     """Read the vectors; that of the last layer, after the final norm, is left out.
 
     Which layer is the last the file does not say: without `n_layers` it is the highest in it.
@@ -52,22 +43,22 @@ def read(path: Path, hints: ReadHints) -> Found:
             f"not ({error!r})."
         ) from error
     n_layers = hints.n_layers or max(rows, default=0) + 1
-    known = ReadHints(n_layers, None, hints.position)
-    vectors, left_out = read_rows(rows, LAYOUT, known)
+    known = layouts.ReadHints(n_layers, None, hints.position)
+    vectors, left_out = layouts.read_rows(rows, LAYOUT, known)
     if left_out and hints.n_layers is None:
         left_out = [f"{left_out[0]}; if the model has more layers, give n_layers"]
     notes = {key: content.get(key) for key in ("model_type", "explained_variances")}
-    return Found(vectors, LAYOUT.method, hints.n_layers, left_out=left_out, notes=notes)
+    return layouts.Found(vectors, LAYOUT.method, hints.n_layers, left_out=left_out, notes=notes)
 
 
-def write(directions: Sequence[Direction], path: Path, context: WriteContext) -> None:
+def write(directions: Sequence[Direction], path: Path, context: layouts.WriteContext) -> None:
     """Write unit vectors, as that project's own files hold them.
 
     `explained_variances` must be there for the file to load; they are 1, as its own mean
     difference writes them.
     """
-    need_n_layers(context.n_layers, LAYOUT.name)
-    placed = place(directions, LAYOUT, context)
+    layouts.need_n_layers(context.n_layers, LAYOUT.name)
+    placed = layouts.place(directions, LAYOUT, context)
     content = {
         "model_type": model_type_of(next(iter(placed.values()))),
         "directions": {str(layer): each.unit.tolist() for layer, each in placed.items()},

@@ -17,17 +17,11 @@ from rich.table import Table
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.report.answer import Reply
 from refusal_lens.runs.diagnosis import Check, Finding, band
+from refusal_lens.validation import thresholds
 from refusal_lens.validation.best_place import Choice, layers_beside
 from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.scores import Score, too_few
 from refusal_lens.validation.separation import Separation
-from refusal_lens.validation.thresholds import (
-    GOOD_ACCURACY,
-    GOOD_SEPARATION,
-    MIN_ACCURACY,
-    MIN_SEPARATION,
-    SIGNIFICANT,
-)
 
 BAND_STYLES = {"good": "green", "acceptable": "yellow", "poor": "red"}
 MOST_LINES, FEWER_LINES = 12, 7
@@ -113,8 +107,8 @@ def _scored(row: Mapping[Hashable, Any], name: str, is_wide: bool) -> str:
     """Write a score in the colour of its band; and its interval and the score in sample."""
     written = "{:.1%}" if name == "accuracy" else "{:.3f}"
     limits = {
-        "separation": (MIN_SEPARATION, GOOD_SEPARATION),
-        "accuracy": (MIN_ACCURACY, GOOD_ACCURACY),
+        "separation": (thresholds.MIN_SEPARATION, thresholds.GOOD_SEPARATION),
+        "accuracy": (thresholds.MIN_ACCURACY, thresholds.GOOD_ACCURACY),
     }
     value, low, high, before = (
         written.format(row[name + end]) for end in ("", "_low", "_high", "_in_sample")
@@ -129,13 +123,13 @@ def _valid(row: Mapping[Hashable, Any]) -> str:
     """Tick a valid place; in green only where exchanged labels do not reach its scores."""
     if not row["is_valid"]:
         return "[red]✗[/]"
-    return "[dim]✓[/]" if row["p_value_corrected"] > SIGNIFICANT else "[green]✓[/]"
+    return "[dim]✓[/]" if row["p_value_corrected"] > thresholds.SIGNIFICANT else "[green]✓[/]"
 
 
 def _p_value(p: float) -> str:
     if p != p:  # NaN: no exchange of labels would tell anything
         return "–"
-    style = "green" if p <= SIGNIFICANT else "red"
+    style = "green" if p <= thresholds.SIGNIFICANT else "red"
     return f"[{style}]{p:.3f}[/]" if p >= 0.001 else f"[{style}]<.001[/]"
 
 
