@@ -77,13 +77,6 @@ def take_prompts(prompts: ContrastSet, parts: Int[Tensor, " n_prompts"], part: i
     return [i for i in range(len(prompts.prompts)) if int(parts[i]) == part]
 
 
-def take_activations(
-    activations: Activations, parts: Int[Tensor, " n_prompts"], part: int
-) -> Activations:
-    """Return the activations of one part of the prompts."""
-    return activations.take(parts == part)
-
-
 def fit_candidates(
     activations: Activations,
     parts: Int[Tensor, " n_prompts"],
@@ -91,7 +84,7 @@ def fit_candidates(
     clip_quantile: float | None = CLIP_QUANTILE,
 ) -> list[Candidate]:
     """Fit a direction at every place on the fitting part alone."""
-    fitting = take_activations(activations, parts, FIT)
+    fitting = activations.take(parts == FIT)
     return make_candidates(fitting, fit_directions(fitting, clip_quantile=clip_quantile))
 
 

@@ -21,7 +21,7 @@ from refusal_lens.config import Outcome
 from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
 from refusal_lens.experiments.answers import answer_arms, answer_ids, score_nothing, write_out
 from refusal_lens.experiments.arms import INTERVENTIONS, Arm, intervention_of
-from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates, take_activations
+from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates
 from refusal_lens.experiments.effects import Effects, continue_prompts, measure_effects
 from refusal_lens.experiments.first_tokens import FirstTokens
 from refusal_lens.experiments.judges import Judge, decide
@@ -152,7 +152,7 @@ def plan_trials(
     the verdict goes by the random ones. All of those are tried at full strength, on the class that
     the intervention acts on, and the first few at every strength.
     """
-    fitting = take_activations(activations, parts, FIT)
+    fitting = activations.take(parts == FIT)
     directions = [("fitted", 0, candidate)]
     for seed in range(plan.n_controls):
         directions.append(("random", seed, candidate.random(plan.seed + seed)))

@@ -118,12 +118,12 @@ def measure_effects(
         forked = Forked(model, places.batch, sorted({arm.first_layer for arm in arms}))
         unmoved = forked.plain()
         plain = _Plain.of(places.split(unmoved)[0])
-        scores.keep_plain(rows, places.score(unmoved, refusal_ids, plain))
+        scores.keep(rows, places.score(unmoved, refusal_ids, plain))
         n_passes += len(rows)
         for chunk in _chunks(arms, max(1, budget // places.batch.n_tokens)):
             chosen = [arms[i] for i in chunk]
             for index, logits in zip(chunk, forked.under(chosen), strict=True):
-                scores.keep(index, rows, places.score(logits, refusal_ids, plain))
+                scores.keep(rows, places.score(logits, refusal_ids, plain), index)
             n_passes += forked.cost(chosen[0].first_layer) * len(chunk) * len(rows)
             if advance is not None:
                 advance(len(chunk) * len(rows))
@@ -169,16 +169,6 @@ class _Plain:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
-    """The scores of one arm, `[batch]` each."""
-
-    refusal_score: Tensor
-    kl: Tensor
-    kl_answer: Tensor
-    text_loss: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class _Places:
     """Where prompts are read: before each answer token that is scored, and of the user's text."""
 
@@ -216,15 +206,15 @@ class _Places:
         logits = logits.float()
         return logits[:, : self.n_answer], logits[:, self.n_answer :]
 
-    def score(self, logits: Logits, refusal_ids: Sequence[int], plain: _Plain) -> _Scored:
+    def score(self, logits: Logits, refusal_ids: Sequence[int], plain: _Plain) -> dict[str, Tensor]:
         before_answer, before_text = self.split(logits)
         kl = plain.kl(before_answer)
-        return _Scored(
-            refusal_score(before_answer[:, 0], refusal_ids),
-            kl[:, 0],
-            _mean(kl, self.is_answer),
-            self._text_loss(before_text),
-        )
+        return {
+            "refusal_score": refusal_score(before_answer[:, 0], refusal_ids),
+            "kl": kl[:, 0],
+            "kl_answer": _mean(kl, self.is_answer),
+            "text_loss": self._text_loss(before_text),
+        }
 
     def _text_loss(self, logits: Logits) -> Float[Tensor, " batch"]:
         if not logits.shape[1]:
@@ -263,13 +253,11 @@ class _Scores:
             {name: nans(n_prompts) for name in ("refusal_score", "text_loss")},
         )
 
-    def keep(self, arm: int, rows: Sequence[int], scored: _Scored) -> None:
-        for name, values in self.arms.items():
-            values[arm, torch.tensor(rows)] = getattr(scored, name).double().cpu()
-
-    def keep_plain(self, rows: Sequence[int], scored: _Scored) -> None:
-        for name, values in self.plain.items():
-            values[torch.tensor(rows)] = getattr(scored, name).double().cpu()
+    def keep(self, rows: Sequence[int], scored: dict[str, Tensor], arm: int | None = None) -> None:
+        """Keep the scores of one arm; without one, those of the plain model."""
+        for name, values in (self.plain if arm is None else self.arms).items():
+            place = values if arm is None else values[arm]
+            place[torch.tensor(rows)] = scored[name].double().cpu()
 
     def effects(self, n_passes: float) -> Effects:
         return Effects(

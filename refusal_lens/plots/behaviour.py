@@ -25,7 +25,7 @@ from refusal_lens.plots.style import (
     ribbon,
 )
 from refusal_lens.plots.tables import groups
-from refusal_lens.plots.text import escape, place_name
+from refusal_lens.plots.text import escape, place_name, rounded
 from refusal_lens.validation.frames import rows_that, rows_where
 
 _COLOURS = {each.name: each.colour for each in CLASSES} | {"borderline": LINE_COLOURS[1]}
@@ -63,8 +63,8 @@ def quadrants(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
         figure.add_trace(
             go.Scatter(
                 name=f"{label} ({len(rows)})",
-                x=_rounded(rows["harm"]),
-                y=_rounded(rows["refusal"]),
+                x=rounded(rows["harm"]),
+                y=rounded(rows["refusal"]),
                 mode="markers",
                 marker={"color": _COLOURS[str(name)], "symbol": _SYMBOLS[str(outcome)], "size": 8},
                 text=[escape(str(prompt_id)) for prompt_id in rows["prompt_id"]],
@@ -94,10 +94,6 @@ def quadrants(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
 def _axis(name: str, row: pd.Series) -> str:
     place = place_name(str(row[f"{name}_hook_point"]), str(row[f"{name}_position"]))
     return f"{name}<br><sub>{place}</sub>"
-
-
-def _rounded(values: pd.Series) -> list[float]:
-    return [float(f"{value:.5g}") for value in values.tolist()]
 
 
 def refusal_by_length(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:

@@ -26,6 +26,7 @@ from refusal_lens.plots.style import (
     line,
     line_looks,
     ribbon,
+    ring,
     style_of,
 )
 from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, needs_columns
@@ -122,20 +123,13 @@ def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
     places = zip(chosen["hook_point"], chosen["position"], strict=True)
     names = [f"chosen: {short_name(hook_point)}, {position}" for hook_point, position in places]
     for score in _SCORES:
-        yield go.Scatter(
-            name="; ".join(names),
+        is_named = bool(names) and score == _SCORES[0]
+        yield ring(
+            "; ".join(names),
+            chosen["layer"],
+            chosen[score],
             legendgroup="chosen",
-            showlegend=bool(names) and score == _SCORES[0],
-            x=chosen["layer"].tolist(),
-            y=chosen[score].tolist(),
-            mode="markers",
-            marker={
-                "symbol": "circle-open",
-                "size": 18,
-                "color": NEUTRAL_COLOUR,
-                "line": {"width": 3},
-            },
-            hoverinfo="skip",
+            showlegend=is_named,
         )
 
 

@@ -120,7 +120,8 @@ def place_heatmap(
     )
     for number, (run, grid) in enumerate(zip(runs, grids, strict=True), start=1):
         grid = grid.reindex(columns=columns)
-        figure.add_trace(_score_cells(grid, score), row=number, col=1)
+        hover = f"%{{y}}<br>layer %{{x}}<br>{SCORE_NAMES[score]} %{{z:.4f}}"
+        figure.add_trace(_cells(grid, hover), row=number, col=1)
         if run in (best or {}):
             _frame_place(figure, grid, table, (best or {})[run], number)
         figure.update_yaxes(row=number, col=1, autorange="reversed", type="category")
@@ -185,7 +186,8 @@ def _in_order(table: pd.DataFrame) -> list[str]:
     return places["column"].tolist()
 
 
-def _score_cells(grid: pd.DataFrame, score: str) -> go.Heatmap:
+def _cells(grid: pd.DataFrame, hover: str, most_texts: int = MOST_TEXTS, **more: Any) -> go.Heatmap:
+    """Return the cells of a grid, with their numbers where there is room."""
     return go.Heatmap(
         z=grid.to_numpy(),
         x=list(grid.columns),
@@ -193,9 +195,10 @@ def _score_cells(grid: pd.DataFrame, score: str) -> go.Heatmap:
         coloraxis="coloraxis",
         xgap=1,
         ygap=1,
-        texttemplate="%{z:.2f}" if grid.shape[1] <= MOST_TEXTS else None,
-        hovertemplate=f"%{{y}}<br>layer %{{x}}<br>{SCORE_NAMES[score]} %{{z:.4f}}<extra></extra>",
+        texttemplate="%{z:.2f}" if grid.shape[1] <= most_texts else None,
+        hovertemplate=f"{hover}<extra></extra>",
         hoverongaps=False,
+        **more,
     )
 
 
@@ -285,7 +288,11 @@ def cosine_heatmap(
         shared_yaxes=True,
     )
     for number, (name, values) in enumerate(panels, start=1):
-        figure.add_trace(_cosine_cells(labels, values, name), row=1, col=number)
+        grid = pd.DataFrame(values.numpy(), labels, labels)
+        font = {"size": 12 if len(labels) <= 10 else 9}
+        hover = f"%{{y}} and %{{x}}<br>{name} %{{z:.3f}}"
+        cells = _cells(grid, hover, MOST_TEXTS_IN_SQUARE, textfont=font)
+        figure.add_trace(cells, row=1, col=number)
     figure.update_yaxes(
         autorange="reversed",
         constrain="domain",
@@ -336,21 +343,6 @@ def _long(labels: Sequence[str]) -> bool:
     return len(labels) * max(map(len, labels), default=0) > 48
 
 
-def _cosine_cells(labels: Sequence[str], values: Float[Tensor, "n n"], title: str) -> go.Heatmap:
-    return go.Heatmap(
-        z=values.numpy(),
-        x=list(labels),
-        y=list(labels),
-        coloraxis="coloraxis",
-        xgap=1,
-        ygap=1,
-        texttemplate="%{z:.2f}" if len(labels) <= MOST_TEXTS_IN_SQUARE else None,
-        textfont={"size": 12 if len(labels) <= 10 else 9},
-        hovertemplate=f"%{{y}} and %{{x}}<br>{title} %{{z:.3f}}<extra></extra>",
-        hoverongaps=False,
-    )
-
-
 @needs_columns("fit_on", "test_on")
 def transfer_matrix(
     frame: pd.DataFrame, score: str = "auroc", *, title: str = "", template: str = "plotly_white"
@@ -375,20 +367,8 @@ def transfer_matrix(
     if BANDS[score][-1] == 1 and grid.min(axis=None) >= ALL_ONE:
         n_pairs = len(names) ** 2
         return empty(template, title, f"all {n_pairs} pairs have an {SCORE_NAMES[score]} of 1.00")
-    figure = go.Figure(
-        go.Heatmap(
-            z=grid.to_numpy(),
-            x=names,
-            y=names,
-            coloraxis="coloraxis",
-            xgap=1,
-            ygap=1,
-            texttemplate="%{z:.2f}" if len(names) <= MOST_TEXTS else None,
-            hovertemplate="fitted on %{y}<br>tested on %{x}<br>"
-            f"{SCORE_NAMES[score]} %{{z:.4f}}<extra></extra>",
-            hoverongaps=False,
-        )
-    )
+    hover = f"fitted on %{{y}}<br>tested on %{{x}}<br>{SCORE_NAMES[score]} %{{z:.4f}}"
+    figure = go.Figure(_cells(grid, hover))
     for index in range(len(names)):
         figure.add_shape(
             type="rect",

@@ -25,6 +25,7 @@ from refusal_lens.plots.style import (
     line,
     line_looks,
     ribbon,
+    ring,
 )
 from refusal_lens.plots.tables import by_layer, last_layer, lines_of
 from refusal_lens.validation.best_place import Choice
@@ -181,22 +182,10 @@ def _in_sample_key() -> go.Scatter:
 def _best_marks(best: Choice) -> Iterator[go.Scatter]:
     """Yield a ring around the best place in the panels of separation and accuracy."""
     text = "best" if best.is_eligible else "nearest miss"
+    name = f"{text}: {short_name(best.hook_point)}, {best.position}"
     for value in (best.separation, 100 * best.accuracy):
-        yield go.Scatter(
-            name=f"{text}: {short_name(best.hook_point)}, {best.position}",
-            legendgroup="best",
-            showlegend=value == best.separation,
-            x=[best.layer],
-            y=[value],
-            mode="markers",
-            marker={
-                "symbol": "circle-open",
-                "size": 17,
-                "color": NEUTRAL_COLOUR,
-                "line": {"width": 3},
-            },
-            hoverinfo="skip",
-        )
+        is_first = value == best.separation
+        yield ring(name, [best.layer], [value], legendgroup="best", showlegend=is_first)
 
 
 def _add_bands(figure: go.Figure, panels: list[str]) -> None:

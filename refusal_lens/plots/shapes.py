@@ -23,7 +23,7 @@ from refusal_lens.plots.style import (
     line_looks,
     menu,
 )
-from refusal_lens.plots.text import AXIS_TITLES, SCALES, escape, hover_prompt
+from refusal_lens.plots.text import AXIS_TITLES, SCALES, escape, hover_prompt, rounded
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.densities import Coordinates, Densities, Plane, Ridges
 
@@ -160,8 +160,8 @@ def activation_plane(
         rows = (is_harmful == style.is_harmful).nonzero().flatten().tolist()
         marks = go.Scatter(
             name=f"{style.name} ({len(rows)})",
-            x=_rounded(plane.along[rows]),
-            y=_rounded(plane.across[rows]),
+            x=rounded(plane.along[rows]),
+            y=rounded(plane.across[rows]),
             mode="markers",
             marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.75},
             **_hover(prompts, rows),
@@ -184,10 +184,6 @@ def _hover(prompts: Sequence[Prompt], rows: list[int]) -> dict[str, Any]:
     return {"hovertext": texts, "hoverlabel": {"align": "left"}}
 
 
-def _rounded(numbers: Float[Tensor, " n"]) -> list[float]:
-    return [float(f"{number:.5g}") for number in numbers.tolist()]
-
-
 def direction_components(
     coordinates: Coordinates, *, place: str = "", template: str = "plotly_white"
 ) -> go.Figure:
@@ -205,7 +201,7 @@ def direction_components(
         bars = go.Bar(
             name=text,
             x=names,
-            y=_rounded(numbers),
+            y=rounded(numbers),
             marker=hatched(look.colour, pattern),
             hovertemplate=f"coordinate %{{x}}, {text}: %{{y:.3~f}}<extra></extra>",
         )
@@ -291,8 +287,8 @@ def _panel_curve(panel: Panel, style: ClassStyle) -> go.Scatter:
     return go.Scatter(
         name=style.name,
         legendgroup=style.name,
-        x=_rounded(panel.densities.grid),
-        y=_rounded(density),
+        x=rounded(panel.densities.grid),
+        y=rounded(density),
         mode="lines",
         fill="tozeroy",
         fillcolor=faded(style.colour, 0.35),
@@ -307,7 +303,7 @@ def _panel_marks(panel: Panel, style: ClassStyle) -> go.Scatter:
         name=style.name,
         legendgroup=style.name,
         showlegend=False,
-        x=_rounded(panel.numbers[rows]),
+        x=rounded(panel.numbers[rows]),
         y=[style.row] * len(rows),
         mode="markers",
         marker={"color": style.colour, "symbol": "line-ns-open", "size": 9, "line": {"width": 1.5}},

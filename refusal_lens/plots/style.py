@@ -183,6 +183,14 @@ def ribbon(
     )
 
 
+def ring(name: str, x: Iterable[Any], y: Iterable[float], **more: Any) -> go.Scatter:
+    """Return rings around points that stand out among the marks of lines."""
+    looks = {"symbol": "circle-open", "size": 17, "color": NEUTRAL_COLOUR, "line": {"width": 3}}
+    return go.Scatter(
+        name=name, x=list(x), y=list(y), mode="markers", marker=looks, hoverinfo="skip", **more
+    )
+
+
 def layer_axis(last: int) -> dict[str, Any]:
     """Return an axis over layers 0 to `last` whose ticks do not run into each other."""
     dtick = 1 if last < 16 else 5 if last < 40 else 10

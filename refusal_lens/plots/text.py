@@ -8,6 +8,7 @@ Tested in tests/plots/test_histogram.py.
 import html
 import re
 import textwrap
+from typing import Any
 
 from refusal_lens.models.hook_points import short_name
 
@@ -60,6 +61,11 @@ def signed(number: float, decimals: int) -> str:
         '0.00'
     """
     return f"{round(number, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+
+
+def rounded(numbers: Any) -> list[float]:
+    """Return the numbers of a column or tensor with five significant digits: pages stay small."""
+    return [float(f"{number:.5g}") for number in numbers.tolist()]
 
 
 def place_name(hook_point: str, position: str) -> str:

@@ -19,6 +19,7 @@ from refusal_lens.directions.methods import fit_grid
 from refusal_lens.directions.subspaces import fit_categories
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.validation.frames import place_frame
 from refusal_lens.validation.learning_curve import draw_disjoint
 from refusal_lens.validation.many_fits import Place, clip_rows
 from refusal_lens.validation.scores import auroc
@@ -62,30 +63,12 @@ def compare_methods(
             columns = held_out_scores(activations, folds, quantile, method) | {
                 "cosine_to_difference_of_means": (units[0] * units[1]).sum(dim=-1)
             }
-            table = _grid_table(activations.hook_points, activations.positions, columns)
+            table = place_frame(activations.hook_points, activations.positions)
+            table = table.assign(**{name: one.flatten().numpy() for name, one in columns.items()})
             table.insert(0, "method", method)
             table.insert(1, "is_clipped", quantile is not None)
             tables.append(table[is_kept.flatten().numpy()])
     return pd.concat(tables, ignore_index=True)
-
-
-def _grid_table(
-    hook_points: Sequence[str],
-    positions: Sequence[str],
-    columns: Mapping[str, Float[Tensor, "n_hook_points n_positions"]],
-) -> pd.DataFrame:
-    rows = [
-        {
-            "hook_point": hook_point,
-            "site": site_of(hook_point),
-            "layer": layer_of(hook_point),
-            "position": position,
-            **{name: value[row, column].item() for name, value in columns.items()},
-        }
-        for row, hook_point in enumerate(hook_points)
-        for column, position in enumerate(positions)
-    ]
-    return pd.DataFrame(rows)
 
 
 # --- cosines ----------------------------------------------------------------------------------
