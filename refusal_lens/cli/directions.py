@@ -60,15 +60,21 @@ def compare(
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="directions.safetensors, refusal_direction.pt, ..."),
+        typer.Argument(
+            metavar="RUN|FILE",
+            help="A run folder, or a file: directions.safetensors, refusal_direction.pt, ...",
+        ),
     ],
 ) -> None:
-    """Print what a file of directions says it was made from, and how good it was."""
+    """Print what the directions of a run or a file were made from, and how good they are."""
     with plain_errors():
         from refusal_lens.directions.formats import read_directions
+        from refusal_lens.runs.folder import RunFolder
         from refusal_lens.stages import terminal
 
-        terminal.show_directions(console, read_directions(path), path)
+        is_run = path.is_dir()
+        directions = RunFolder.open(path).read_directions() if is_run else read_directions(path)
+        terminal.show_directions(console, directions, path)
 
 
 def attribute(

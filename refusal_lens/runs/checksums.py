@@ -80,9 +80,14 @@ def check(folder: Path, name: str) -> None:
         )
 
 
+def writer_of(name: str) -> str:
+    """Return the command that writes a file, up to the run folder that it is given."""
+    return _STAGES.get(name, "fit")
+
+
 def way_back(folder: Path, name: str) -> str:
     """Say how a file of a run comes about again."""
-    command = _STAGES.get(name, "fit")
+    command = writer_of(name)
     first = "Put it back, or write it again:"
     if command.startswith("collect"):
         # These say what the run is, and are compared with what goes on with it.

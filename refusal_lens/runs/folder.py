@@ -40,6 +40,7 @@ from refusal_lens.runs.checksums import (
     record,
     way_back,
     write_recorded,
+    writer_of,
 )
 from refusal_lens.validation.behaviour import Relabelling
 from refusal_lens.validation.best_place import Choice, choose_best
@@ -445,8 +446,8 @@ class RunFolder:
         path = self.path / name
         if not path.is_file():
             raise RefusalLensError(
-                f"{self.path} has no {name} yet. Run the stage that writes it first "
-                "(collect, refusal-rate, fit, plot; in this order)."
+                f"{self.path} has no {name}. Write it first: refusal-lens "
+                f"{writer_of(name)} {self.path}"
             )
         try:
             check(self.path, name)

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from explored_run import make_run
+from typer.testing import CliRunner
+
+from refusal_lens.cli import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +61,24 @@ def test_a_piped_prompt_in_another_encoding_is_named(tmp_path):
     assert done.returncode == 2
     assert b"Error: typed[0]: character 4 of the text is" in done.stderr
     assert b"\\udce9" in done.stderr
+
+
+def test_a_run_folder_is_inspected_as_its_file_of_directions(tmp_path):
+    run_folder = make_run(tmp_path / "run")
+    outputs = [
+        CliRunner().invoke(app, ["inspect", str(path)])
+        for path in (run_folder.path, run_folder.path / "directions.safetensors")
+    ]
+    assert [each.exit_code for each in outputs] == [0, 0], outputs
+    tables = [each.output.partition("Directions")[2] for each in outputs]
+    assert tables[0] == tables[1]
+    assert "resid_post 3" in tables[0]
+
+
+def test_a_missing_file_of_a_run_names_the_command_that_writes_it(tmp_path):
+    # It once named all stages, in an order of which the first two had been done.
+    run_folder = make_run(tmp_path / "run")
+    run_folder.separation_path.unlink()
+    done = CliRunner().invoke(app, ["report", str(run_folder.path)])
+    assert done.exit_code == 2
+    assert f"separation.csv. Write it first: refusal-lens fit {run_folder.path}" in done.output

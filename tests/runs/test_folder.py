@@ -123,7 +123,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_missing_stage_is_named(run_folder):
-    with pytest.raises(RefusalLensError, match="has no directions.safetensors yet. Run the stage"):
+    with pytest.raises(RefusalLensError, match="has no directions.safetensors. Write it first"):
         run_folder.read_directions()
     assert run_folder.read_refusal() is None
 

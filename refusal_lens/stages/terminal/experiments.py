@@ -4,6 +4,7 @@ Tested in tests/stages/test_experiment.py.
 """
 
 import math
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -26,21 +27,26 @@ def show_labels_of(console: Console, prompts: ContrastSet) -> None:
             f"By directions.labels, harmful prompts are the {len(prompts.harmful)} "
             f"{prompts.harmful.name} ones below, and harmless the {len(prompts.harmless)} "
             f"{prompts.harmless.name} ones.",
-            soft_wrap=True,
         )
+
+
+# Lines between columns would cost numbers their last digits in 80 columns.
+TIGHT: dict[str, Any] = {
+    "title_justify": "left",
+    "box": box.SIMPLE_HEAD,
+    "padding": (0, 1, 0, 0),
+    "pad_edge": False,
+    "show_edge": False,
+}
+"""How wide tables of numbers are laid out."""
 
 
 def show_causal(console: Console, scores: CausalScores) -> None:
     """Print the causal scores of every candidate, the choice and what it cost."""
     table = Table(
         title=f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
-        title_justify="left",
         caption="Refusal scores and KL in nats.",
-        # Lines between columns would cost numbers their last digits in 80 columns.
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
+        **TIGHT,
     )
     for column in ("place", "intervention", "bypass", "induce", "KL", "verdict"):
         is_text = column in ("place", "intervention", "verdict")
@@ -89,7 +95,6 @@ def show_interventions(console: Console, summary: pd.DataFrame, verdict: Verdict
     console.print(
         f"Interventions at {first['hook_point']}, {first['position']}, on prompts that the "
         "direction was neither fitted nor chosen on; with 95 % intervals.",
-        soft_wrap=True,
         highlight=False,
     )
     for name, is_harmful in (("harmful", True), ("harmless", False)):
@@ -105,7 +110,6 @@ def show_interventions(console: Console, summary: pd.DataFrame, verdict: Verdict
         console.print(
             f"Of {n_controls} outcomes under controls, {n_first} are decided by the first token"
             f"{others}.",
-            soft_wrap=True,
             highlight=False,
         )
     if verdict is None:
@@ -117,7 +121,7 @@ def show_interventions(console: Console, summary: pd.DataFrame, verdict: Verdict
 def show_verdict(console: Console, verdict: Verdict) -> None:
     """Print what is said of the direction, and what that rests on."""
     console.print(_conditions(verdict))
-    console.print(f"Verdict: {verdict}", soft_wrap=True)
+    console.print(f"Verdict: {verdict}")
 
 
 def _conditions(verdict: Verdict) -> Table:
@@ -138,7 +142,7 @@ def _outcomes(rows: pd.DataFrame, name: str) -> Table:
     table = Table(
         title=f"{name}, plain: {plain['plain_rate']:.1%} refused, score "
         f"{plain['plain_score']:+.2f}, loss of text {plain['plain_loss']:.2f}",
-        title_justify="left",
+        **TIGHT,
     )
     for column in ("intervention", "direction", "refused", "broken", "score", "KL", "loss"):
         is_text = column in ("intervention", "direction")

@@ -45,7 +45,6 @@ def show_labels(console: Console, labels: HandLabels, rates: pd.DataFrame) -> No
         console.print(
             "Under interventions nobody has read the answers: those rates take the judge to err "
             "as it does on the plain ones.",
-            soft_wrap=True,
         )
 
 
@@ -85,7 +84,6 @@ def show_two_directions(
         f"{row['refusal_tells_harm']:.2f} for harm.",
         markup=False,
         highlight=False,
-        soft_wrap=True,
     )
 
 
