@@ -1,6 +1,7 @@
 """SIGKILL at random moments of every stage: run again, it ends as if nothing had happened.
 
-`pytest -m fuzz -n 0 -s tests/test_kills.py` kills 50 times and prints how many each stage survived.
+`pytest -m fuzz -n 0 -s tests/test_kills.py` kills 56 times, in 4 pieces of which each may be asked
+for alone (`-k 0`), and prints how many each stage survived.
 Every moment at which a collection writes is killed in tests/activations/test_collector.py.
 """
 
@@ -20,7 +21,7 @@ from refusal_lens.files import SEAL
 from refusal_lens.runs.checksums import check
 
 TIMES = rf'"(seconds|prompts_per_second|collected_at|{SEAL})": .*'
-N_KILLS = 50
+N_KILLS, N_PIECES = 14, 4
 
 KILLS = """
 import json, os, random, shutil, signal, sys, time, traceback
@@ -33,7 +34,8 @@ from refusal_lens.cli import main
 from refusal_lens.models import loading
 from refusal_lens.stages import fit, study
 
-folder, stages, n_kills = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+folder, stages = Path(sys.argv[1]), json.loads(sys.argv[2])
+n_kills, piece = int(sys.argv[3]), int(sys.argv[4])
 run = folder / "run"  # always the same path, which the report names
 run.mkdir()  # --resume begins a run in a folder, but not where there is none
 store.SHARD_PROMPTS = 3
@@ -67,9 +69,10 @@ for stage, command in stages.items():
     lasts[stage] = time.monotonic() - begun
     shutil.copytree(run, folder / f"after-{stage}")
 
-draw, outcomes = random.Random(0), []
+draw, outcomes = random.Random(piece), []
 while len(outcomes) < n_kills:
-    stage = draw.choice(list(stages))
+    # Each stage in turn, so that none is left to chance.
+    stage = list(stages)[(len(outcomes) + piece) % len(stages)]
     log = folder / "kill.log"
     shutil.rmtree(run)
     before = [f"after-{name}" for name in stages][: list(stages).index(stage)]
@@ -104,7 +107,8 @@ def bits(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.fuzz
-def test_killed_at_random_moments_every_stage_ends_with_the_same_bits(tmp_path, request):
+@pytest.mark.parametrize("piece", range(N_PIECES))
+def test_killed_at_random_moments_every_stage_ends_with_the_same_bits(tmp_path, request, piece):
     if "fuzz" not in request.config.option.markexpr:
         pytest.skip("kills and runs for minutes: -m fuzz")
     paths = []
@@ -115,15 +119,22 @@ def test_killed_at_random_moments_every_stage_ends_with_the_same_bits(tmp_path, 
     run = str(tmp_path / "run")
     options = ["--harmful", str(paths[0]), "--harmless", str(paths[1]), "--output", run]
     settings = ["--hook-point", "resid_post:4", "--set", "collect.token_budget=128"]
+    numbers = ("refusal.n_new_tokens=4", "dose.n_controls=1", "validation.n_permutations=19")
+    quick = [part for each in numbers for part in ("--set", each)]
     stages = {
-        "collect": ["collect", "--resume", *options, *settings],
+        "collect": ["collect", "--resume", *options, *settings, *quick],
+        "refusal-rate": ["refusal-rate", run],
         "fit": ["fit", run],
-        "plot": ["plot", run],
+        "select": ["select", run],
+        "ablate": ["ablate", run, "--intervention", "add", "--coefficient", "1"],
+        "attribute": ["attribute", run],
+        "judge": ["judge", run, "--against", "phrases"],
+        "plot": ["plot", run, "--figure", "all"],
         "report": ["report", run],
     }
     begun = time.monotonic()
     script = subprocess.run(
-        [sys.executable, "-c", KILLS, str(tmp_path), json.dumps(stages), str(N_KILLS)],
+        [sys.executable, "-c", KILLS, str(tmp_path), json.dumps(stages), str(N_KILLS), str(piece)],
         capture_output=True,
         text=True,
         check=False,
