@@ -6,6 +6,7 @@ Every moment at which a collection writes is killed in tests/activations/test_co
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from forked_stages import REPOSITORY, write_commands
 from safetensors.torch import load_file
 
 from refusal_lens.files import SEAL
@@ -24,42 +25,16 @@ TIMES = rf'"(seconds|prompts_per_second|collected_at|{SEAL})": .*'
 N_KILLS, N_PIECES = 14, 4
 
 KILLS = """
-import json, os, random, shutil, signal, sys, time, traceback
+import json, random, shutil, signal, sys, time
 from pathlib import Path
-import torch
-torch.set_num_threads(1)  # the children are forks, and OpenMP's threads do not survive one
-import transformer_lens
-from refusal_lens.activations import store
-from refusal_lens.cli import main
-from refusal_lens.models import loading
-from refusal_lens.stages import fit, study
+import forked_stages
+forked_stages.import_all()
+in_child = forked_stages.in_child
 
 folder, stages = Path(sys.argv[1]), json.loads(sys.argv[2])
 n_kills, piece = int(sys.argv[3]), int(sys.argv[4])
 run = folder / "run"  # always the same path, which the report names
 run.mkdir()  # --resume begins a run in a folder, but not where there is none
-store.SHARD_PROMPTS = 3
-
-def in_child(arguments, log, seconds=None):
-    child = os.fork()
-    if child == 0:
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1), os.dup2(out, 2)
-        sys.argv = ["refusal-lens", *arguments]
-        try:
-            main()
-        except SystemExit as end:
-            sys.stdout.flush()
-            os._exit(end.code or 0)
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-        os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 lasts = {}
 for stage, command in stages.items():
@@ -111,30 +86,11 @@ def bits(folder: Path) -> dict[str, object]:
 def test_killed_at_random_moments_every_stage_ends_with_the_same_bits(tmp_path, request, piece):
     if "fuzz" not in request.config.option.markexpr:
         pytest.skip("kills and runs for minutes: -m fuzz")
-    paths = []
-    for side in ("harmful", "harmless"):
-        whole = json.loads((REPOSITORY / f"data/{side}_prompts.json").read_text())
-        paths.append(tmp_path / f"{side}.json")
-        paths[-1].write_text(json.dumps(whole[:6]))
-    run = str(tmp_path / "run")
-    options = ["--harmful", str(paths[0]), "--harmless", str(paths[1]), "--output", run]
-    settings = ["--hook-point", "resid_post:4", "--set", "collect.token_budget=128"]
-    numbers = ("refusal.n_new_tokens=4", "dose.n_controls=1", "validation.n_permutations=19")
-    quick = [part for each in numbers for part in ("--set", each)]
-    stages = {
-        "collect": ["collect", "--resume", *options, *settings, *quick],
-        "refusal-rate": ["refusal-rate", run],
-        "fit": ["fit", run],
-        "select": ["select", run],
-        "ablate": ["ablate", run, "--intervention", "add", "--coefficient", "1"],
-        "attribute": ["attribute", run],
-        "judge": ["judge", run, "--against", "phrases"],
-        "plot": ["plot", run, "--figure", "all"],
-        "report": ["report", run],
-    }
+    stages = write_commands(tmp_path)
     begun = time.monotonic()
     script = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path), json.dumps(stages), str(N_KILLS), str(piece)],
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{Path(__file__).parent}"},
         capture_output=True,
         text=True,
         check=False,
@@ -154,3 +110,81 @@ def test_killed_at_random_moments_every_stage_ends_with_the_same_bits(tmp_path, 
         sys.stdout.write(f"\n| kills in {stage} | {n_killed} | {n_killed} |")
     n_left = sum(outcome[2] for outcome in outcomes)
     sys.stdout.write(f"\n{n_left} left a .partial, all in {time.monotonic() - begun:.0f} s\n")
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+FULL = """
+import json, shutil, subprocess, sys
+from pathlib import Path
+import forked_stages
+forked_stages.import_all()
+
+folder, stages = Path(sys.argv[1]), json.loads(sys.argv[2])
+run = folder / "run"
+run.mkdir()
+
+def n_bytes(path):
+    files = (each for each in path.rglob("*") if each.is_file())
+    return sum(-(-each.stat().st_size // 4096) * 4096 for each in files)
+
+for stage, command in stages.items():
+    shutil.copytree(run, folder / f"before-{stage}")
+    assert forked_stages.in_child(command, folder / "log") == 0, (folder / "log").read_text()
+    shutil.copytree(run, folder / f"after-{stage}")
+
+outcomes = []
+for stage, command in stages.items():
+    before, after = folder / f"before-{stage}", folder / f"after-{stage}"
+    for share in (0, 0.25, 0.5, 0.75):
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir()
+        size = n_bytes(before) + int(share * max(n_bytes(after) - n_bytes(before), 0)) + 4096
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", run], check=True)
+        shutil.copytree(before, run, dirs_exist_ok=True)
+        status = forked_stages.in_child(command, folder / "log")
+        left = [str(path) for path in run.rglob(".*.partial")]
+        outcomes.append([stage, share, status, left, (folder / "log").read_text()])
+        subprocess.run(["umount", run], check=True)
+print(json.dumps(outcomes))
+"""
+
+
+def can_mount() -> bool:
+    """Whether a disk of our own can be mounted, without being root."""
+    try:
+        asked = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return asked.returncode == 0
+
+
+@pytest.mark.fuzz
+def test_a_disk_that_fills_up_is_told_by_every_stage_with_the_file(tmp_path, request):
+    if "fuzz" not in request.config.option.markexpr or not can_mount():
+        pytest.skip("fills disks for minutes: -m fuzz, where unshare -rm may mount one")
+    stages = write_commands(tmp_path)
+    script = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", FULL, str(tmp_path), json.dumps(stages)],
+        env={
+            **os.environ,
+            "COLUMNS": "500",
+            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{Path(__file__).parent}",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert script.returncode == 0, script.stderr
+    told = {stage: 0 for stage in stages}
+    for stage, share, status, left, log in json.loads(script.stdout):
+        assert not left, (stage, share)
+        assert "Traceback" not in log
+        if status != 0:
+            ways = r"could not be written: No space left on device|The disk is full: .*Free about"
+            assert re.search(ways, log), (stage, share, log)
+            assert str(tmp_path / "run") in log
+            told[stage] += 1
+    assert told["collect"] + told["fit"] + told["report"] >= 9
+    for stage, n_told in told.items():
+        sys.stdout.write(f"\n| full disk in {stage} | 4 | {n_told} |")

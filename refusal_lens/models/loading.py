@@ -134,7 +134,7 @@ def load_tokenizer(
     Raises:
         RefusalLensError: The name is unknown, or the checkpoint cannot be reached.
     """
-    with plain_torch(), headers_read_once():
+    with plain_torch(), headers_read_once(), _enough_memory(str(name_or_path), "cpu"):
         checkpoint = open_checkpoint(str(name_or_path), gguf_file, revision)
         read_config(checkpoint, revision)
         return read_tokenizer(checkpoint, revision)

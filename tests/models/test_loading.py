@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from refusal_lens.activations.collector import make_reader
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.backends import describe_model
 from refusal_lens.models.checkpoint import find_checkpoint
-from refusal_lens.models.loading import load_model
+from refusal_lens.models.loading import load_model, load_tokenizer
 from refusal_lens.prompts.tokens import Tokens
 
 N_LAYERS = 4
@@ -285,6 +286,7 @@ def test_missing_device_is_named(checkpoint: Path):
 @pytest.mark.parametrize(
     ("step", "options"),
     [
+        ("models.hugging_face.AutoTokenizer.from_pretrained", {}),
         ("models.hugging_face.AutoModelForCausalLM.from_pretrained", {}),
         ("models.conversion._convert_config", {}),
         ("models.conversion._load_weights", {"processing": "folded"}),
@@ -300,10 +302,15 @@ def test_a_model_that_does_not_fit_in_memory_is_told_in_one_sentence(
         raise error
 
     monkeypatch.setattr(f"refusal_lens.{step}", fail)
-    with pytest.raises(RefusalLensError) as caught:
-        load_model(checkpoint, device="cpu", **options)
-    assert str(caught.value) == (
+    loads = [partial(load_model, checkpoint, device="cpu", **options)]
+    if "AutoTokenizer" in step:
+        loads.append(partial(load_tokenizer, checkpoint))
+    expected = (
         f"{checkpoint} does not fit in memory on cpu. Load it in bfloat16 (model.dtype), spread it "
         "over several CUDA devices (model.n_devices), or give a smaller model; a GGUF file takes "
         "as much as the dtype it is loaded in."
     )
+    for load in loads:
+        with pytest.raises(RefusalLensError) as caught:
+            load()
+        assert str(caught.value) == expected
