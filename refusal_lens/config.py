@@ -313,6 +313,7 @@ class CausalConfig(_Section):
         max_kl: Most KL of the first answer token on harmless prompts under ablation, in nats.
         min_induce: Least mean refusal score on harmless prompts under addition, in nats.
         n_answer_tokens: Answer tokens that the longer KL goes over.
+        layers_every: Score every so many layers first, then those around the best; 1 scores all.
     """
 
     intervention: Text = "affine_ablate"
@@ -320,6 +321,7 @@ class CausalConfig(_Section):
     max_kl: float = Field(default=0.1, ge=0)
     min_induce: float = 0.0
     n_answer_tokens: int = Field(default=8, ge=1)
+    layers_every: int = Field(default=1, ge=1)
 
 
 class DoseConfig(_Section):

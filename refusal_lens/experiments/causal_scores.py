@@ -7,18 +7,26 @@ fitted or how interventions are run.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Int
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE, project
-from refusal_lens.experiments.answers import answer_ids
-from refusal_lens.experiments.arms import ADDITION, Arm, removal_of, removals
+from refusal_lens.experiments.answers import answer_ids, score_nothing
+from refusal_lens.experiments.arms import (
+    ADDITION,
+    Arm,
+    intervention_of,
+    removal_of,
+    removals,
+)
 from refusal_lens.experiments.candidates import (
     SELECT,
     Candidate,
@@ -28,6 +36,7 @@ from refusal_lens.experiments.candidates import (
 )
 from refusal_lens.experiments.causal_choice import (
     CausalChoice,
+    CausalEntry,
     CausalRule,
     causal_entries,
     choose_causal,
@@ -50,12 +59,16 @@ from refusal_lens.experiments.verdicts import (
     doubt_score,
     is_met_but_for_controls,
 )
+from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.tokens import Tokens, tokenise
 from refusal_lens.validation.frames import rows_where
+
+N_RANKED = 3
+"""Candidates that are ranked among random directions: each takes as long as so many of them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,8 @@ class CausalPlan:
     """Answer tokens that the longer KL goes over."""
     n_controls: int = 20
     """Random directions of each candidate's length that it is ranked among."""
+    layers_every: int = 1
+    """Score every so many layers first, and then those around the best; 1 scores all."""
     clip_quantile: float | None = CLIP_QUANTILE
     """As in `fit_directions`."""
     system_prompt: str | None = None
@@ -84,13 +99,15 @@ class CausalScores:
     """One row a candidate and intervention that removes refusal, and the choice among them.
 
     `table` has the columns of `tables/causal_scores.csv`. `n_passes` is the cost: prompts run
-    through the whole model, a pass over half of the layers counted as half.
+    through the whole model, a pass over half of the layers counted as half. Of `n_places` that have
+    a direction, those are scored that the table has.
     """
 
     table: pd.DataFrame
     choice: CausalChoice
     n_passes: float
     n_prompts: int
+    n_places: int
 
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
@@ -104,6 +121,7 @@ def causal_scores(
     refusal: RefusalReport,
     plan: CausalPlan | None = None,
     *,
+    journal: Journal | None = None,
     show_progress: bool | None = None,
 ) -> CausalScores:
     """Score every candidate by what it does to refusal, and choose one.
@@ -114,7 +132,11 @@ def causal_scores(
 
     The verdict counts a prompt as refused where its refusal score reaches the threshold that
     follows the judge best (`RefusalReport.score_threshold`); where none does, it cannot tell.
-    Candidates that meet all else are ranked among random directions.
+    Of the candidates that meet all else, the first `N_RANKED` are ranked among random directions:
+    those that the rule may choose, the lowest bypass first. Of the others it cannot tell.
+
+    With `plan.layers_every`, a grid of layers is scored first, and then the layers between its best
+    one and the next of the grid; a better place elsewhere would be missed.
 
     Args:
         model: The model the activations came from.
@@ -122,6 +144,7 @@ def causal_scores(
         prompts: The prompts.
         refusal: What `measure_refusal` found: the refusal tokens, and what the judge said.
         plan: What is tried, and the limits of the choice.
+        journal: Keeps scores as they come, and has those of an interrupted process.
         show_progress: Draw progress bars; None draws them on a terminal and in notebooks only.
 
     Raises:
@@ -135,26 +158,94 @@ def causal_scores(
     parts = deal_parts(activations, plan.seed)
     candidates = fit_candidates(activations, parts, clip_quantile=plan.clip_quantile)
     rows = take_prompts(prompts, parts, SELECT)
-    runner = _Runner.of(model, prompts, rows, refusal, plan, show_progress)
-    runs = runner.run(candidates, removes)
-    scored = [
-        _Scored(
-            candidate,
-            name,
-            runs.seen(index, name),
-            refusal,
-            plan.rule.max_kl,
-            plan.seed,
-            *held_out_auroc(candidate, activations, parts),
-            *(_units(activations, rows, side) for side in (True, False)),
-        )
-        for name in removes
-        for index, candidate in enumerate(candidates)
+    runner = _Runner.of(model, prompts, rows, refusal, plan, journal, show_progress)
+    units = [_units(activations, rows, side) for side in (True, False)]
+
+    def score(some: Sequence[Candidate]) -> list[_Scored]:
+        runs = runner.run(some, removes)
+        aurocs = [held_out_auroc(each, activations, parts) for each in some]
+        return [
+            _Scored(each, name, runs.seen(i, name), refusal, plan, *aurocs[i], *units)
+            for name in removes
+            for i, each in enumerate(some)
+        ]
+
+    every, n_layers = plan.layers_every, model.cfg.n_layers
+    names = [each.hook_point for each in candidates]
+    grid = on_grid(names, every)
+    coarse = score([each for each in candidates if each.hook_point in grid])
+    scored_on = dict.fromkeys(grid, EVERY_LAYER if every == 1 else f"grid of {every} layers")
+    if every > 1:
+        _, choice = judge_table(_table(coarse), n_layers, plan.rule, plan.intervention)
+        best = choice.chosen or choice.near_misses[0][0]
+        around = {name for name in names if name not in grid and _is_near(name, best, every)}
+        coarse += score([each for each in candidates if each.hook_point in around])
+        scored_on |= dict.fromkeys(around, "around the best of the grid")
+        order = {id(each): i for i, each in enumerate(candidates)}
+        coarse.sort(key=lambda each: (removes.index(each.removal), order[id(each.candidate)]))
+    table = _table(runner.rank(coarse, plan))
+    table = table.assign(scored_on=[scored_on[name] for name in table["hook_point"]])
+    table, choice = judge_table(table, n_layers, plan.rule, plan.intervention)
+    return CausalScores(table, choice, runner.n_passes, len(rows), len(candidates))
+
+
+EVERY_LAYER = "every layer"
+"""How a candidate came to be scored, where no grid was laid over the layers."""
+
+
+def on_grid(hook_points: Sequence[str], every: int) -> set[str]:
+    """Return the hook points in every so-manieth of the layers that have one, the first included.
+
+    Example:
+        >>> sorted(on_grid([f"blocks.{layer}.hook_mlp_out" for layer in (2, 3, 4)], 2))
+        ['blocks.2.hook_mlp_out', 'blocks.4.hook_mlp_out']
+    """
+    layers = sorted({layer for name in hook_points if (layer := layer_of(name)) is not None})
+    kept = {None, *layers[::every]}
+    return {name for name in hook_points if layer_of(name) in kept}
+
+
+def _is_near(hook_point: str, best: CausalEntry, every: int) -> bool:
+    """Say whether a place lies between the best of the grid and the next ones of the grid."""
+    layer, middle = layer_of(hook_point), layer_of(best.hook_point)
+    return layer is not None and middle is not None and abs(layer - middle) < every
+
+
+def _table(scored: Sequence["_Scored"]) -> pd.DataFrame:
+    return pd.DataFrame([each.row() for each in scored])
+
+
+def passes_to_score(
+    hook_points: Sequence[str], n_positions: int, n_prompts: int, n_layers: int, plan: CausalPlan
+) -> float:
+    """Say how many prompts will go through the whole model, random directions included, at most.
+
+    Args:
+        hook_points: Of the candidates.
+        n_positions: At each of them.
+        n_prompts: Of the selection part, of each class.
+        n_layers: Of the model.
+        plan: What is tried.
+    """
+    grid = on_grid(hook_points, plan.layers_every)
+    # The best of the grid is not known yet; in the middle as many layers lie around it as can.
+    layers = sorted({layer_of(name) or 0 for name in hook_points})
+    near = layers[len(layers) // 2 :][: 2 * (plan.layers_every - 1)]
+    scored = [name for name in hook_points if name in grid or layer_of(name) in near]
+
+    def share(name: str, hook_point: str) -> float:
+        none = torch.empty(0)
+        return 1 - Arm(name, hook_point, none, none, none).first_layer / n_layers
+
+    # A removal is tried on both classes, the addition on one.
+    shares = [
+        (2 if each.effect == "removes" else 1) * share(each.name, name)
+        for each in (*removals(), intervention_of(ADDITION))
+        for name in scored
     ]
-    ranked = runner.rank(scored, plan.n_controls, plan.seed)
-    table = pd.DataFrame([each.row() for each in ranked])
-    table, choice = judge_table(table, model.cfg.n_layers, plan.rule, plan.intervention)
-    return CausalScores(table, choice, runner.n_passes, len(rows))
+    mean_share = sum(share(ADDITION, name) for name in scored) / len(scored)
+    ranked = N_RANKED * plan.n_controls * 2 * mean_share
+    return n_prompts * (n_positions * sum(shares) + ranked)
 
 
 def _units(activations: Activations, rows: Sequence[int], is_harmful: bool) -> list[int]:
@@ -213,13 +304,20 @@ class _Scored:
     removal: str
     seen: _Seen
     refusal: RefusalReport
-    max_kl: float
-    seed: int
+    plan: CausalPlan
     auroc: float
     auroc_p: float
     harmful_units: list[int]
     harmless_units: list[int]
 
+    @property
+    def entry(self) -> CausalEntry:
+        """What the rule reads."""
+        place, seen = self.candidate, self.seen
+        means = (float(each.mean()) for each in (seen.left, seen.induced, seen.kl))
+        return CausalEntry(place.hook_point, place.position, *means)
+
+    @cached_property
     def verdict(self) -> Verdict:
         """Weigh what was seen; where the score does not follow the judge, it proves nothing."""
         threshold, index = self.refusal.score_threshold
@@ -242,13 +340,13 @@ class _Scored:
             self.auroc,
             self.auroc_p,
         )
-        verdict = decide_cause(evidence, self.max_kl, self.seed)
+        verdict = decide_cause(evidence, self.plan.rule.max_kl, self.plan.seed)
         refuses_some = len({answer.is_refused for answer in self.refusal.answers}) > 1
         return doubt_score(verdict, index) if refuses_some else verdict
 
     def row(self) -> dict[str, Any]:
         """Return the row of the table."""
-        seen, verdict = self.seen, self.verdict()
+        seen, entry, verdict = self.seen, self.entry, self.verdict
         checks = {check.name: check for check in verdict.checks}
         shares = {
             f"{name}{end}": getattr(checks[check], field)
@@ -256,16 +354,16 @@ class _Scored:
             for end, field in (("", "estimate"), ("_low", "low"), ("_high", "high"))
         }
         return {
-            "hook_point": self.candidate.hook_point,
-            "site": site_of(self.candidate.hook_point),
-            "layer": layer_of(self.candidate.hook_point),
-            "position": self.candidate.position,
+            "hook_point": entry.hook_point,
+            "site": site_of(entry.hook_point),
+            "layer": layer_of(entry.hook_point),
+            "position": entry.position,
             "intervention": self.removal,
-            "bypass": seen.left.mean(),
+            "bypass": entry.bypass,
             "bypass_random": seen.random_left.mean() if seen.random_left.size else math.nan,
-            "induce": seen.induced.mean(),
+            "induce": entry.induce,
             "induce_random": seen.random_induced.mean() if seen.random_induced.size else math.nan,
-            "kl": seen.kl.mean(),
+            "kl": entry.kl,
             "kl_k": seen.kl_answer.mean(),
             "baseline_harmful": seen.plain_harmful.mean(),
             "baseline_harmless": seen.plain_harmless.mean(),
@@ -290,6 +388,7 @@ class _Runner:
     harmful: Continued
     harmless: Continued
     answered: Continued
+    journal: Journal | None
     show_progress: bool | None
     n_passes: float = 0.0
 
@@ -301,6 +400,7 @@ class _Runner:
         rows: Sequence[int],
         refusal: RefusalReport,
         plan: CausalPlan,
+        journal: Journal | None,
         show_progress: bool | None,
     ) -> "_Runner":
         harmful, harmless = (
@@ -316,8 +416,9 @@ class _Runner:
         to_refuse, to_answer = (
             continue_prompts(tokens, [()] * len(tokens), 1) for tokens in (harmful, harmless)
         )
-        answered = answer_plainly(model, harmless, plan.n_answer_tokens)
-        return cls(model, refusal.refusal_ids, to_refuse, to_answer, answered, show_progress)
+        answered = answer_plainly(model, harmless, plan.n_answer_tokens, journal)
+        ids = refusal.refusal_ids
+        return cls(model, ids, to_refuse, to_answer, answered, journal, show_progress)
 
     def run(self, candidates: Sequence[Candidate], removes: tuple[str, ...]) -> _Runs:
         """Run every candidate under every removal, and under addition."""
@@ -326,9 +427,17 @@ class _Runner:
         effects = self._effects("Intervening,", removed, added, kept=removed)
         return _Runs(*effects, removes, len(candidates))
 
-    def rank(self, scored: Sequence[_Scored], n_controls: int, seed: int) -> list[_Scored]:
-        """Try random directions in place of those candidates that meet all else."""
-        ranked = [i for i, each in enumerate(scored) if is_met_but_for_controls(each.verdict())]
+    def rank(self, scored: Sequence[_Scored], plan: CausalPlan) -> list[_Scored]:
+        """Try random directions in place of the best candidates that meet all else."""
+        n_layers, n_controls, seed = self.model.cfg.n_layers, plan.n_controls, plan.seed
+
+        def order(i: int) -> tuple[bool, bool, float]:
+            each = scored[i]
+            is_dropped = bool(plan.rule.reasons(each.entry, n_layers))
+            return is_dropped, each.removal != plan.intervention, each.entry.bypass
+
+        met = [i for i, each in enumerate(scored) if is_met_but_for_controls(each.verdict)]
+        ranked = sorted(met, key=order)[:N_RANKED]
         if not ranked or not n_controls:
             return list(scored)
         by_chance = {
@@ -368,15 +477,18 @@ class _Runner:
                     arms,
                     self.refusal_ids,
                     advance=lambda n, name=name: progress.advance({name: n}),
+                    journal=self.journal,
                 )
                 self.n_passes += effects.n_passes
                 found.append(effects)
         return found[0], found[1], found[2]
 
 
-def answer_plainly(model: Model, tokens: Tokens, n_answer_tokens: int) -> Continued:
+def answer_plainly(
+    model: Model, tokens: Tokens, n_answer_tokens: int, journal: Journal | None = None
+) -> Continued:
     """Answer prompts greedily and put the answers behind them, for the KL of later tokens."""
-    answers = answer_ids(model, tokens, n_answer_tokens)
+    answers = answer_ids(model, tokens, n_answer_tokens, score_first=score_nothing, journal=journal)
     return continue_prompts(tokens, answers, n_answer_tokens)
 
 

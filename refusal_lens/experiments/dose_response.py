@@ -22,7 +22,12 @@ from refusal_lens.directions.direction import CLIP_QUANTILE, fit_directions
 from refusal_lens.experiments.answers import answer_arms, answer_ids, score_nothing, write_out
 from refusal_lens.experiments.arms import INTERVENTIONS, Arm, intervention_of
 from refusal_lens.experiments.candidates import FIT, Candidate, make_candidates
-from refusal_lens.experiments.effects import Effects, continue_prompts, measure_effects
+from refusal_lens.experiments.effects import (
+    Effects,
+    continue_prompts,
+    join_effects,
+    measure_effects,
+)
 from refusal_lens.experiments.first_tokens import FirstTokens
 from refusal_lens.experiments.judges import Judge, decide
 from refusal_lens.experiments.outcomes import count_judged, refusal_interval
@@ -54,7 +59,7 @@ class Plan:
     coefficients: tuple[float, ...] = (0.5, 1.0, 1.5)
     n_controls: int = 20
     n_new_tokens: int = 24
-    n_answer_tokens: int = 8
+    n_control_tokens: int | None = None
     seed: int = 0
     first_tokens: FirstTokens = FirstTokens()
 
@@ -285,27 +290,36 @@ class _Side:
 
     @cached_property
     def plain_ids(self) -> list[list[int]]:
-        """Ids of the plain model's answers: as long as they are judged, or as the KL goes over."""
-        n_tokens = max(self.plan.n_new_tokens, self.plan.n_answer_tokens)
+        """Ids of the plain model's answers."""
         with ClassProgress("Answering plainly,", {self.name: len(self.prompts)}) as progress:
-            ids = answer_ids(
-                self.model, self.tokens, n_tokens, score_first=score_nothing, journal=self.journal
+            return answer_ids(
+                self.model,
+                self.tokens,
+                self.plan.n_new_tokens,
+                score_first=score_nothing,
+                on_batch=lambda rows, _: progress.advance({self.name: len(rows)}),
+                journal=self.journal,
             )
-            progress.advance({self.name: len(self.prompts)})
-        return ids
 
     def effects(self, trials: Sequence[Trial], refusal_ids: Sequence[int]) -> Effects:
-        continued = continue_prompts(self.tokens, self.plain_ids, self.plan.n_answer_tokens)
+        """Measure every trial; the loss of the user's text, a side effect, of the fitted alone."""
+        prompts = continue_prompts(self.tokens, [()] * len(self.tokens), 1)
         counts = {self.name: len(self.prompts) * len(trials)}
+        parts = []
         with ClassProgress("Intervening,", counts) as progress:
-            return measure_effects(
-                self.model,
-                continued,
-                [trial.arm for trial in trials],
-                refusal_ids,
-                has_text_loss=True,
-                advance=lambda n: progress.advance({self.name: n}),
-            )
+            for kinds in (("fitted",), ("random", "permuted")):
+                rows = [i for i, trial in enumerate(trials) if trial.kind in kinds]
+                effects = measure_effects(
+                    self.model,
+                    prompts,
+                    [trials[i].arm for i in rows],
+                    refusal_ids,
+                    has_text_loss="fitted" in kinds,
+                    advance=lambda n: progress.advance({self.name: n}),
+                    journal=self.journal,
+                )
+                parts.append((rows, effects))
+        return join_effects(parts)
 
     def answers(self, trials: Sequence[Trial], effects: Effects) -> list[_Answered]:
         """Return what the plain model answered, then what came under each trial."""
@@ -313,24 +327,27 @@ class _Side:
             self._decided(trial, scores)
             for trial, scores in zip(trials, effects.refusal_score.tolist(), strict=True)
         ]
-        asked = [
-            (index, row)
-            for index, outcomes in enumerate(decided)
-            for row, outcome in enumerate(outcomes)
-            if outcome is None
-        ]
-        model, tokens, n_new_tokens = self.model, self.tokens, self.plan.n_new_tokens
-        plain = write_out(model, [ids[:n_new_tokens] for ids in self.plain_ids])
-        with ClassProgress("Answering,", {self.name: len(asked)}) as progress:
-            ids = answer_arms(
-                model,
-                tokens,
-                [(trials[index].arm, row) for index, row in asked],
-                n_new_tokens,
-                lambda n: progress.advance({self.name: n}),
-                self.journal,
-            )
-        texts = dict(zip(asked, write_out(model, ids), strict=True))
+        n_new_tokens = self.plan.n_new_tokens
+        asked: dict[int, list[tuple[int, int]]] = {n_new_tokens: []}
+        for index, outcomes in enumerate(decided):
+            is_fitted = trials[index].kind == "fitted"
+            n_tokens = n_new_tokens if is_fitted else self.plan.n_control_tokens or n_new_tokens
+            undecided = [(index, row) for row, outcome in enumerate(outcomes) if outcome is None]
+            asked.setdefault(n_tokens, []).extend(undecided)
+        plain = write_out(self.model, self.plain_ids)
+        texts: dict[tuple[int, int], str] = {}
+        counts = {self.name: sum(map(len, asked.values()))}
+        with ClassProgress("Answering,", counts) as progress:
+            for n_tokens, pairs in asked.items():
+                ids = answer_arms(
+                    self.model,
+                    self.tokens,
+                    [(trials[index].arm, row) for index, row in pairs],
+                    n_tokens,
+                    lambda n: progress.advance({self.name: n}),
+                    self.journal,
+                )
+                texts |= zip(pairs, write_out(self.model, ids), strict=True)
         rows = range(len(self.prompts))
         return [
             self._judged(plain, [None] * len(plain)),

@@ -5,8 +5,10 @@ interventions are run, or how directions are made and chosen.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,7 +17,8 @@ from torch import Tensor
 from refusal_lens.experiments.arms import Arm
 from refusal_lens.experiments.forked import Batch, Forked, Logits
 from refusal_lens.experiments.refusal import refusal_score
-from refusal_lens.models.backends import Model
+from refusal_lens.journal import Journal, fingerprint
+from refusal_lens.models.backends import Model, describe_model, is_hooked
 from refusal_lens.models.batching import run_in_batches
 from refusal_lens.models.matmul import fast_products
 from refusal_lens.prompts.tokens import Ragged, Tokens
@@ -28,6 +31,13 @@ goes from one layer to the next no longer stays in the cache."""
 WORTH_SHARING = 0.2
 """Share of the tokens from which it pays to run once what all prompts begin with: behind a prefix
 attention needs a mask, and is slower."""
+
+
+CHUNKS_KEPT = 8
+"""Batches of arms after which what they gave is kept: on disk that takes as long as one of them in
+a small model, and in a large one half a minute goes by."""
+
+_NAMES = ("refusal_score", "kl", "kl_answer", "text_loss")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +102,7 @@ def measure_effects(
     has_text_loss: bool = False,
     token_budget: int | None = None,
     advance: Callable[[int], None] | None = None,
+    journal: Journal | None = None,
 ) -> Effects:
     """Run every arm on every prompt and compare it with the plain model.
 
@@ -106,6 +117,7 @@ def measure_effects(
         has_text_loss: Compute the loss of the user's own tokens too.
         token_budget: Most tokens in a batch, all arms in it counted; None takes 1,024 on CPUs.
         advance: Called with the number of (prompt, arm) pairs just done.
+        journal: Keeps scores as they come, and has those of an interrupted process.
     """
     is_cuda = str(model.cfg.device).startswith("cuda")
     budget = token_budget or (CUDA_BUDGET if is_cuda else CPU_BUDGET)
@@ -114,19 +126,18 @@ def measure_effects(
 
     def run(rows: list[int]) -> None:
         nonlocal n_passes
-        places = _Places.of(prompts, rows, has_text_loss)
-        forked = Forked(model, places.batch, sorted({arm.first_layer for arm in arms}))
-        unmoved = forked.plain()
-        plain = _Plain.of(places.split(unmoved)[0])
-        scores.keep(rows, places.score(unmoved, refusal_ids, plain))
+        batch = _OnBatch(model, prompts, rows, arms, refusal_ids, has_text_loss, budget)
+        scores.keep(rows, batch.once(journal, [])[0])
         n_passes += len(rows)
-        for chunk in _chunks(arms, max(1, budget // places.batch.n_tokens)):
-            chosen = [arms[i] for i in chunk]
-            for index, logits in zip(chunk, forked.under(chosen), strict=True):
-                scores.keep(rows, places.score(logits, refusal_ids, plain), index)
-            n_passes += forked.cost(chosen[0].first_layer) * len(chunk) * len(rows)
+        chunks = _chunks(arms, max(1, budget // batch.places.batch.n_tokens))
+        for first in range(0, len(chunks), CHUNKS_KEPT):
+            some = chunks[first : first + CHUNKS_KEPT]
+            indices = [index for chunk in some for index in chunk]
+            for index, scored in zip(indices, batch.once(journal, some), strict=True):
+                scores.keep(rows, scored, index)
+            n_passes += sum(batch.cost(arms[index]) for index in indices) * len(rows)
             if advance is not None:
-                advance(len(chunk) * len(rows))
+                advance(len(indices) * len(rows))
 
     with torch.no_grad(), fast_products(model.cfg, budget):
         run_in_batches(
@@ -137,6 +148,21 @@ def measure_effects(
             name_of=lambda row: prompts.tokens.prompt_ids[row],
         )
     return scores.effects(n_passes)
+
+
+def join_effects(parts: Sequence[tuple[Sequence[int], Effects]]) -> Effects:
+    """Put effects of some arms and of others on the same prompts together.
+
+    Args:
+        parts: Which arms of the whole each part has; what is plain is taken from the first.
+    """
+    order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
+    found = [effects for _, effects in parts]
+    return replace(
+        found[0],
+        **{name: torch.cat([getattr(each, name) for each in found])[order] for name in _NAMES},
+        n_passes=sum(each.n_passes for each in found),
+    )
 
 
 def _chunks(arms: Sequence[Arm], size: int) -> list[list[int]]:
@@ -206,21 +232,92 @@ class _Places:
         logits = logits.float()
         return logits[:, : self.n_answer], logits[:, self.n_answer :]
 
-    def score(self, logits: Logits, refusal_ids: Sequence[int], plain: _Plain) -> dict[str, Tensor]:
+    def score(self, logits: Logits, refusal_ids: Sequence[int], plain: _Plain) -> list[list[float]]:
+        """Return the scores of one arm, in the order of their names, each prompt by prompt."""
         before_answer, before_text = self.split(logits)
         kl = plain.kl(before_answer)
-        return {
-            "refusal_score": refusal_score(before_answer[:, 0], refusal_ids),
-            "kl": kl[:, 0],
-            "kl_answer": _mean(kl, self.is_answer),
-            "text_loss": self._text_loss(before_text),
-        }
+        scores = (
+            refusal_score(before_answer[:, 0], refusal_ids),
+            kl[:, 0],
+            _mean(kl, self.is_answer),
+            self._text_loss(before_text),
+        )
+        return [each.double().tolist() for each in scores]
 
     def _text_loss(self, logits: Logits) -> Float[Tensor, " batch"]:
         if not logits.shape[1]:
             return torch.full((len(logits),), torch.nan)
         chosen = logits.gather(-1, self.targets.to(logits.device)[..., None])[..., 0]
         return _mean(logits.logsumexp(dim=-1) - chosen, self.is_text)
+
+
+@dataclass(frozen=True, eq=False)
+class _OnBatch:
+    """Arms on one batch of prompts. The plain pass is run once one of them has to be."""
+
+    model: Model
+    prompts: Continued
+    rows: Sequence[int]
+    arms: Sequence[Arm]
+    refusal_ids: Sequence[int]
+    has_text_loss: bool
+    budget: int
+
+    @cached_property
+    def places(self) -> _Places:
+        return _Places.of(self.prompts, self.rows, self.has_text_loss)
+
+    @cached_property
+    def forked(self) -> Forked:
+        starts = sorted({arm.first_layer for arm in self.arms})
+        return Forked(self.model, self.places.batch, starts)
+
+    @cached_property
+    def unmoved(self) -> Logits:
+        return self.forked.plain()
+
+    @cached_property
+    def plain(self) -> _Plain:
+        return _Plain.of(self.places.split(self.unmoved)[0])
+
+    @cached_property
+    def key(self) -> str:
+        """What all scores of this batch depend on; arms apart, but for where the plain run stops.
+
+        The first blocks of arms cut the plain run into pieces, which changes no bit of it.
+        """
+        given = self.prompts
+        return fingerprint(
+            describe_model(self.model),
+            torch.__version__,
+            [list(given.tokens.ids[row]) for row in self.rows],
+            [list(given.tokens.instruction_spans[row]) for row in self.rows],
+            [(given.prompt_lengths[row], given.n_scored[row]) for row in self.rows],
+            list(self.refusal_ids),
+            self.has_text_loss,
+            self.budget,
+        )
+
+    def cost(self, arm: Arm) -> float:
+        """Return the share of the layers that runs."""
+        is_whole = not is_hooked(self.model)
+        return 1.0 if is_whole else 1 - arm.first_layer / self.model.cfg.n_layers
+
+    def once(self, journal: Journal | None, chunks: Sequence[Sequence[int]]) -> Any:
+        """Return the scores of arms, or of the plain model, unless these are known already."""
+        if journal is None:
+            return self._scores(chunks)
+        arms = [[vars(self.arms[index]) for index in chunk] for chunk in chunks]
+        return journal.once(fingerprint(self.key, arms), lambda: self._scores(chunks))
+
+    def _scores(self, chunks: Sequence[Sequence[int]]) -> list[list[list[float]]]:
+        found = [] if chunks else [self._score(self.unmoved)]
+        for chunk in chunks:
+            found += map(self._score, self.forked.under([self.arms[i] for i in chunk]))
+        return found
+
+    def _score(self, logits: Logits) -> list[list[float]]:
+        return self.places.score(logits, self.refusal_ids, self.plain)
 
 
 def _mean(
@@ -247,17 +344,18 @@ class _Scores:
         def nans(*shape: int) -> Tensor:
             return torch.full(shape, torch.nan, dtype=torch.float64)
 
-        names = ("refusal_score", "kl", "kl_answer", "text_loss")
         return cls(
-            {name: nans(n_arms, n_prompts) for name in names},
-            {name: nans(n_prompts) for name in ("refusal_score", "text_loss")},
+            {name: nans(n_arms, n_prompts) for name in _NAMES},
+            {name: nans(n_prompts) for name in _NAMES},
         )
 
-    def keep(self, rows: Sequence[int], scored: dict[str, Tensor], arm: int | None = None) -> None:
+    def keep(
+        self, rows: Sequence[int], scored: Sequence[Sequence[float]], arm: int | None = None
+    ) -> None:
         """Keep the scores of one arm; without one, those of the plain model."""
-        for name, values in (self.plain if arm is None else self.arms).items():
-            place = values if arm is None else values[arm]
-            place[torch.tensor(rows)] = scored[name].double().cpu()
+        for name, values in zip(_NAMES, scored, strict=True):
+            place = self.plain[name] if arm is None else self.arms[name][arm]
+            place[list(rows)] = torch.tensor(values, dtype=torch.float64)
 
     def effects(self, n_passes: float) -> Effects:
         return Effects(

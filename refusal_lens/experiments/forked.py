@@ -6,6 +6,7 @@ know what is read off the logits.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from refusal_lens.experiments.arms import Arm, arm_hooks
 from refusal_lens.models.backends import Model, is_hooked
 from refusal_lens.models.fast_forward import KeyValues, embed, run_blocks, why_not_fast
+from refusal_lens.models.hook_points import Hook
 from refusal_lens.models.unembedding import unembed
 
 Residual = Float[Tensor, "rows pos d_model"]
@@ -63,10 +65,6 @@ class Forked:
             self.prefix_at, past = self._run_plainly(self.prefix, edges, [])
             self.residual_at, _ = self._run_plainly(self.ids, edges, past)
 
-    def cost(self, start: int) -> float:
-        """Return the share of the layers that runs."""
-        return 1 - start / self.n_layers if is_hooked(self.model) else 1.0
-
     def plain(self) -> Logits:
         """Return the logits without an intervention."""
         if not is_hooked(self.model):
@@ -78,9 +76,9 @@ class Forked:
         start, n_rows = arms[0].first_layer, len(self.ids)
         past: list[KeyValues] = []
         if is_hooked(self.model) and self.prefix.shape[1]:
-            with self.model.hooks(fwd_hooks=list(arm_hooks(self.model, arms, 1))):
+            with _acting(self.model, arm_hooks(self.model, arms, 1)):
                 past = self._read_prefix(start, len(arms))
-        with self.model.hooks(fwd_hooks=list(arm_hooks(self.model, arms, n_rows))):
+        with _acting(self.model, arm_hooks(self.model, arms, n_rows)):
             last = self._run_on(start, len(arms), past)
         for rows in last.split(n_rows):
             yield unembed(self.model, rows) if is_hooked(self.model) else rows
@@ -146,6 +144,31 @@ class Forked:
             return run_blocks(self.fast, residual, start, stop, past=past, needed=needed)
         residual = self.model(residual, start_at_layer=start, stop_at_layer=stop)
         return residual if needed is None else _at(residual, needed), []
+
+
+OURS = -1
+"""The context level of hooks set here; TransformerLens counts its own from 0."""
+
+
+@contextmanager
+def _acting(model: Model, hooks: Sequence[Hook]) -> Iterator[None]:
+    """Let hooks act, and take these away again.
+
+    `model.hooks` looks for hooks at every point of the model when it ends, which takes as long as
+    a small model's arm.
+    """
+    if not is_hooked(model):
+        with model.hooks(fwd_hooks=list(hooks)):
+            yield
+        return
+    points = [model.hook_dict[str(name)] for name, _ in hooks]
+    try:
+        for point, (_, hook) in zip(points, hooks, strict=True):
+            point.add_hook(hook, level=OURS)
+        yield
+    finally:
+        for point in points:
+            point.remove_hooks("fwd", level=OURS)
 
 
 def _at(values: Tensor, positions: Int[Tensor, "rows n_needed"]) -> Tensor:

@@ -90,14 +90,17 @@ def select_stage(config: Config, run_folder: RunFolder, console: Console) -> lis
         causal.intervention,
         causal.n_answer_tokens,
         config.dose.n_controls,
+        causal.layers_every,
         config.directions.clip_quantile,
         config.prompts.system_prompt,
         config.validation.seed,
     )
-    scores = causal_scores(model, activations, prompts, refusal, plan)
-    terminal.show_causal(console, scores)
-    terminal.show_causal_choice(console, scores.choice, compare_removals(scores.table))
-    return [run_folder.write_table("causal_scores", scores.table)]
+    terminal.show_causal_outlook(console, activations, model.cfg.n_layers, plan)
+    with run_folder.unfinished("select") as journal:
+        scores = causal_scores(model, activations, prompts, refusal, plan, journal=journal)
+        terminal.show_causal(console, scores)
+        terminal.show_causal_choice(console, scores.choice, compare_removals(scores.table))
+        return [run_folder.write_table("causal_scores", scores.table)]
 
 
 def ablate_stage(
@@ -306,14 +309,15 @@ def _n_new_tokens(config: Config, refusal: RefusalReport | None) -> int:
 
 
 def _plan(config: Config, request: Request, refusal: RefusalReport) -> Plan:
+    n_new_tokens = _n_new_tokens(config, refusal)
     plan = Plan(
         interventions=request.interventions
         or (removal_of(config.causal.intervention).name, ADDITION),
         strengths=tuple(config.dose.strengths),
         coefficients=tuple(config.dose.coefficients),
         n_controls=config.dose.n_controls,
-        n_new_tokens=_n_new_tokens(config, refusal),
-        n_answer_tokens=config.causal.n_answer_tokens,
+        n_new_tokens=n_new_tokens,
+        n_control_tokens=min(refusal.settled_at or n_new_tokens, n_new_tokens),
         seed=config.validation.seed,
         first_tokens=decisive_scores(refusal),
     )

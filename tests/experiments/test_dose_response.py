@@ -117,6 +117,8 @@ def test_response_at_strength_zero_is_the_plain_model(model, prompts, activation
     same = [c for c in response.completions if c.strength == 0]
     assert all(c.plain == c.intervened for c in same)
     assert len(summarise(table[table["direction"] == "fitted"])) == 4
+    # A side effect of the direction that is judged, and not of its controls.
+    assert (table["text_loss"].notna() == (table["direction"] == "fitted")).all()
 
 
 def test_controls_are_read_only_where_the_first_token_decides_nothing(model, prompts, activations):
@@ -126,14 +128,14 @@ def test_controls_are_read_only_where_the_first_token_decides_nothing(model, pro
     labelled = list(zip(prompts.prompts, prompts.is_harmful, strict=True))
     asked = []
 
-    def respond(first_tokens: FirstTokens):
+    def respond(first_tokens: FirstTokens, n_control_tokens: int | None = None):
         return dose_response(
             model,
             labelled,
             plan_trials(fitted, activations, parts, plan),
             refusal_ids=[5],
             judge=lambda prompt, answer: asked.append(answer) or "a" in answer,
-            plan=replace(plan, first_tokens=first_tokens),
+            plan=replace(plan, first_tokens=first_tokens, n_control_tokens=n_control_tokens),
         )
 
     whole = respond(FirstTokens())
@@ -153,3 +155,7 @@ def test_controls_are_read_only_where_the_first_token_decides_nothing(model, pro
     assert [vars(c) for c in half.completions] == [vars(c) for c in whole.completions]
     nothing_read = half.table["n_by_first_token"] == half.table["n_prompts"]
     assert half.table.loc[nothing_read, "broken_rate"].isna().all()
+    del asked[n_whole:]
+    short = respond(FirstTokens(), n_control_tokens=1)
+    assert [vars(c) for c in short.completions] == [vars(c) for c in whole.completions]
+    assert sum(map(len, asked[n_whole:])) < sum(map(len, asked[:n_whole]))

@@ -6,9 +6,11 @@ from torch.nn.functional import normalize
 
 from refusal_lens import load_model
 from refusal_lens.experiments.arms import Arm
-from refusal_lens.experiments.effects import continue_prompts, measure_effects
+from refusal_lens.experiments.effects import continue_prompts, join_effects, measure_effects
+from refusal_lens.experiments.forked import Forked
 from refusal_lens.experiments.interventions import ablate, add, affine_ablate, residual_writes
 from refusal_lens.experiments.refusal import refusal_score
+from refusal_lens.journal import Journal
 from refusal_lens.prompts.tokens import tokenise
 
 REFUSAL_IDS = [5, 9]
@@ -92,3 +94,63 @@ def test_cost_counts_the_layers_that_run(effects):
 
 def test_no_hook_stays(model, effects):
     assert not [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+
+
+def test_what_an_interrupted_run_scored_is_not_scored_again(
+    model, continued, effects, tmp_path, monkeypatch
+):
+    path, began = tmp_path / "scores.jsonl", []
+    under = Forked.under
+
+    def note(self, arms):
+        began.append(len(arms))
+        return under(self, arms)
+
+    def measure(advance=None):
+        return measure_effects(
+            model,
+            continued,
+            make_arms(),
+            REFUSAL_IDS,
+            has_text_loss=True,
+            token_budget=150,
+            advance=advance,
+            journal=Journal(path),
+        )
+
+    def interrupt(n_done):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Forked, "under", note)
+    monkeypatch.setattr("refusal_lens.experiments.effects.CHUNKS_KEPT", 2)
+    measure()
+    n_whole = len(began)
+    path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        measure(interrupt)
+    assert len(began) == n_whole + 2
+    again = measure()
+    assert len(began) == 2 * n_whole, "what was kept is not run again"
+    for name in ("refusal_score", "kl", "kl_answer", "text_loss", "plain_score", "plain_loss"):
+        assert getattr(again, name).equal(getattr(effects, name)), name
+    assert again.n_passes == effects.n_passes
+
+
+def test_effects_of_some_arms_and_of_others_are_those_of_all(model, continued, effects):
+    arms, rows = make_arms(), ([4, 0, 8], [1, 2, 3, 5, 6, 7])
+    parts = [
+        (
+            some,
+            measure_effects(
+                model, continued, [arms[i] for i in some], REFUSAL_IDS, has_text_loss=True
+            ),
+        )
+        for some in rows
+    ]
+    joined = join_effects(parts)
+    for name in ("refusal_score", "kl", "kl_answer", "text_loss"):
+        torch.testing.assert_close(
+            getattr(joined, name), getattr(effects, name), rtol=1e-3, atol=2e-3
+        )
+    # The plain model ran for both.
+    assert joined.n_passes == effects.n_passes + len(continued.tokens)

@@ -2,14 +2,18 @@
 
 import json
 import re
+from io import StringIO
 
 import pandas as pd
 import pytest
 from conftest import REPOSITORY
+from rich.console import Console
 from typer.testing import CliRunner
 
 from refusal_lens.cli import app
+from refusal_lens.experiments.causal_scores import N_RANKED
 from refusal_lens.runs.folder import RunFolder
+from refusal_lens.stages.terminal import show_interventions
 
 runner = CliRunner(env={"COLUMNS": "160"})
 
@@ -52,6 +56,10 @@ def test_select_chooses_a_direction_that_causes_refusal(refuser):
     assert set(table["intervention"]) == {"affine_ablate", "ablate"}
     assert row["verdict"] == "separates and causes"
     assert f"Chosen: {row['hook_point']} at last" in printed
+    ranked = table[table["bypass_random"].notna()]
+    assert len(ranked) <= N_RANKED
+    assert ranked["is_chosen"].any(), "the one that is chosen is ranked, whichever else"
+    assert not (run_folder.path / "unfinished").exists()
     assert "affine ablation" in printed
 
 
@@ -86,6 +94,20 @@ def test_random_directions_do_not(refuser):
         )
         # Of twenty together; a push in any direction tips a doubtful request over now and then.
         assert random <= 0.1 * fitted
+
+
+def test_no_number_is_cut_in_eighty_columns(refuser):
+    run_folder, _, _ = refuser
+    summary = pd.read_csv(run_folder.path / "interventions.csv")
+    console = Console(width=80, record=True, file=StringIO())
+    show_interventions(console, summary, None)
+    text = console.export_text()
+    assert "…" not in text
+    for row in summary.to_dict("records"):
+        assert f"{row['refusal_score']:+.2f}" in text
+        assert f"{row['refusal_rate']:.1%} (" in text
+    assert "Wilson" in text
+    assert "nan" not in text
 
 
 def test_completions_stand_side_by_side(refuser):

@@ -13,6 +13,7 @@ from refusal_lens.stages.terminal.experiments import (
     show_answers,
     show_causal,
     show_causal_choice,
+    show_causal_outlook,
     show_fault,
     show_interventions,
     show_labels_of,

@@ -4,20 +4,25 @@ Tested in tests/stages/test_experiment.py.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from refusal_lens.activations.pooled import Activations
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.causal_choice import CausalChoice
-from refusal_lens.experiments.causal_scores import CausalScores
+from refusal_lens.experiments.causal_scores import CausalPlan, CausalScores, passes_to_score
 from refusal_lens.experiments.verdicts import Verdict
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.validation.frames import rows_where
+
+_TEXTS = ("place", "intervention", "direction", "verdict", "condition", "stands")
+"""Columns of words, which may break."""
 
 
 def show_labels_of(console: Console, prompts: ContrastSet) -> None:
@@ -30,27 +35,40 @@ def show_labels_of(console: Console, prompts: ContrastSet) -> None:
         )
 
 
-# Lines between columns would cost numbers their last digits in 80 columns.
-TIGHT: dict[str, Any] = {
-    "title_justify": "left",
-    "box": box.SIMPLE_HEAD,
-    "padding": (0, 1, 0, 0),
-    "pad_edge": False,
-    "show_edge": False,
-}
-"""How wide tables of numbers are laid out."""
+MANY_LAYERS = 16
+"""From so many layers on a grid over them is worth a word."""
+
+
+def show_causal_outlook(
+    console: Console, activations: Activations, n_layers: int, plan: CausalPlan
+) -> None:
+    """Print what scoring will take, and what a coarser grid of layers would."""
+    hook_points, n_positions = activations.hook_points, len(activations.positions)
+    # A third of the prompts is scored on.
+    n_prompts = len(activations.is_harmful) // 6
+
+    def cost(every: int) -> str:
+        asked = replace(plan, layers_every=every)
+        passes = passes_to_score(hook_points, n_positions, n_prompts, n_layers, asked)
+        return f"{passes:,.0f}"
+
+    coarser = ""
+    if plan.layers_every == 1 and n_layers >= MANY_LAYERS:
+        coarser = f"; with causal.layers_every=3 about {cost(3)}"
+    console.print(
+        f"Scoring directions at {len(hook_points) * n_positions} places: at most about "
+        f"{cost(plan.layers_every)} prompts through the whole model{coarser}.",
+        highlight=False,
+    )
 
 
 def show_causal(console: Console, scores: CausalScores) -> None:
     """Print the causal scores of every candidate, the choice and what it cost."""
-    table = Table(
-        title=f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
-        caption="Refusal scores and KL in nats.",
-        **TIGHT,
+    table = _table(
+        f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
+        ("place", "intervention", "bypass", "induce", "KL", "verdict"),
+        "Refusal scores and KL in nats.",
     )
-    for column in ("place", "intervention", "bypass", "induce", "KL", "verdict"):
-        is_text = column in ("place", "intervention", "verdict")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in scores.table.to_dict("records"):
         table.add_row(
             f"{short_name(row['hook_point'])}, {row['position']}",
@@ -68,6 +86,36 @@ def show_causal(console: Console, scores: CausalScores) -> None:
         f"{first['baseline_harmless']:+.2f} on harmless prompts. Cost: {scores.n_passes:,.0f} "
         "prompts through the whole model."
     )
+    if scores.choice.n_candidates < scores.n_places:
+        how = ", then ".join(scores.table["scored_on"].unique())
+        console.print(
+            f"Scored: {how}; {scores.choice.n_candidates} of {scores.n_places} places. A better "
+            "one elsewhere would be missed."
+        )
+    n_ranked = sum(not math.isnan(each) for each in scores.table["bypass_random"])
+    if n_ranked:
+        console.print(
+            f"The best {n_ranked} that meet all else are ranked among random directions; of others "
+            "that do one cannot tell."
+        )
+
+
+def _table(title: str, columns: Sequence[str], caption: str) -> Table:
+    """Prepare a table for 80 columns: lines between columns would cost numbers their digits."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for column in columns:
+        is_text = column in _TEXTS
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
+    return table
 
 
 def show_causal_choice(console: Console, choice: CausalChoice, in_words: str) -> None:
@@ -94,7 +142,7 @@ def show_interventions(console: Console, summary: pd.DataFrame, verdict: Verdict
     first = summary.iloc[0]
     console.print(
         f"Interventions at {first['hook_point']}, {first['position']}, on prompts that the "
-        "direction was neither fitted nor chosen on; with 95 % intervals.",
+        "direction was neither fitted nor chosen on.",
         highlight=False,
     )
     for name, is_harmful in (("harmful", True), ("harmless", False)):
@@ -126,9 +174,12 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
 
 def _conditions(verdict: Verdict) -> Table:
     """Lay out what the verdict rests on."""
-    table = Table(title="What the verdict rests on, with 95 % intervals", title_justify="left")
-    for column in ("condition", "measured", "limit", "stands"):
-        table.add_column(column, justify="left" if column in ("condition", "stands") else "right")
+    table = _table(
+        "What the verdict rests on",
+        ("condition", "measured", "limit", "stands"),
+        "95 % intervals of a bootstrap over pairs of prompts: what depends on each other is drawn "
+        "together, so that they may differ from those above.",
+    )
     for check in verdict.checks:
         interval = "" if check.low != check.low else f" ({check.low:.2f} to {check.high:.2f})"
         measured = f"{check.estimate:.2f}{interval}"
@@ -139,14 +190,13 @@ def _conditions(verdict: Verdict) -> Table:
 def _outcomes(rows: pd.DataFrame, name: str) -> Table:
     """Lay out one class: its plain answers in the title, a row an intervention."""
     plain = rows.iloc[0]
-    table = Table(
-        title=f"{name}, plain: {plain['plain_rate']:.1%} refused, score "
-        f"{plain['plain_score']:+.2f}, loss of text {plain['plain_loss']:.2f}",
-        **TIGHT,
+    table = _table(
+        f"{name}, plain: {plain['plain_rate']:.1%} refused, score {plain['plain_score']:+.2f}, "
+        f"loss of text {plain['plain_loss']:.2f}",
+        ("intervention", "direction", "refused", "broken", "score", "KL", "loss"),
+        "Refused with Wilson's 95 % interval in percent, as if answers were independent. The loss "
+        "of the text is that under the fitted direction.",
     )
-    for column in ("intervention", "direction", "refused", "broken", "score", "KL", "loss"):
-        is_text = column in ("intervention", "direction")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     for row in rows.to_dict("records"):
         low, high = (100 * row[f"refusal_rate_{end}"] for end in ("low", "high"))
         table.add_row(
@@ -156,7 +206,7 @@ def _outcomes(rows: pd.DataFrame, name: str) -> Table:
             "not read" if math.isnan(row["broken_rate"]) else f"{row['broken_rate']:.1%}",
             f"{row['refusal_score']:+.2f}",
             f"{row['kl']:.3f}",
-            f"{row['text_loss']:.2f}",
+            "" if math.isnan(row["text_loss"]) else f"{row['text_loss']:.2f}",
         )
     return table
 
