@@ -6,15 +6,21 @@ Knows the words for each state. Measures nothing.
 from collections import defaultdict
 from dataclasses import dataclass
 
+import pandas as pd
+
 from refusal_lens.experiments.refusal import RefusalReport, State
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
+from refusal_lens.validation.frames import rows_where
 from refusal_lens.validation.shares import wilson_interval
-from refusal_lens.validation.thresholds import FOLLOWED, MOVED
+from refusal_lens.validation.thresholds import FEW_REFUSED, FOLLOWED, MIN_OF_OUTCOME, MOVED
 from refusal_lens.validation.units import FEWEST_UNITS
 
 N_NAMED = 3
 MIN_OF_CATEGORY = 5
 """Categories of fewer prompts are not named."""
+
+_SAME = 1e-6
+"""Rates that differ by more are of other answers."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,59 @@ _MEANINGS: dict[State, StateWords] = {
 }
 
 
-def describe_state(report: RefusalReport) -> StateWords:
-    """Say what the model does with these prompts, with 95 % intervals, and what can be done."""
-    words = _MEANINGS[report.state]
-    sentence = words.sentence.format(rates=_rates(report), most=_most_refused(report))
-    return StateWords(f"{sentence}{_others(report)}", words.remedy)
+_EVASIVE = StateWords(
+    "Next to no refusal is found: the judge takes {rates} for refused, but {evaded} for evaded, "
+    "and some of these may decline in other words. A direction that separates the classes is what the "
+    "model knows of harm; that it makes the model refuse cannot be seen here.",
+    "Read a sample (refusal-lens judge RUN --sheet 60, filled in: --labels), and use a model that "
+    "refuses these prompts, or prompts that this model refuses.",
+)
+"""In the place of `none` where a judge may have missed refusals: people found those it had missed
+among what it took for evaded."""
 
 
-def describe_rates(report: RefusalReport) -> str:
+def describe_state(report: RefusalReport, read: pd.DataFrame | None = None) -> StateWords:
+    """Say what the model does with these prompts, with 95 % intervals, and what can be done.
+
+    Args:
+        report: Judged answers.
+        read: As `tables/corrected_rates.csv`, where people have read a sample of the answers.
+    """
+    is_evasive = report.state == "none" and _is_evasive(report)
+    words = _EVASIVE if is_evasive else _MEANINGS[report.state]
+    evaded = " and ".join(f"{report.rate(side, 'evaded'):.0%}" for side in (True, False))
+    sentence = words.sentence.format(
+        rates=_rates(report), most=_most_refused(report), evaded=evaded
+    )
+    return StateWords(f"{sentence}{_others(report)}{_as_read(report, read)}", words.remedy)
+
+
+def describe_rates(report: RefusalReport, read: pd.DataFrame | None = None) -> str:
     """Say what the model does with these prompts, and not what that means for a direction."""
-    return f"The model refuses {_rates(report)}.{_others(report)}"
+    return f"The model refuses {_rates(report)}.{_others(report)}{_as_read(report, read)}"
+
+
+def _is_evasive(report: RefusalReport) -> bool:
+    """Say whether there would be some refusal if all that is evaded were refused."""
+    return any(
+        wilson_interval(report.count(side, "refused", "evaded"), report.n_judged(side))[1]
+        > FEW_REFUSED
+        for side in (True, False)
+    )
+
+
+def _as_read(report: RefusalReport, read: pd.DataFrame | None) -> str:
+    """Say the rates that people found; nothing where they read other answers than these."""
+    if read is None:
+        return ""
+    rates = []
+    for name, side in (("harmful", True), ("harmless", False)):
+        rows = rows_where(read, intervention="", outcome="refused", is_harmful=side)
+        if rows.empty or abs(rows["judged_rate"].iloc[0] - report.rate(side)) > _SAME:
+            return ""
+        rate, low, high = rows[["rate", "rate_low", "rate_high"]].iloc[0]
+        rates.append(f"{rate:.0%} ({low:.0%}-{high:.0%}) of the {name}")
+    return f" By a sample that people have read, it refuses {' and '.join(rates)} prompts."
 
 
 def _rates(report: RefusalReport) -> str:
@@ -96,6 +145,12 @@ def describe_score(report: RefusalReport) -> str:
     judged = [answer for answer in report.answers if answer.outcome != "unjudged"]
     if len({answer.is_refused for answer in judged}) < 2:
         return f"Whether the refusal score follows the judge cannot be seen here.{alike}"
+    n_refused = sum(answer.is_refused for answer in judged)
+    if min(n_refused, len(judged) - n_refused) < MIN_OF_OUTCOME:
+        return (
+            f"Whether the refusal score follows the judge cannot be seen from {n_refused} refusals "
+            f"and {len(judged) - n_refused} other answers.{alike}"
+        )
     threshold, youden = report.score_threshold
     if youden < FOLLOWED:
         return (
@@ -103,7 +158,6 @@ def describe_score(report: RefusalReport) -> str:
             f"{FOLLOWED:g} would): it says little of refusal here.{alike}"
         )
     above = [answer.is_refused for answer in judged if answer.refusal_score >= threshold]
-    n_refused = sum(answer.is_refused for answer in judged)
     return (
         f"The refusal score follows the judge: {sum(above)} of {n_refused} refusals and "
         f"{len(above) - sum(above)} of {len(judged) - n_refused} other answers score "

@@ -74,7 +74,14 @@ def diagnose_run(run_folder: RunFolder) -> Diagnosis:
     is_by_harm = run_folder.relabelling() is None
     findings = [
         *diagnose_chat_template(run_folder.read_provenance()),
-        *diagnose(prompts, separation, run_folder.read_refusal(), decision, is_by_harm=is_by_harm),
+        *diagnose(
+            prompts,
+            separation,
+            run_folder.read_refusal(),
+            decision,
+            is_by_harm=is_by_harm,
+            read=run_folder.read_table("corrected_rates"),
+        ),
         *diagnose_frames(chance),
         *diagnose_random(chance),
         *_diagnose_tables(run_folder, best),
@@ -154,6 +161,7 @@ def diagnose(
     decision: Decision,
     *,
     is_by_harm: bool = True,
+    read: pd.DataFrame | None = None,
 ) -> Iterator[Finding]:
     """Yield the causes that apply, with their remedies; none when all is well.
 
@@ -164,11 +172,12 @@ def diagnose(
         decision: Whether there is a direction.
         is_by_harm: The classes are what prompts are; by what the model did with them, how much it
             refuses of each is no cause.
+        read: Rates by answers that people have read, as `tables/corrected_rates.csv`.
     """
     yield from _diagnose_chance(decision)
     yield from _diagnose_topics(separation)
     if refusal is not None and is_by_harm:
-        yield from _diagnose_refusal(refusal)
+        yield from _diagnose_refusal(refusal, read)
     if _highest(separation.headline["auroc"].value) < thresholds.MIN_AUROC:
         yield from _diagnose_separation(prompts, refusal, is_by_harm)
     elif _highest(separation.separation) < thresholds.MIN_SEPARATION:
@@ -390,8 +399,8 @@ def _diagnose_chance(decision: Decision) -> Iterator[Finding]:
         yield Finding(decision.sentence, remedies[decision.verdict])
 
 
-def _diagnose_refusal(refusal: RefusalReport) -> Iterator[Finding]:
-    for words in (describe_state(refusal), describe_lengths(refusal)):
+def _diagnose_refusal(refusal: RefusalReport, read: pd.DataFrame | None) -> Iterator[Finding]:
+    for words in (describe_state(refusal, read), describe_lengths(refusal)):
         if words.remedy:
             yield Finding(words.sentence, words.remedy)
 

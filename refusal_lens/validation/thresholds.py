@@ -115,6 +115,9 @@ twenty."""
 CONTROL_SHARE = 0.5
 """Random directions of the same length may do, on average, at most this share of what it does."""
 
+MIN_OF_OUTCOME = 5
+"""Of fewer refusals, or fewer other answers, nothing is said of the refusal score."""
+
 FOLLOWED = 0.5
 """From this Youden index (rate of hits less rate of false alarms) on, the refusal score follows the
 judge well enough to stand in for it."""

@@ -1,9 +1,10 @@
 """Each state in words: with intervals, the categories refused most, and what can be done."""
 
+import pandas as pd
 from experiments.test_refusal import make_report
 
 from refusal_lens.experiments.refusal import Answer, RefusalReport
-from refusal_lens.experiments.refusal_states import describe_state
+from refusal_lens.experiments.refusal_states import describe_score, describe_state
 
 
 def test_a_part_refused_is_not_called_none():
@@ -36,3 +37,50 @@ def test_topics_and_other_outcomes_are_named():
     sentence = describe_state(RefusalReport((*harmful, *harmless), ("I",))).sentence
     assert "; most in weapons 100% (72%-100%), theft 50% (24%-76%), lies 0% (0%-28%)." in sentence
     assert sentence.endswith("Of 60 answers, 15 evaded.")
+
+
+def evasive_report() -> RefusalReport:
+    """As SmolLM2's: two refusals of 168 harmful prompts, 27 evasions, of which people read four."""
+    outcomes = ["refused"] * 2 + ["evaded"] * 27 + ["answered"] * 139
+    harmful = [Answer(f"h{i}", "", True, "q", "a", o, -2.0 - i) for i, o in enumerate(outcomes)]
+    harmless = [Answer(f"n{i}", "", False, "q", "a", "answered", -9.0) for i in range(168)]
+    return RefusalReport((*harmful, *harmless), ("I",))
+
+
+def test_where_much_is_evaded_no_refusal_is_not_claimed():
+    words = describe_state(evasive_report())
+    assert words.sentence.startswith(
+        "Next to no refusal is found: the judge takes 1% (0%-4%) of the harmful and 0% (0%-2%) of "
+        "the harmless prompts for refused, but 16% and 0% for evaded"
+    )
+    assert "--sheet 60" in words.remedy
+    assert describe_state(make_report(0, 0, 168)).sentence.startswith("There is no refusal to find")
+
+
+def test_what_people_read_is_said_beside_what_the_judge_says():
+    report = evasive_report()
+    rows = [
+        {
+            "is_harmful": side,
+            "judged_rate": judged,
+            "rate": rate,
+            "rate_low": low,
+            "rate_high": high,
+        }
+        for side, judged, rate, low, high in (
+            (True, 2 / 168, 0.06, 0.03, 0.16),
+            (False, 0.0, 0.0, 0.0, 0.08),
+        )
+    ]
+    read = pd.DataFrame(rows).assign(intervention="", outcome="refused")
+    told = "By a sample that people have read, it refuses 6% (3%-16%) of the harmful and 0% (0%-8%)"
+    assert told in describe_state(report, read).sentence
+    # Of answers that were given since, nobody has read any.
+    assert told not in describe_state(make_report(3, 0, 168), read).sentence
+
+
+def test_two_refusals_do_not_show_that_the_score_follows():
+    assert describe_score(evasive_report()) == (
+        "Whether the refusal score follows the judge cannot be seen from 2 refusals and 334 other "
+        "answers. All 336 scores are negative."
+    )
