@@ -50,7 +50,7 @@ def make_activations(
     rise = (torch.arange(len(names)) % n_layers)[:, None] / max(1, n_layers - 1)
     shrink = 0.5 ** torch.arange(len(positions))[None, :]
     values[labels, :, :, 0] += 6 * rise * shrink
-    return Activations(values, labels, names, positions, {"model": {"n_layers": n_layers}})
+    return Activations(values, labels, names, positions, {"model": {"n_layers": 2 * n_layers}})
 
 
 def make_refusal(prompts: ContrastSet) -> RefusalReport:
@@ -94,7 +94,7 @@ def make_run(
     run_folder.write_prompts(make_prompts(n, texts))
     activations = make_activations(n, sites, n_layers, positions, d_model)
     save_activations(run_folder.activations_path, activations)
-    run_folder.write_provenance({"model": {"name": "planted", "n_layers": n_layers}})
+    run_folder.write_provenance({"model": {"name": "planted", "n_layers": 2 * n_layers}})
     if is_answered:
         run_folder.write_refusal(make_refusal(run_folder.read_prompts()))
     if is_fitted:

@@ -57,7 +57,7 @@ def make_run(
     projections, separation = make_scores(prompts, names, tuple(positions), strength)
     run_folder.write_projections(projections)
     run_folder.write_separation(separation)
-    run_folder.write_provenance(make_provenance(n_layers))
+    run_folder.write_provenance(make_provenance(2 * n_layers))  # none of these is late in it
     if n_refused != -1:
         run_folder.write_refusal(make_refusal(prompts, n_refused))
     return run_folder

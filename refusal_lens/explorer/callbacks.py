@@ -236,12 +236,12 @@ def _register_figure(app: Dash, runs: Runs, name: str, view: str) -> None:
 
 
 def _register_words(app: Dash, runs: Runs) -> None:
-    @app.callback(
-        Output("headline", "children"), Output("readout", "children"), Input("view", "data")
-    )
+    words = {"headline": drawing.headline, "decision": drawing.decision, "readout": drawing.readout}
+
+    @app.callback(*(Output(name, "children") for name in words), Input("view", "data"))
     def say(stored: dict | None) -> tuple:
         scene = _scene(stored, runs)
-        return drawing.headline(scene), drawing.readout(scene)
+        return tuple(word(scene) for word in words.values())
 
     @app.callback(
         Output("correlation", "children"),

@@ -132,8 +132,13 @@ def headline(scene: Scene) -> str:
         place += " · harmless and harmful are {} and {} here".format(*scene.run.class_names)
     return (
         f"{place} · separation {signed(scores['separation'])}, accuracy "
-        f"{scores['accuracy']:.1%}, both on prompts held out"
+        f"{scores['accuracy']:.1%}, both on new prompts of the same topics"
     )
+
+
+def decision(scene: Scene) -> str:
+    """Say whether the run has a direction, in the words of its report; nothing of other methods."""
+    return scene.run.sentence if scene.view.method == scene.run.own_method else ""
 
 
 def readout(scene: Scene) -> str:

@@ -38,6 +38,7 @@ def page(run_names: list[str]) -> Component:
             dcc.Store(id="heatmap-drawn"),
             dcc.Download(id="download"),
             html.Header([html.H1("refusal_lens"), html.P(id="headline", role="status")]),
+            html.P(id="decision", className="decision", role="status"),
             html.P(id="notice", className="notice", role="status"),
             html.Div("Working …", id="busy", className="busy", role="status"),
             html.Main([_controls(run_names), _figures(), _prompts()]),

@@ -23,6 +23,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.plots.parts import Parts, ways_to_split
 from refusal_lens.prompts.contrast import Prompt
+from refusal_lens.prompts.groups import find_groups
 from refusal_lens.runs.compare import Run, open_runs
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.separation import Separation, validate
@@ -86,6 +87,7 @@ class ExploredRun:
 
     def __init__(self, run: Run) -> None:
         self.name, self.folder = run.name, run.folder
+        self.sentence = run.sentence
         self.prompts: tuple[Prompt, ...] = run.prompts.prompts
         self.is_harmful = torch.tensor(run.prompts.is_harmful)
         self.class_names = run.prompts.harmless.name, run.prompts.harmful.name
@@ -165,10 +167,14 @@ class ExploredRun:
         folder, config = self.folder.activations_path, self.folder.read_config()
         key = read_manifest(folder)["key"]
         names = self._read().projections.hook_points if self._is_fitted else key["hook_points"]
+        prompts = replace(self.folder.read_prompts(), grouping=config.prompts.groups)
+        groups = find_groups(prompts)  # held out as the run's own method was
         parts = []
         for name in names:
             values = load_hook_point(folder, name)[self.rows, None]
-            activations = Activations(values, self.is_harmful, (name,), tuple(key["positions"]))
+            activations = Activations(
+                values, self.is_harmful, (name,), tuple(key["positions"]), {}, groups
+            )
             parts.append(fit_method(activations, method, config))
         projections = _join([each for each, _ in parts])
         return Projected(projections, pd.concat([each for _, each in parts], ignore_index=True))

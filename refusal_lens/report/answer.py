@@ -17,18 +17,10 @@ from refusal_lens.experiments.verdicts import CANNOT_TELL, LOSS, SEPARATES_AND_C
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
 from refusal_lens.report.evidence import Evidence
-from refusal_lens.runs.diagnosis import diagnose_frames, diagnose_random
+from refusal_lens.runs.diagnosis import FEATURES, diagnose_frames, diagnose_random
 from refusal_lens.validation import thresholds
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.frames import rows_that
-
-FEATURES = {
-    "token_count": "The number of tokens",
-    "final_punctuation": "The last punctuation mark",
-    "first_word": "The first word",
-    "bag_of_words": "A bag of words",
-    "all_features": "A model of length, punctuation and words",
-}
 
 Grade = Literal["good", "fair", "poor"]
 Kind = Literal["for", "against", "open"]
@@ -153,10 +145,10 @@ def _is_trusted(evidence: Evidence) -> Reply:
         beside = f", with a side effect ({LOSS})" if cause.has_side_effect else ""
         text = (
             "It holds on prompts that it was not fitted to, nothing measured here speaks against "
-            f"it, and acting on it changes what the model refuses{beside}."
+            f"it, and acting on it{cause.at_place} changes what the model refuses{beside}."
         )
         return Reply(question, "Yes", "good", text)
-    acting = "whether acting on it changes what the model refuses"
+    acting = f"whether acting on it{cause.at_place if cause else ''} changes what the model refuses"
     n_others = sum(reason.kind == "open" for reason in found) - 1
     if cause is not None:
         more = f", and {n_others} more of what is below is open" if n_others else ""
@@ -226,7 +218,7 @@ def _confound_reason(evidence: Evidence) -> Iterator[Reason]:
     if not len(rows) or not len(others):
         return
     top = others.sort_values("auroc").iloc[-1]
-    feature = FEATURES.get(top["feature"], str(top["feature"]).replace("_", " ").capitalize())
+    feature, _ = FEATURES[top["feature"]]
     direction = float(rows.iloc[0]["auroc"])
     scores = f"AUROC {top['auroc']:.2f}, the direction's {direction:.2f}"
     if top["auroc"] >= thresholds.TELLS_ALONE and top["auroc"] < direction - thresholds.AS_GOOD:
@@ -331,7 +323,12 @@ def _at_place(evidence: Evidence, row: Any) -> str:
     best = evidence.best
     place = (row["hook_point"], row["position"])
     is_best = best is not None and place == (best.hook_point, best.position)
-    return "" if is_best else f" at {short_name(place[0])}, position {place[1]},"
+    if is_best or best is None:
+        return ""
+    return (
+        f" at {short_name(place[0])}, position {place[1]} (the scores are of "
+        f"{short_name(best.hook_point)}, {best.position}),"
+    )
 
 
 def _clause(sentence: str) -> str:

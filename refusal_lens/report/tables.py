@@ -149,8 +149,8 @@ def _learning_sentence(curve: pd.DataFrame) -> str:
 TABLES = {
     "separation": _Told(
         "Scores",
-        "Every hook point and position on held-out prompts; the best place stands out. The file "
-        "has more columns.",
+        "Every hook point and position on held-out prompts: new ones of the same topics, but for "
+        "what is said of new topics. The best place stands out. The file has more columns.",
         _main_scores,
     ),
     "nulls": _Told("Against chance", "What the best place's scores are worth by chance.", _of_best),
@@ -383,7 +383,7 @@ def _columns(table: pd.DataFrame) -> list[str]:
 
 HEADINGS = {
     "auroc": "AUROC",
-    "cohens_d": "Cohen's d",
+    "cohens_d": "d'",
     "kl": "KL (nats)",
     "is_valid": "valid",
     "is_harmful": "class",

@@ -20,6 +20,7 @@ from refusal_lens.directions.direction import Directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import find_groups
+from refusal_lens.runs.diagnosis import diagnose_run
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.cosines import (
     NamedDirections,
@@ -79,6 +80,12 @@ class Run:
         """Its best place, if it has a direction at all."""
         best = self.folder.best()
         return (best.hook_point, best.position) if best else None
+
+    @cached_property
+    def sentence(self) -> str:
+        """Whether there is a direction, in the words of its report; "" before it is scored."""
+        is_scored = self.folder.separation_path.is_file()
+        return diagnose_run(self.folder).decision.sentence if is_scored else ""
 
     def has(self, place: Place) -> bool:
         """Say whether it has a direction there."""
@@ -172,7 +179,8 @@ def _summarise(run: Run) -> dict[str, object]:
     if run.best is None:
         return row
     best = rows_where(scores, hook_point=run.best[0], position=run.best[1]).iloc[0]
-    return row | {name: best[name] for name in ("hook_point", "position", *SCORES)}
+    names = ("hook_point", "position", *SCORES, "auroc_new_topics", "cohens_d_new_topics")
+    return row | {name: best[name] for name in names if name in best}
 
 
 def _scores_at_places(run: Run) -> pd.DataFrame:
@@ -182,7 +190,8 @@ def _scores_at_places(run: Run) -> pd.DataFrame:
     table.insert(1, "method", run.directions.method)
     table.insert(2, "is_clipped", run.directions.clip_quantile is not None)
     place = ["hook_point", "site", "layer", "position"]
-    return table.filter(["run", "method", "is_clipped", *place, *SCORES])
+    of_new_topics = [f"{name}_new_topics" for name in SCORES]
+    return table.filter(["run", "method", "is_clipped", *place, *SCORES, *of_new_topics])
 
 
 def _scores(run: Run) -> pd.DataFrame:

@@ -37,8 +37,8 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
     rows = pd.concat([_rows_of_run(scores, run) for run in runs], ignore_index=True)
     best = {run.name: run.best for run in runs if run.best is not None}
     figures = {
-        f"{_capital(plots.SCORE_NAMES[score])} of every place": plots.place_heatmap(
-            rows, score, best=best
+        f"{_capital(plots.SCORE_NAMES[score])} of every place, on new prompts of the same topics": (
+            plots.place_heatmap(rows, score, best=best)
         )
         for score in ("auroc", "separation", "cohens_d")
     }
@@ -143,7 +143,7 @@ def _draw_run(run: Run, cosines: pd.DataFrame, transfer: pd.DataFrame) -> dict[s
 
 
 def _capital(words: str) -> str:
-    return words[0].upper() + words[1:]
+    return words if words == "d'" else words[0].upper() + words[1:]
 
 
 def _words(kind: str) -> str:
@@ -166,6 +166,7 @@ def render_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:
     )
     return environment.get_template("comparison.html.j2").render(
         title=f"Comparison of {', '.join(run.name for run in runs)}",
+        sentences={run.name: run.sentence for run in runs},
         figures=drawn,
         plotly=Markup(get_plotlyjs()),
     )

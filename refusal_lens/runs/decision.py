@@ -73,8 +73,10 @@ def decide(best: Choice | None, chance: Chance) -> Decision:
         return Decision("nowhere", text)
     if not chance.is_beaten:
         return _not_beaten(chance)
+    same = " on new topics; of the same topics" if best.is_of_new_topics else ","
     scores = (
-        f"AUROC {best.auroc:.2f}, accuracy {best.accuracy:.0%}, separation {best.separation:.2f}"
+        f"AUROC {best.auroc:.2f}{same} accuracy {best.accuracy:.0%}, separation "
+        f"{best.separation:.2f}"
     )
     if chance.frames_differ and not best.auroc_low > 0.5:
         text = (

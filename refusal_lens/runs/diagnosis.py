@@ -239,26 +239,21 @@ def _diagnose_tables(run_folder: RunFolder, best: Choice | None) -> Iterator[Fin
 # --- what else tells the classes apart --------------------------------------------------------
 
 
-_FEATURES = {
-    "token_count": (
-        "The number of tokens alone tells",
-        "prompts of the same length in both classes",
-    ),
-    "final_punctuation": (
-        "The final punctuation mark alone tells",
-        "prompts that end alike in both classes",
-    ),
-    "first_word": ("The first word alone tells", "prompts that begin alike in both classes"),
+FEATURES = {
+    "token_count": ("The number of tokens", "prompts of the same length in both classes"),
+    "final_punctuation": ("The final punctuation mark", "prompts that end alike in both classes"),
+    "first_word": ("The first word", "prompts that begin alike in both classes"),
     "all_features": (
-        "Length, punctuation, first word and words together alone tell",
+        "A model of length, punctuation, first word and words",
         "prompts that are worded alike in both classes",
     ),
     "bag_of_words": (
-        "Which words occur alone tells",
+        "A bag of words",
         "prompts that say harmful and harmless things in the same words, or test on other subjects "
         "(tables/transfer.csv)",
     ),
 }
+"""Trivial features as sentences name them, and what prompts leave each nothing to tell."""
 
 
 def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> Iterator[Finding]:
@@ -270,7 +265,7 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> Iter
     """
     scores = tables["confounds"].set_index("feature")
     direction = scores.loc["direction"]
-    for feature, (told, remedy) in _FEATURES.items():
+    for feature, (name, remedy) in FEATURES.items():
         if feature not in scores.index:
             continue
         row = scores.loc[feature]
@@ -280,7 +275,7 @@ def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> Iter
         if is_as_good or row["auroc"] >= thresholds.TELLS_ALONE:
             how = " as well as the direction" if is_as_good else ""
             yield Finding(
-                f"{told} the classes apart{how} (AUROC {row['auroc']:.3f} against "
+                f"{name} alone tells the classes apart{how} (AUROC {row['auroc']:.3f} against "
                 f"{direction['auroc']:.3f}): the direction may be that, and nothing of "
                 f"harm.{_within(row)}",
                 f"Use {remedy}.",

@@ -27,7 +27,8 @@ class Choice:
     """The place chosen, or the nearest miss where none qualifies, and why.
 
     `is_eligible` is False where no place reached the accuracy that the rules ask for. `auroc`, the
-    low end of its interval and `cohens_d` are those of new topics, where topics could be left out.
+    low end of its interval and `cohens_d` are those of new topics where enough could be left out
+    for an interval (`is_of_new_topics`); the other scores are of new prompts of the same topics.
     `reason` names the place of the article's rule too, where that is another one.
     """
 
@@ -40,6 +41,7 @@ class Choice:
     auroc: float = math.nan
     auroc_low: float = math.nan
     cohens_d: float = math.nan
+    is_of_new_topics: bool = False
 
     @property
     def layer(self) -> int | None:
@@ -104,6 +106,7 @@ def _scored(separation: Separation) -> list[Choice]:
             told["auroc"].value[row, column].item(),
             told["auroc"].low[row, column].item(),
             told["cohens_d"].value[row, column].item(),
+            has_topics,
         )
         for row, hook_point in enumerate(separation.hook_points)
         for column, position in enumerate(separation.positions)
@@ -129,7 +132,8 @@ def _by_cohens_d(scored: list[Choice], n_layers: int) -> Choice:
     early = [place for place in accurate if reading_block(place.hook_point) < first_late]
     among = early or accurate
     best, _ = _nearest_highest(among or scored, n_layers, _cohens_d, 0.0)
-    what = _reason(f"highest d' ({best.cohens_d:.2f})", len(among))
+    of = " on new topics" if best.is_of_new_topics else ""
+    what = _reason(f"highest d'{of} ({best.cohens_d:.2f})", len(among))
     is_cut = 0 < len(early) < len(accurate)
     return replace(best, reason=f"{what} before the last fifth" if is_cut else what)
 

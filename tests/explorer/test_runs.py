@@ -1,5 +1,7 @@
 """Runs as the explorer holds them: read, or fitted as `validate` does; nothing is written."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -7,14 +9,17 @@ from explored_run import make_activations, make_run
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.explorer.runs import N_RESAMPLES, explore_runs
+from refusal_lens.prompts.groups import find_groups
 from refusal_lens.runs.compare import open_runs
 from refusal_lens.validation.separation import validate
 
 
 def test_a_run_that_is_only_collected_is_fitted_to_what_validate_gives(tmp_path):
-    make_run(tmp_path / "run", is_fitted=False)
+    run_folder = make_run(tmp_path / "run", is_fitted=False)
     projected = explore_runs([tmp_path / "run"])["run"].projected("difference_of_means")
     whole = make_activations(40, ("resid_post",), 4, ("last", "mean"), 16)
+    # Twins and topics are held out as in the run's own fit.
+    whole = replace(whole, groups=find_groups(run_folder.read_prompts()))
     separation, projections = validate(
         whole, clip_quantile=0.995, n_repeats=1, n_resamples=N_RESAMPLES
     )

@@ -87,7 +87,7 @@ def test_a_plain_run_answers_as_far_as_it_has_measured(run_folder):
         ),
         (
             "Layer 3",
-            "Layer 3 of 0 to 3 is the place to take it from (blocks.3.hook_resid_post, read at "
+            "Layer 3 of 0 to 7 is the place to take it from (blocks.3.hook_resid_post, read at "
             "position last): highest d' (4.50) among 6 places with accuracy >= 0.7. 3 of the 4 "
             "hook points of this kind are valid.",
         ),
@@ -150,8 +150,8 @@ def test_everything_measured_and_good_is_trusted(run_folder):
         (
             "causal_scores",
             causal_scores("neither", chosen_layer=2),
-            "Acting on it at resid_post 2, position last, does not pass for the cause of refusal "
-            "(neither).",
+            "Acting on it at resid_post 2, position last (the scores are of resid_post 3, "
+            "last), does not pass for the cause of refusal (neither).",
         ),
     ],
 )
@@ -247,7 +247,7 @@ def test_intervals_stand_in_the_cell_of_their_value(run_folder):
     assert table.headings == (
         *("hook point", "position", "separation", "separation in sample"),
         *("accuracy", "accuracy in sample", "balanced accuracy", "balanced accuracy in sample"),
-        *("AUROC", "Cohen's d", "valid"),
+        *("AUROC", "d'", "valid"),
     )
     assert set(texts(table, "accuracy")) == {"91.2% [85.0%, 95.3%]"}
     cell = table.rows[0][table.headings.index("accuracy")]

@@ -128,7 +128,10 @@ def test_page_holds_every_figure_and_needs_no_network(compared, runs):
     page = (compared[0] / "comparison.html").read_text(encoding="utf-8")
     assert page.count("Plotly.newPlot(") >= len(figures) >= 12
     assert not re.search(r'<(script|link)[^>]*(src|href)=["\']http', page)
-    for title in ("AUROC of every place", "refuser: AUROC by way to fit"):
+    for title in (
+        "AUROC of every place, on new prompts of the same topics",
+        "refuser: AUROC by way to fit",
+    ):
         assert title in figures
         assert f"<h2>{title}</h2>" in page
     assert any(title.startswith("topics: transfer between categories") for title in figures)

@@ -3,14 +3,21 @@
 import html
 import io
 
+import explored_run
 import pytest
 from planted_run import make_run, nulls
 from rich.console import Console
 from runs.test_diagnosis import make, make_prompts
 
+from refusal_lens.explorer import drawing
+from refusal_lens.explorer.runs import ExploredRun
+from refusal_lens.explorer.scene import Scene
+from refusal_lens.explorer.view import View, nearest_view
 from refusal_lens.report.answer import answer
 from refusal_lens.report.evidence import gather
 from refusal_lens.report.page import render
+from refusal_lens.runs.compare import open_runs
+from refusal_lens.runs.compare_page import render_page
 from refusal_lens.runs.decision import Chance, decide, read_chance
 from refusal_lens.runs.diagnosis import checklist, diagnose, diagnose_frames, diagnose_random
 from refusal_lens.stages import terminal
@@ -97,3 +104,16 @@ def test_terminal_and_report_say_the_same_words(tmp_path, p_value, is_found):
     ):
         assert words in output.getvalue()
         assert words in page
+
+
+def test_explorer_and_comparison_page_say_the_sentence_of_terminal_and_report(tmp_path):
+    run_folder = explored_run.make_run(tmp_path / "run")
+    run_folder.write_table("nulls", nulls(0.001))
+    (run,) = open_runs([run_folder.path])
+    told = run.sentence
+    assert told.startswith("A direction tells harmful from harmless prompts that it has not seen")
+    assert told.removesuffix(".") in html.unescape(render(run_folder))
+    assert told in html.unescape(render_page([run], {}))
+    explored = {run.name: ExploredRun(run)}
+    view = nearest_view(View(), explored)
+    assert drawing.decision(Scene(explored[run.name], view)) == told

@@ -152,12 +152,12 @@ def test_the_best_place_is_the_one_that_the_rule_chooses_of_the_written_scores(t
     run_folder, separation = make_run(tmp_path), make_close(0.5)
     run_folder.write_separation(separation)
     best = run_folder.best()
-    assert best == choose_best(separation, 4) == run_folder.best(separation)
+    assert best == choose_best(separation, 8) == run_folder.best(separation)
     assert best is not None
     assert (best.hook_point, best.position) == ("blocks.0.hook_resid_post", "-2")
     run_folder.write_config(run_folder.read_config(["validation.best_by=article"]))
     best = run_folder.best()
-    assert best == choose_best(separation, 4, "article")
+    assert best == choose_best(separation, 8, "article")
     assert best is not None
     assert best.layer == 1
 

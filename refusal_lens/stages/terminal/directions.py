@@ -31,7 +31,7 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
     console.print(table)
     # Lines between columns would cost places and numbers their ends in 80 columns.
     places = Table(
-        title="Directions",
+        title="Directions, scored on new prompts of the same topics",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

@@ -16,7 +16,10 @@ from refusal_lens.validation.frames import rows_where
 
 def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> None:
     """Print a line for each run, then what lies between runs."""
-    table = Table(title="Runs, each at its best place, cross-fitted", title_justify="left")
+    table = Table(
+        title="Runs, each at its best place, on new prompts of the same topics",
+        title_justify="left",
+    )
     columns = ("run", "model", "best place", "AUROC", "separation", "d'")
     for column in columns:
         justify = "right" if column in columns[3:] else "left"

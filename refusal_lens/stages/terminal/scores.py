@@ -64,9 +64,10 @@ def show_layers(
     frame = shown.to_frame().merge(p_values, on=["hook_point", "position"])
     is_best = frame["hook_point"] == (best.hook_point if best else "")
     step = 1 if is_wide or len(frame) <= MOST_LINES else math.ceil(len(frame) / FEWER_LINES)
+    held_out = ", on new prompts of the same topics" if shown.new_topics else ""
     some = "" if step == 1 else " (all by --wide)"
     console.print(
-        f"\nLayers of {site} at {position}, {shown.n_folds}-fold cross-fitted{some}",
+        f"\nLayers of {site} at {position}, {shown.n_folds}-fold cross-fitted{some}{held_out}",
         style="italic",
         highlight=False,
     )
