@@ -35,6 +35,10 @@ MOST_CONFIG_BYTES = 2**24
 """A config.json is a few kilobytes; far beyond that it is none."""
 
 
+MOST_LAYERS = 1_000
+"""A model is built layer by layer before its weights are looked for: a million take an hour."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What Hugging Face is to open.
@@ -296,7 +300,8 @@ def check_config(config: Any, name: str) -> None:
         name: What the user calls the checkpoint.
 
     Raises:
-        RefusalLensError: It is quantised, an encoder, a classifier or a multimodal model.
+        RefusalLensError: It is quantised, an encoder, a classifier or a multimodal model, or has
+            more layers than can be built.
     """
     quantised = getattr(config, "quantization_config", None)
     if quantised:
@@ -307,6 +312,12 @@ def check_config(config: Any, name: str) -> None:
                 f"{name} is quantised ({method}): its weights are packed, and neither backend "
                 f"unpacks them. {QUANTISED}."
             )
+    n_layers = getattr(config, "num_hidden_layers", None) or 0
+    if n_layers > MOST_LAYERS:
+        raise RefusalLensError(
+            f"{name} is to have {n_layers:,} layers by its config.json, which no model has. "
+            "Download or save the checkpoint again."
+        )
     architectures = getattr(config, "architectures", None) or []
     can_answer = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if architectures and not can_answer & set(architectures):

@@ -262,6 +262,7 @@ def read_tokenizer(checkpoint: Checkpoint, revision: str | None) -> Any:
                 gguf_file=None if has_one else checkpoint.gguf_file,
                 trust_remote_code=False,
             )
+            tokenizer("a")  # settings of a wrong kind are found out at use
     except Exception as error:
         raise RefusalLensError(
             f"The tokenizer of {checkpoint.source} could not be read: {first_line(error)}. "

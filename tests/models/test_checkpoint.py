@@ -285,6 +285,22 @@ def test_multimodal_model_is_refused(folder):
     assert "LlavaForConditionalGeneration is multimodal" in refusal(folder)
 
 
+def test_more_layers_than_can_be_built_are_refused_at_once(folder):
+    # Before: transformers built them one by one.
+    edit(folder, num_hidden_layers=10**6, layer_types=None)
+    begun = time.monotonic()
+    assert "is to have 1,000,000 layers by its config.json" in refusal(folder)
+    assert time.monotonic() - begun < 20
+
+
+def test_setting_of_a_tokenizer_that_is_of_a_wrong_kind_is_told(folder):
+    # Before: a TypeError at the first text.
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    changed = json.dumps(settings | {"model_max_length": "many"})
+    (folder / "tokenizer_config.json").write_text(changed)
+    assert "The tokenizer of" in refusal(folder)
+
+
 def test_config_that_is_no_config(folder):
     for text in ("[" * 100_000, "{", "[]", '{"model_type": ' + '{"a":' * 50_000 + "1"):
         (folder / "config.json").write_text(text)
