@@ -159,10 +159,10 @@ def _from_adapter(folder: Path) -> Checkpoint:
             f"{folder / ADAPTER_CONFIG} names no base (base_model_name_or_path). Write there which "
             "model the adapter was trained on."
         )
-    beside = folder / base
-    found = find_checkpoint(str(beside) if beside.is_dir() else base)
-    if found.adapter is not None:
+    place = str(folder / base) if (folder / base).is_dir() else base
+    if (Path(place).expanduser() / ADAPTER_CONFIG).is_file():
         raise RefusalLensError(f"The base of the adapter {folder} is an adapter itself: {base}.")
+    found = find_checkpoint(place)
     return Checkpoint(found.source, found.is_local, found.gguf_file, adapter=folder)
 
 
@@ -174,8 +174,8 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.is_file():
             shards = read_json(index).get("weight_map")
-            names = set(shards.values()) if isinstance(shards, dict) else set()
-            return [folder / str(shard) for shard in sorted(names, key=str)]
+            names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
+            return [folder / shard for shard in sorted(names)]
     return []
 
 

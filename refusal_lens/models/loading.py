@@ -174,8 +174,14 @@ def _eos_token_ids(hf_model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]
     """Every id that ends the model's turn: the generation config's, and the tokenizer's own."""
     generation = getattr(hf_model, "generation_config", None)
     listed = getattr(generation, "eos_token_id", None)
-    ids = listed if isinstance(listed, list) else [listed]
-    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
+    ids = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id]
+    unsound = [i for i in ids if i is not None and type(i) is not int]
+    if unsound:
+        raise RefusalLensError(
+            f"generation_config.json has the eos_token_id {unsound[0]!r:.60}, which is no token's "
+            "number. Save the checkpoint again."
+        )
+    return tuple(sorted({i for i in ids if i is not None}))
 
 
 # --- device and dtype -------------------------------------------------------------------------

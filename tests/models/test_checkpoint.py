@@ -301,6 +301,29 @@ def test_setting_of_a_tokenizer_that_is_of_a_wrong_kind_is_told(folder):
     assert "The tokenizer of" in refusal(folder)
 
 
+def test_end_of_a_turn_that_is_no_token_is_told(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    assert "the eos_token_id 'x', which is no token's number" in refusal(folder)
+
+
+def test_index_that_lists_no_names_is_told(folder):
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": ["b"]}}))
+    assert "lacks ['b']" in refusal(folder)
+
+
+@pytest.mark.parametrize("others", [[], ["second"]])
+def test_adapters_that_name_each_other_are_told(tmp_path, others):
+    # Before: a RecursionError.
+    names = ["first", *others]
+    for name, base in zip(names, [*names[1:], names[0]], strict=True):
+        (tmp_path / name).mkdir()
+        settings = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / base)}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+    assert "is an adapter itself" in refusal(tmp_path / "first")
+
+
 def test_config_that_is_no_config(folder):
     for text in ("[" * 100_000, "{", "[]", '{"model_type": ' + '{"a":' * 50_000 + "1"):
         (folder / "config.json").write_text(text)
