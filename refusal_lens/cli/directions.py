@@ -1,6 +1,6 @@
 """Commands on directions: compare, inspect, attribute, export, import.
 
-Tested in tests/cli/test_console.py.
+Tested in tests/stages/test_export.py.
 """
 
 from pathlib import Path

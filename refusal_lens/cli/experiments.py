@@ -1,6 +1,6 @@
 """Commands of experiments: select, ablate and chat with the running model; judge its answers.
 
-Tested in tests/cli/test_console.py.
+Tested in tests/stages/test_experiment.py.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """The command that opens the explorer.
 
-Tested in tests/cli/test_console.py.
+Tested in tests/explorer/test_server.py.
 """
 
 from contextlib import suppress

@@ -1,6 +1,6 @@
 """Commands of the study: run, and its stages one by one.
 
-Tested in tests/cli/test_console.py.
+Tested in tests/stages/test_study.py.
 """
 
 import inspect

@@ -2,7 +2,7 @@
 
 Knows which tables there are, and which need a best place or token counts. Does not write them.
 
-Tested in tests/runs/test_folder.py.
+Tested in tests/stages/test_study.py.
 """
 
 from dataclasses import dataclass
