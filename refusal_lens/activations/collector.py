@@ -150,11 +150,5 @@ def _class_progress(
     prompts: ContrastSet, is_shown: bool | None
 ) -> Iterator[Callable[[Sequence[int]], None]]:
     """Give a function that is told the rows that are done."""
-    counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
-    with ClassProgress("Collecting", counts, is_shown) as progress:
-
-        def advance(rows: Sequence[int]) -> None:
-            n_harmful = sum(row < counts["harmful"] for row in rows)
-            progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
-
-        yield advance
+    with ClassProgress("Collecting", prompts.counts(), is_shown) as progress:
+        yield lambda rows: progress.advance(prompts.counts(rows))

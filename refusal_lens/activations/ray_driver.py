@@ -213,7 +213,7 @@ def _run_shards(
 ) -> BatchRecord:
     """Stream shards through the actors, and hand on what they say in the order of the shards."""
     prompts = collection.prompts
-    counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
+    counts = prompts.counts()
     n_harmful = {index: int(collection.labels(rows).sum()) for index, rows in shards.items()}
     n_left = {"harmful": sum(n_harmful.values())}
     n_left["harmless"] = sum(map(len, shards.values())) - n_left["harmful"]

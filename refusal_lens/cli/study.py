@@ -163,10 +163,11 @@ def collect(settings: "Config", run_folder: "RunFolder", resume: bool, wide: boo
 def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
     """Measure how often the model refuses the prompts of a run."""
     with existing_run(run_path, set_) as (settings, run_folder):
-        from refusal_lens.stages import study
+        from refusal_lens.stages import study, terminal
 
         collection, loaded = study.prepare(settings, run_folder, console, work=["answers"])
-        study.refusal_stage(settings, run_folder, loaded, collection.prompts, console)
+        measured = study.measure_and_store(settings, run_folder, loaded, collection.prompts)
+        terminal.show_refusal(console, measured)
         console.print(f"Answers: {run_folder.path / 'refusal.json'}", markup=False, soft_wrap=True)
 
 

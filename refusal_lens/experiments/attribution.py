@@ -4,8 +4,7 @@ Knows how a block's parts add up to the stream at a hook point, and splits the c
 there exactly. Does not know how the direction came about or what it says.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,15 +193,17 @@ def attribute(
     projections = torch.empty(len(tokens), dtype=torch.float64)
     contributions = torch.empty(len(tokens), len(columns), dtype=torch.float64)
 
-    def run(rows: list[int]) -> None:
-        pooled = _read(hooked, tokens.select(rows), direction, writers)
-        projections[rows] = pooled[direction.hook_point] @ direction.unit.double().cpu()
-        contributions[rows] = torch.cat([writer.split(pooled) for writer in writers], dim=1)
+    with ClassProgress("Attributing", prompts.counts(), show_progress) as progress:
 
-    with _told_to_bars(run, prompts, show_progress) as run_and_tell:
+        def run(rows: list[int]) -> None:
+            pooled = _read(hooked, tokens.select(rows), direction, writers)
+            projections[rows] = pooled[direction.hook_point] @ direction.unit.double().cpu()
+            contributions[rows] = torch.cat([writer.split(pooled) for writer in writers], dim=1)
+            progress.advance(prompts.counts(rows))
+
         device, name_of = str(hooked.cfg.device), tokens.prompt_ids.__getitem__
         run_in_batches(
-            tokens.lengths, run_and_tell, token_budget=token_budget, device=device, name_of=name_of
+            tokens.lengths, run, token_budget=token_budget, device=device, name_of=name_of
         )
     _check_sums(contributions, projections, hooked, direction.hook_point)
     return Attribution(
@@ -214,22 +215,6 @@ def attribute(
         direction.hook_point,
         position,
     )
-
-
-@contextmanager
-def _told_to_bars(
-    run: Callable[[list[int]], None], prompts: ContrastSet, is_shown: bool | None
-) -> Iterator[Callable[[list[int]], None]]:
-    """Give the function that runs a batch and then tells the progress bars of it."""
-    counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
-    with ClassProgress("Attributing", counts, is_shown) as progress:
-
-        def run_and_tell(rows: list[int]) -> None:
-            run(rows)
-            n_harmful = sum(prompts.is_harmful[row] for row in rows)
-            progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
-
-        yield run_and_tell
 
 
 def only_hooked(model: Model, what: str) -> HookedTransformer:

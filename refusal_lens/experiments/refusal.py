@@ -245,8 +245,7 @@ def measure_refusal(
         choices.insert(0, discover_refusal_tokens(model, tokens, prompts.is_harmful))
     choices = [ids for ids in choices if ids]
     scores: list[list[float]] = [[]] * len(tokens)
-    counts = {"harmful": len(prompts.harmful), "harmless": len(prompts.harmless)}
-    with ClassProgress("Answering", counts, show_progress) as progress:
+    with ClassProgress("Answering", prompts.counts(), show_progress) as progress:
 
         def score_first(first: Tensor) -> list[list[float]]:
             return torch.stack([refusal_score(first, ids) for ids in choices], dim=1).tolist()
@@ -254,8 +253,7 @@ def measure_refusal(
         def keep(rows: list[int], first_scores: Sequence[list[float]]) -> None:
             for row, each in zip(rows, first_scores, strict=True):
                 scores[row] = each
-            n_harmful = sum(prompts.is_harmful[row] for row in rows)
-            progress.advance({"harmful": n_harmful, "harmless": len(rows) - n_harmful})
+            progress.advance(prompts.counts(rows))
 
         n_answer_tokens = settings.n_new_tokens
         if n_answer_tokens == "auto":

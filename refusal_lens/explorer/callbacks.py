@@ -62,7 +62,8 @@ WHEN_STILL = """async (view) => {
 def register(app: Dash, runs: Runs) -> None:
     """Wire the page up."""
     _register_moves(app, runs)
-    _register_figures(app, runs)
+    _register_figure(app, runs, "heatmap", "view")
+    _register_figure(app, runs, "scatter", "still-view")
     _register_words(app, runs)
     app.clientside_callback(LIGHT_OR_DARK, Output("template", "data"), Input("url", "pathname"))
     app.clientside_callback(WHEN_STILL, Output("still-view", "data"), Input("view", "data"))
@@ -213,11 +214,6 @@ def _threshold_settings(scene: Scene) -> dict[str, Any]:
 
 
 # --- from the view to what is shown ------------------------------------------------------------
-
-
-def _register_figures(app: Dash, runs: Runs) -> None:
-    _register_figure(app, runs, "heatmap", "view")
-    _register_figure(app, runs, "scatter", "still-view")
 
 
 def _register_figure(app: Dash, runs: Runs, name: str, view: str) -> None:

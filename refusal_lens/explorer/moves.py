@@ -12,19 +12,11 @@ from refusal_lens.explorer.view import View, nearest_view
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.plots.comparison import cell_names
 
-FIELDS = {
-    "run": "run",
-    "position": "position",
-    "method": "method",
-    "scale": "scale",
-    "split": "split",
-    "score": "score",
-    "other-hook-point": "other_hook_point",
-    "other-position": "other_position",
-    "category": "category",
-    "text": "text",
-    "listed": "listed",
-}
+_CONTROLS = (
+    *("run", "position", "method", "scale", "split", "score"),
+    *("other-hook-point", "other-position", "category", "text", "listed"),
+)
+FIELDS = {name: name.replace("-", "_") for name in _CONTROLS}
 """Controls whose value is a field of the view as it stands."""
 
 Runs = Mapping[str, ExploredRun]

@@ -191,6 +191,17 @@ class ContrastSet:
         """The class of each prompt, in the order of `prompts`."""
         return (True,) * len(self.harmful) + (False,) * len(self.harmless)
 
+    def counts(self, rows: Sequence[int] | None = None) -> dict[str, int]:
+        """Count the prompts of each class, of all of them or of some rows.
+
+        Example:
+            >>> ContrastSet.from_texts(["Steal?"], ["Paint?", "Sing?"]).counts([0, 2])
+            {'harmful': 1, 'harmless': 1}
+        """
+        chosen = range(len(self)) if rows is None else rows
+        n_harmful = sum(row < len(self.harmful) for row in chosen)
+        return {"harmful": n_harmful, "harmless": len(chosen) - n_harmful}
+
     def reword(self, text: str) -> str:
         """Write what is said of harmful and harmless prompts of what these sides are called.
 

@@ -116,10 +116,6 @@ def _table(run_folder: RunFolder, name: str) -> pd.DataFrame:
     return table
 
 
-def _n_layers(run_folder: RunFolder) -> int:
-    return run_folder.read_provenance()["model"]["n_layers"]
-
-
 def _best_place(run_folder: RunFolder) -> tuple[str, str]:
     """Return the best place, or refuse where there is no direction anywhere."""
     best = best_or_refuse(run_folder)
@@ -255,7 +251,7 @@ def _table_at_best_column(name: str, plot: Callable[..., go.Figure]) -> Draw:
 def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
     table = _table(run_folder, "causal_scores")
     rule = CausalRule.of(run_folder.read_config().causal)
-    n_layers = _n_layers(run_folder)
+    n_layers = run_folder.read_provenance()["model"]["n_layers"]
     late = [
         int(layer)
         for layer, hook_point in zip(table["layer"], table["hook_point"], strict=True)

@@ -185,13 +185,6 @@ def _count_tokens(tokens: dict[str, Tokens]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def refusal_stage(
-    config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet, console: Console
-) -> None:
-    """Measure whether the model refuses these prompts, and say so."""
-    terminal.show_refusal(console, measure_and_store(config, run_folder, model, prompts))
-
-
 def measure_and_store(
     config: Config, run_folder: RunFolder, model: Model, prompts: ContrastSet
 ) -> RefusalReport:
