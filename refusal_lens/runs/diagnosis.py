@@ -44,7 +44,7 @@ def band(value: float, least: float, good: float) -> str:
     """Name a score's band: good, acceptable or poor.
 
     Example:
-        >>> band(0.2, MIN_SEPARATION, GOOD_SEPARATION)
+        >>> band(0.2, thresholds.MIN_SEPARATION, thresholds.GOOD_SEPARATION)
         'acceptable'
     """
     if value >= good:
