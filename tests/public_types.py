@@ -15,6 +15,12 @@ def directions(path: str) -> None:
     assert_type(rl.load_direction(path).hook_point, str)
 
 
+def collected(model: rl.ModelConfig, prompts: rl.ContrastSet) -> None:
+    assert_type(rl.collect(model, prompts, "resid_post", "last", folder="a"), rl.Activations)
+    assert_type(rl.collect(model, ["a"], ["b"], hook_points="resid_post:3"), rl.Activations)
+    assert_type(rl.collect(model, (["a"], ["b"]), positions=["last"]), rl.Activations)
+
+
 def figure(path: str) -> None:
     assert_type(rl.draw_figure(rl.RunFolder.open(path), "layer_profile"), go.Figure)
 

@@ -18,8 +18,8 @@ ROOMS = {
     "models": "backends hook_points torch_defaults unembedding layout gguf_files checkpoint parity "
     "batching placement hugging_face conversion loading matmul fast_forward decoding captured "
     "generation",
-    "activations": "pooled moments collection shards store batch_reader shard_reader provenance "
-    "collector ray_cluster ray_worker ray_driver engines",
+    "activations": "pooled moments collection shards store batch_reader shard_reader sides "
+    "provenance collector ray_cluster ray_worker ray_driver engines",
     "directions": "methods direction kernel guard subspaces formats files",
     "validation": "thresholds frames units scores shares crossfit many_fits separation behaviour "
     "best_place nulls learning_curve stability nested_choice confounds coordinates categories "

@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from refusal_lens.errors import RefusalLensWarning
+from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.prompts.chat_format import chat_format_of, date_written, find_ending, render
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.prompts.positions import (
     PositionRead,
     Sinks,
+    check_plain_positions,
     check_positions,
     normalise_positions,
     positions_read,
@@ -124,6 +125,46 @@ class Collection:
             wanted,
             **reading,
         )
+
+    @classmethod
+    def of_ids(
+        cls,
+        tokenizer: Any,
+        prompts: ContrastSet,
+        tokens: Tokens,
+        hook_points: str | Sequence[str] = "resid_post",
+        positions: str | Sequence[str] = "last",
+        *,
+        system_prompt: str | None = None,
+        **reading: Unpack[Reading],
+    ) -> "Collection":
+        """Take prompts whose token ids are given: no template writes them out.
+
+        Args:
+            tokenizer: Shows what is read.
+            prompts: What the ids say.
+            tokens: The ids.
+            hook_points: As in `of`.
+            positions: `last`, `-k` or `mean`.
+            system_prompt: Refused.
+            reading: As in `of`.
+
+        Raises:
+            RefusalLensError: A prompt does not have a position, or something was to be written.
+        """
+        wanted = normalise_positions(positions)
+        if system_prompt is not None:
+            raise RefusalLensError(
+                "Token ids are read as they are, and no system prompt can be put before them. Give "
+                "the texts, or ids that begin with it."
+            )
+        check_plain_positions(wanted)
+        check_positions(tokens, wanted, n_ctx=None)
+        shown = tokens.select(range(min(3, len(prompts.harmful))))
+        names = (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
+        read = tuple(positions_read(tokenizer, shown, wanted))
+        chat_template = {"has_template": False, "given": "token ids", "ending": None}
+        return cls(prompts, tokens, chat_template, read, names, wanted, **reading)
 
     def __len__(self) -> int:
         """Count the prompts."""

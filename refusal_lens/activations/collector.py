@@ -55,7 +55,8 @@ class LocalEngine:
             record, n_read = self._fill(store, collection, reader, show_progress)
             n_left_out = store.n_left_out()
             described = describe_collection(collection, reading, record, n_read, n_left_out)
-            store.finish(described, find_groups(collection.prompts))
+            prompts = collection.prompts
+            store.finish(described, find_groups(prompts), prompts.prompts)
             return load_activations(folder)
         with _class_progress(collection.prompts, show_progress) as advance:
             shard = read_shard(
@@ -73,6 +74,7 @@ class LocalEngine:
             reader.positions,
             describe_collection(collection, reading, shard.record, n_read, n_left_out),
             find_groups(collection.prompts),
+            collection.prompts.prompts,
         )
 
     @plain_torch()

@@ -6,15 +6,22 @@ Tested in tests/activations/test_collector.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Unpack, runtime_checkable
+from typing import Any, Literal, Protocol, Unpack, overload, runtime_checkable
 
 from refusal_lens.activations.collection import Collection, CollectionOptions
 from refusal_lens.activations.collector import LocalEngine
 from refusal_lens.activations.moments import Moments
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.ray_driver import RayEngine
+from refusal_lens.activations.sides import (
+    Side,
+    Sides,
+    contrast_of,
+    read_caches,
+    split_sides,
+    tokens_of,
+)
 from refusal_lens.activations.store import date_of_store
 from refusal_lens.config import EngineConfig, ModelConfig
 from refusal_lens.errors import RefusalLensError
@@ -87,24 +94,57 @@ def make_engine(model: Model | ModelConfig, engine: EngineName = "local") -> Eng
 Texts = tuple[Sequence[str], Sequence[str]]
 """Harmful and harmless texts."""
 
+Selectors = str | Sequence[str]
 
+
+class CollectOptions(CollectionOptions, total=False):
+    """What may be said beside the model, the prompts and the places."""
+
+    folder: str | Path | None
+    resume: bool
+    engine: EngineName
+    show_progress: bool | None
+
+
+@overload
 def collect(
     model: Model | ModelConfig,
     prompts: ContrastSet | Texts,
-    hook_points: str | Sequence[str] = "resid_post",
-    positions: str | Sequence[str] = "last",
-    *,
+    hook_points: Selectors = ...,
+    positions: Selectors = ...,
+    **options: Unpack[CollectOptions],
+) -> Activations: ...
+@overload
+def collect(
+    model: Model | ModelConfig,
+    harmful: Side,
+    harmless: Side,
+    /,
+    hook_points: Selectors = ...,
+    positions: Selectors = ...,
+    **options: Unpack[CollectOptions],
+) -> Activations: ...
+# Both overloads are taken; pyright cannot see that names and places exclude each other.
+def collect(  # pyright: ignore[reportInconsistentOverload]
+    model: Model | ModelConfig,
+    prompts: Any,
+    *places: Any,
+    hook_points: Selectors | None = None,
+    positions: Selectors | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     engine: EngineName = "local",
     show_progress: bool | None = None,
     **options: Unpack[CollectionOptions],
 ) -> Activations:
-    """Collect activations at any hook points and positions of the residual stream.
+    """Collect activations at any hook points and positions.
 
     Args:
         model: A model with its tokenizer, or the settings to load one by.
-        prompts: Harmful and harmless prompts; or two lists of texts, `(harmful, harmless)`.
+        prompts: Harmful and harmless prompts, as a `ContrastSet`; or two arguments in its place,
+            harmful and harmless, of one kind: lists of texts; token ids, taken as they are; or
+            what `run_with_cache` returned of prompts of one length, so that nothing is run.
+        places: `hook_points` and `positions`, where they are not named.
         hook_points: As in `Collection.of`.
         positions: As in `Collection.of`.
         folder: Where to store them, shard by shard; for Ray, one that all machines see.
@@ -115,8 +155,8 @@ def collect(
         options: `system_prompt`, `sinks`, `token_budget` and `dtype`, see `CollectionOptions`.
 
     Returns:
-        Activations in the order of `prompts.prompts`: harmful first, with the groups that
-        `find_groups` sees in them.
+        Activations in the order of the prompts: harmful first, with the groups that `find_groups`
+        sees in them.
 
     Raises:
         RefusalLensError: As `Engine.collect` and, for workers, `RayEngine.collect`.
@@ -128,26 +168,47 @@ def collect(
         >>> activations["resid_post:1", "last"].shape
         torch.Size([8, 32])
     """
-    contrast, tokenizer = _contrast(prompts), _tokenizer(model)
+    sides, rest = split_sides(prompts, places)
+    where = _places(rest, hook_points, positions)
+    if isinstance(sides, Sides) and sides.kind == "caches":
+        if folder is not None or set(options) - {"sinks"}:
+            raise RefusalLensError(
+                "Caches are read as they are: only hook points, positions and sinks can be said."
+            )
+        hooked = model.load() if isinstance(model, ModelConfig) else model
+        return read_caches(hooked, sides, *where, options.get("sinks", "left_out"))
     if folder is not None and resume:
-        keep_date(tokenizer, date_of_store(Path(folder)))
-    collection = Collection.of(tokenizer, contrast, hook_points, positions, **options)
+        keep_date(_tokenizer(model), date_of_store(Path(folder)))
+    collection = _collection(_tokenizer(model), sides, where, options)
     collector = make_engine(model, engine)
-    collected = collector.collect(collection, folder, resume=resume, show_progress=show_progress)
-    return replace(collected, prompts=contrast.prompts)
+    return collector.collect(collection, folder, resume=resume, show_progress=show_progress)
 
 
-def _contrast(prompts: Any) -> ContrastSet:
-    """Make a contrast set of two lists of texts; one that is one already stays."""
-    if isinstance(prompts, ContrastSet):
-        return prompts
-    is_pair = isinstance(prompts, tuple) and len(prompts) == 2
-    if not is_pair or any(isinstance(side, str) for side in prompts):
+def _places(
+    named: Sequence[Any], hook_points: Selectors | None, positions: Selectors | None
+) -> tuple[Selectors, Selectors]:
+    """Return hook points and positions, by name or by place."""
+    if len(named) > 2 or (named and hook_points) or (len(named) > 1 and positions):
         raise RefusalLensError(
-            "collect needs prompts of both classes: a ContrastSet, or two lists of texts in "
-            f"brackets, (harmful, harmless), but {type(prompts).__name__} came."
+            "Behind the prompts come hook points and positions, each once: collect(model, prompts, "
+            "hook_points, positions), or collect(model, harmful, harmless, hook_points, positions)."
         )
-    return ContrastSet.from_texts(*prompts)
+    first, second = (*named, None, None)[:2]
+    return hook_points or first or "resid_post", positions or second or "last"
+
+
+def _collection(
+    tokenizer: Any,
+    sides: ContrastSet | Sides,
+    places: tuple[Selectors, Selectors],
+    options: CollectionOptions,
+) -> Collection:
+    """Say what is collected of prompts, as texts or as token ids."""
+    if isinstance(sides, ContrastSet):
+        return Collection.of(tokenizer, sides, *places, **options)
+    if sides.kind == "texts":
+        return Collection.of(tokenizer, contrast_of(sides), *places, **options)
+    return Collection.of_ids(tokenizer, *tokens_of(sides, tokenizer), *places, **options)
 
 
 def collect_moments(
@@ -174,8 +235,8 @@ def collect_moments(
         >>> collect_moments(tiny_model, prompts, "resid_post:0-1").harmful.mean.shape
         torch.Size([2, 1, 32])
     """
-    contrast = _contrast(prompts)
-    collection = Collection.of(_tokenizer(model), contrast, hook_points, positions, **options)
+    sides, _ = split_sides(prompts, ())
+    collection = _collection(_tokenizer(model), sides, (hook_points, positions), options)
     return make_engine(model, engine).collect_moments(collection, show_progress=show_progress)
 
 

@@ -22,7 +22,7 @@ class Activations:
     Read from one float32 shard, `values` lie in the file until they are touched. `provenance` says
     which model, prompts and template they came from, as plain values. `groups` say which prompts
     depend on each other; none do where nothing is said. `prompts` are the prompts themselves, where
-    `collect` gave them; a store does not hold them.
+    they are known.
 
     `activations["resid_post:3", "last"]` is one place, a row a prompt.
     """

@@ -104,7 +104,8 @@ class RayEngine:
             n_read = sum(map(len, missing.values()))
             n_left_out = store.n_left_out()
             described = _describe(collection, reading, record, n_read, n_left_out, workers)
-            store.finish(described, find_groups(collection.prompts))
+            prompts = collection.prompts
+            store.finish(described, find_groups(prompts), prompts.prompts)
         return load_activations(folder)
 
     def collect_moments(

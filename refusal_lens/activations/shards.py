@@ -21,6 +21,7 @@ from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import file_sha256, read_sealed, write_sealed, write_whole
+from refusal_lens.prompts.contrast import PROMPT_FIELDS, Prompt
 from refusal_lens.prompts.groups import FACTORS, Groups
 
 FORMAT = "refusal-lens activations 2"
@@ -227,6 +228,31 @@ def read_groups(folder: Path, n_prompts: int) -> Groups:
     with open_shard(groups_path(folder)) as file:
         labels = {name: file.get_tensor(name) for name in FACTORS}
         return Groups(**labels, origin=dict(file.metadata() or {}))
+
+
+def prompts_path(folder: Path) -> Path:
+    """Return where a store keeps its prompts."""
+    return folder / "prompts.json"
+
+
+def write_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
+    """Write the prompts, in the order of the activations."""
+    rows = [[getattr(prompt, name) for name in PROMPT_FIELDS] for prompt in prompts]
+    write_sealed(prompts_path(folder), {"fields": PROMPT_FIELDS, "prompts": rows})
+
+
+def read_prompts(folder: Path) -> tuple[Prompt, ...]:
+    """Read the prompts; none where none are kept.
+
+    Raises:
+        RefusalLensError: They are not what was written.
+    """
+    if not prompts_path(folder).is_file():
+        return ()
+    content = read_sealed(prompts_path(folder))
+    return tuple(
+        Prompt(**dict(zip(content["fields"], row, strict=True))) for row in content["prompts"]
+    )
 
 
 def manifest_path(folder: Path) -> Path:

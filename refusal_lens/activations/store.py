@@ -23,6 +23,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.files import WriteError, remove_partial
 from refusal_lens.models.hook_points import select_hook_points
+from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.prompts.groups import Groups
 
 SHARD_PROMPTS = 4096
@@ -142,7 +143,12 @@ class Store:
             n_bytes = sum(tensor.nbytes for tensor in tensors.values())
             raise RefusalLensError(self._disk_is_full(error, n_bytes // len(values))) from error
 
-    def finish(self, provenance: dict[str, Any], groups: Groups | None = None) -> None:
+    def finish(
+        self,
+        provenance: dict[str, Any],
+        groups: Groups | None = None,
+        prompts: Sequence[Prompt] = (),
+    ) -> None:
         """Write where the activations came from, and that they are complete.
 
         A store that was complete before, and had a shard mended, keeps what it said.
@@ -150,9 +156,12 @@ class Store:
         Args:
             provenance: Which model, prompts and template, as plain values.
             groups: Which prompts depend on each other; None for none.
+            prompts: The prompts themselves, where they are known.
         """
         manifest = shards.read_manifest(self.folder)
         if not manifest["is_complete"]:
+            if prompts:
+                shards.write_prompts(self.folder, prompts)
             if groups is not None:
                 shards.write_groups(self.folder, groups)
             shards.write_manifest(
@@ -266,7 +275,7 @@ def save_activations(folder: str | Path, activations: Activations, dtype: str = 
     for index, rows in enumerate(store.rows):
         part = slice(rows.start, rows.stop)
         store.write_shard(index, activations.values[part], activations.is_harmful[part])
-    store.finish(activations.provenance, activations.groups)
+    store.finish(activations.provenance, activations.groups, activations.prompts)
 
 
 def describe_difference(first: Any, second: Any, name: str = "") -> str:
@@ -324,8 +333,8 @@ def load_activations(
                 values[rows.start : rows.stop, column] = part
     assert values is not None, "a store has a prompt and a hook point"
     positions = tuple(store.key["positions"])
-    groups = shards.read_groups(folder, store.n_prompts)
-    return Activations(values, torch.cat(labels), tuple(wanted), positions, provenance, groups)
+    told = provenance, shards.read_groups(folder, store.n_prompts), shards.read_prompts(folder)
+    return Activations(values, torch.cat(labels), tuple(wanted), positions, *told)
 
 
 def load_hook_point(

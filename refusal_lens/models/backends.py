@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from refusal_lens.errors import RefusalLensError
 
 if TYPE_CHECKING:
+    from transformer_lens import ActivationCache as ActivationCache
     from transformer_lens import HookedTransformer as HookedTransformer
     from transformer_lens.model_bridge import TransformerBridge
 
     Model = HookedTransformer | TransformerBridge
 else:
-    HookedTransformer = Model = Any
+    ActivationCache = HookedTransformer = Model = Any
 
 
 @dataclass(frozen=True)

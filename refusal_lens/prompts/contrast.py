@@ -21,6 +21,9 @@ TEXT_FIELDS = ("text", "prompt", "instruction", "goal", "forbidden_prompt", "beh
 
 LABEL_FIELDS = ("id", "category", "pair", "group")
 
+PROMPT_FIELDS = ("id", "text", "category", "pair", "group")
+"""What is kept of a prompt: all but its source."""
+
 COMPANION_FIELDS = (
     *("input", "context", "contextstring", "context_string", "passage", "document", "history"),
     *("system", "system_prompt"),

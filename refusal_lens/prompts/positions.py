@@ -85,6 +85,16 @@ def token_span(position: str, length: int, instruction: tuple[int, ...]) -> tupl
     return first, first + 1
 
 
+def check_plain_positions(positions: Sequence[str]) -> None:
+    """Refuse positions that only a chat template can tell, where none wrote the prompts out."""
+    for position in positions:
+        if not (position in ("last", "mean") or position.startswith("-")):
+            raise RefusalLensError(
+                f"Position {position} is counted from the user's text, and of token ids and caches "
+                "nobody says where that lies. Use last, -k or mean, or give the texts."
+            )
+
+
 def check_positions(tokens: Tokens, positions: Sequence[str], n_ctx: int | None) -> None:
     """Refuse, by name, prompts that a position or the model's context does not fit."""
     _check_reach(tokens, positions)

@@ -31,7 +31,7 @@ from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, describe_model, tokenizer_of
 from refusal_lens.models.hook_points import select_hook_points, selector_of, site_of
 from refusal_lens.prompts.chat_format import ChatFormat, set_chat_format
-from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
+from refusal_lens.prompts.contrast import PROMPT_FIELDS, ContrastSet, Prompt, PromptSet
 from refusal_lens.runs.checksums import (
     begin,
     check,
@@ -48,8 +48,6 @@ from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.frames import read_frame
 from refusal_lens.validation.scores import SCORES
 from refusal_lens.validation.separation import Separation
-
-PROMPT_FIELDS = ("id", "text", "category", "pair", "group")
 
 READ_ERRORS = (
     *(ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError),

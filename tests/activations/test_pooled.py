@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import refusal_lens as rl
-from refusal_lens.activations import engines
 from refusal_lens.errors import RefusalLensError
 
 HARMFUL, HARMLESS = ["rob the bank", "poison the dog"], ["paint the door", "wash the car"]
@@ -52,12 +51,6 @@ def test_prompts_go_with_the_rows_taken(collected):
 def test_places_that_are_not_there_are_told(collected, place, message):
     with pytest.raises(RefusalLensError, match=message):
         collected[place]
-
-
-@pytest.mark.parametrize("prompts", [["a", "b"], ("a", "b"), None])
-def test_what_are_no_prompts_of_both_classes_is_said(prompts):
-    with pytest.raises(RefusalLensError, match="two lists of texts in brackets"):
-        engines._contrast(prompts)
 
 
 @pytest.mark.parametrize("position", ["last", "-3", "mean", "instruction_mean"])
