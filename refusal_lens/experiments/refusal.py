@@ -6,7 +6,7 @@ Does not know directions; interventions come as hooks.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -39,7 +39,7 @@ from refusal_lens.models.hook_points import Hook
 from refusal_lens.progress import ClassProgress
 from refusal_lens.prompts.contrast import ContrastSet, PromptSet
 from refusal_lens.prompts.tokens import Tokens, check_control_tokens, token_text, tokenise
-from refusal_lens.validation.shares import difference_interval, number_topics
+from refusal_lens.validation.shares import difference_interval, number_topics, wilson_interval
 from refusal_lens.validation.thresholds import CONTRAST_GAP, FEW_REFUSED
 from refusal_lens.validation.units import FEWEST_UNITS
 
@@ -106,6 +106,25 @@ class RefusalReport:
         """Share of one class's judged prompts that were refused, or had another outcome."""
         n_judged = self.n_judged(is_harmful)
         return self.count(is_harmful, outcome) / n_judged if n_judged else math.nan
+
+    def by_topic(self) -> pd.DataFrame:
+        """Return how much of each topic was refused, harmful topics and the most refused first.
+
+        Intervals are for new prompts of the topic.
+        """
+        rows = []
+        for is_harmful, category in dict.fromkeys((a.is_harmful, a.category) for a in self.answers):
+            part = tuple(a for a in self._of(is_harmful) if a.category == category)
+            report = replace(self, answers=part)
+            n_judged = report.n_judged(is_harmful)
+            low, high = wilson_interval(report.count(is_harmful, "refused"), n_judged)
+            rate = report.rate(is_harmful)
+            rows.append((category, is_harmful, n_judged, rate, low, high))
+        columns = ["name", "is_harmful", "n_prompts", "refusal_rate"]
+        columns += ["refusal_rate_low", "refusal_rate_high"]
+        table = pd.DataFrame(rows, columns=pd.Index(columns))
+        order = ["is_harmful", "refusal_rate"]
+        return table.sort_values(order, ascending=False, kind="stable")
 
     def interval(self, is_harmful: bool) -> tuple[float, float]:
         """Return the 95 % interval of one class's refusal rate, on new topics."""

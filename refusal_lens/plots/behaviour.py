@@ -20,12 +20,14 @@ from refusal_lens.plots.style import (
     LineLook,
     dress,
     faded,
+    hatched,
     line,
     line_looks,
+    name_rows,
     ribbon,
 )
-from refusal_lens.plots.tables import groups
-from refusal_lens.plots.text import escape, place_name, rounded
+from refusal_lens.plots.tables import groups, needs_columns
+from refusal_lens.plots.text import escape, place_name, rounded, shorten
 from refusal_lens.validation.frames import rows_that, rows_where
 
 _COLOURS = {each.name: each.colour for each in CLASSES} | {"borderline": LINE_COLOURS[1]}
@@ -94,6 +96,46 @@ def quadrants(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
 def _axis(name: str, row: pd.Series) -> str:
     place = place_name(str(row[f"{name}_hook_point"]), str(row[f"{name}_position"]))
     return f"{name}<br><sub>{place}</sub>"
+
+
+@needs_columns("name", "is_harmful", "n_prompts", "refusal_rate")
+def refusal_bars(
+    table: pd.DataFrame, title: str = "Refusal", *, template: str = "plotly_white"
+) -> go.Figure:
+    """Draw how much was refused, a bar a row, with its 95 % interval.
+
+    Args:
+        table: `refusal_rate` with `refusal_rate_low` and `refusal_rate_high`, of `n_prompts`; rows
+            of both classes with one `name` are two.
+        title: Of the figure.
+        template: Name of a plotly template.
+    """
+    figure = go.Figure()
+    for style in reversed(CLASSES):
+        rows = rows_that(table, table["is_harmful"].astype(bool) == style.is_harmful)
+        rates = 100 * rows["refusal_rate"]
+        # A space keeps the rows of the classes apart.
+        labels = [
+            f"{escape(shorten(str(name), 34))} ({int(n)}){' ' * style.is_harmful}"
+            for name, n in zip(rows["name"], rows["n_prompts"], strict=True)
+        ]
+        figure.add_bar(
+            name=style.name,
+            x=rates.tolist(),
+            y=labels,
+            orientation="h",
+            marker=hatched(style.colour, style.pattern),
+            error_x={
+                "array": (100 * rows["refusal_rate_high"] - rates).tolist(),
+                "arrayminus": (rates - 100 * rows["refusal_rate_low"]).tolist(),
+                "color": NEUTRAL_COLOUR,
+                "thickness": 2,
+            },
+            hovertemplate=f"%{{y}}, {style.name}<br>%{{x:.1f}} % refused<extra></extra>",
+        )
+    figure.update_xaxes(title_text="refused (%), with 95 % intervals", range=[0, 100], dtick=25)
+    name_rows(figure, dtick=1, autorange="reversed")
+    return dress(figure, template, title, height=170 + 22 * len(table), barmode="overlay")
 
 
 def refusal_by_length(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:

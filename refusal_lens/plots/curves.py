@@ -1,4 +1,4 @@
-"""Lines over one quantity: learning curve, clip sweep, stability, share of the top coordinates.
+"""Lines over one quantity: learning curve, clip sweep, stability, ROC, depth, coordinates.
 
 Knows how such lines look. Their numbers come as tables.
 """
@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
+    LINE_COLOURS,
     NEUTRAL_COLOUR,
     LineLook,
     dress,
@@ -24,10 +25,13 @@ from refusal_lens.plots.style import (
     roomy,
 )
 from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, needs_columns
+from refusal_lens.plots.text import escape
 from refusal_lens.validation.frames import rows_that
 
 _MOST = {"accuracy": 100.0, "cosine_to_unclipped": 1.0}
 """Where a scale of the clip sweep ends."""
+
+_SCORE_TEXTS = {"auroc": "AUROC", "separation": "separation"}
 
 MOST_COLOURED = 6
 """Places up to which each has a colour of its own; of more, only one stands out."""
@@ -221,3 +225,67 @@ def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") ->
     figure.update_yaxes(title_text="share of squared length (%)", rangemode="tozero")
     title = "How much of the direction lies in a few coordinates?"
     return dress(figure, template, title, height=460)
+
+
+@needs_columns("false_alarms", "hits", "threshold")
+def roc_curve(
+    table: pd.DataFrame,
+    auroc: tuple[float, float, float] | None = None,
+    *,
+    place: str = "",
+    template: str = "plotly_white",
+) -> go.Figure:
+    """Draw what every threshold would catch against what it would raise falsely.
+
+    Args:
+        table: From `densities.roc`.
+        auroc: The area and the ends of its interval.
+        place: Said below the title.
+        template: Name of a plotly template.
+    """
+    percent = {name: (100 * table[name]).tolist() for name in ("false_alarms", "hits")}
+    figure = go.Figure(
+        go.Scatter(
+            name="thresholds",
+            x=percent["false_alarms"],
+            y=percent["hits"],
+            customdata=table["threshold"].tolist(),
+            mode="lines",
+            line={"shape": "linear", "width": 2.5, "color": LINE_COLOURS[0]},
+            hovertemplate="at %{customdata:.3~f}: %{y:.1f} % of harmful, %{x:.1f} % of harmless"
+            "<extra></extra>",
+            cliponaxis=False,
+        )
+    )
+    chance = {"color": NEUTRAL_COLOUR, "width": 1, "dash": "dash"}
+    ends = [0, 100]
+    room = {"range": [-1, 101], "dtick": 25}
+    figure.add_scatter(name="chance", x=ends, y=ends, mode="lines", line=chance, hoverinfo="skip")
+    figure.update_xaxes(title_text="harmless called harmful (%)", **room)
+    figure.update_yaxes(title_text="harmful called harmful (%)", **room)
+    area = "" if auroc is None else "AUROC {:.3f} [{:.3f}, {:.3f}]".format(*auroc)
+    subtitle = " · ".join(part for part in (place, area) if part)
+    title = "Hits against false alarms, held out"
+    return dress(figure, template, title, subtitle=subtitle, height=480)
+
+
+@needs_columns("run", "layer", "n_layers")
+def depth_curves(
+    table: pd.DataFrame, score: str = "auroc", *, template: str = "plotly_white"
+) -> go.Figure:
+    """Draw one score of several models over their depth, from their first block to their last.
+
+    Args:
+        table: One row a layer, at one site and position of each run; `n_layers` is its model's.
+        score: Column to draw.
+        template: Name of a plotly template.
+    """
+    figure = go.Figure()
+    for (run, rows), look in zip(groups(by_layer(table), "run"), line_looks(), strict=False):
+        depth = 100 * rows["layer"] / (rows["n_layers"] - 1).clip(lower=1)
+        hover = f"{escape(str(run))}, layer %{{customdata}}: %{{y:.3f}}"
+        layers = rows["layer"].tolist()
+        figure.add_trace(line(str(run), depth, rows[score], look, hover, customdata=layers))
+    figure.update_xaxes(title_text="depth (% of the layers)", range=[-2, 102], dtick=25)
+    figure.update_yaxes(title_text=_SCORE_TEXTS.get(score, score), range=roomy(table[score]))
+    return dress(figure, template, "", height=420)

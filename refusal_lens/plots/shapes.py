@@ -155,19 +155,7 @@ def activation_plane(
         place: Said below the title.
         template: Name of a plotly template.
     """
-    figure = go.Figure()
-    for style in CLASSES:
-        rows = (is_harmful == style.is_harmful).nonzero().flatten().tolist()
-        marks = go.Scatter(
-            name=f"{style.name} ({len(rows)})",
-            x=rounded(plane.along[rows]),
-            y=rounded(plane.across[rows]),
-            mode="markers",
-            marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.75},
-            **_hover(prompts, rows),
-            hovertemplate="%{hovertext}<br>along %{x}, across %{y}<extra></extra>",
-        )
-        figure.add_trace(marks)
+    figure = _clouds(plane.along, plane.across, is_harmful, prompts, "along %{x}, across %{y}")
     figure.update_xaxes(title_text="projection on the unit direction (activation units)")
     figure.update_yaxes(
         title_text="first component of the rest<br>"
@@ -176,6 +164,55 @@ def activation_plane(
     )
     title = "Activations along and across the direction, in sample"
     return dress(figure, template, title, subtitle=place, height=560, margin_l=90)
+
+
+def embedding(
+    points: Float[Tensor, "n_prompts 2"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    prompts: Sequence[Prompt],
+    *,
+    place: str = "",
+    template: str = "plotly_white",
+) -> go.Figure:
+    """Draw every prompt where an embedding laid it.
+
+    Args:
+        points: From `densities.embedding`.
+        is_harmful: Labels.
+        prompts: In the same order, for the hover.
+        place: Said below the title.
+        template: Name of a plotly template.
+    """
+    figure = _clouds(points[:, 0], points[:, 1], is_harmful, prompts, "")
+    figure.update_xaxes(showticklabels=False, zeroline=False)
+    figure.update_yaxes(showticklabels=False, zeroline=False, scaleanchor="x")
+    title = "UMAP of the activations, in sample"
+    subtitle = f"{place}<br>near is alike; distances between heaps and axes mean nothing"
+    return dress(figure, template, title, subtitle=subtitle, height=560, margin_t=96)
+
+
+def _clouds(
+    x: Float[Tensor, " n_prompts"],
+    y: Float[Tensor, " n_prompts"],
+    is_harmful: Bool[Tensor, " n_prompts"],
+    prompts: Sequence[Prompt],
+    told: str,
+) -> go.Figure:
+    """Draw the prompts of both classes as marks; `told` is said below a prompt on hover."""
+    figure = go.Figure()
+    for style in CLASSES:
+        rows = (is_harmful == style.is_harmful).nonzero().flatten().tolist()
+        marks = go.Scatter(
+            name=f"{style.name} ({len(rows)})",
+            x=rounded(x[rows]),
+            y=rounded(y[rows]),
+            mode="markers",
+            marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.75},
+            **_hover(prompts, rows),
+            hovertemplate=f"%{{hovertext}}<br>{told}<extra></extra>",
+        )
+        figure.add_trace(marks)
+    return figure
 
 
 def _hover(prompts: Sequence[Prompt], rows: list[int]) -> dict[str, Any]:

@@ -43,6 +43,12 @@ def draw_comparison(runs: Sequence[Run], tables: dict[str, pd.DataFrame]) -> dic
         for score in ("auroc", "separation", "cohens_d")
     }
     placed = [(run, run.best) for run in runs if run.best is not None]
+    deep = [
+        _over_depth(scores, run, place) for run, place in placed if layer_of(place[0]) is not None
+    ]
+    if len(deep) > 1:
+        title = "AUROC over depth, each at the site and position of its best place"
+        figures[title] = plots.depth_curves(pd.concat(deep))
     for start in range(0, len(placed), PANELS):
         shown = placed[start : start + PANELS]
         names = ", ".join(run.name for run, _ in shown)
@@ -93,6 +99,12 @@ def _rows_of_run(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
     is_clipped = run.directions.clip_quantile is not None
     method = run.directions.method
     return rows_where(scores, run=run.name, method=method, is_clipped=is_clipped)
+
+
+def _over_depth(scores: pd.DataFrame, run: Run, best: Place) -> pd.DataFrame:
+    """Return the scores of all layers at the best place's site and position."""
+    rows = rows_where(_rows_of_run(scores, run), site=site_of(best[0]), position=best[1])
+    return rows.assign(n_layers=run.folder.read_provenance()["model"]["n_layers"])
 
 
 def _compared_methods(scores: pd.DataFrame, run: Run) -> pd.DataFrame:

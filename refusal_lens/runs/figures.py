@@ -49,6 +49,9 @@ class Figure:
     folded: str = ""
     """The heading under which the report folds it; the few that are open have none."""
 
+    extra: str = ""
+    """An extra that it needs: it is drawn where it is asked for by name, and nowhere else."""
+
 
 def draw_figure(
     run_folder: RunFolder | str | Path, name: str, template: str = "plotly_white"
@@ -102,8 +105,12 @@ def _rename(figure: go.Figure, run_folder: RunFolder) -> go.Figure:
 
 
 def available(run_folder: RunFolder) -> list[str]:
-    """List the figures whose files this run has, in the order of `FIGURES`."""
-    return [name for name in FIGURES if not _missing(run_folder, name)]
+    """List the figures whose files this run has, in the order of `FIGURES`, without extras."""
+    return [
+        name
+        for name, figure in FIGURES.items()
+        if not figure.extra and not _missing(run_folder, name)
+    ]
 
 
 def _missing(run_folder: RunFolder, name: str) -> list[str]:
@@ -287,6 +294,47 @@ def _misread_prompts(run_folder: RunFolder, template: str) -> go.Figure:
     return plots.misread_prompts(table, template=template)
 
 
+def _roc(run_folder: RunFolder, template: str) -> go.Figure:
+    place = _best_place(run_folder)
+    table = run_folder.read_separation()
+    row = rows_where(table, hook_point=place[0], position=place[1]).iloc[0]
+    return plots.roc_curve(
+        densities.roc(run_folder.read_projections(), *place),
+        (row["auroc"], row["auroc_low"], row["auroc_high"]),
+        place=place_name(*place),
+        template=template,
+    )
+
+
+def _embedding(run_folder: RunFolder, template: str) -> go.Figure:
+    hook_point, position = _best_place(run_folder)
+    activations = run_folder.read_activations([hook_point])
+    return plots.embedding(
+        densities.embedding(activations.at(hook_point, position)),
+        activations.is_harmful,
+        run_folder.read_prompts().prompts,
+        place=place_name(hook_point, position),
+        template=template,
+    )
+
+
+def _refusal_by_topic(run_folder: RunFolder, template: str) -> go.Figure:
+    report = run_folder.read_refusal()
+    assert report is not None, "draw has seen that the file is there"
+    return plots.refusal_bars(report.by_topic(), "Refusal by topic", template=template)
+
+
+def _refusal_by_intervention(run_folder: RunFolder, template: str) -> go.Figure:
+    table = run_folder.read_interventions()
+    assert table is not None, "draw has seen that the file is there"
+    names = [
+        f"{intervention}, {direction}"
+        for intervention, direction in zip(table["intervention"], table["direction"], strict=True)
+    ]
+    title = "Refusal under interventions at full strength"
+    return plots.refusal_bars(table.assign(name=names), title, template=template)
+
+
 def _learning_curve(run_folder: RunFolder, template: str) -> go.Figure:
     best = run_folder.best()
     place = (best.hook_point, best.position) if best else None
@@ -349,6 +397,24 @@ FIGURES: dict[str, Figure] = {
         "The best direction across, the first principal component of all the rest upwards; both "
         "are fitted to the prompts shown.",
         folded=_LAYERS,
+    ),
+    "embedding": Figure(
+        _embedding,
+        ("activations/manifest.json", "prompts.json", *_FIT),
+        "fit",
+        "Embedding",
+        "UMAP of the activations at the best place: who is near whom, in sample.",
+        folded=_LAYERS,
+        extra="embed",
+    ),
+    "roc": Figure(
+        _roc,
+        ("projections.safetensors", *_FIT),
+        "fit",
+        "ROC",
+        "What every threshold at the best place would catch and raise falsely, on prompts that "
+        "the direction was not fitted to.",
+        folded=_TRUST,
     ),
     "category_breakdown": Figure(
         _table_at_best("categories", plots.category_breakdown),
@@ -446,6 +512,14 @@ FIGURES: dict[str, Figure] = {
         "Refusal and evasion where the same answers are cut off after so many tokens.",
         folded=_DOES,
     ),
+    "refusal_by_topic": Figure(
+        _refusal_by_topic,
+        ("refusal.json",),
+        "refusal-rate",
+        "Refusal by topic",
+        "How much of each topic the model refuses, harmful topics first, with 95 % intervals.",
+        folded=_DOES,
+    ),
     "quadrants": Figure(
         _whole_table("quadrants", plots.quadrants),
         ("tables/quadrants.csv",),
@@ -468,6 +542,14 @@ FIGURES: dict[str, Figure] = {
         "ablate",
         "Dose and response",
         "Refusal over the strength of the intervention, beside random and permuted directions.",
+    ),
+    "refusal_by_intervention": Figure(
+        _refusal_by_intervention,
+        ("interventions.csv",),
+        "ablate",
+        "Refusal under interventions",
+        "What is refused with each direction removed or added at full strength, beside controls.",
+        folded=_DOES,
     ),
     "side_effects": Figure(
         _whole_table("side_effects", plots.side_effects),

@@ -1,4 +1,4 @@
-"""What figures show of many numbers: densities, shares, a plane, the largest coordinates.
+"""What figures show of many numbers: densities, shares, planes, the largest coordinates.
 
 Knows how to sum up. Draws nothing, and judges nothing.
 """
@@ -6,12 +6,15 @@ Knows how to sum up. Draws nothing, and judges nothing.
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import gaussian_kde, norm
+from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from refusal_lens.directions.direction import Direction, clip
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.validation.crossfit import Projections
 
 N_GRID = 80
@@ -170,6 +173,53 @@ def activation_plane(
     variance = float((sizes**2).sum())
     share = float(sizes[0] ** 2) / variance if variance > 0 else 0.0
     return Plane(along, left[:, 0] * sizes[0], share)
+
+
+def embedding(
+    values: Float[Tensor, "n_prompts d_model"], seed: int = 0
+) -> Float[Tensor, "n_prompts 2"]:
+    """Lay activations out in two dimensions, neighbours beside neighbours.
+
+    Only who is near whom means anything: not distances, not sizes of heaps, not axes.
+
+    Args:
+        values: Activations at one place.
+        seed: Of the layout; the same one gives the same picture.
+
+    Raises:
+        RefusalLensError: umap-learn is not installed.
+
+    Source:
+        McInnes et al. 2018, arXiv 1802.03426.
+    """
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise RefusalLensError(
+            "The embedding needs umap-learn. Install it: pip install 'refusal-lens[embed]'."
+        ) from error
+    n_neighbours = min(15, len(values) - 1)
+    layout = UMAP(n_neighbors=n_neighbours, random_state=seed, n_jobs=1, init="pca")
+    return torch.from_numpy(np.asarray(layout.fit_transform(values.numpy())))
+
+
+def roc(projections: Projections, hook_point: str, position: str) -> pd.DataFrame:
+    """Return what every threshold at a place would catch and raise falsely.
+
+    Returns:
+        `threshold`, in the activations' units, the highest first; `hits` and `false_alarms`, the
+        shares of harmful and harmless prompts that lie at or above it.
+
+    Example:
+        >>> from refusal_lens import validate
+        >>> _, projections = validate(activations)
+        >>> list(roc(projections, "resid_post:1", "last").iloc[-1][["hits", "false_alarms"]])
+        [1.0, 1.0]
+    """
+    row, column = projections.place(hook_point, position)
+    values = projections.values[:, row, column].numpy()
+    false_alarms, hits, thresholds = roc_curve(projections.is_harmful.numpy(), values)
+    return pd.DataFrame({"threshold": thresholds, "hits": hits, "false_alarms": false_alarms})
 
 
 @dataclass(frozen=True, eq=False)

@@ -901,9 +901,9 @@ def killed(folder, *settings):
 def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
     moments = list(range(1, 100))
     outcomes = killed(tmp_path, checkpoint, HARMFUL, HARMLESS, 3, 40, moments)
-    # Three shards and the groups with their records, and the manifest at both ends.
+    # Three shards and the groups with their records, prompts, and the manifest at both ends.
     for kind in ("in the middle of a", "before a", "after a"):
-        assert sum(name.startswith(kind) for name in outcomes) == 10
+        assert sum(name.startswith(kind) for name in outcomes) == 11
     assert sum(name.startswith("between batches") for name in outcomes) >= 4
 
 

@@ -212,3 +212,22 @@ def test_answers_can_be_given_under_hooks(model, prompts):
     before = first_answers([])
     assert first_answers(shift) != before
     assert first_answers([]) == before
+
+
+def test_topics_are_counted_with_intervals_harmful_and_most_refused_first():
+    outcomes = {
+        ("kind", False): ["answered"] * 3 + ["refused"],
+        ("mild", True): ["refused"] * 2 + ["answered"] * 2 + ["unjudged"],
+        ("grave", True): ["refused"] * 4,
+    }
+    answers = [
+        Answer(f"{topic}{i}", topic, is_harmful, "q", "a", outcome, 0.0, topic=topic)
+        for (topic, is_harmful), each in outcomes.items()
+        for i, outcome in enumerate(each)
+    ]
+    table = RefusalReport(tuple(answers), ("I",)).by_topic()
+    assert table["name"].tolist() == ["grave", "mild", "kind"]
+    assert table["refusal_rate"].tolist() == [1, 0.5, 0.25]
+    assert table["n_prompts"].tolist() == [4, 4, 4]
+    ends = table[["refusal_rate_low", "refusal_rate_high"]].to_numpy().tolist()
+    assert ends == [list(wilson_interval(n, 4)) for n in (4, 2, 1)]

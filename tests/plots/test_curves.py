@@ -79,3 +79,27 @@ def test_coordinate_shares_are_percent_before_and_after_clipping():
         planted.named(figure, "ten largest, clipped")[0].y, 100 * own["share_top_10_clipped"]
     )
     assert len(figure.data) == 6
+
+
+def test_roc_is_drawn_in_percent_beside_chance():
+    table = pd.DataFrame({"threshold": [9, 2, 1], "hits": [0, 0.5, 1], "false_alarms": [0, 0, 1]})
+    figure = plots.roc_curve(table, (0.75, 0.6, 0.9), place="resid_post 5")
+    curve, chance = figure.data
+    assert (list(curve.x), list(curve.y)) == ([0, 0, 100], [0, 50, 100])
+    assert list(chance.x) == list(chance.y) == [0, 100]
+    assert figure.layout.title.subtitle.text == "resid_post 5 · AUROC 0.750 [0.600, 0.900]"
+
+
+def test_models_of_other_depths_share_one_axis():
+    runs = {"small": 3, "large": 5}
+    table = pd.concat(
+        pd.DataFrame(
+            {"run": run, "layer": range(n), "n_layers": n, "auroc": np.linspace(0.5, 0.9, n)}
+        )
+        for run, n in runs.items()
+    )
+    small, large = plots.depth_curves(table).data
+    assert list(small.x) == [0, 50, 100]
+    assert list(large.x) == [0, 25, 50, 75, 100]
+    np.testing.assert_allclose(large.y, np.linspace(0.5, 0.9, 5))
+    assert list(large.customdata) == [0, 1, 2, 3, 4]

@@ -161,6 +161,18 @@ def test_best_places_stand_side_by_side_held_out(runs):
         np.testing.assert_allclose(trace.x, own.numpy(), rtol=1e-4)
 
 
+def test_layers_of_all_runs_stand_over_one_depth(runs):
+    opened = open_runs(runs)
+    drawn = draw_comparison(opened, compare_runs(opened))
+    title = "AUROC over depth, each at the site and position of its best place"
+    assert [trace.name for trace in drawn[title].data] == ["refuser", "topics", "complier"]
+    for trace, run in zip(drawn[title].data, opened, strict=True):
+        np.testing.assert_allclose(trace.x, [100 * layer / 7 for layer in (3, 4, 5)])
+        rows = run.folder.read_separation()
+        rows = rows[rows["position"] == run.best[1]]
+        np.testing.assert_allclose(trace.y, rows["auroc"])
+
+
 def test_one_run_is_compared_with_itself_alone(runs, tmp_path):
     printed = invoke("compare", runs[0], "--output", tmp_path / "one")
     assert "models:" not in printed

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import planted
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from refusal_lens.config_files import load_config
 from refusal_lens.directions.direction import Directions
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.refusal import Answer, RefusalReport
 from refusal_lens.plots.picture_files import export
 from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
 from refusal_lens.runs import figures
@@ -19,7 +22,7 @@ from refusal_lens.validation.crossfit import Projections
 N_LAYERS, N_PROMPTS, D_MODEL = 4, 40, 6
 FROM_FIT = [
     *("projection_histogram", "ridgeline", "layer_profile", "place_heatmap"),
-    "direction_components",
+    *("roc", "direction_components"),
 ]
 
 
@@ -69,6 +72,11 @@ def full(bare: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
         (run_folder.path / file.name).write_bytes(file.read_bytes())
     for name, table in planted.every_table(N_LAYERS).items():
         run_folder.write_table(name, table)
+    rates = {"refusal_rate": 0.5, "refusal_rate_low": 0.4, "refusal_rate_high": 0.6}
+    arms = [("ablate", "fitted", True), ("ablate", "random", True), ("add", "fitted", False)]
+    columns = ["intervention", "direction", "is_harmful"]
+    table = pd.DataFrame(arms, columns=pd.Index(columns)).assign(n_prompts=64, **rates)
+    run_folder.write_interventions(table)
     return run_folder
 
 
@@ -86,7 +94,8 @@ def test_a_run_has_the_figures_whose_files_it_has(bare, full):
         # Without activations; the two matrices are drawn in test_plots_comparison.
         n
         for n in figures.FIGURES
-        if n not in ("activation_plane", "cosine_heatmap", "transfer_matrix")
+        if n not in ("activation_plane", "cosine_heatmap", "embedding", "transfer_matrix")
+        and n != "refusal_by_topic"  # no answers
     ]
 
 
@@ -142,6 +151,33 @@ def test_a_best_place_without_misread_prompts_shows_no_other_place_s(full):
     assert not figure.data
     (note,) = figure.layout.annotations
     assert note.text == "every prompt is on its own side of the threshold"
+
+
+def test_bars_of_refusal_stand_beside_their_intervals(full, tmp_path: Path):
+    run_folder = RunFolder(tmp_path)
+    answers = [
+        Answer(f"{topic}{i}", topic, topic == "arson", "q", "a", outcome, 0.0)
+        for topic, outcomes in {"tea": ["answered"] * 4, "arson": ["refused"] * 3}.items()
+        for i, outcome in enumerate(outcomes)
+    ]
+    run_folder.write_refusal(RefusalReport(tuple(answers), ("I",)))
+    harmful, harmless = figures.draw_figure(run_folder, "refusal_by_topic").data
+    assert (list(harmful.x), list(harmless.x)) == ([100], [0])
+    assert harmful.y == ("arson (3) ",)
+    removed, added = figures.draw_figure(full, "refusal_by_intervention").data
+    assert (removed.name, added.name) == ("harmful", "harmless")
+    assert list(removed.y) == ["ablate, fitted (64) ", "ablate, random (64) "]
+    np.testing.assert_allclose(added.error_x.array, [10])
+
+
+def test_the_area_of_the_roc_is_told_with_its_interval(bare):
+    best = bare.best()
+    row = bare.read_separation().query("hook_point == @best.hook_point")
+    row = row[row["position"] == best.position].iloc[0]
+    told = figures.draw_figure(bare, "roc").layout.title.subtitle.text
+    assert told.endswith(
+        f"AUROC {row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
+    )
 
 
 def test_ridgeline_starts_at_the_best_site_and_position(full):

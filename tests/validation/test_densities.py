@@ -1,20 +1,27 @@
 """Distributions: equal to scipy and scikit-learn, and to what was planted."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import gaussian_kde
 from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
 
 from refusal_lens.directions.direction import Direction
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.densities import (
     activation_norms,
     activation_plane,
+    embedding,
     ridges,
+    roc,
     shared_densities,
     top_coordinates,
 )
+from refusal_lens.validation.scores import auroc
 
 HOOK_POINTS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 
@@ -135,3 +142,38 @@ def test_a_part_s_ridge_is_as_high_as_it_is_of_its_class():
     found = ridges(projections, HOOK_POINTS, "mean", labels=labels)
     areas = torch.trapezoid(found.curves[0], found.grids[0], dim=-1)
     torch.testing.assert_close(areas, torch.tensor([1, 0.75, 0.25]).double(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0, 100.0])
+def test_area_below_the_roc_is_the_auroc(shift):
+    numbers, is_harmful = two_classes()
+    numbers = (numbers + (shift - 5) * is_harmful)[:, None, None]
+    one, nothing = ("blocks.0.hook_resid_post",), torch.zeros(1, 1, dtype=torch.float64)
+    projections = Projections(
+        numbers, numbers, numbers > 0, nothing, is_harmful, one, ("last",), True
+    )
+    table = roc(projections, "resid_post:0", "last")
+    area = np.trapezoid(table["hits"], table["false_alarms"])
+    assert area == pytest.approx(auroc(numbers[:, 0, 0], is_harmful))
+    is_perfect = ((table["hits"] == 1) & (table["false_alarms"] == 0)).any()
+    assert is_perfect == (shift == 100)
+
+
+def test_an_embedding_keeps_planted_heaps_apart_and_comes_again():
+    pytest.importorskip("umap")
+    generator = torch.Generator().manual_seed(0)
+    heaps = torch.arange(120) % 3
+    values = torch.randn(120, 32, generator=generator)
+    values[:, 0] += 20 * heaps
+    points = embedding(values)
+    assert torch.equal(points, embedding(values))
+    near = KNeighborsClassifier(5).fit(points, heaps)
+    assert near.score(points, heaps) == 1
+    noise = embedding(torch.randn(120, 32, generator=generator))
+    assert KNeighborsClassifier(5).fit(noise, heaps).score(noise, heaps) < 0.8
+
+
+def test_an_embedding_without_its_extra_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(RefusalLensError, match=r"pip install 'refusal-lens\[embed\]'"):
+        embedding(torch.zeros(4, 2))
