@@ -62,6 +62,7 @@ class Plan:
     n_control_tokens: int | None = None
     seed: int = 0
     first_tokens: FirstTokens = FirstTokens()
+    plain_answers: Mapping[str, str] | None = field(default=None, repr=False)
 
     def strengths_of(self, intervention: str) -> tuple[float, ...]:
         """Return how strongly an intervention is tried."""
@@ -288,11 +289,12 @@ class _Side:
     def tokens(self) -> Tokens:
         return tokenise(tokenizer_of(self.model), self.prompts, self.system_prompt)
 
-    @cached_property
-    def plain_ids(self) -> list[list[int]]:
-        """Ids of the plain model's answers."""
+    def plain_texts(self) -> list[str]:
+        """Return the plain model's answers."""
+        if self.plan.plain_answers is not None:
+            return [self.plan.plain_answers[prompt.text] for prompt in self.prompts]
         with ClassProgress("Answering plainly,", {self.name: len(self.prompts)}) as progress:
-            return answer_ids(
+            ids = answer_ids(
                 self.model,
                 self.tokens,
                 self.plan.n_new_tokens,
@@ -300,6 +302,7 @@ class _Side:
                 on_batch=lambda rows, _: progress.advance({self.name: len(rows)}),
                 journal=self.journal,
             )
+        return write_out(self.model, ids)
 
     def effects(self, trials: Sequence[Trial], refusal_ids: Sequence[int]) -> Effects:
         """Measure every trial; the loss of the user's text, a side effect, of the fitted alone."""
@@ -334,7 +337,7 @@ class _Side:
             n_tokens = n_new_tokens if is_fitted else self.plan.n_control_tokens or n_new_tokens
             undecided = [(index, row) for row, outcome in enumerate(outcomes) if outcome is None]
             asked.setdefault(n_tokens, []).extend(undecided)
-        plain = write_out(self.model, self.plain_ids)
+        plain = self.plain_texts()
         texts: dict[tuple[int, int], str] = {}
         counts = {self.name: sum(map(len, asked.values()))}
         with ClassProgress("Answering,", counts) as progress:

@@ -308,6 +308,13 @@ def _n_new_tokens(config: Config, refusal: RefusalReport | None) -> int:
     return most_tokens(asked)
 
 
+def _plain_answers(refusal: RefusalReport, n_new_tokens: int) -> dict[str, str] | None:
+    """Return what the model answered, by prompt; None where answers were of another length."""
+    if not refusal.lengths or refusal.lengths[-1] != n_new_tokens:
+        return None
+    return {answer.prompt: answer.answer for answer in refusal.answers}
+
+
 def _plan(config: Config, request: Request, refusal: RefusalReport) -> Plan:
     n_new_tokens = _n_new_tokens(config, refusal)
     plan = Plan(
@@ -320,6 +327,7 @@ def _plan(config: Config, request: Request, refusal: RefusalReport) -> Plan:
         n_control_tokens=min(refusal.settled_at or n_new_tokens, n_new_tokens),
         seed=config.validation.seed,
         first_tokens=decisive_scores(refusal),
+        plain_answers=_plain_answers(refusal, n_new_tokens),
     )
     asked = request.coefficients
     return plan if asked is None else replace(plan, strengths=asked, coefficients=asked)

@@ -1,7 +1,7 @@
 """How fast candidates are scored: ours against the paper's own loop, on the same prompts and arms.
 
     python tests/benchmarks/experiments.py                     # data/tiny-refuser
-    python tests/benchmarks/experiments.py --model MODEL --n 20
+    python tests/benchmarks/experiments.py --model MODEL --n 21 --every 6
 
 The loop is that of Arditi et al. 2024, written anew: one full forward a candidate, 32 prompts in a
 batch, hooks on the whole model, the logits of all positions. Directions are random, one at every
@@ -73,12 +73,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="data/tiny-refuser")
     parser.add_argument("--n", type=int, default=32, help="prompts")
+    parser.add_argument("--every", type=int, default=1, help="candidates at every so many layers")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     model: Any = load_model(options.model, device="cpu")
     prompts = read_contrast("data/harmful_prompts.json", "data/harmless_prompts.json")
     tokens = tokenise(model.tokenizer, prompts.prompts[: options.n])
-    arms, ways = make_arms(model), {"the paper's loop": by_the_papers_loop, "ours": by_ours}
+    arms, ways = (
+        make_arms(model, options.every),
+        {"the paper's loop": by_the_papers_loop, "ours": by_ours},
+    )
     best, scores = dict.fromkeys(ways, float("inf")), {}
     with torch.no_grad():
         for _ in range(options.rounds):

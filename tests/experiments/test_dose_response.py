@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -159,3 +160,28 @@ def test_controls_are_read_only_where_the_first_token_decides_nothing(model, pro
     short = respond(FirstTokens(), n_control_tokens=1)
     assert [vars(c) for c in short.completions] == [vars(c) for c in whole.completions]
     assert sum(map(len, asked[n_whole:])) < sum(map(len, asked[:n_whole]))
+
+
+def test_plain_answers_that_are_known_are_not_asked_for_again(
+    model, prompts, activations, monkeypatch
+):
+    parts = torch.tensor([FIT, FIT, TEST, TEST] * 2)
+    fitted = fit_candidates(activations, parts)[4]
+    plan = Plan(("add",), coefficients=(4.0,), n_controls=0, n_new_tokens=3)
+
+    def respond(plain: dict[str, str] | None = None):
+        return dose_response(
+            model,
+            list(zip(prompts.prompts, prompts.is_harmful, strict=True)),
+            plan_trials(fitted, activations, parts, plan),
+            refusal_ids=[5],
+            judge=lambda prompt, answer: "a" in answer,
+            plan=replace(plan, plain_answers=plain),
+        )
+
+    asked = respond()
+    known = {each.prompt: each.plain for each in asked.completions}
+    monkeypatch.setattr("refusal_lens.experiments.dose_response.answer_ids", None)
+    again = respond(known)
+    pd.testing.assert_frame_equal(again.table, asked.table, check_exact=True)
+    assert [vars(each) for each in again.completions] == [vars(each) for each in asked.completions]
