@@ -177,8 +177,8 @@ def _conditions(verdict: Verdict) -> Table:
     table = _table(
         "What the verdict rests on",
         ("condition", "measured", "limit", "stands"),
-        "95 % intervals of a bootstrap over pairs of prompts: what depends on each other is drawn "
-        "together, so that they may differ from those above.",
+        "95 % intervals, as shares, of a bootstrap over pairs: they speak of new prompts on the "
+        "same topics, and those above, in percent, of new topics.",
     )
     for check in verdict.checks:
         interval = "" if check.low != check.low else f" ({check.low:.2f} to {check.high:.2f})"
@@ -194,8 +194,8 @@ def _outcomes(rows: pd.DataFrame, name: str) -> Table:
         f"{name}, plain: {plain['plain_rate']:.1%} refused, score {plain['plain_score']:+.2f}, "
         f"loss of text {plain['plain_loss']:.2f}",
         ("intervention", "direction", "refused", "broken", "score", "KL", "loss"),
-        "Refused with Wilson's 95 % interval in percent, as if answers were independent. The loss "
-        "of the text is that under the fitted direction.",
+        "Refused with Wilson's 95 % interval by topic, in percent. The loss of the text is told of "
+        "the fitted direction.",
     )
     for row in rows.to_dict("records"):
         low, high = (100 * row[f"refusal_rate_{end}"] for end in ("low", "high"))
