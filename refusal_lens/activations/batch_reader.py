@@ -19,9 +19,10 @@ from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.backends import HookedTransformer, Model, is_hooked
-from refusal_lens.models.batching import fits
+from refusal_lens.models.batching import CPU_BUDGETS, fits
 from refusal_lens.models.fast_forward import KeyValues, Stop, forward, why_not_fast
 from refusal_lens.models.hook_points import (
+    hooks_at,
     layer_of,
     read_at,
     resolve_of_one_width,
@@ -95,7 +96,7 @@ def make_reader(
     width = width_of(model, names[0])
     wanted = normalise_positions(positions)
     check_positions(tokens, wanted, getattr(model.cfg, "n_ctx", None))
-    reason, products = why_not_fast(model), library_of_products(model.cfg)
+    reason, products = why_not_fast(model), library_of_products(model.cfg, CPU_BUDGETS[0])
     if reason is None and stop_layer(names) is None:
         reason = "a hook point stands behind the last block"
     if reason is not None or not is_hooked(model):
@@ -247,7 +248,8 @@ def _check_shape(name: str, activation: Tensor, expected: tuple[int, ...]) -> No
 @contextmanager
 def _forward_on(model: Model, hooks: list[Any]) -> Iterator[None]:
     """Set hooks for one forward pass without gradients, at the machine's best speed."""
-    with torch.inference_mode(), fast_products(model.cfg), model.hooks(fwd_hooks=hooks):
+    set_hooks = hooks_at(model, hooks) if is_hooked(model) else model.hooks(fwd_hooks=hooks)
+    with torch.inference_mode(), fast_products(model.cfg, CPU_BUDGETS[0]), set_hooks:
         yield
 
 

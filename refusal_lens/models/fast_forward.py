@@ -346,14 +346,26 @@ def _attend(
 
 
 def _rotate(attn: Any, heads: Queries, offset: int | Tensor) -> Queries:
-    """Turn queries or keys by their positions, of which every row may have its own."""
+    """Turn queries or keys by their positions, of which every row may have its own.
+
+    Half of the passes over memory that TransformerLens takes, and the same bits.
+    """
+    at = offset
     if isinstance(offset, int):
-        return attn.apply_rotary(heads, offset)
+        if offset + heads.shape[1] > attn.rotary_cos.shape[0]:
+            return attn.apply_rotary(heads, offset)  # which makes its tables longer
+        at = slice(offset, offset + heads.shape[1])
+    cosines, sines = (table[at].unsqueeze(-2) for table in (attn.rotary_cos, attn.rotary_sin))
     n_turned = attn.cfg.rotary_dim
-    turned, rest = heads[..., :n_turned], heads[..., n_turned:]
-    cosines, sines = (table[offset][:, :, None] for table in (attn.rotary_cos, attn.rotary_sin))
-    turned = turned * cosines + attn.rotate_every_two(turned) * sines
-    return torch.cat([turned, rest], dim=-1)
+    before, rest = heads[..., :n_turned], heads[..., n_turned:]
+    turned = before * cosines
+    if attn.cfg.rotary_adjacent_pairs:
+        turned += attn.rotate_every_two(before) * sines
+    else:
+        n = before.shape[-1] // 2
+        turned[..., :n] -= before[..., n:] * sines[..., :n]
+        turned[..., n:] += before[..., :n] * sines[..., n:]
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 def _fused(

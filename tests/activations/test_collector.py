@@ -28,6 +28,7 @@ from refusal_lens.activations.engines import collect, collect_moments
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models import batching
+from refusal_lens.models.fast_forward import _rotate
 from refusal_lens.models.hook_points import head_of
 from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
@@ -100,6 +101,18 @@ def test_fast_path_equals_the_plain_one(tmp_path, prompts, architecture, positio
     assert plain.provenance["collection"]["why"] == "hooks are set on hook_embed"
     scale = plain.values.abs().amax(dim=(0, 3), keepdim=True)
     torch.testing.assert_close(fast.values / scale, plain.values / scale, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gptneox"])  # all of a head; a part of it
+def test_turning_by_position_has_the_bits_of_transformerlens(tmp_path, architecture):
+    save_checkpoint(tmp_path, architecture)
+    attn = load_model(tmp_path, device="cpu").blocks[0].attn
+    heads = torch.randn(2, 5, 4, attn.cfg.d_head, generator=torch.Generator().manual_seed(0))
+    expected = attn.apply_rotary(heads, 3)
+    assert not torch.equal(expected, heads)
+    assert torch.equal(_rotate(attn, heads, 3), expected)
+    positions = torch.arange(3, 8).expand(2, 5)
+    assert torch.equal(_rotate(attn, heads, positions), expected)
 
 
 def test_inner_bias_of_a_gated_mlp_is_added_where_there_is_one(checkpoint, prompts):
@@ -497,10 +510,13 @@ from conftest import make_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from refusal_lens import RefusalLensError, collect
 from refusal_lens.activations.engines import collect_moments
-from refusal_lens.models import batching
+from refusal_lens.models import batching, matmul
 from refusal_lens.models.conversion import convert
 from refusal_lens.prompts.contrast import ContrastSet
 
+# oneDNN maps code for every new shape, and a limit on what may be mapped, which memory that the
+# allocator keeps counts against, would leave it nothing for good.
+matmul.WORTHWHILE_IN_BATCHES = 2**40
 torch.manual_seed(0)
 tokenizer = make_tokenizer()
 sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -8,6 +8,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import (
     collectable_hook_points,
     head_of,
+    hooks_at,
     layer_of,
     place_index,
     read_at,
@@ -191,3 +192,21 @@ def test_stop_layer_runs_just_the_blocks_needed():
     assert stop_layer(["hook_embed"]) == 0
     assert stop_layer([*posts(0, 2), "hook_embed"]) == 3
     assert stop_layer(["ln_final.hook_normalized", *posts(0)]) is None
+
+
+def test_hooks_are_gone_after_an_error_and_a_users_own_stay(model):
+    points = [model.hook_dict[f"blocks.{layer}.hook_resid_post"] for layer in (0, 1)]
+
+    def look(activation, hook):
+        raise RuntimeError("planted")
+
+    def own(activation, hook):
+        return None
+
+    hooks = [(point.name, look) for point in points]
+    with model.hooks(fwd_hooks=[(points[0].name, own)]):
+        with pytest.raises(RuntimeError, match="planted"), hooks_at(model, hooks):
+            points[1](torch.zeros(1))
+        assert [len(point.fwd_hooks) for point in points] == [1, 0]
+    assert [len(point.fwd_hooks) for point in points] == [0, 0]
+    assert model.context_level == 0
