@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from transformers import (
 )
 
 from refusal_lens import Activations, ContrastSet, collect, load_model
+from refusal_lens.models import known_budgets
 from refusal_lens.models.backends import Model
 from refusal_lens.prompts import chat_format
 from refusal_lens.validation.scores import Score
@@ -183,6 +184,14 @@ def make_separation(
         positions,
         n_folds,
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_known_budgets() -> Iterator[None]:
+    """Every test searches its budget anew, and leaves nothing in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_budgets, "_cache_folder", lambda: Path("nobody"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from refusal_lens.models.hook_points import (
     stop_layer,
     width_of,
 )
+from refusal_lens.models.known_budgets import KnownBudget
 from refusal_lens.models.layout import lay_out
 from refusal_lens.models.matmul import fast_products, library_of_products
 from refusal_lens.prompts.positions import (
@@ -61,6 +62,8 @@ class Reader:
     path: dict[str, Any]
     d_model: int
     sinks: Sinks
+    known_budget: Callable[[int], KnownBudget]
+    """By the tokens of a typical prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +105,15 @@ def make_reader(
     if reason is not None or not is_hooked(model):
         path = {"path": "TransformerLens", "why": reason, "n_prefix": 0, "products": products}
         read = partial(_read_plain, model, names, wanted, sinks)
-        return Reader(read, names, wanted, path, width, sinks)
+        known = partial(KnownBudget.of, model.cfg, "TransformerLens")
+        return Reader(read, names, wanted, path, width, sinks, known)
     lay_out(model)
     prefix = _run_prefix(model, tokens.shared_prefix(), names)
     path = {"path": "fast", "why": None, "n_prefix": prefix.n_tokens, "products": products}
     path["weights"] = "laid out so that transposes are views; shapes and values unchanged"
     read = partial(_read_fast, model, names, wanted, sinks, prefix)
-    return Reader(read, names, wanted, path, width, sinks)
+    known = partial(KnownBudget.of, model.cfg, "fast")
+    return Reader(read, names, wanted, path, width, sinks, known)
 
 
 def _read_plain(

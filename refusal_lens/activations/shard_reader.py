@@ -143,14 +143,16 @@ def _read_in_batches(
     keep: Keep,
     token_budget: int | None,
 ) -> BatchRecord:
+    # What the prompts share has been run already.
+    lengths = [length - reader.path["n_prefix"] for length in tokens.lengths]
     with _kept_behind(keep, device) as keep_behind:
         return run_in_batches(
-            # What the prompts share has been run already.
-            [length - reader.path["n_prefix"] for length in tokens.lengths],
+            lengths,
             lambda rows: keep_behind(rows, reader.read(tokens.select(rows))),
             token_budget=token_budget,
             device=device,
             name_of=lambda row: tokens.prompt_ids[row],
+            known=reader.known_budget(sum(lengths) // max(1, len(lengths))),
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.models.known_budgets import Found, KnownBudget
 
 CPU_BUDGETS = (256, 1024)
 CUDA_BUDGETS = (16384, 65536)
@@ -26,6 +27,7 @@ OUT_OF_MEMORY = (
     "cannot allocate memory",
     "not enough memory",
     "cublas_status_alloc_failed",
+    "could not create a primitive",  # oneDNN
 )
 
 
@@ -45,6 +47,7 @@ def run_in_batches(
     token_budget: int | None = None,
     device: str = "cpu",
     name_of: Callable[[int], str] = str,
+    known: KnownBudget | None = None,
 ) -> BatchRecord:
     """Run prompts of like length together, the longest first.
 
@@ -57,6 +60,7 @@ def run_in_batches(
         token_budget: Most tokens in a batch, padding included; None searches.
         device: Where batches run: it decides between which budgets the search goes.
         name_of: Names a prompt in messages.
+        known: Where the search goes on from, and what it comes to is kept.
 
     Returns:
         The record of the run.
@@ -65,7 +69,8 @@ def run_in_batches(
         RefusalLensError: A single prompt does not fit in memory.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    search = _BudgetSearch.start(token_budget, device)
+    known = known if token_budget is None else None
+    search = _BudgetSearch.start(token_budget, device, known.recall() if known else None)
     start, n_tokens, began = 0, 0, time.perf_counter()
     while start < len(order):
         longest = max(1, lengths[order[start]])
@@ -78,12 +83,15 @@ def run_in_batches(
                     f"{device}, even alone. Take it out, or use a smaller dtype or a larger device."
                 )
             search.stop_at(max(1, len(rows) // 2) * longest)
+            known = None  # memory may be short just now
             if device.startswith("cuda"):
                 torch.cuda.empty_cache()
             continue
         done = sum(lengths[row] for row in rows)
         search.observe(done / (time.perf_counter() - batch_began), len(rows) * longest)
         n_tokens, start = n_tokens + done, start + len(rows)
+    if known is not None and search.is_warm:
+        known.keep(Found(search.budget, search.is_found, search.best_rate))
     return BatchRecord(search.budget, n_tokens, time.perf_counter() - began)
 
 
@@ -98,11 +106,12 @@ class _BudgetSearch:
     is_warm: bool = False
 
     @classmethod
-    def start(cls, token_budget: int | None, device: str) -> "_BudgetSearch":
+    def start(cls, token_budget: int | None, device: str, known: Found | None) -> "_BudgetSearch":
         if token_budget is not None:
             return cls(token_budget, token_budget, True)
         smallest, largest = CUDA_BUDGETS if device.startswith("cuda") else CPU_BUDGETS
-        return cls(smallest, largest, False)
+        known = known or Found(smallest, False, 0.0)
+        return cls(known.token_budget, largest, known.is_final, known.rate)
 
     def stop_at(self, budget: int) -> None:
         self.budget, self.is_found = budget, True
