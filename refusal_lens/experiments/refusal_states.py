@@ -58,8 +58,8 @@ _MEANINGS: dict[State, StateWords] = {
 
 _EVASIVE = StateWords(
     "Next to no refusal is found: the judge takes {rates} for refused, but {evaded} for evaded, "
-    "and some of these may decline in other words. A direction that separates the classes is what the "
-    "model knows of harm; that it makes the model refuse cannot be seen here.",
+    "and some of these may decline in other words. A direction that separates the classes is what "
+    "the model knows of harm; that it makes the model refuse cannot be seen here.",
     "Read a sample (refusal-lens judge RUN --sheet 60, filled in: --labels), and use a model that "
     "refuses these prompts, or prompts that this model refuses.",
 )
