@@ -22,8 +22,8 @@ ROOMS = {
     "provenance collector ray_cluster ray_worker ray_driver engines",
     "directions": "methods direction kernel guard subspaces formats files",
     "validation": "thresholds frames units scores shares crossfit many_fits separation behaviour "
-    "best_place nulls learning_curve stability nested_choice confounds coordinates categories "
-    "cosines densities",
+    "best_place nulls planning learning_curve stability nested_choice confounds coordinates "
+    "categories cosines densities",
     "experiments": "interventions arms answers outcomes judges answer_lengths refusal "
     "first_tokens refusal_states hand_labels forked effects candidates causal_choice resampling "
     "verdicts causal_scores dose_response side_effects attribution token_readout",

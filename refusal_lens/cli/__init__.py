@@ -18,12 +18,20 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-STUDY = (study.run, study.collect, study.refusal_rate, study.fit, study.plot, study.report)
+STUDY = (
+    study.run,
+    study.collect,
+    study.refusal_rate,
+    study.fit,
+    study.plot,
+    study.report,
+    study.plan,
+)
 DIRECTIONS = (directions.compare, directions.inspect, directions.attribute, directions.export)
 EXPERIMENTS = (experiments.select, experiments.ablate, experiments.judge, experiments.chat)
 
 app.command()(new.new)
-for command in (*STUDY, *DIRECTIONS):
+for command in (*STUDY, study.plan, *DIRECTIONS):
     app.command()(command)
 app.command("import")(directions.import_)
 for command in (*EXPERIMENTS, explore.explore):

@@ -213,6 +213,26 @@ def report(run_path: RunArgument) -> None:
         study.report_stage(run_folder, console)
 
 
+def plan(
+    run_path: RunArgument,
+    width: Annotated[
+        float, typer.Option("--width", help="Of the 95 % interval.", min=0.001, max=10)
+    ] = 0.1,
+    score: Annotated[str, typer.Option("--score", help="auroc, or cohens_d: d'.")] = "auroc",
+) -> None:
+    """Say how many topics and prompts a narrow interval takes, from a fitted pilot run.
+
+    A pilot of 30 pairs: refusal-lens run --limit 60.
+    """
+    with existing_run(run_path, None) as (_, run_folder):
+        from refusal_lens.errors import RefusalLensError
+        from refusal_lens.stages import outlook, terminal
+
+        if score not in ("auroc", "cohens_d"):
+            raise RefusalLensError(f"--score is auroc or cohens_d, not {score!r}.")
+        terminal.show_plan(console, outlook.run_pilot(run_folder, score), width)
+
+
 def _overrides(options: Mapping[str, object], set_: list[str] | None) -> list[str]:
     """Write the options as `key=value` so that they are checked like the config."""
     # JSON is YAML: quotes and brackets in a value stay what they are.

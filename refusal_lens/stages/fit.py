@@ -6,6 +6,7 @@ Tested in tests/stages/test_study.py.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.provenance import describe_machine
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import Directions, fit_directions
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import remove_partial
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.report.answer import answer
@@ -24,6 +26,7 @@ from refusal_lens.report.evidence import gather
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.runs.tables import Fitted, Labelled, behaviour_tables, compute_tables
 from refusal_lens.stages import terminal
+from refusal_lens.stages.outlook import run_pilot
 from refusal_lens.validation.best_place import Choice, layers_beside
 from refusal_lens.validation.confounds import compare_texts
 from refusal_lens.validation.crossfit import Projections
@@ -31,6 +34,9 @@ from refusal_lens.validation.nested_choice import choose_nested
 from refusal_lens.validation.nulls import Nulls, draw_nulls, power_table
 from refusal_lens.validation.separation import Separation, validate
 from refusal_lens.validation.stability import measure_stability
+
+NARROW = 0.1
+"""Width of an AUROC's interval from which on a run says how many topics one so narrow takes."""
 
 
 def fit_stage(
@@ -86,6 +92,8 @@ def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bo
     marked = best if evidence.diagnosis.decision.is_found else None
     terminal.show_layers(console, shown, marked, p_values, is_wide=is_wide)
     terminal.show_best(console, separation, best, evidence.chance.detectable)
+    if marked is not None:
+        _show_plan(console, run_folder, marked)
     if is_wide:
         tables = (run_folder.read_table(name) for name in ("two_directions", "quadrants"))
         terminal.show_two_directions(console, *tables)
@@ -105,6 +113,14 @@ def _read(config: Config, run_folder: RunFolder) -> tuple[Activations, Labelled]
     counts = None if counts is None else counts.iloc[list(relabelling.rows)]
     activations = relabelling.of_activations(everything)
     return everything, Labelled(relabelling.of_prompts(prompts), activations, counts)
+
+
+def _show_plan(console: Console, run_folder: RunFolder, best: Choice) -> None:
+    """Say what a narrow interval would take, where there is none and topics can tell."""
+    one = run_folder.separation().only_at(best.hook_point, best.position).headline["auroc"]
+    if (one.high - one.low).item() > NARROW:
+        with suppress(RefusalLensError):  # too few topics to tell, as the line above says
+            terminal.show_plan(console, run_pilot(run_folder, "auroc"), NARROW)
 
 
 def _write(

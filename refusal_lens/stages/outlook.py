@@ -4,7 +4,7 @@ Knows what work there is and how to time a little of it. Prints nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -16,8 +16,11 @@ from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import resolve_of_one_width, width_of
 from refusal_lens.prompts.groups import find_groups, n_groups
 from refusal_lens.prompts.tokens import Tokens
+from refusal_lens.runs.folder import RunFolder, best_or_refuse
+from refusal_lens.validation.planning import Pilot, read_pilot
 
 Work = Literal["answers", "activations"]
+PlannedScore = Literal["auroc", "cohens_d"]
 
 N_TIMED = 8
 """Prompts that are timed: enough to keep two cores busy, seconds in a model of 1.5 B."""
@@ -134,3 +137,25 @@ def _seconds_a_token(model: Model, tokens: Tokens) -> float | None:
     if not fits(run, timed, 2):
         return None
     return (perf_counter() - start) / (int(sum(timed.lengths)) + len(timed))
+
+
+# --- a run to come, told from one that was --------------------------------------------------------
+
+
+def run_pilot(run_folder: RunFolder, score: PlannedScore) -> Pilot:
+    """Read from a fitted run how its score at the best place varies.
+
+    Raises:
+        RefusalLensError: It has no direction, or too few topics to plan from.
+    """
+    best, separation = best_or_refuse(run_folder), run_folder.separation()
+    at_best = separation.only_at(best.hook_point, best.position).headline[score]
+    projections = run_folder.read_projections().only_at(best.hook_point, best.position)
+    grouping = run_folder.read_config().prompts.groups
+    return read_pilot(
+        score,
+        (at_best.value.item(), at_best.low.item(), at_best.high.item()),
+        (projections.values - projections.thresholds)[:, 0, 0],
+        projections.is_harmful,
+        find_groups(replace(run_folder.read_prompts(), grouping=grouping)),
+    )

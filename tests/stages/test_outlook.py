@@ -3,10 +3,14 @@
 import io
 from time import perf_counter
 
+from planted_run import make_run
 from rich.console import Console
+from typer.testing import CliRunner
 
 from refusal_lens.activations.collection import Collection
+from refusal_lens.cli import app
 from refusal_lens.stages import outlook, terminal
+from refusal_lens.validation.planning import planned_topics
 
 
 def collection_of(model, prompts, **options):
@@ -58,3 +62,17 @@ def test_memory_that_does_not_hold_a_few_prompts_is_no_error(model, prompts, mon
     monkeypatch.setattr(outlook, "generate_greedily", fail)
     seen = outlook.look_ahead(collection_of(model, prompts), model, ["answers"], 24)
     assert seen.seconds is None
+
+
+def test_a_pilot_says_what_a_narrow_interval_takes_and_few_topics_that_they_cannot(tmp_path):
+    run = make_run(tmp_path / "run")
+    outcome = CliRunner().invoke(app, ["plan", str(run.path), "--width", "0.05"])
+    assert outcome.exit_code == 0, outcome.output
+    pilot = outlook.run_pilot(run, "auroc")
+    n = planned_topics(pilot, 0.05, 1)
+    told = " ".join(outcome.output.split())
+    assert told.endswith(f"AUROC on new prompts that is 0.05 wide takes {n} prompts a side.")
+    few = make_run(tmp_path / "few", categories=["one", "two", "three"])
+    outcome = CliRunner().invoke(app, ["plan", str(few.path)])
+    assert outcome.exit_code == 2
+    assert "no pilot to plan from: too few groups" in " ".join(outcome.output.split())

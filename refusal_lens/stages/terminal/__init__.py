@@ -38,5 +38,6 @@ from refusal_lens.stages.terminal.scores import (
     show_best,
     show_checklist,
     show_layers,
+    show_plan,
     show_replies,
 )

@@ -20,6 +20,7 @@ from refusal_lens.runs.diagnosis import Check, Finding, band
 from refusal_lens.validation import thresholds
 from refusal_lens.validation.best_place import Choice, layers_beside
 from refusal_lens.validation.frames import rows_that
+from refusal_lens.validation.planning import MOST_TOPICS, Pilot, plan_table
 from refusal_lens.validation.scores import Score, too_few
 from refusal_lens.validation.separation import Separation
 
@@ -173,6 +174,26 @@ def _ends(scores: Mapping[str, Score], place: tuple[int, int], n_units: int | No
     low, high = one.low[place].item(), one.high[place].item()
     ends = f"[{low:.3f}, {high:.3f}]" if low == low else f"({too_few(n_units)})"
     return f"{one.value[place].item():.3f} {ends}"
+
+
+def show_plan(console: Console, pilot: Pilot, width: float) -> None:
+    """Print how many topics and prompts an interval as narrow as asked for would take."""
+    name = {"auroc": "AUROC", "cohens_d": "d'"}[pilot.score]
+    table = plan_table(pilot, [width])
+    unit = "topics of {} prompts a side" if pilot.has_topics else "prompts a side"
+    plans = [
+        f"{row['n_topics']:.0f} {unit.format(row['n_per_topic'])} ({row['n_per_class']:.0f} a side)"
+        if pilot.has_topics
+        else f"{row['n_topics']:.0f} {unit}"
+        for row in table.dropna().to_dict("records")
+    ]
+    of = "new topics" if pilot.has_topics else "new prompts"
+    took = " or ".join(plans) or f"more than {MOST_TOPICS} topics"
+    console.print(
+        f"A 95 % interval of the {name} on {of} that is {width:g} wide takes {took}.",
+        highlight=False,
+        markup=False,
+    )
 
 
 def show_checklist(
