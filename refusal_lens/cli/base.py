@@ -23,12 +23,17 @@ errors = Console(stderr=True)
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 HookPointOption = Annotated[
     list[str] | None,
-    typer.Option("--hook-point", help="Where to read: resid_post, attn_out:3-8, ... Repeatable."),
+    typer.Option(
+        "--hook-point",
+        metavar="SELECTOR",
+        help="Where to read: resid_post, attn_out:3-8, ... Repeatable.",
+    ),
 ]
 PositionOption = Annotated[
     list[str] | None,
     typer.Option(
         "--position",
+        metavar="POSITION",
         help="Which token: last, mean, instruction_mean, instruction_last, -k, or k: of the "
         "template's tail. Repeatable.",
     ),
@@ -75,9 +80,11 @@ def plain_errors() -> Iterator[None]:
 
     # People read words that are not broken; what reads a pipe finds a sentence on one line.
     is_whole = not errors.is_terminal
+    shown: set[str] = set()  # a run reads its prompts more than once
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if issubclass(category, RefusalLensWarning):
+        if issubclass(category, RefusalLensWarning) and str(message) not in shown:
+            shown.add(str(message))
             errors.print(f"Warning: {message}", style="yellow", markup=False, soft_wrap=is_whole)
 
     # Other libraries' warnings are about their own inner life; those who debug use the API.

@@ -31,7 +31,7 @@ FileOption = Annotated[Path, typer.Option("--output", help="The file to write.")
 
 
 def compare(
-    run_paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Fitted run folders.")],
+    run_paths: Annotated[list[Path], typer.Argument(metavar="RUN", help="Fitted run folders.")],
     output: Annotated[
         Path, typer.Option("--output", help="Folder for the tables and the page of figures.")
     ] = Path("outputs/comparison"),
@@ -87,7 +87,9 @@ def attribute(
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="Text to go through token by token. Repeatable."),
+        typer.Option(
+            "--prompt", metavar="TEXT", help="Text to go through token by token. Repeatable."
+        ),
     ] = None,
     set_: SetOption = None,
 ) -> None:

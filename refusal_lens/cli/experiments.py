@@ -23,6 +23,7 @@ InterventionOption = Annotated[
     list[str] | None,
     typer.Option(
         "--intervention",
+        metavar="NAME",
         help="What to do with it, such as affine_ablate, ablate or add. Repeatable.",
     ),
 ]
@@ -30,6 +31,7 @@ CoefficientOption = Annotated[
     list[float] | None,
     typer.Option(
         "--coefficient",
+        metavar="NUMBER",
         help="Strength of ablation (1 removes all), or of addition in units of the class "
         "difference. Repeatable.",
     ),

@@ -14,7 +14,7 @@ from refusal_lens.cli.base import console, plain_errors
 
 
 def explore(
-    run_paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    run_paths: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     host: Annotated[str, typer.Option(help="Address to answer on.")] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Default: the first free one from 8050 on.")

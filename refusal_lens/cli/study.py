@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ConfigArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CONFIG]",
+        metavar="CONFIG",
         help="YAML file, or the name of a shipped config (qwen2.5-0.5b). Default: the small model "
         "that comes with the package, offline.",
     ),
@@ -80,9 +80,9 @@ def _text(help_: str) -> Any:
 
 
 KEY_OPTIONS: dict[str, tuple[str, Any]] = {
-    "model": ("model.name", _text("Name on the Hugging Face hub, or a local folder.")),
-    "harmful": ("prompts.harmful", _text("File of prompts that the model refuses.")),
-    "harmless": ("prompts.harmless", _text("File of prompts that it answers.")),
+    "model": ("model.name", _text("Name on the Hugging Face hub, a local folder or a .gguf file.")),
+    "harmful": ("prompts.harmful", _text("File of harmful prompts: those it should refuse.")),
+    "harmless": ("prompts.harmless", _text("File of harmless prompts: those it should answer.")),
     "limit": (
         "prompts.limit",
         Annotated[

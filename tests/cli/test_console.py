@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from explored_run import make_run
 from typer.testing import CliRunner
 
 from refusal_lens.cli import app
+from refusal_lens.cli.base import plain_errors
+from refusal_lens.errors import RefusalLensWarning
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,3 +85,11 @@ def test_a_missing_file_of_a_run_names_the_command_that_writes_it(tmp_path):
     done = CliRunner().invoke(app, ["report", str(run_folder.path)])
     assert done.exit_code == 2
     assert f"separation.csv. Write it first: refusal-lens fit {run_folder.path}" in done.output
+
+
+def test_a_warning_is_told_once(capsys):
+    # That there are few prompts was told by each stage that reads them.
+    with plain_errors():
+        for text in ("few prompts", "few prompts", "another"):
+            warnings.warn(text, RefusalLensWarning, stacklevel=1)
+    assert capsys.readouterr().err.split("Warning: ")[1:] == ["few prompts\n", "another\n"]
