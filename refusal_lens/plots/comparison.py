@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 from scipy.stats import norm
 from torch import Tensor
 
+from refusal_lens.directions.methods import METHODS
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import NEUTRAL_COLOUR, empty, heading
@@ -333,9 +334,14 @@ def _name_cells(names: Sequence[str]) -> tuple[list[str], str | None]:
     if len(sites) == 1 and None not in layers:
         return [str(layer) for layer in layers], f"layer ({sites.pop()})"
     return [
-        name.replace("_", " ") if layer is None else short_name(name)
+        short_name(name) if layer is not None else _method_words(name)
         for name, layer in zip(names, layers, strict=True)
     ], None
+
+
+def _method_words(name: str) -> str:
+    """Write a way to fit as words; positions and categories are written as everywhere."""
+    return name.replace("_", " ") if name in METHODS else name
 
 
 def _long(labels: Sequence[str]) -> bool:

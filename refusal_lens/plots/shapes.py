@@ -267,7 +267,7 @@ def direction_components(
 class Panel:
     """Both classes along one direction: what `directions_side_by_side` draws in a column.
 
-    `prompts` are in the order of `numbers`, for the hover.
+    `prompts` are in the order of `numbers`, for the hover; `name` may have several lines.
     """
 
     name: str
@@ -298,7 +298,7 @@ def directions_side_by_side(
         row_heights=[0.75, 0.25],
         vertical_spacing=0.03,
         horizontal_spacing=0.05,
-        subplot_titles=[escape(panel.name) for panel in panels],
+        subplot_titles=[escape(panel.name).replace("\n", "<br>") for panel in panels],
     )
     for column, panel in enumerate(panels, start=1):
         for style in CLASSES:
@@ -316,7 +316,7 @@ def directions_side_by_side(
     figure.update_yaxes(row=2, tickvals=[0, 1], ticktext=names, range=[-0.6, 1.6], showgrid=False)
     figure.update_yaxes(row=1, showticklabels=False, rangemode="tozero")
     figure.update_yaxes(row=1, col=1, title_text="density").update_annotations(font_size=13)
-    return dress(figure, template, title, height=480, margin={"l": 80, "t": 84 if title else 40})
+    return dress(figure, template, title, height=480, margin={"l": 80, "t": 112 if title else 68})
 
 
 def _panel_curve(panel: Panel, style: ClassStyle) -> go.Scatter:

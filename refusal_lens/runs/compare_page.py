@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from refusal_lens import plots
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.picture_files import FIT_FIGURE
 from refusal_lens.plots.style import PRIVATE
 from refusal_lens.runs.compare import Place, Run
 from refusal_lens.validation.cosines import square_cosines
@@ -77,7 +78,7 @@ def _panel(run: Run, place: Place) -> plots.Panel:
     row, column = projections.place(*place)
     numbers = projections.values[:, row, column]
     return plots.Panel(
-        f"{run.name}: {_sentence(place)}",
+        f"{run.name}\n{short_name(place[0])},\n{place[1]}",
         run.prompts.prompts,
         numbers,
         projections.is_harmful,
@@ -170,7 +171,14 @@ def render_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:
     """Return all figures as one page that opens from disk, without a network."""
     # plotly.js stands in the page's head, once for all.
     drawn = {
-        title: Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=PRIVATE))
+        title: Markup(
+            figure.to_html(
+                full_html=False,
+                include_plotlyjs=False,
+                config=PRIVATE | {"responsive": True},
+                post_script="fitFigure(document.getElementById('{plot_id}'));",
+            )
+        )
         for title, figure in figures.items()
     }
     environment = Environment(
@@ -180,5 +188,5 @@ def render_page(runs: Sequence[Run], figures: dict[str, go.Figure]) -> str:
         title=f"Comparison of {', '.join(run.name for run in runs)}",
         sentences={run.name: run.sentence for run in runs},
         figures=drawn,
-        plotly=Markup(get_plotlyjs()),
+        plotly=Markup(get_plotlyjs() + FIT_FIGURE),
     )

@@ -3,6 +3,7 @@
 import io
 import re
 
+import pandas as pd
 import pytest
 from planted_run import make_run
 from rich.console import Console
@@ -68,3 +69,22 @@ def test_positions_that_leave_no_token_out_are_not_told_of():
     assert printed(terminal.show_sinks, sinks) == ""
     sinks["left_out_a_prompt"]["mean"] = {"a": 1.0, "b": 2.0}
     assert "Position mean left out 1.5 tokens" in printed(terminal.show_sinks, sinks)
+
+
+def test_runs_keep_their_names_in_80_columns():
+    # The column of names was squeezed to nothing by the others.
+    summary = pd.DataFrame(
+        {
+            "run": ["default", "llama-3-8b-of-march"],
+            "model": "data/tiny-refuser",
+            "hook_point": "blocks.15.hook_resid_post",
+            "position": "instruction_mean",
+            **dict.fromkeys(("auroc", "separation", "cohens_d"), 0.9876),
+        }
+    )
+    nothing = pd.DataFrame({"run": [], "a": [], "b": [], "fit_on": [], "test_on": []})
+    tables = {"summary": summary, "cosines": nothing, "transfer": nothing}
+    text = printed(terminal.show_comparison, tables)
+    assert "default" in text
+    assert "llama-3-8b" in text
+    assert text.count("0.988") == 4

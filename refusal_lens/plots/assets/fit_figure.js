@@ -1,11 +1,14 @@
 // What a narrow window takes, on a figure's own page and in a report: smaller letters, one menu below
-// the other, and numbers in cells only where these have 30 pixels.
+// the other, numbers in cells only where these have 30 pixels, and panels of square cells, which are
+// as high as they are wide, without the room that they do not fill.
 const fitFigure = (graph) => {
   const isNarrow = graph.clientWidth < 500;
   const menus = graph.layout.updatemenus ?? [], sliders = graph.layout.sliders ?? [];
   graph.drawnAs ??= {
     numbers: graph.data.map((trace) => trace.texttemplate),
     pads: [...menus, ...sliders].map((control) => control.pad?.t ?? 0),
+    titles: (graph.layout.annotations ?? []).map((note) => note.font?.size),
+    height: graph.layout.height,
   };
   for (const [index, trace] of graph.data.entries()) {
     const numbers = graph.drawnAs.numbers[index];
@@ -24,5 +27,17 @@ const fitFigure = (graph) => {
       changes[`${kind}.pad.t`] = graph.drawnAs.pads[index] + above;
     });
   }
-  Plotly.relayout(graph, changes);
+  graph.drawnAs.titles.forEach((size, index) => {
+    if (size > 12) changes[`annotations[${index}].font.size`] = isNarrow ? 11 : size;
+  });
+  const isSquare = Object.values(graph.layout).some((part) => part?.scaleanchor);
+  if (isSquare && graph.drawnAs.height) {
+    const most = isNarrow ? 180 + 0.62 * graph.clientWidth : Infinity;
+    changes.height = Math.min(graph.drawnAs.height, most);
+    for (const box of [graph, graph.parentElement]) {
+      if (box.style.height) box.style.height = `${changes.height}px`;
+      box.style.minHeight = "";
+    }
+  }
+  return Plotly.relayout(graph, changes);
 };

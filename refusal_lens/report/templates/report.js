@@ -66,12 +66,6 @@
     colour({ data, layout }, themed.get(plot));
     const { width, ...fluid } = layout;
     const size = isPrinting ? { width: PRINT_WIDTH, autosize: false } : { autosize: true };
-    // Panels of square cells are as high as they are wide: on a phone that is little.
-    const isSquare = Object.values(layout).some((part) => part?.scaleanchor);
-    if (isSquare) {
-      size.height = Math.min(layout.height, 180 + 0.62 * (size.width ?? plot.clientWidth));
-      plot.style.minHeight = "";
-    }
     return Plotly.newPlot(plot, data, { ...fluid, ...size, template: theme() }, {
       ...CONFIG,
       toImageButtonOptions: { format: "svg", filename: plot.dataset.name },

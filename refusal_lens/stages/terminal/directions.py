@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +15,7 @@ from refusal_lens.directions.direction import Directions
 from refusal_lens.experiments.attribution import Attribution, Component
 from refusal_lens.experiments.token_readout import Unembedding
 from refusal_lens.models.hook_points import short_name
+from refusal_lens.stages.terminal.looks import TIGHT
 from refusal_lens.validation.scores import SCORES
 
 HEADINGS = {"raw_norm": "raw norm", "auroc": "AUROC", "cohens_d": "d'"}
@@ -29,14 +29,7 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
     for name, value in _describe(directions):
         table.add_row(name, escape(value))
     console.print(table)
-    # Lines between columns would cost places and numbers their ends in 80 columns.
-    places = Table(
-        title="Directions, scored on new prompts of the same topics",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    places = Table(title="Directions, scored on new prompts of the same topics", **TIGHT)
     record, best = directions.provenance.get("places", {}), directions.provenance.get("best") or {}
     scores = _scores_recorded(record)
     for column in ("hook point", "position", "raw norm", *scores):

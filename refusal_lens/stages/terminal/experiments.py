@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from refusal_lens.experiments.causal_scores import CausalPlan, CausalScores, pas
 from refusal_lens.experiments.verdicts import Verdict
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.stages.terminal.looks import TIGHT
 from refusal_lens.validation.frames import rows_where
 
 _TEXTS = ("place", "intervention", "direction", "verdict", "condition", "stands")
@@ -101,16 +101,12 @@ def show_causal(console: Console, scores: CausalScores) -> None:
 
 
 def _table(title: str, columns: Sequence[str], caption: str) -> Table:
-    """Prepare a table for 80 columns: lines between columns would cost numbers their digits."""
+    """Prepare a table for 80 columns."""
     table = Table(
         title=title,
-        title_justify="left",
         caption=caption,
         caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
+        **TIGHT,
     )
     for column in columns:
         is_text = column in _TEXTS

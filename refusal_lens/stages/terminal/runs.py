@@ -11,22 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from refusal_lens.models.hook_points import short_name
+from refusal_lens.stages.terminal.looks import TIGHT
 from refusal_lens.validation.frames import rows_where
 
 
 def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> None:
     """Print a line for each run, then what lies between runs."""
-    table = Table(
-        title="Runs, each at its best place, on new prompts of the same topics",
-        title_justify="left",
-    )
+    table = Table(title="Runs, each at its best place, on new prompts of the same topics", **TIGHT)
     columns = ("run", "model", "best place", "AUROC", "separation", "d'")
     for column in columns:
         justify = "right" if column in columns[3:] else "left"
         table.add_column(
             column,
             justify=justify,
-            no_wrap=column != "run",
+            no_wrap=column not in ("run", "model"),
             overflow="fold",
             min_width=8 if column == "run" else None,
         )
@@ -35,7 +33,7 @@ def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> Non
         if isinstance(row.get("hook_point"), str):
             scores = [
                 f"{short_name(row['hook_point'])}, {row['position']}",
-                *(f"{row['auroc']:.4f}", f"{row['separation']:.4f}", f"{row['cohens_d']:.2f}"),
+                *(f"{row['auroc']:.3f}", f"{row['separation']:.3f}", f"{row['cohens_d']:.2f}"),
             ]
         table.add_row(row["run"], Path(row["model"]).name, *scores)
     console.print(table)
