@@ -57,7 +57,8 @@ def new(
         with console.status("Starting (importing torch and TransformerLens)"):
             from refusal_lens.stages import study
         run_folder = study.new_run_folder(settings, output.stem, None)
-        with told_where(run_folder.path, f" Go on: run --resume --output {run_folder.path}"):
+        advice = f" Go on: refusal-lens run --resume --output {run_folder.path}"
+        with told_where(run_folder.path, advice):
             study.run(settings, run_folder, console)
 
 

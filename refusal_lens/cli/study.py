@@ -119,7 +119,8 @@ def _starts_a_run(act: Callable[["Config", "RunFolder", bool, bool], None]) -> C
     ) -> None:
         # An option that was not given is None, or an empty list.
         given = {KEY_OPTIONS[name][0]: value for name, value in by_name.items() if value != []}
-        with _new_run(config, _overrides(given, set_), output, resume) as (settings, run_folder):
+        opened = _new_run(act.__name__, config, _overrides(given, set_), output, resume)
+        with opened as (settings, run_folder):
             act(settings, run_folder, resume, wide)
 
     # What typer reads: the table's options stand where `by_name` takes them.
@@ -242,7 +243,7 @@ def _overrides(options: Mapping[str, object], set_: list[str] | None) -> list[st
 
 @contextmanager
 def _new_run(
-    config: str | None, overrides: list[str], output: Path | None, resume: bool
+    command: str, config: str | None, overrides: list[str], output: Path | None, resume: bool
 ) -> Iterator[tuple["Config", "RunFolder"]]:
     """Read the settings and choose the folder of a run; end it in plain words."""
     with plain_errors():
@@ -259,5 +260,6 @@ def _new_run(
             from refusal_lens.stages import study
         name = "default" if config is None else Path(config).stem
         run_folder = study.new_run_folder(settings, name, output, resume=resume)
-        with told_where(run_folder.path, f" Go on: --resume --output {run_folder.path}"):
+        advice = f" Go on: refusal-lens {command} --resume --output {run_folder.path}"
+        with told_where(run_folder.path, advice):
             yield settings, run_folder
