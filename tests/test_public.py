@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -71,6 +73,53 @@ def test_functions_that_take_a_path_are_found():
 def test_whatever_takes_a_path_takes_text(name):
     for option, hint in path_options(TAKES_A_PATH[name]).items():
         assert "str" in re.sub(r"pathlib\S*", "", str(hint)), f"{name}({option})"
+
+
+WRONG = """
+import torch, refusal_lens as rl
+
+model = rl.load_model("data/tiny-refuser", device="cpu")
+sides = ["Rob a bank.", "Poison the dog."], ["Paint a bank.", "Wash the dog."]
+found = rl.collect(model, *sides, "resid_post:3", "last", show_progress=False)
+directions = rl.fit_directions(found)
+place = "blocks.3.hook_resid_post", "last"
+direction = directions[place]
+calls = {
+    "There is no backend 'hf'": lambda: rl.load_model("data/tiny-refuser", backend="hf"),
+    "collect needs a model, but str": lambda: rl.collect("data/tiny-refuser", *sides),
+    "collect has no option batch_size": lambda: rl.collect(model, *sides, batch_size=3),
+    "There is no dtype 'int8'. Use float32": lambda: rl.collect(model, *sides, dtype="int8"),
+    "There is no sinks 'maybe'": lambda: rl.collect(model, *sides, sinks="maybe"),
+    "token_budget needs to be 1": lambda: rl.collect(model, *sides, token_budget=0),
+    "There is no engine 'dask'": lambda: rl.collect(model, *sides, engine="dask"),
+    "A place is a hook point and": lambda: found["resid_post:3"],
+    "A place is a hook point and a": lambda: directions["resid_post:3"],
+    "Directions are fitted to": lambda: rl.fit_directions(found.values),
+    "A quantile to clip at": lambda: rl.fit_directions(found, clip_quantile=7)[place].unit,
+    "validate needs Activations": lambda: rl.validate(directions),
+    "Held-out scores need 2 folds": lambda: rl.validate(found, n_folds=1),
+    "The direction has 5 components": lambda: rl.project(found[place], torch.ones(5)),
+    "Interventions need a list": lambda: rl.ablate("resid_post:3", direction.unit),
+    "Interventions need a list of": lambda: rl.ablate(["resid_post:3"], direction.unit),
+    "An intervention needs a unit": lambda: rl.ablate([place[0]], direction),
+    "Refusal is measured on a": lambda: rl.measure_refusal(model, sides),
+}
+for told, call in calls.items():
+    try:
+        call()
+    except rl.RefusalLensError as error:
+        assert str(error).startswith(told), error
+    else:
+        raise AssertionError(told)
+"""
+
+
+def test_wrong_calls_are_told_in_words():
+    # In a process of its own: in this one the test tools look at types before we do.
+    script = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WRONG], capture_output=True, text=True, check=False
+    )
+    assert script.returncode == 0, script.stderr
 
 
 def test_paths_as_text_work(tmp_path):

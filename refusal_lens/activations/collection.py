@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from jaxtyping import Bool
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.prompts.chat_format import chat_format_of, date_written, find_ending, render
-from refusal_lens.prompts.contrast import ContrastSet
+from refusal_lens.prompts.contrast import ContrastSet, either
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.prompts.positions import (
     PositionRead,
@@ -72,6 +72,18 @@ class Collection:
     sinks: Sinks = "left_out"
     token_budget: int | None = None
     dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("sinks", get_args(Sinks)), ("dtype", get_args(Dtype))):
+            if getattr(self, name) not in allowed:
+                raise RefusalLensError(
+                    f"There is no {name} {getattr(self, name)!r}. Use {either(allowed)}."
+                )
+        if self.token_budget is not None and self.token_budget < 1:
+            raise RefusalLensError(
+                f"token_budget needs to be 1 token or more, but {self.token_budget} came; None "
+                "finds what is fastest."
+            )
 
     @classmethod
     def of(

@@ -7,7 +7,7 @@ Tested in tests/activations/test_collector.py.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, Unpack, overload, runtime_checkable
+from typing import Any, Literal, Protocol, Unpack, get_args, overload, runtime_checkable
 
 from refusal_lens.activations.collection import Collection, CollectionOptions
 from refusal_lens.activations.collector import LocalEngine
@@ -83,6 +83,8 @@ def make_engine(model: Model | ModelConfig, engine: EngineName = "local") -> Eng
     Raises:
         RefusalLensError: The model cannot be loaded; or, for workers, it cannot travel.
     """
+    if not isinstance(engine, EngineConfig) and engine not in get_args(Literal["local", "ray"]):
+        raise RefusalLensError(f"There is no engine {engine!r}. Use local, ray or an EngineConfig.")
     asked = engine if isinstance(engine, EngineConfig) else EngineConfig(name=engine)
     if asked.name == "ray":
         return RayEngine.of(model, asked)
@@ -168,6 +170,12 @@ def collect(  # pyright: ignore[reportInconsistentOverload]
         >>> activations["resid_post:1", "last"].shape
         torch.Size([8, 32])
     """
+    unknown = set(options) - set(CollectionOptions.__annotations__)
+    if unknown:
+        raise RefusalLensError(
+            f"collect has no option {', '.join(sorted(unknown))}. It has: "
+            f"{', '.join(CollectOptions.__annotations__)}."
+        )
     sides, rest = split_sides(prompts, places)
     where = _places(rest, hook_points, positions)
     if isinstance(sides, Sides) and sides.kind == "caches":
@@ -243,4 +251,9 @@ def collect_moments(
 def _tokenizer(model: Model | ModelConfig) -> object:
     if isinstance(model, ModelConfig):
         return model.tokenizer()
+    if not hasattr(model, "hook_dict"):
+        raise RefusalLensError(
+            f"collect needs a model, but {type(model).__name__} came. Load one: "
+            "rl.load_model(name), or give a ModelConfig."
+        )
     return tokenizer_of(model)

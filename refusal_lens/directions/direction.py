@@ -84,6 +84,8 @@ class Directions:
         try:
             row, column = place_index(self.hook_points, self.positions, place, "these directions")
         except RefusalLensError as error:
+            if isinstance(place, str):
+                raise
             raise RefusalLensError(
                 f"There is no direction at {place[0]}, {place[1]}. Hook points: "
                 f"{', '.join(self.hook_points)}. Positions: {', '.join(self.positions)}."
@@ -172,6 +174,11 @@ def fit_directions(
         >>> fit_directions(activations)["blocks.1.hook_resid_post", "last"].unit.shape
         torch.Size([32])
     """
+    if not isinstance(activations, Activations | Moments):
+        raise RefusalLensError(
+            f"Directions are fitted to Activations or Moments, but {type(activations).__name__} "
+            "came. rl.collect and rl.load_activations give Activations."
+        )
     if isinstance(activations, Moments):
         vectors, is_kept = fit_means(activations.harmful, activations.harmless, method)
         n_harmful, n_harmless = activations.harmful.count, activations.harmless.count
@@ -216,6 +223,11 @@ def clip(
     """
     if quantile is None:
         return vectors
+    if not 0 <= quantile <= 1:
+        raise RefusalLensError(
+            f"A quantile to clip at lies from 0 to 1, but {quantile} came. 0.995 is the "
+            "usual one; None does not clip."
+        )
     threshold = torch.quantile(vectors.abs(), quantile, dim=-1, keepdim=True)
     return torch.minimum(torch.maximum(vectors, -threshold), threshold)
 
@@ -229,6 +241,11 @@ def project(
     values: Float[Tensor, "*grid d_model"], unit: Float[Tensor, " d_model"]
 ) -> Float[Tensor, "*grid"]:
     """Return the signed length of activations along a unit direction, in the activations' units."""
+    if values.shape[-1] != unit.shape[-1]:
+        raise RefusalLensError(
+            f"The direction has {unit.shape[-1]} components and the activations have "
+            f"{values.shape[-1]}: they are of two models or kinds of hook point."
+        )
     return values.double() @ unit.double()
 
 

@@ -252,6 +252,12 @@ def _hooks(
             "(where=None)."
         )
 
+    named = [hook_points] if isinstance(hook_points, str) else [n for n in hook_points if ":" in n]
+    if named:
+        raise RefusalLensError(
+            f"Interventions need a list of full hook-point names, but {named[0]!r} came. "
+            f"rl.resolve_hook_points(model, {named[0]!r}) gives it."
+        )
     heads = [name for name in hook_points if head_of(name) is not None]
     if heads:
         raise RefusalLensError(
@@ -311,6 +317,11 @@ def _coordinates(
 
 def _as_rows(basis: Basis) -> Float[Tensor, "*batch k d_model"]:
     """Give a basis its rows, and make sure that they are orthonormal."""
+    if not isinstance(basis, Tensor):
+        raise RefusalLensError(
+            f"An intervention needs a unit vector, but {type(basis).__name__} came. A Direction "
+            "has one: direction.unit."
+        )
     rows = (basis if basis.ndim > 1 else basis[None]).float()
     products = rows @ rows.transpose(-1, -2)
     off = (products - torch.eye(rows.shape[-2], device=rows.device)).abs().max().item()

@@ -254,6 +254,11 @@ def measure_refusal(
     Raises:
         RefusalLensError: There is no such judge, or a prompt holds control tokens.
     """
+    if not isinstance(prompts, ContrastSet):
+        raise RefusalLensError(
+            f"Refusal is measured on a ContrastSet, but {type(prompts).__name__} came. Two lists "
+            "become one by rl.ContrastSet.from_texts(harmful, harmless)."
+        )
     settings = settings or RefusalConfig()
     judge = judge or judge_of(settings)
     tokens = tokenise(tokenizer_of(model), prompts.prompts, system_prompt)

@@ -172,6 +172,11 @@ def place_index(
         >>> place_index(["blocks.0.hook_resid_post"], ["last"], ("resid_post:0", "-1"), "this")
         (0, 0)
     """
+    if isinstance(place, str) or len(place) != 2:
+        raise RefusalLensError(
+            f"A place is a hook point and a position, such as [{hook_points[0]!r}, "
+            f"{positions[0]!r}], but {place!r} came."
+        )
     hook_point, position = place[0], normalise_position(place[1])
     if hook_point not in hook_points:
         names = select_hook_points(hook_points, hook_point, holder)

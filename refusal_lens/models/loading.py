@@ -221,6 +221,8 @@ def _pick_dtype(dtype: str, device: str) -> torch.dtype | str:
 
 
 def _check_processing(backend: str, processing: str) -> None:
+    if backend not in ("hooked", "bridge"):
+        raise RefusalLensError(f"There is no backend {backend!r}. Use hooked or bridge.")
     if backend == "bridge" and processing != "none":
         raise RefusalLensError(
             f"processing: {processing} needs backend: hooked; the bridge runs Hugging Face's own "

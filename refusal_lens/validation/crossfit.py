@@ -113,6 +113,8 @@ def assign_folds(
     """
     units = units or Units.of(is_harmful)
     check_can_hold_out(units)
+    if n_folds < 2:
+        raise RefusalLensError(f"Held-out scores need 2 folds or more, but {n_folds} came.")
     n_folds = min(n_folds, *units.n_per_class)
     if units.are_single and not units.has_strata:
         return _deal_single(is_harmful, n_folds, seed)

@@ -296,6 +296,11 @@ def validate(
         clustering", Journal of Business & Economic Statistics 29; weights of both multiplied: Owen
         2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1.
     """
+    if not isinstance(activations, Activations):
+        raise RefusalLensError(
+            f"validate needs Activations, but {type(activations).__name__} came. rl.collect and "
+            "rl.load_activations give them."
+        )
     is_harmful, groups = activations.is_harmful, activations.groups
     topics = _Plan.of_topics(activations, n_folds, n_repeats, seed)
     plans = [_Plan.of_pairs(activations, n_folds, n_repeats, seed)]
