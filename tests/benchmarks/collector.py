@@ -8,8 +8,9 @@
 Each method runs in a process of its own; the processes take turns, round by round, so that a slow
 moment of the machine hits all of them (on a GPU that does not hold all their models, as many as
 fit). Weights are random, prompts random token ids behind a shared prefix; read is the last token at
-every layer. Ours searches its token budget while it runs, as it does for users; the bare forwards
-are given the best one, found beforehand, and every method multiplies by the library of ours.
+every layer. Ours searches its token budget while it runs, or takes the one that it found here
+before, as it does for users; the bare forwards are given the best one, found beforehand, and every
+method multiplies by the library of ours.
 Prints a Markdown table: the median of the rounds.
 """
 
