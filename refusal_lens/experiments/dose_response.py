@@ -106,13 +106,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt's answers with and without an intervention."""
+    """A prompt's answers with and without an intervention.
+
+    `direction` is `fitted` or `random`, the first of those; under the latter an answer that its
+    first token decided was not written out, and is empty.
+    """
 
     prompt_id: str
     category: str
     is_harmful: bool
     prompt: str
     intervention: str
+    direction: str
     strength: float
     plain: str
     intervened: str
@@ -440,6 +445,7 @@ class _Side:
                 self.is_harmful,
                 prompt.text,
                 trial.arm.intervention,
+                trial.kind,
                 trial.arm.strength,
                 plain.texts[row] or "",
                 answered.texts[row] or "",
@@ -447,7 +453,7 @@ class _Side:
                 answered.outcomes[row],
             )
             for trial, answered in zip(trials, answers[1:], strict=True)
-            if trial.kind == "fitted"
+            if trial.kind == "fitted" or (trial.kind, trial.seed) == ("random", 0)
             for row, prompt in enumerate(self.prompts)
         ]
 

@@ -173,6 +173,7 @@ def prompt_list(scene: Scene) -> tuple[str, Component]:
     shown = f", the {N_LISTED} nearest the threshold shown" if len(rows) > N_LISTED else ""
     text = f"{_count(len(rows), 'prompt')} of {len(scene.run.prompts)}{shown}"
     head = ["prompt", "category", "class", "called", SCALES[scene.view.scale], "text"]
+    head += ["outcome", "answer"] if scene.run.answers else []
     numbers = scene.numbers.tolist()
     body = [_row(scene, row, numbers[row]) for row in rows[:N_LISTED]]
     table = html.Table(
@@ -197,9 +198,18 @@ def _row(scene: Scene, row: int, number: float) -> Component:
             html.Td(names[called] if number == number else "–", className=classes[called]),
             html.Td(signed(number), className="number"),
             html.Td(prompt.text, className="text", dir="auto"),
+            *_answer_cells(scene, row),
         ],
         className="wrong" if bool(scene.is_misread[row]) else "",
     )
+
+
+def _answer_cells(scene: Scene, row: int) -> list[Component]:
+    """Return what became of one prompt, where the run has answers."""
+    if not scene.run.answers:
+        return []
+    answer = scene.run.answers[row]
+    return [html.Td(answer.outcome), html.Td(answer.answer, className="text", dir="auto")]
 
 
 def _count(n: int, thing: str) -> str:

@@ -93,12 +93,18 @@ class Scene:
 
     @cached_property
     def is_matching(self) -> Bool[Tensor, " n_prompts"]:
-        """The prompts that pass the filter: of the category, with the text in any case."""
+        """The prompts that pass the filter: of the category, with the text in any case.
+
+        The text may stand in the answer too.
+        """
         wanted = self.view.text.casefold()
+        texts = [prompt.text for prompt in self.run.prompts]
+        if self.run.answers:
+            texts = [f"{p}\n{a.answer}" for p, a in zip(texts, self.run.answers, strict=True)]
         return torch.tensor(
             [
-                self.view.category in ("", prompt.category) and wanted in prompt.text.casefold()
-                for prompt in self.run.prompts
+                self.view.category in ("", prompt.category) and wanted in text.casefold()
+                for prompt, text in zip(self.run.prompts, texts, strict=True)
             ]
         )
 

@@ -26,7 +26,9 @@ class Evidence:
     """Scores, choice, prompts and refusal of a run, and the tables of the stages that have run.
 
     `scores` is `separation.csv` as it stands: later stages add columns to it. `is_by_behaviour`:
-    the classes are refused and answered prompts, and `prompts` are sorted so.
+    the classes are refused and answered prompts, and `prompts` are sorted so. `completions` are
+    answers with and without intervention, `projected` where prompts lie at the best place, held
+    out.
     """
 
     prompts: ContrastSet
@@ -39,6 +41,8 @@ class Evidence:
     chance: Chance
     refusal: RefusalReport | None = None
     is_by_behaviour: bool = False
+    completions: pd.DataFrame | None = None
+    projected: Mapping[tuple[str, bool], float] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def at_best(self, name: str) -> pd.DataFrame | None:
@@ -75,8 +79,20 @@ def gather(run_folder: RunFolder) -> Evidence:
         chance=read_chance(run_folder, best),
         refusal=run_folder.read_refusal(),
         is_by_behaviour=run_folder.relabelling() is not None,
+        completions=run_folder.read_completions(),
+        projected=_project(run_folder, best),
         tables=_read_tables(run_folder),
     )
+
+
+def _project(run_folder: RunFolder, best: Choice | None) -> dict[tuple[str, bool], float]:
+    """Return every prompt's projection at the best place, by its id and class."""
+    if best is None:
+        return {}
+    projections, prompts = run_folder.read_projections(), run_folder.read_prompts()
+    row, column = projections.place(best.hook_point, best.position)
+    keys = zip((prompt.id for prompt in prompts.prompts), prompts.is_harmful, strict=True)
+    return dict(zip(keys, projections.values[:, row, column].tolist(), strict=True))
 
 
 def _read_tables(run_folder: RunFolder) -> dict[str, pd.DataFrame]:

@@ -9,12 +9,15 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from refusal_lens.experiments.arms import intervention_of
+from refusal_lens.experiments.dose_response import full_strength
 from refusal_lens.report.evidence import Evidence, is_at
-from refusal_lens.validation.frames import rows_that
+from refusal_lens.validation.frames import rows_that, rows_where
 from refusal_lens.validation.scores import too_few
 from refusal_lens.validation.thresholds import STEADY_DEGREES, UNKNOWN_DEGREES
 from refusal_lens.validation.units import FEWEST_UNITS
@@ -276,6 +279,33 @@ def _examples(evidence: Evidence) -> pd.DataFrame:
     return order.groupby(["is_harmful", "outcome"], sort=False).head(N_EXAMPLES)
 
 
+def _side_by_side(evidence: Evidence) -> pd.DataFrame:
+    """Return the answers of each prompt plainly, under each intervention and a random direction."""
+    told = evidence.completions
+    if told is None or not len(told) or "direction" not in told:
+        return pd.DataFrame()
+    rows: dict[tuple[str, bool], dict[str, Any]] = {}
+    groups: Any = told.groupby(["intervention", "direction"], sort=False)
+    for (name, direction), group in groups:
+        title = intervention_of(str(name)).title
+        column = title if direction == "fitted" else f"{title} of a random direction"
+        full = rows_where(group, strength=full_strength(group["strength"]))
+        for each in full.to_dict("records"):
+            key = each["prompt_id"], bool(each["is_harmful"])
+            row = rows.setdefault(
+                key,
+                {
+                    "prompt_id": each["prompt_id"],
+                    "is_harmful": each["is_harmful"],
+                    "projection": evidence.projected.get(key, math.nan),
+                    "text": each["prompt"],
+                    "plain": f"{each['outcome_plain']} · {each['plain']}",
+                },
+            )
+            row[column] = f"{each['outcome']} · {each['intervened'] or '(by its first token)'}"
+    return pd.DataFrame(list(rows.values()))
+
+
 def _refusal_by_topic(evidence: Evidence) -> pd.DataFrame:
     """Count what became of the requests of each topic, most refused first."""
     answers = _answers(evidence)
@@ -323,6 +353,15 @@ DRAWN_UP = {
         _Told("Refusal by topic", "What became of the requests of each topic, most refused first."),
         _refusal_by_topic,
         "refusal.json",
+    ),
+    "side_by_side": _DrawnUp(
+        _Told(
+            "Answers side by side",
+            "What became of each prompt that the direction was not fitted to, plainly and at full "
+            "strength, with its projection at the best place.",
+        ),
+        _side_by_side,
+        "completions.jsonl",
     ),
     "examples": _DrawnUp(
         _Told(

@@ -398,6 +398,14 @@ class RunFolder:
         lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in completions]
         return self._write_text("completions.jsonl", "".join(lines))
 
+    def read_completions(self) -> pd.DataFrame | None:
+        """Read answers with and without intervention, one row each; None when none was tried."""
+        if not (self.path / "completions.jsonl").is_file():
+            return None
+        with self._reading("completions.jsonl") as path:
+            lines = path.read_text(encoding="utf-8").split("\n")
+            return pd.DataFrame([json.loads(line) for line in lines if line])
+
     def write_refusal_direction(
         self,
         directions: Directions,

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from explored_run import HOSTILE
 
+from refusal_lens.explorer.drawing import prompt_list
 from refusal_lens.explorer.scene import Scene
+from refusal_lens.explorer.view import View, nearest_view
 
 
 def test_accuracy_and_flips_by_hand(scene):
@@ -62,3 +64,18 @@ def test_exported_texts_come_back_as_they_were(runs, view, tmp_path):
 def test_correlation_is_pearsons(scene):
     expected = np.corrcoef(scene.numbers, scene.other_numbers)[0, 1]
     assert scene.correlation() == pytest.approx(expected)
+
+
+def test_the_list_has_the_answers_of_a_run_that_has_any_and_finds_text_in_them(runs, view):
+    scene = Scene(runs[view.run], replace(view, text="Answer: harmless request number 7"))
+    assert scene.listed_rows == [47]
+    _, table = prompt_list(scene)
+    head, body = table.children
+    assert [cell.children for cell in head.children.children][-2:] == ["outcome", "answer"]
+    (row,) = body.children
+    assert [cell.children for cell in row.children][-2:] == [
+        "answered",
+        "Answer: harmless request number 7",
+    ]
+    _, table = prompt_list(Scene(runs["two"], nearest_view(View(run="two"), runs)))
+    assert [cell.children for cell in table.children[0].children.children][-1] == "text"

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -25,7 +26,7 @@ from planted_run import (
 from rich.console import Console
 
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.experiments.dose_response import evidence_of
+from refusal_lens.experiments.dose_response import Completion, evidence_of
 from refusal_lens.experiments.verdicts import Verdict, decide_cause
 from refusal_lens.report import build_report
 from refusal_lens.report.answer import answer, reasons
@@ -616,3 +617,36 @@ def test_a_score_that_does_not_follow_the_judge_is_not_called_few_prompts(run_fo
         "Whether acting on it changes what the model refuses cannot be told yet (open: the refusal "
         "score follows the judge)."
     ]
+
+
+def test_answers_stand_side_by_side_and_can_be_searched(run_folder):
+    """Plain, removed, added and under a random direction, each with what became of it."""
+    first = run_folder.read_prompts().prompts[0]
+    cells = (
+        ("affine_ablate", "fitted", "<b>Mix</b> it", "answered"),
+        ("affine_ablate", "random", "", "refused"),
+        ("add", "fitted", "I cannot.", "refused"),
+    )
+    given = [
+        Completion(first.id, "", True, first.text, name, kind, 1.0, "Sorry.", text, "refused", what)
+        for name, kind, text, what in cells
+    ]
+    half = replace(given[0], strength=0.5, intervened="Half.")
+    run_folder.write_completions([half, *given])
+    table = tables_of(run_folder)["side_by_side"]
+    best, projections = run_folder.best(), run_folder.read_projections()
+    row, column = projections.place(best.hook_point, best.position)
+    projected = projections.values[0, row, column].item()
+    assert dict(zip(table.headings, (cell.text for cell in table.rows[0]), strict=True)) == {
+        "prompt": first.id,
+        "class": "harmful",
+        "projection": f"{projected:.3f}".replace("-", "−"),
+        "text": first.text,
+        "plain": "refused · Sorry.",
+        "affine ablation": "answered · <b>Mix</b> it",
+        "affine ablation of a random direction": "refused · (by its first token)",
+        "addition": "refused · I cannot.",
+    }
+    page = render(run_folder)
+    assert "&lt;b&gt;Mix&lt;/b&gt; it" in page
+    assert "<b>Mix</b>" not in page

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from io import StringIO
 
 import pandas as pd
@@ -114,8 +115,12 @@ def test_completions_stand_side_by_side(refuser):
     run_folder, _, printed = refuser
     lines = (run_folder.path / "completions.jsonl").read_text(encoding="utf-8").splitlines()
     completions = [json.loads(line) for line in lines]
-    assert len(completions) == 2 * 2 * 30
-    removed = [c for c in completions if c["intervention"] == "affine_ablate" and c["is_harmful"]]
+    assert Counter(c["direction"] for c in completions)["fitted"] == 2 * 2 * 30
+    removed = [
+        c
+        for c in completions
+        if (c["intervention"], c["direction"]) == ("affine_ablate", "fitted") and c["is_harmful"]
+    ]
     assert sum((c["outcome_plain"], c["outcome"]) == ("refused", "answered") for c in removed) >= 25
     assert {"prompt", "category", "plain", "intervened"} <= set(completions[0])
     assert "Verdict: separates and causes" in printed

@@ -199,6 +199,18 @@
       head.querySelector("button").addEventListener("click", () => sort(table, column)));
   }
 
+  for (const box of document.querySelectorAll("p.filter")) {
+    const rows = [...box.parentElement.querySelectorAll("tbody tr")];
+    const [input, status] = [box.querySelector("input"), box.querySelector("[role=status]")];
+    box.hidden = false;
+    input.addEventListener("input", () => {
+      const wanted = input.value.toLowerCase();
+      for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+      const n = rows.filter((row) => !row.hidden).length;
+      status.textContent = wanted ? `${n} of ${rows.length} rows` : "";
+    });
+  }
+
   // --- the page: what is near, what is read, what is printed ---
 
   const plots = [...document.querySelectorAll(".plot")];
