@@ -28,7 +28,7 @@ class Evidence:
     `scores` is `separation.csv` as it stands: later stages add columns to it. `is_by_behaviour`:
     the classes are refused and answered prompts, and `prompts` are sorted so. `completions` are
     answers with and without intervention, `projected` where prompts lie at the best place, held
-    out.
+    out, where there are such answers.
     """
 
     prompts: ContrastSet
@@ -67,7 +67,7 @@ def gather(run_folder: RunFolder) -> Evidence:
         RefusalLensError: The run has no scores yet.
     """
     scores, provenance = run_folder.read_separation(), run_folder.read_provenance()
-    best = run_folder.best()
+    best, completions = run_folder.best(), run_folder.read_completions()
     return Evidence(
         prompts=run_folder.read_prompts(),
         separation=run_folder.separation(),
@@ -79,8 +79,8 @@ def gather(run_folder: RunFolder) -> Evidence:
         chance=read_chance(run_folder, best),
         refusal=run_folder.read_refusal(),
         is_by_behaviour=run_folder.relabelling() is not None,
-        completions=run_folder.read_completions(),
-        projected=_project(run_folder, best),
+        completions=completions,
+        projected={} if completions is None else _project(run_folder, best),
         tables=_read_tables(run_folder),
     )
 
