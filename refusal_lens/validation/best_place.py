@@ -171,8 +171,8 @@ def suggest_kernel(separation: Separation, best: Choice) -> WeightKernel | None:
     """Suggest how far around the best layer to act.
 
     The distance is that to the farthest layer, in an unbroken run around the best one at the same
-    site and position, whose separation is at least half of the best, plus one: there the weight
-    reaches the floor, which is zero.
+    site and position, whose d' is at least half of the best, plus one: there the weight reaches
+    the floor, which is zero. By d', as separation shrinks with what all prompts share of a layer.
 
     Returns:
         The kernel; None for a hook point outside the blocks.
@@ -180,15 +180,16 @@ def suggest_kernel(separation: Separation, best: Choice) -> WeightKernel | None:
     if best.layer is None:
         return None
     column = separation.positions.index(best.position)
+    scores = separation.new_topics if best.is_of_new_topics else separation.scores
     by_layer = {
-        layer_of(hook_point): separation.separation[row, column].item()
+        layer_of(hook_point): scores["cohens_d"].value[row, column].item()
         for row, hook_point in enumerate(separation.hook_points)
         if site_of(hook_point) == site_of(best.hook_point)
     }
     reach = 0
     for step in (-1, 1):
         layer = best.layer + step
-        while by_layer.get(layer, -1.0) >= best.separation / 2:
+        while by_layer.get(layer, -math.inf) >= best.cohens_d / 2:
             reach = max(reach, abs(layer - best.layer))
             layer += step
     return WeightKernel(peak=1.0, position=best.layer, floor=0.0, distance=reach + 1)

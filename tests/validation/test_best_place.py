@@ -192,3 +192,11 @@ def test_kernel_reaches_over_the_layers_that_keep_half_of_the_separation():
     assert kernel == WeightKernel(peak=1.0, position=4, floor=0.0, distance=3)
     assert kernel.weight(2) > 0
     assert kernel.weight(1) == 0
+
+
+def test_the_kernel_goes_by_what_compares_layers():
+    # All prompts share so much at layers 0 and 1 that cosines hardly differ; d' is as high there.
+    separation = make([0.1, 0.1, 0.5, 0.5] + [0.1] * 6, None, [2.0, 2.1, 2.5, 2.2] + [0.2] * 6)
+    best = choose_best(separation, 10)
+    assert best is not None
+    assert suggest_kernel(separation, best) == WeightKernel(1.0, 2, 0.0, 3)
