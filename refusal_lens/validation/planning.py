@@ -6,6 +6,7 @@ Knows how the variance of a score falls with topics and with prompts a topic. Co
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,8 @@ def read_pilot(
     low, high = -40.0, 10.0
     if excess(low) >= 0:  # as narrow as so many units allow, whatever they say
         return pilot
-    return replace(pilot, variance=math.exp(float(brentq(excess, low, high))))
+    root: Any = brentq(excess, low, high)
+    return replace(pilot, variance=math.exp(root))
 
 
 def planned_width(pilot: Pilot, n_topics: int, n_per_topic: int | float) -> float:

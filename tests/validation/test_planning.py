@@ -34,7 +34,7 @@ def draw(n_topics: int, n_pairs: int, seed: int) -> Activations:
 def measure(activations: Activations, score: str) -> tuple[Pilot, float]:
     separation, projections = validate(activations, n_repeats=2, n_resamples=60)
     one = separation.headline[score]
-    ends = tuple(part.item() for part in (one.value, one.low, one.high))
+    ends = float(one.value), float(one.low), float(one.high)
     margins = projections.values[:, 0, 0] - projections.thresholds[0, 0]
     pilot = read_pilot(score, ends, margins, activations.is_harmful, activations.groups)
     return pilot, ends[2] - ends[1]
