@@ -3,19 +3,21 @@
 Knows outcomes, samples of them, and rates corrected for a judge's errors. Reads no files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.metrics import cohen_kappa_score
 
 from refusal_lens.config import Outcome
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.judges import OUTCOMES, Judge, decide
 from refusal_lens.experiments.refusal import Answer, RefusalReport
+from refusal_lens.validation.shares import design_effect, number_topics, wilson_number
 
 SHEET_COLUMNS = ("prompt_id", "class", "label", "prompt", "answer")
 CLASSES = {"harmful": True, "harmless": False}
@@ -85,11 +87,11 @@ class HandLabels:
     Args:
         table: One row an answer read: `prompt_id`, `is_harmful`, `judged`, `label`, and `weight`,
             the number of answers that it stands for.
-        n_answers: Of the run, by class and judged outcome: what the sample was drawn from.
+        report: All judged answers of the run: what the sample was drawn from.
     """
 
     table: pd.DataFrame
-    n_answers: Mapping[tuple[bool, Outcome], int]
+    report: RefusalReport
 
     @property
     def kappa(self) -> float:
@@ -105,7 +107,7 @@ class HandLabels:
         counted = counted[named].sort_index(ascending=False).reset_index()
         counted.columns.name = None
         totals = [
-            self.n_answers[is_harmful, judged]
+            self.report.count(is_harmful, judged)
             for is_harmful, judged in zip(counted["is_harmful"], counted["judged"], strict=True)
         ]
         return counted.assign(n_judged=totals)
@@ -158,7 +160,7 @@ def join_labels(sheet: pd.DataFrame, report: RefusalReport) -> HandLabels:
     table = table.drop_duplicates(["prompt_id", "is_harmful"], keep="last")
     n_labelled = table.groupby(["is_harmful", "judged"])["label"].transform("size")
     stand_for = [n_answers[key] for key in zip(table["is_harmful"], table["judged"], strict=True)]
-    return HandLabels(table.assign(weight=np.array(stand_for) / n_labelled), n_answers)
+    return HandLabels(table.assign(weight=np.array(stand_for) / n_labelled), report)
 
 
 def _key(row: Mapping[Any, Any]) -> tuple[str, bool]:
@@ -186,25 +188,53 @@ class Corrected:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Of each stratum of a judge's answers: how many there are, were read, and are truly so."""
+    """A judge's answers in strata by what it said, and which of those that were read are truly so.
 
-    n_answers: Int[np.ndarray, " n_strata"]
-    n_labelled: Int[np.ndarray, " n_strata"]
-    n_true: Int[np.ndarray, " n_strata"]
-    is_judged: np.ndarray
-    """Whether the judge said so of the stratum."""
+    Args:
+        stratum: Of each answer.
+        topics: A number for each answer, as `shares.number_topics` gives it.
+        label: 1 where a person says so, 0 where not, NaN where nobody has read.
+        is_judged: Whether the judge says so of each stratum.
+    """
+
+    stratum: Int[np.ndarray, " n_answers"]
+    topics: Int[np.ndarray, " n_answers"]
+    label: Float[np.ndarray, " n_answers"]
+    is_judged: Bool[np.ndarray, " n_strata"]
 
     @classmethod
     def of(cls, labels: HandLabels, outcome: Outcome, is_harmful: bool | None = None) -> "Sample":
-        """Count one outcome, in one class or in both."""
-        keys = [key for key in labels.n_answers if is_harmful in (None, key[0])]
-        by_stratum = dict(_labels_by_stratum(labels))
+        """Take one outcome, in one class or in both."""
+        answers = [a for a in labels.report.answers if is_harmful in (None, a.is_harmful)]
+        keys = list(_strata(answers))
+        read = {
+            (prompt_id, side): label == outcome
+            for prompt_id, side, label in labels.table[["prompt_id", "is_harmful", "label"]].values
+        }
         return cls(
-            np.array([labels.n_answers[key] for key in keys], dtype=int),
-            np.array([len(by_stratum.get(key, [])) for key in keys], dtype=int),
-            np.array([by_stratum.get(key, []).count(outcome) for key in keys], dtype=int),
-            np.array([key[1] == outcome for key in keys], dtype=bool),
+            np.array([keys.index((a.is_harmful, a.outcome)) for a in answers], dtype=int),
+            np.array(number_topics([a.topic for a in answers]), dtype=int),
+            np.array([read.get((a.prompt_id, a.is_harmful), np.nan) for a in answers], dtype=float),
+            np.array([judged == outcome for _, judged in keys], dtype=bool),
         )
+
+    @cached_property
+    def n_answers(self) -> Int[np.ndarray, " n_strata"]:
+        """How many answers there are of each stratum."""
+        return self._count(np.ones(len(self.stratum), dtype=bool))
+
+    @cached_property
+    def n_labelled(self) -> Int[np.ndarray, " n_strata"]:
+        """How many of them were read."""
+        return self._count(~np.isnan(self.label))
+
+    @cached_property
+    def n_true(self) -> Int[np.ndarray, " n_strata"]:
+        """How many of those are truly so."""
+        return self._count(self.label == 1)
+
+    def _count(self, is_counted: Bool[np.ndarray, " n_answers"]) -> Int[np.ndarray, " n_strata"]:
+        return np.bincount(self.stratum[is_counted], minlength=len(self.is_judged))
 
     @property
     def judged_rate(self) -> float:
@@ -215,27 +245,36 @@ class Sample:
         """Return the true share of each stratum as read; where none was, one half."""
         return np.where(self.n_labelled > 0, self.n_true / np.maximum(self.n_labelled, 1), 0.5)
 
-    def posterior(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def imputed(self) -> Float[np.ndarray, " n_answers"]:
+        """Return what each answer counts as: its stratum's share, and what reading it has added.
+
+        An answer that was read stands for others of its stratum, so that its distance to the share
+        counts as often. The mean is the corrected rate.
+        """
+        share = self.shares()[self.stratum]
+        stands_for = (self.n_answers / np.maximum(self.n_labelled, 1))[self.stratum]
+        return share + np.where(np.isnan(self.label), 0.0, stands_for * (self.label - share))
+
+    def posterior(self, effect: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw sizes of the strata among all prompts like these, and the true share of each.
+
+        Args:
+            effect: As `shares.design_effect`: all counts are worth so many times fewer.
+            seed: Of the draws.
 
         Source:
             Jeffreys' prior for each share, whose intervals cover at small counts: Brown, Cai and
-            DasGupta 2001, Statistical Science 16, 101-133.
+            DasGupta 2001, Statistical Science 16, 101-133. With effective counts, for prompts that
+            come in topics: Franco et al. 2019, Journal of Survey Statistics and Methodology 7.
         """
         generator = np.random.default_rng(seed)
-        sizes = generator.dirichlet(self.n_answers, N_POSTERIOR)
+        sizes = generator.dirichlet(self.n_answers / effect, N_POSTERIOR)
         shares = generator.beta(
-            self.n_true + 0.5,
-            self.n_labelled - self.n_true + 0.5,
+            self.n_true / effect + 0.5,
+            (self.n_labelled - self.n_true) / effect + 0.5,
             (N_POSTERIOR, len(self.n_labelled)),
         )
         return sizes, shares
-
-
-def _labels_by_stratum(labels: HandLabels) -> Iterator[tuple[Any, list[str]]]:
-    groups: Any = labels.table.groupby(["is_harmful", "judged"])["label"]
-    for (is_harmful, judged), group in groups:
-        yield (bool(is_harmful), judged), group.tolist()
 
 
 def predict_rate(sample: Sample, seed: int = 0) -> Corrected:
@@ -245,7 +284,8 @@ def predict_rate(sample: Sample, seed: int = 0) -> Corrected:
     weighted by how many it stands for. The judge says the same of a whole stratum, so that this is
     the estimate of double sampling too: the true share of each stratum, times its size. The
     interval is not the source's normal one, which fails at a handful of labels a stratum, but that
-    of the shares' and sizes' posterior.
+    of the shares' and sizes' posterior, for as many answers as these are worth: the design effect
+    is that of the whole estimate, so that answers of a topic may be alike and misread alike.
 
     Source:
         Angelopoulos et al. 2023, Science 382, 669-674 (arXiv 2301.09633), the mean, with sampling
@@ -255,11 +295,14 @@ def predict_rate(sample: Sample, seed: int = 0) -> Corrected:
     judged = sample.is_judged.astype(float)
     weights = sample.n_answers / sample.n_answers.sum()
     rectified = sample.judged_rate + (weights * (sample.shares() - judged)).sum()
-    sizes, shares = sample.posterior(seed)
+    effect = design_effect(sample.imputed() - rectified, sample.topics)
+    sizes, shares = sample.posterior(effect, seed)
     return _with_interval(float(rectified), (sizes * shares).sum(axis=1))
 
 
-def correct_rate(n_judged: int, n_answers: int, sample: Sample, seed: int = 0) -> Corrected:
+def correct_rate(
+    n_judged: int | float, n_answers: int | float, sample: Sample, seed: int = 0
+) -> Corrected:
     """Correct a rate of other answers by the judge's sensitivity and specificity: Rogan-Gladen.
 
     For answers that nobody read, such as those under an intervention: it takes the judge to err
@@ -267,20 +310,24 @@ def correct_rate(n_judged: int, n_answers: int, sample: Sample, seed: int = 0) -
 
     Args:
         n_judged: Answers that the judge called so.
-        n_answers: Of how many.
+        n_answers: Of how many; of prompts in topics, both as many as they are worth.
         sample: Answers read, of both classes.
         seed: Of the interval's draws.
 
     Source:
         Rogan and Gladen 1978, American Journal of Epidemiology 107, 71-76; both error rates here
-        by the sampling weights, and the interval by draws of all three rates.
+        by the sampling weights, and the interval by draws of all three rates, for as many answers
+        as they are worth: by the design effect of what each answer moves the rate by.
     """
     weights = sample.n_answers / sample.n_answers.sum()
     seen = _rogan_gladen(n_judged / max(n_answers, 1), weights, sample.shares(), sample.is_judged)
     generator = np.random.default_rng(seed + 1)
     rates = generator.beta(n_judged + 0.5, n_answers - n_judged + 0.5, N_POSTERIOR)
-    drawn = _rogan_gladen(rates, *sample.posterior(seed), sample.is_judged)
-    if np.isnan(seen) or np.isnan(drawn).mean() > 0.025:
+    if np.isnan(seen):
+        return Corrected(float(seen), 0.0, 1.0)
+    effect = design_effect(_errors(float(seen), sample), sample.topics)
+    drawn = _rogan_gladen(rates, *sample.posterior(effect, seed), sample.is_judged)
+    if np.isnan(drawn).mean() > 0.025:
         return Corrected(float(seen), 0.0, 1.0)
     return _with_interval(float(seen), drawn)
 
@@ -301,8 +348,23 @@ def _rogan_gladen(rate: Any, sizes: Any, shares: Any, is_judged: np.ndarray) -> 
     return np.where(index > 0, corrected, np.nan)
 
 
+def _errors(corrected: float, sample: Sample) -> Float[np.ndarray, " n_answers"]:
+    """Return what each answer moves a corrected rate by through the judge's two error rates.
+
+    To first order, and up to a factor: the derivative of Rogan and Gladen's formula.
+    """
+    true, is_judged = sample.imputed(), sample.is_judged[sample.stratum]
+    false = 1 - true
+    of_true = true * (is_judged - true[is_judged].sum() / true.sum()) / true.sum()
+    of_false = false * (~is_judged - false[~is_judged].sum() / false.sum()) / false.sum()
+    return (1 - corrected) * of_false - corrected * of_true
+
+
 def corrected_rates(labels: HandLabels, doses: pd.DataFrame | None, seed: int = 0) -> pd.DataFrame:
-    """Correct every rate of a run for the judge's errors.
+    """Correct every rate of a run for the judge's errors, with intervals on new topics.
+
+    Where a class has too few topics to go by, intervals are those of independent prompts, see
+    `RefusalReport.has_few_topics`.
 
     Args:
         labels: Answers read.
@@ -323,11 +385,11 @@ def corrected_rates(labels: HandLabels, doses: pd.DataFrame | None, seed: int = 
     both = Sample.of(labels, "refused")
     for row in [] if doses is None else doses.to_dict("records"):
         if row["strength"]:
-            n_answers = int(row["n_prompts"])
-            n_refused = round(row["refusal_rate"] * n_answers)
+            rate, ends = row["refusal_rate"], (row["refusal_rate_low"], row["refusal_rate_high"])
+            n_answers = wilson_number(rate, ends)
             key = (row["intervention"], row["direction"], row["strength"], row["is_harmful"])
-            corrected = correct_rate(n_refused, n_answers, both, seed)
-            rows.append((*key, "refused", row["refusal_rate"], corrected, "Rogan-Gladen"))
+            corrected = correct_rate(rate * n_answers, n_answers, both, seed)
+            rows.append((*key, "refused", rate, corrected, "Rogan-Gladen"))
     names = ("intervention", "direction", "strength", "is_harmful", "outcome", "judged_rate")
     return pd.DataFrame(
         [(*key, each.estimate, each.low, each.high, method) for *key, each, method in rows],

@@ -19,6 +19,11 @@ N_NAMED = 3
 MIN_OF_CATEGORY = 5
 """Categories of fewer prompts are not named."""
 
+FEW_TOPICS = (
+    f"The intervals are those of independent prompts: fewer than {FEWEST_UNITS} topics are too few "
+    "to go by."
+)
+
 _SAME = 1e-6
 """Rates that differ by more are of other answers."""
 
@@ -198,8 +203,5 @@ def _others(report: RefusalReport) -> str:
             told.append(f"{n} {outcome}")
     text = f" Of {len(report.answers)} answers, {', '.join(told)}." if told else ""
     if report.has_few_topics:
-        text += (
-            f" The intervals are those of independent prompts: fewer than {FEWEST_UNITS} topics "
-            "are too few to go by."
-        )
+        text += f" {FEW_TOPICS}"
     return text

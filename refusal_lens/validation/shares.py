@@ -6,6 +6,7 @@ Knows yes and no, and which prompts share a topic. Does not know what was asked 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.stats import norm
 from scipy.stats import t as student
 
@@ -30,7 +31,7 @@ def number_topics(names: Sequence[str]) -> list[int]:
     return topics if len(numbers) >= FEWEST_UNITS else list(alone)
 
 
-def wilson_interval(n_true: int | float, n_prompts: int | float, quantile: float = NORMAL) -> Ends:
+def wilson_interval(n_true: int | float, n_prompts: int | float) -> Ends:
     """Return the 95 % interval of a share, as Wilson's score interval; of nothing, all of it.
 
     Source:
@@ -42,15 +43,50 @@ def wilson_interval(n_true: int | float, n_prompts: int | float, quantile: float
     """
     if n_prompts == 0:
         return 0.0, 1.0
-    share, square = n_true / n_prompts, quantile**2 / n_prompts
+    share, square = n_true / n_prompts, NORMAL**2 / n_prompts
     middle = (share + square / 2) / (1 + square)
     spread = share * (1 - share) / n_prompts
-    half = quantile * (spread + square / n_prompts / 4) ** 0.5 / (1 + square)
+    half = NORMAL * (spread + square / n_prompts / 4) ** 0.5 / (1 + square)
     # Rounding leaves 1e-17 of what is nothing at both borders.
     return (
         float(middle - half) if share > 0 else 0.0,
         float(middle + half) if share < 1 else 1.0,
     )
+
+
+def wilson_number(share: float, ends: Ends) -> float:
+    """Return of how many independent prompts a share has this interval: Wilson's, solved for them.
+
+    Example:
+        >>> round(wilson_number(0.25, wilson_interval(3, 12)), 6)
+        12.0
+    """
+    end = ends[1] if share < 0.5 else ends[0]
+    return NORMAL**2 * end * (1 - end) / (share - end) ** 2
+
+
+def design_effect(
+    residuals: Float[np.ndarray, " n_prompts"], topics: Int[np.ndarray, " n_prompts"]
+) -> float:
+    """Return how many prompts that come in topics are worth one independent prompt, at least 1.
+
+    The variance of a mean by whole topics, over that by prompts, times what Student's quantile for
+    the number of topics adds: a normal interval of so many fewer prompts is that of the topics.
+
+    Args:
+        residuals: What each prompt moves the estimate by, to first order; together nothing.
+        topics: A number for each prompt, as `number_topics` gives it.
+
+    Source:
+        Design effect and effective number: Kish 1965, "Survey Sampling", sec. 8.2.
+    """
+    _, of_prompt = np.unique(topics, return_inverse=True)
+    n_topics, spread = int(of_prompt.max(initial=-1)) + 1, float((residuals**2).sum())
+    if n_topics in (1, len(topics)) or spread == 0:
+        return 1.0
+    totals = np.bincount(of_prompt, residuals)
+    effect = max(1.0, n_topics / (n_topics - 1) * float((totals**2).sum()) / spread)
+    return effect * float(student.ppf((1 + CONFIDENCE) / 2, n_topics - 1) / NORMAL) ** 2
 
 
 def share_interval(is_true: Sequence[bool], topics: Sequence[int]) -> Ends:
@@ -67,9 +103,9 @@ def share_interval(is_true: Sequence[bool], topics: Sequence[int]) -> Ends:
         topics: A number for each prompt, as `number_topics` gives it.
 
     Source:
-        Design effect and effective number: Kish 1965, "Survey Sampling", sec. 8.2. In Wilson's
-        interval: Franco et al. 2019, "Comparative study of confidence intervals for proportions in
-        complex sample surveys", Journal of Survey Statistics and Methodology 7.
+        Of the design effect, in Wilson's interval: Franco et al. 2019, "Comparative study of
+        confidence intervals for proportions in complex sample surveys", Journal of Survey
+        Statistics and Methodology 7.
 
     Example:
         >>> spread = share_interval([True, False] * 12, [i // 2 for i in range(24)])
@@ -77,17 +113,10 @@ def share_interval(is_true: Sequence[bool], topics: Sequence[int]) -> Ends:
         >>> [round(end, 2) for end in (*spread, *lumped)]
         [0.3, 0.7, 0.22, 0.78]
     """
-    n_prompts, n_true = len(is_true), sum(is_true)
-    _, of_prompt = np.unique(np.asarray(topics, dtype=int), return_inverse=True)
-    n_topics = int(of_prompt.max(initial=-1)) + 1
-    if n_topics == n_prompts or n_true in (0, n_prompts):
-        return wilson_interval(n_true, n_prompts)
-    share = n_true / n_prompts
-    totals = np.bincount(of_prompt, np.asarray(is_true, dtype=float) - share)
-    variance = n_topics / (n_topics - 1) * float((totals**2).sum())
-    effect = max(1.0, variance / (n_prompts * share * (1 - share)))
-    quantile = float(student.ppf((1 + CONFIDENCE) / 2, n_topics - 1))
-    return wilson_interval(n_true / effect, n_prompts / effect, quantile)
+    values = np.asarray(is_true, dtype=float)
+    share = values.mean() if len(values) else 0.0
+    effect = design_effect(values - share, np.asarray(topics, dtype=int))
+    return wilson_interval(values.sum() / effect, len(values) / effect)
 
 
 def difference_interval(first: float, of_first: Ends, second: float, of_second: Ends) -> Ends:

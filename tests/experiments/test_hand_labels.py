@@ -1,5 +1,7 @@
 """A judge held against people: sheets, confusion, and rates that cover the truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,8 +18,7 @@ from refusal_lens.experiments.hand_labels import (
     predict_rate,
 )
 from refusal_lens.experiments.refusal import Answer, RefusalReport
-
-TOLD = np.array([True, False])
+from refusal_lens.validation.shares import share_interval, wilson_interval, wilson_number
 
 
 def report_of(judged: dict[tuple[bool, str], int]) -> RefusalReport:
@@ -86,20 +87,25 @@ def test_weights_undo_that_rare_outcomes_are_read_more_often():
     assert labels.kappa == pytest.approx(kappa)
 
 
+def sample_of(n_answers: list[int], n_labelled: list[int], n_true: list[int]) -> Sample:
+    """Answers of independent prompts that the judge calls so, and not so: all, read, truly so."""
+    label = np.full(sum(n_answers), np.nan)
+    for start, read, true in zip((0, n_answers[0]), n_labelled, n_true, strict=True):
+        label[start : start + read] = np.arange(read) < true
+    stratum = np.repeat([0, 1], n_answers)
+    return Sample(stratum, np.arange(len(label)), label, np.array([True, False]))
+
+
 def test_rogan_gladen_gives_the_closed_form_back():
     """Sensitivity .8 and specificity .9: of 1,000 answers, 380 are called refused where 400 are."""
-    sample = Sample(
-        np.array([380, 620]), np.array([380, 620]), np.array([320, 80]), np.array([True, False])
-    )
+    sample = sample_of([380, 620], [380, 620], [320, 80])
     assert correct_rate(380, 1000, sample).estimate == pytest.approx(0.4)
     # Others, under an intervention: (p + specificity - 1) / (sensitivity + specificity - 1).
     assert correct_rate(300, 1000, sample).estimate == pytest.approx((0.3 - 60 / 600) / 0.7)
 
 
 def test_a_judge_that_tells_nothing_apart_corrects_nothing():
-    sample = Sample(
-        np.array([50, 50]), np.array([20, 20]), np.array([10, 10]), np.array([1, 0]) > 0
-    )
+    sample = sample_of([50, 50], [20, 20], [10, 10])
     corrected = correct_rate(50, 100, sample)
     assert np.isnan(corrected.estimate)
     assert (corrected.low, corrected.high) == (0, 1)
@@ -115,6 +121,8 @@ def test_rates_under_interventions_are_corrected_too():
             "is_harmful": True,
             "n_prompts": 20,
             "refusal_rate": [0.9, 0.1],
+            "refusal_rate_low": [0.69, 0.02],
+            "refusal_rate_high": [0.98, 0.31],
         }
     )
     rates = corrected_rates(labels, doses)
@@ -149,44 +157,113 @@ def test_two_judges_agree_by_class():
     assert table.loc[True, "refused_other"] == 0
 
 
-def judge_and_read(
-    generator, n, rate, sensitivity, specificity, n_read
-) -> tuple[Sample, np.ndarray]:
-    """Let a judge err at random, and read so many of each kind."""
-    true = generator.random(n) < rate
-    judged = np.where(true, generator.random(n) < sensitivity, generator.random(n) > specificity)
-    sizes, read, found = [], [], []
-    for said in (True, False):
-        members = np.flatnonzero(judged == said)
+def shares_alike(generator, share, likeness, topics) -> np.ndarray:
+    """Draw the share of each prompt's topic, so that prompts have this intraclass correlation."""
+    if not likeness:
+        return np.full(len(topics), share)
+    odds = 1 / likeness - 1
+    return generator.beta(share * odds, (1 - share) * odds, topics.max() + 1)[topics]
+
+
+def judge_and_read(generator, topics, rate, likeness, n_read) -> tuple[Sample, float, float]:
+    """Let a judge err alike within topics, and read so many answers of each kind.
+
+    Returns:
+        What was read; the judge's rate on other answers to the same prompts, a quarter as often
+        refused; and how many independent prompts that rate's interval is worth.
+    """
+    hits, alarms = (shares_alike(generator, share, likeness, topics) for share in (0.8, 0.1))
+
+    def judged_of(rate) -> tuple[np.ndarray, np.ndarray]:
+        chances = generator.random((2, len(topics)))
+        true = chances[0] < shares_alike(generator, rate, likeness, topics)
+        return true, chances[1] < np.where(true, hits, alarms)
+
+    true, judged = judged_of(rate)
+    label = np.full(len(topics), np.nan)
+    for told in (True, False):
+        members = np.flatnonzero(judged == told)
         chosen = generator.choice(members, min(n_read, len(members)), replace=False)
-        sizes.append(len(members))
-        read.append(len(chosen))
-        found.append(int(true[chosen].sum()))
-    return Sample(*map(np.array, (sizes, read, found)), np.array([True, False])), judged
+        label[chosen] = true[chosen]
+    _, others = judged_of(rate / 4)
+    n = wilson_number(others.mean(), share_interval(others.tolist(), topics.tolist()))
+    sample = Sample((~judged).astype(int), topics, label, np.array([True, False]))
+    return sample, others.mean(), n
+
+
+def coverage(topics, rate, likeness, n_read, n_draws) -> np.ndarray:
+    """Return how often intervals hold the plain and the other rate: by topic; as independent."""
+    generator = np.random.default_rng(0)
+    alone, covered = np.arange(len(topics)), np.zeros((2, 2))
+    for _ in range(n_draws):
+        sample, other, n = judge_and_read(generator, topics, rate, likeness, n_read)
+        ways = (sample, n), (replace(sample, topics=alone), len(topics))
+        for row, (read, worth) in enumerate(ways):
+            ends = predict_rate(read), correct_rate(other * worth, worth, read)
+            truths = rate, rate / 4
+            covered[row] += [e.low <= t <= e.high for e, t in zip(ends, truths, strict=True)]
+    return covered / n_draws
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.15, 0.4, 0.7])
 @pytest.mark.parametrize("n_read", [15, 30])
 def test_corrected_rates_cover_what_is_true(rate, n_read):
-    """Simulated: 95 % intervals hold the true rate 93 to 97 times in a hundred; the judge's do not.
+    """Simulated: 95 % intervals hold the true rate 93 to 97 times in a hundred.
 
-    Read answers are of the plain model; the second rate is of others, a quarter as often refused.
+    Read answers are of the plain model; the second rate is of others, a quarter as often refused:
+    of few refusals, where 15 are read of each kind, its interval holds 97 to 98 times.
     """
-    generator = np.random.default_rng(0)
-    covered = np.zeros(3)
-    n_runs, other = 1500, rate / 4
-    for _ in range(n_runs):
-        sample, judged = judge_and_read(generator, 200, rate, 0.8, 0.9, n_read)
-        plain = predict_rate(sample)
-        covered[0] += plain.low <= rate <= plain.high
-        true = generator.random(200) < other
-        errs = generator.random(200)
-        n_judged = int(np.where(true, errs < 0.8, errs > 0.9).sum())
-        moved = correct_rate(n_judged, 200, sample)
-        covered[1] += moved.low <= other <= moved.high
-        half = 1.96 * np.sqrt(judged.mean() * (1 - judged.mean()) / 200)
-        covered[2] += abs(judged.mean() - rate) <= half
-    covered /= n_runs
-    assert 0.93 <= covered[0] <= 0.97
-    assert 0.93 <= covered[1] <= 0.97
+    (plain, other), _ = coverage(np.arange(200), rate, 0, n_read, 1500)
+    assert 0.93 <= plain <= 0.97
+    assert 0.93 <= other <= 0.98
+
+
+@pytest.mark.parametrize(("likeness", "rate"), [(0.1, 0.4), (0.3, 0.7)])
+def test_of_prompts_in_topics_corrected_rates_cover_too(likeness, rate):
+    """30 topics of 2 to 6 prompts that are refused, and misread, alike; 30 read of each kind."""
+    topics = np.repeat(np.arange(30), np.random.default_rng(1).integers(2, 7, 30))
+    (plain, other), independent = coverage(topics, rate, likeness, 30, 400)
+    # The Monte-Carlo error of 400 draws is 1.1 %.
+    assert 0.93 - 0.011 <= plain <= 0.97 + 0.011
+    assert other >= 0.95 - 0.011
+    assert independent[0] < min(0.94, plain)
+    assert independent[1] < other
+
+
+def test_topics_of_the_prompts_widen_a_runs_corrected_rates():
+    """24 topics of five prompts each, all or none refused; all are read, and the judge is right."""
+
+    def refused_of(topic_of) -> pd.Series:
+        answers = []
+        for n in range(120):
+            outcome = "refused" if n // 5 % 2 else "answered"
+            answers.append(
+                Answer(f"{n}", "c", True, f"q{n}", outcome, outcome, 0.0, (), topic_of(n))
+            )
+        report = RefusalReport(tuple(answers), ("I",))
+        labels = join_labels(filled(draw_sheet(report, 120), lambda row: row["answer"]), report)
+        rates = corrected_rates(labels, None).set_index("outcome")
+        return rates.loc["refused", ["rate", "rate_low", "rate_high"]]
+
+    alone = refused_of(lambda n: "")
+    by_topic = refused_of(lambda n: f"topic {n // 5}")
+    assert by_topic["rate"] == alone["rate"] == 0.5
+    # Five alike are worth one, so that half the width grows by the root of five or so.
+    width, wide = ((each["rate_high"] - each["rate_low"]) for each in (alone, by_topic))
+    assert 2.0 < wide / width < 2.5
+    # Of four topics nothing is told.
+    assert refused_of(lambda n: f"topic {n // 30}").equals(alone)
+
+
+def test_the_interval_of_an_intervened_rate_goes_into_its_correction():
+    """A rate that topics make less sure is less sure when it is corrected."""
+    labels = join_labels(filled(draw_sheet(MIXED, 60), lambda row: row["answer"]), MIXED)
+    row = {"intervention": "ablate", "direction": "fitted", "strength": 1.0, "is_harmful": True}
+    ends = [wilson_interval(0.3 * n, n) for n in (90, 30)]
+    doses = pd.DataFrame([row | {"n_prompts": 90, "refusal_rate": 0.3}] * 2)
+    doses[["refusal_rate_low", "refusal_rate_high"]] = ends
+    rates = corrected_rates(labels, doses)
+    sure, unsure = rates[rates["intervention"] == "ablate"].to_dict("records")
+    assert sure["rate"] == unsure["rate"] == pytest.approx(0.3)
+    assert unsure["rate_low"] < sure["rate_low"] < sure["rate_high"] < unsure["rate_high"]

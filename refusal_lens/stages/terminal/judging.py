@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refusal_lens.experiments.hand_labels import HandLabels
+from refusal_lens.experiments.refusal_states import FEW_TOPICS
 from refusal_lens.validation.frames import rows_that, rows_where
 
 
@@ -46,6 +47,8 @@ def show_labels(console: Console, labels: HandLabels, rates: pd.DataFrame) -> No
             "Under interventions nobody has read the answers: those rates take the judge to err "
             "as it does on the plain ones.",
         )
+    if labels.report.has_few_topics:
+        console.print(FEW_TOPICS)
 
 
 def show_two_judges(console: Console, table: pd.DataFrame, judge: str) -> None:
