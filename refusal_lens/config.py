@@ -174,6 +174,8 @@ class PromptsConfig(_Section):
     Args:
         harmful: File of prompts that the model refuses.
         harmless: File of prompts that it answers.
+        borderline: File of prompts that sound harmful and are not, answered and read beside the
+            others where refusal is measured; None asks none. Their text is in a usual field.
         text_field: Field or column with the text, or several joined (`instruction + input`); None
             takes the first usual one, and so does a file that has no field of this name.
         harmful_text_field: That of the harmful file alone; None takes `text_field`.
@@ -189,11 +191,12 @@ class PromptsConfig(_Section):
             `category`) and finds in the texts what they do not say; `given` takes the fields alone;
             `off` takes all prompts as independent.
         limit: At most so many prompts a side, for a quick look: pairs and topics are taken whole
-            or left out whole; None takes all.
+            or left out whole; None takes all. Of borderline ones, the first so many.
     """
 
     harmful: Name
     harmless: Name
+    borderline: Name | None = None
     text_field: Text | None = None
     harmful_text_field: Text | None = None
     harmless_text_field: Text | None = None

@@ -64,7 +64,7 @@ class Collection:
     """How prompts were written out: hash, system prompt, what was added, where they end, one
     example."""
     tokens_read: tuple[PositionRead, ...]
-    """What each position reads in the first harmful prompts."""
+    """What each position reads in the first prompts."""
     hook_points: tuple[str, ...]
     """Selectors, see `resolve_hook_points`."""
     positions: tuple[str, ...]
@@ -127,12 +127,12 @@ class Collection:
         if chat_template["ending"] is not None:
             sentences = f"{chat_template['ending']['cause']} {chat_template['ending']['remedy']}"
             warnings.warn(sentences, RefusalLensWarning, stacklevel=3)
-        harmful = tokens.select(range(min(3, len(prompts.harmful))))
+        first = tokens.select(range(min(3, len(tokens))))
         return cls(
             prompts,
             tokens,
             chat_template,
-            tuple(positions_read(tokenizer, harmful, wanted)),
+            tuple(positions_read(tokenizer, first, wanted)),
             (hook_points,) if isinstance(hook_points, str) else tuple(hook_points),
             wanted,
             **reading,
@@ -230,7 +230,7 @@ def _describe_chat_template(
         **asdict(chat_format_of(tokenizer)),
         "date": date_written(tokenizer, system_prompt),
         "ending": None if ending is None else asdict(ending),
-        "example": render(tokenizer, prompts.harmful.prompts[0].text, system_prompt),
+        "example": render(tokenizer, prompts.prompts[0].text, system_prompt),
     }
 
 

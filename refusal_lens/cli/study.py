@@ -168,7 +168,7 @@ def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
 
         collection, loaded = study.prepare(settings, run_folder, console, work=["answers"])
         measured = study.measure_and_store(settings, run_folder, loaded, collection.prompts)
-        terminal.show_refusal(console, measured)
+        terminal.show_refusal(console, measured, run_folder.read_borderline())
         console.print(f"Answers: {run_folder.path / 'refusal.json'}", markup=False, soft_wrap=True)
 
 

@@ -83,7 +83,7 @@ def describe_state(report: RefusalReport, read: pd.DataFrame | None = None) -> S
     words = _EVASIVE if is_evasive else _MEANINGS[report.state]
     evaded = " and ".join(f"{report.rate(side, 'evaded'):.0%}" for side in (True, False))
     sentence = words.sentence.format(
-        rates=_rates(report), most=_most_refused(report), evaded=evaded
+        rates=_rates(report), most=_most_refused(report, True), evaded=evaded
     )
     return StateWords(f"{sentence}{_others(report)}{_as_read(report, read)}", words.remedy)
 
@@ -91,6 +91,15 @@ def describe_state(report: RefusalReport, read: pd.DataFrame | None = None) -> S
 def describe_rates(report: RefusalReport, read: pd.DataFrame | None = None) -> str:
     """Say what the model does with these prompts, and not what that means for a direction."""
     return f"The model refuses {_rates(report)}.{_others(report)}{_as_read(report, read)}"
+
+
+def describe_borderline(report: RefusalReport) -> str:
+    """Say how much is refused of prompts that sound harmful and are not, and of which topics."""
+    most = _most_refused(report, False) if report.count(False, "refused") else ""
+    return (
+        f"Of {report.n_judged(False)} borderline prompts, which sound harmful and are not, the "
+        f"model refuses {rate_with_interval(report, False)}{most}.{_others(report)}"
+    )
 
 
 def _is_evasive(report: RefusalReport) -> bool:
@@ -176,11 +185,11 @@ def rate_with_interval(report: RefusalReport, is_harmful: bool) -> str:
     return f"{report.rate(is_harmful):.0%} ({low:.0%}-{high:.0%})"
 
 
-def _most_refused(report: RefusalReport) -> str:
-    """Name the categories of harmful prompts that are refused most."""
+def _most_refused(report: RefusalReport, is_harmful: bool) -> str:
+    """Name the categories of one class that are refused most."""
     refused: defaultdict[str, list[bool]] = defaultdict(list)
     for answer in report.answers:
-        if answer.is_harmful and answer.outcome != "unjudged":
+        if answer.is_harmful == is_harmful and answer.outcome != "unjudged":
             refused[answer.category].append(answer.is_refused)
     known = {name: each for name, each in refused.items() if name and len(each) >= MIN_OF_CATEGORY}
     if len(known) < 2:

@@ -214,6 +214,36 @@ class ContrastSet:
         return re.sub(r"\b(harmful|harmless)\b(?![-_\d])", lambda word: names[word[1]], text)
 
 
+@dataclass(frozen=True, eq=False)
+class Borderline(ContrastSet):
+    """Prompts that sound harmful and are not: read and answered as a contrast set is.
+
+    They are its harmless side, and nothing is harmful: there is no contrast to fit to.
+    """
+
+    def __post_init__(self) -> None:
+        """Check nothing: one side is meant to be empty, and `of` has seen the prompts."""
+
+    @classmethod
+    def of(cls, prompts: PromptSet, contrast: ContrastSet) -> "Borderline":
+        """Take prompts that are in neither class.
+
+        Args:
+            prompts: Borderline prompts.
+            contrast: What directions are fitted to.
+
+        Raises:
+            RefusalLensError: A text of theirs is in the contrast set too.
+        """
+        for side in (contrast.harmful, contrast.harmless):
+            _check_overlap(side, prompts)
+        return cls(PromptSet("harmful", ()), prompts, contrast.grouping)
+
+    def counts(self, rows: Sequence[int] | None = None) -> dict[str, int]:
+        """Count the prompts, of all of them or of some rows."""
+        return {"borderline": len(self if rows is None else rows)}
+
+
 # ---- what both sides of a contrast set must keep ----
 
 
@@ -244,7 +274,8 @@ def _check_overlap(harmful: PromptSet, harmless: PromptSet) -> None:
     ]
     if shared:
         raise RefusalLensError(
-            "A prompt is either harmful or harmless, but these texts stand in both sets. "
+            f"A prompt is either {harmful.name} or {harmless.name}, but these texts stand in both "
+            "sets. "
             f"Remove each from one of them.\n{_first_ones(shared)}"
         )
 

@@ -7,12 +7,16 @@ Tested in tests/report/test_page.py.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
 
-from refusal_lens.experiments.refusal_states import describe_rates, describe_state
+from refusal_lens.experiments.refusal_states import (
+    describe_borderline,
+    describe_rates,
+    describe_state,
+)
 from refusal_lens.experiments.verdicts import CANNOT_TELL, LOSS, SEPARATES_AND_CAUSES
 from refusal_lens.models.hook_points import short_name, site_of
 from refusal_lens.prompts.contrast import MIN_PROMPTS_PER_SIDE
@@ -46,7 +50,7 @@ class Reason:
 
 def answer(evidence: Evidence) -> tuple[Reply, Reply, Reply]:
     """Answer the three questions that a reader comes with."""
-    return _is_there(evidence), _where(evidence), _is_trusted(evidence)
+    return _with_borderline(evidence, _is_there(evidence)), _where(evidence), _is_trusted(evidence)
 
 
 # --- is there a direction? ----------------------------------------------------------------------
@@ -78,6 +82,13 @@ def _with_refusal(evidence: Evidence, question: str, told: str, is_strong: bool)
     if refusal.is_told_apart:
         return Reply(question, "Of harm, in part of refusal", "fair", told)
     return Reply(question, "Of harm, not of refusal", "poor", told)
+
+
+def _with_borderline(evidence: Evidence, reply: Reply) -> Reply:
+    if evidence.borderline is None:
+        return reply
+    told = describe_borderline(evidence.borderline)
+    return replace(reply, sentence=f"{reply.sentence} {told}")
 
 
 # --- where? -------------------------------------------------------------------------------------

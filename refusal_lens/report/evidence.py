@@ -40,6 +40,7 @@ class Evidence:
     diagnosis: Diagnosis
     chance: Chance
     refusal: RefusalReport | None = None
+    borderline: RefusalReport | None = None
     is_by_behaviour: bool = False
     completions: pd.DataFrame | None = None
     projected: Mapping[tuple[str, bool], float] = field(default_factory=dict)
@@ -78,6 +79,7 @@ def gather(run_folder: RunFolder) -> Evidence:
         diagnosis=diagnose_run(run_folder),
         chance=read_chance(run_folder, best),
         refusal=run_folder.read_refusal(),
+        borderline=run_folder.read_borderline(),
         is_by_behaviour=run_folder.relabelling() is not None,
         completions=completions,
         projected={} if completions is None else _project(run_folder, best),

@@ -322,6 +322,13 @@ def _refusal_by_topic(evidence: Evidence) -> pd.DataFrame:
     return table.reset_index().sort_values(order, ascending=False, kind="stable")
 
 
+def _over_refusal(evidence: Evidence) -> pd.DataFrame:
+    """Return how much of each borderline topic is refused; none where none was asked."""
+    if evidence.borderline is None:
+        return pd.DataFrame()
+    return evidence.borderline.by_topic().drop(columns="is_harmful")
+
+
 def _positions_read(evidence: Evidence) -> pd.DataFrame:
     """Say which tokens each position read in the first prompt."""
     rows = pd.DataFrame(list(evidence.provenance.get("tokens_read", {}).values()))
@@ -339,7 +346,7 @@ class _DrawnUp:
 
 BY_HARM = (
     *("behaviour", "two_directions", "judge_confusion", "corrected_rates", "judge_agreement"),
-    *("refusal_by_topic", "examples", "answers"),
+    *("refusal_by_topic", "over_refusal", "examples", "answers"),
 )
 """Tables of what prompts are, whatever the directions are fitted by."""
 
@@ -353,6 +360,14 @@ DRAWN_UP = {
         _Told("Refusal by topic", "What became of the requests of each topic, most refused first."),
         _refusal_by_topic,
         "refusal.json",
+    ),
+    "over_refusal": _DrawnUp(
+        _Told(
+            "Over-refusal",
+            "How much is refused of prompts that sound harmful and are not, by topic.",
+        ),
+        _over_refusal,
+        "borderline.json",
     ),
     "side_by_side": _DrawnUp(
         _Told(

@@ -21,6 +21,7 @@ _STAGES = {
     "provenance.json": "collect --resume --output",
     "tables/token_counts.csv": "collect --resume --output",
     "refusal.json": "refusal-rate",
+    "borderline.json": "refusal-rate",
     "tables/refusal_by_length.csv": "refusal-rate",
     "tables/causal_scores.csv": "select",
     "tables/dose_response.csv": "ablate",
@@ -139,7 +140,10 @@ def is_finished(folder: Path, stage: str, settings: object) -> bool:
 
 def _inputs(files: dict[str, list[str]], stage: str, settings: object) -> str:
     """Return what a stage reads, in one text: a fit what was collected, others all results."""
-    fitted_from = ("prompts.json", "provenance.json", "refusal.json", "tables/token_counts.csv")
+    fitted_from = (
+        *("prompts.json", "provenance.json", "tables/token_counts.csv"),
+        *("refusal.json", "borderline.json"),
+    )
     inputs = {
         name: checksums[0]
         for name, checksums in files.items()

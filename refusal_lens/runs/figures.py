@@ -526,7 +526,7 @@ FIGURES: dict[str, Figure] = {
         "fit",
         "Harmful and refused",
         "Every prompt between the direction of harm and that of refusal, each fitted with the "
-        "other label held fixed, and without the prompt's own fold.",
+        "other label held fixed, and without the prompt's own fold; borderline ones are in no fit.",
         folded=_DOES,
     ),
     "causal_scores": Figure(

@@ -96,6 +96,11 @@ class RunFolder:
         return self.path / "activations"
 
     @property
+    def borderline_path(self) -> Path:
+        """The store of borderline prompts' activations."""
+        return self.path / "borderline"
+
+    @property
     def direction_path(self) -> Path:
         """The directions in the article's layout."""
         return self.path / "refusal_direction.pt"
@@ -235,12 +240,13 @@ class RunFolder:
                 "harmful": report.mean_score(True),
                 "harmless": report.mean_score(False),
             },
-            "refusal_tokens": report.refusal_tokens,
-            "refusal_ids": report.refusal_ids,
-            "lengths": report.lengths,
-            "answers": [asdict(answer) for answer in report.answers],
+            **_lay_out_answers(report),
         }
         self._write_json("refusal.json", content)
+
+    def write_borderline(self, report: RefusalReport) -> None:
+        """Write every answer to a borderline prompt."""
+        self._write_json("borderline.json", _lay_out_answers(report))
 
     @contextmanager
     def unfinished(self, stage: str) -> Iterator[Journal]:
@@ -276,9 +282,32 @@ class RunFolder:
 
     def read_refusal(self) -> RefusalReport | None:
         """Read refusal rates and answers; None when they were not measured."""
-        if not (self.path / "refusal.json").is_file():
+        return self._read_answers("refusal.json")
+
+    def read_borderline(self, config: Config | None = None) -> RefusalReport | None:
+        """Read answers to borderline prompts; None where none are asked, or refusal not measured.
+
+        Args:
+            config: Says whether they are asked; None takes the run's.
+
+        Raises:
+            RefusalLensError: Refusal was measured without them.
+        """
+        asked = (config or self.read_config()).prompts.borderline
+        if asked is None or not (self.path / "refusal.json").is_file():
             return None
-        with self._reading("refusal.json") as path:
+        answers = self._read_answers("borderline.json")
+        if answers is None:
+            raise RefusalLensError(
+                f"prompts.borderline is {asked}, but {self.path} has no answers to it. Run first: "
+                f"refusal-lens refusal-rate {self.path} --set prompts.borderline={asked}"
+            )
+        return answers
+
+    def _read_answers(self, name: str) -> RefusalReport | None:
+        if not (self.path / name).is_file():
+            return None
+        with self._reading(name) as path:
             content = json.loads(path.read_text(encoding="utf-8"))
             answers = tuple(
                 Answer(**{**answer, "by_length": tuple(answer.get("by_length", ()))})
@@ -483,6 +512,15 @@ class RunFolder:
         with write_recorded(self.path, name) as file:
             file.write_text(text, encoding="utf-8")
         return self.path / name
+
+
+def _lay_out_answers(report: RefusalReport) -> dict[str, Any]:
+    return {
+        "refusal_tokens": report.refusal_tokens,
+        "refusal_ids": report.refusal_ids,
+        "lengths": report.lengths,
+        "answers": [asdict(answer) for answer in report.answers],
+    }
 
 
 def _without_place(config: Config) -> dict[str, Any]:

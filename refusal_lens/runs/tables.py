@@ -84,12 +84,16 @@ def compute_tables(fitted: Fitted) -> dict[str, pd.DataFrame]:
 
 
 def behaviour_tables(
-    activations: Activations, refusal: RefusalReport, seed: int
+    activations: Activations,
+    refusal: RefusalReport,
+    seed: int,
+    borderline: tuple[Activations, RefusalReport] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Compute what the answers say beside the labels, from stored activations.
 
     `behaviour` is the two by two of harmful and refused; where both can be told apart,
-    `two_directions` has a row for each place, and `quadrants` one for each prompt.
+    `two_directions` has a row for each place, and `quadrants` one for each prompt, borderline ones
+    too.
     """
     outcomes = [answer.outcome for answer in refusal.answers]
     behaviour = Behaviour.of(activations.is_harmful, outcomes)
@@ -98,7 +102,11 @@ def behaviour_tables(
     if found is not None:
         tables["two_directions"] = found.to_frame()
         ids = [answer.prompt_id for answer in refusal.answers]
-        tables["quadrants"] = quadrants(found, ids, outcomes)
+        others = None
+        if borderline is not None:
+            read, asked = borderline[0], borderline[1].answers
+            others = (read, [a.prompt_id for a in asked], [a.outcome for a in asked])
+        tables["quadrants"] = quadrants(found, ids, outcomes, others)
     return tables
 
 

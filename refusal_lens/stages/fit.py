@@ -16,9 +16,11 @@ from rich.console import Console
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.provenance import describe_machine
+from refusal_lens.activations.store import load_activations
 from refusal_lens.config import Config
 from refusal_lens.directions.direction import Directions, fit_directions
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.files import remove_partial
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.report.answer import answer
@@ -54,6 +56,7 @@ def fit_stage(
 def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bool) -> None:
     """Compute and write all that a fit leaves, and show the main of it."""
     everything, labelled = _read(config, run_folder)
+    borderline = _read_borderline(config, run_folder)
     activations = labelled.activations
     clip_quantile, method = config.directions.clip_quantile, config.directions.method
     directions = fit_directions(activations, clip_quantile=clip_quantile, method=method)
@@ -83,7 +86,7 @@ def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bo
     _write(run_folder, directions, projections, separation, nulls)
     _doubt(config, run_folder, activations, console)
     fitted = Fitted(config, labelled, directions, projections, best)
-    _tabulate(run_folder, fitted, everything)
+    _tabulate(run_folder, fitted, everything, borderline)
     evidence = gather(run_folder)
     replies = answer(evidence)
     terminal.show_replies(console, replies)
@@ -113,6 +116,16 @@ def _read(config: Config, run_folder: RunFolder) -> tuple[Activations, Labelled]
     counts = None if counts is None else counts.iloc[list(relabelling.rows)]
     activations = relabelling.of_activations(everything)
     return everything, Labelled(relabelling.of_prompts(prompts), activations, counts)
+
+
+def _read_borderline(
+    config: Config, run_folder: RunFolder
+) -> tuple[Activations, RefusalReport] | None:
+    report = run_folder.read_borderline(config)
+    if report is None:
+        return None
+    hook_points = config.directions.hook_points
+    return load_activations(run_folder.borderline_path, hook_points), report
 
 
 def _show_plan(console: Console, run_folder: RunFolder, best: Choice) -> None:
@@ -167,7 +180,12 @@ def _doubt(
     run_folder.write_table("nested_choice", nested)
 
 
-def _tabulate(run_folder: RunFolder, fitted: Fitted, everything: Activations) -> None:
+def _tabulate(
+    run_folder: RunFolder,
+    fitted: Fitted,
+    everything: Activations,
+    borderline: tuple[Activations, RefusalReport] | None,
+) -> None:
     """Write what the fit says beyond its scores, and of harm and refusal what all prompts say."""
     tables = compute_tables(fitted)
     likeness = compare_texts(fitted.labelled.prompts, seed=fitted.config.validation.seed)
@@ -177,7 +195,7 @@ def _tabulate(run_folder: RunFolder, fitted: Fitted, everything: Activations) ->
     refusal = run_folder.read_refusal()
     if refusal is not None:
         seed = fitted.config.validation.seed
-        for name, table in behaviour_tables(everything, refusal, seed).items():
+        for name, table in behaviour_tables(everything, refusal, seed, borderline).items():
             run_folder.write_table(name, table)
 
 

@@ -24,12 +24,13 @@ from refusal_lens.files import (
     remove_partial,
     remove_partial_of,
 )
+from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import resolve_of_one_width
 from refusal_lens.plots.picture_files import export
 from refusal_lens.prompts.chat_format import ChatFormat, keep_date, set_chat_format
-from refusal_lens.prompts.contrast import ContrastSet
-from refusal_lens.prompts.files import read_contrast
+from refusal_lens.prompts.contrast import Borderline, ContrastSet, PromptSet
+from refusal_lens.prompts.files import read_contrast, read_prompts
 from refusal_lens.prompts.groups import find_groups, take_whole
 from refusal_lens.prompts.positions import check_positions
 from refusal_lens.prompts.tokens import Tokens
@@ -136,10 +137,22 @@ def _read_prompts(config: Config, run_folder: RunFolder, work: Sequence[Work]) -
     if config.prompts.limit is not None:
         prompts = take_whole(prompts, config.prompts.limit)
     run_folder.check_prompts(prompts)
+    if "answers" in work:
+        # What is wrong with them would be told of only after all other answers.
+        _read_borderline(config, prompts)
     if "activations" in work:
         # Directions will be asked for, and what lacks would be told of only after all answers.
         check_can_hold_out(pair_units(torch.tensor(prompts.is_harmful), find_groups(prompts)))
     return prompts
+
+
+def _read_borderline(config: Config, prompts: ContrastSet) -> Borderline | None:
+    """Read the prompts that sound harmful and are not; None where none are asked."""
+    file = config.prompts.borderline
+    if file is None:
+        return None
+    read = read_prompts(file, "borderline")
+    return Borderline.of(PromptSet(read.name, read.prompts[: config.prompts.limit]), prompts)
 
 
 def _begin(
@@ -197,9 +210,35 @@ def measure_and_store(
             system_prompt=config.prompts.system_prompt,
             journal=journal,
         )
+        borderline = _read_borderline(config, prompts)
+        if borderline is not None:
+            _measure_borderline(config, run_folder, model, borderline, report, journal)
         run_folder.write_refusal(report)
         run_folder.write_table("refusal_by_length", report.length_table())
     return report
+
+
+def _measure_borderline(
+    config: Config,
+    run_folder: RunFolder,
+    model: Model,
+    prompts: Borderline,
+    measured: RefusalReport,
+    journal: Journal,
+) -> None:
+    """Read and answer borderline prompts as all others, and write that down."""
+    collection = _collection(config, run_folder, tokenizer_of(model), prompts)
+    make_engine(model).collect(collection, run_folder.borderline_path, resume=True)
+    # As long as all other answers, and no other refusal tokens: none can be found without a class.
+    known = {"n_new_tokens": measured.lengths[-1], "first_words": list(measured.refusal_tokens)}
+    report = measure_refusal(
+        model,
+        prompts,
+        config.refusal.model_copy(update=known),
+        system_prompt=config.prompts.system_prompt,
+        journal=journal,
+    )
+    run_folder.write_borderline(report)
 
 
 def collect_stage(

@@ -350,7 +350,26 @@ def _compare(
 def project_others(
     found: TwoDirections, activations: Activations
 ) -> Float[Tensor, "2 n_others n_hook_points n_positions"]:
-    """Project prompts that were in no fit, such as borderline ones, on both directions."""
+    """Project prompts that were in no fit, such as borderline ones, on both directions.
+
+    Raises:
+        RefusalLensError: They were read at other places than the directions.
+    """
+    places, wanted = (
+        [
+            f"{hook_point}, {position}"
+            for hook_point in each.hook_points
+            for position in each.positions
+        ]
+        for each in (activations, found)
+    )
+    if places != wanted:
+        raise RefusalLensError(
+            f"Borderline prompts were read at {'; '.join(places)}, but directions are of "
+            f"{'; '.join(wanted)}. Remove the run's folder borderline and measure refusal again, "
+            "with the settings of collect that the run was collected with: refusal-lens "
+            "refusal-rate RUN."
+        )
     values = torch.einsum("nhpd,khpd->knhp", activations.values.double(), found.units)
     return values - found.middles[:, None]
 

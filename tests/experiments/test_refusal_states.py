@@ -1,10 +1,19 @@
 """Each state in words: with intervals, the categories refused most, and what can be done."""
 
+import re
+from dataclasses import replace
+
 import pandas as pd
+import pytest
 from experiments.test_refusal import make_report
 
 from refusal_lens.experiments.refusal import Answer, RefusalReport
-from refusal_lens.experiments.refusal_states import describe_score, describe_state
+from refusal_lens.experiments.refusal_states import (
+    describe_borderline,
+    describe_score,
+    describe_state,
+)
+from refusal_lens.validation.shares import share_interval
 
 
 def test_a_part_refused_is_not_called_none():
@@ -37,6 +46,29 @@ def test_topics_and_other_outcomes_are_named():
     sentence = describe_state(RefusalReport((*harmful, *harmless), ("I",))).sentence
     assert "; most in weapons 100% (72%-100%), theft 50% (24%-76%), lies 0% (0%-28%)." in sentence
     assert sentence.endswith("Of 60 answers, 15 evaded.")
+
+
+def test_over_refusal_is_told_with_an_interval_by_topic():
+    """Of two topics, all or nothing: few topics widen no interval, and many do."""
+    answers = [
+        Answer(f"{i}-{k}", f"t{i}", False, "q", "a", "answered" if i % 3 else "refused", 0.0)
+        for i in range(24)
+        for k in range(4)
+    ]
+    topics = [replace(a, topic=a.category) for a in answers]
+    alone, lumped = (describe_borderline(RefusalReport(tuple(a), ())) for a in (answers, topics))
+    low, high = share_interval([i % 3 == 0 for i in range(24)], range(24))
+    begins = "Of 96 borderline prompts, which sound harmful and are not, the model refuses 33% ("
+    assert alone.startswith(f"{begins}25%-43%)")
+    # Prompts of a topic that are all alike are worth one: the interval is that of 24 topics.
+    assert lumped.startswith(begins)
+    shown = re.search(r"\((\d+)%-(\d+)%\)", lumped)
+    assert [int(end) / 100 for end in shown.groups()] == pytest.approx([low, high], abs=0.02)
+    none = [replace(a, outcome="evaded") for a in topics]
+    assert describe_borderline(RefusalReport(tuple(none), ())) == (
+        "Of 96 borderline prompts, which sound harmful and are not, the model refuses 0% (0%-4%). "
+        "Of 96 answers, 96 evaded."
+    )
 
 
 def evasive_report() -> RefusalReport:

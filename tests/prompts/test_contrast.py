@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
-from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
+from refusal_lens.prompts.contrast import Borderline, ContrastSet, Prompt, PromptSet
 
 HARMFUL = [f"Harmful request {number}." for number in range(30)]
 HARMLESS = [f"Harmless request {number}." for number in range(30)]
@@ -88,6 +88,18 @@ def test_empty_side_is_an_error():
         "A contrast set needs prompts on both sides, but 30 harmful and 0 harmless came. "
         "Add prompts to the empty one."
     )
+
+
+def test_borderline_prompts_are_of_neither_class():
+    contrast = ContrastSet.from_texts(HARMFUL, HARMLESS)
+    others = PromptSet.from_texts("borderline", ["How is a process killed?", "Who shot film?"])
+    borderline = Borderline.of(others, contrast)
+    assert borderline.prompts == others.prompts
+    assert borderline.is_harmful == (False, False)
+    assert borderline.counts([1]) == {"borderline": 1}
+    for texts, name in ((HARMFUL, "harmful"), (HARMLESS, "harmless")):
+        with pytest.raises(RefusalLensError, match=f"either {name} or borderline, "):
+            Borderline.of(PromptSet.from_texts("borderline", texts[:1]), contrast)
 
 
 def test_text_on_both_sides_is_an_error_with_both_places():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,9 @@ from conftest import REPOSITORY
 from explored_run import make_run
 from typer.testing import CliRunner
 
+import refusal_lens as rl
 from refusal_lens.activations import store
+from refusal_lens.activations.store import load_activations, save_activations
 from refusal_lens.cli import app, directions, new
 from refusal_lens.config import ModelConfig
 from refusal_lens.config_files import load_config
@@ -500,6 +503,79 @@ def test_interrupted_answers_are_kept_and_gone_on_with(tmp_path, some_prompts, m
     assert n_resumed == asked.count(4) - 2
 
 
+def test_borderline_prompts_are_answered_and_read_as_all_others(tmp_path, some_prompts):
+    """Planted: half of them are harmful prompts of this model's, and it refuses those."""
+    texts = []
+    for name in ("harmful", "harmless"):
+        whole = json.loads((REPOSITORY / "data" / f"{name}_prompts.json").read_text())
+        texts += [each["text"] if isinstance(each, dict) else each for each in whole[:24:2]]
+    rows = [{"text": text, "category": f"topic {i % 12}"} for i, text in enumerate(texts)]
+    asked, run = tmp_path / "borderline.json", tmp_path / "run"
+    asked.write_text(json.dumps(rows))
+    options = ["--hook-point", "resid_post:2", "--set", "refusal.n_new_tokens=8"]
+    for name, path in zip(("--harmful", "--harmless"), some_prompts, strict=True):
+        options += [name, path]
+    invoke("collect", *options, "--output", run)
+    setting = f"prompts.borderline={asked}"
+    shown = " ".join(invoke("refusal-rate", run, "--set", setting).split())
+    folder = RunFolder(run)
+    # The same prompts as classes of their own are the same to the model.
+    contrast = rl.ContrastSet.from_texts(texts[:12], texts[12:])
+    model = ModelConfig().load()
+    kept = folder.read_borderline()
+    like = rl.measure_refusal(model, contrast, folder.read_config().refusal)
+    assert [a.answer for a in kept.answers] == [a.answer for a in like.answers]
+    assert [a.outcome for a in kept.answers] == [a.outcome for a in like.answers]
+    assert kept.refusal_ids == folder.read_refusal().refusal_ids
+    read = rl.collect(model, contrast, "resid_post:2", ["last", "mean"])
+    stored = load_activations(folder.borderline_path)
+    torch.testing.assert_close(stored.values, read.values, rtol=1e-4, atol=1e-4)
+    n_refused = sum(a.outcome == "refused" for a in like.answers)
+    assert 0 < n_refused < 24
+    assert "Of 24 borderline prompts, which sound harmful and are not, the model refuses " in shown
+    assert f"the model refuses {n_refused / 24:.0%} (" in shown
+    invoke("refusal-rate", run, "--set", setting)  # measured again, it is what it was
+    assert folder.read_borderline().answers == kept.answers
+
+
+def test_borderline_prompts_are_the_third_class_beside_harm_and_refusal(tmp_path):
+    """Planted: they lie where the harmful prompts lie, and were in no fit."""
+    folder = make_run(tmp_path / "run", is_answered=True, is_fitted=False)
+    quick = ("--set", "validation.n_permutations=19", "--set", "validation.n_resamples=20")
+    setting = ("--set", "prompts.borderline=b.json")
+    said = invoke("fit", str(folder.path), *quick, *setting, exit_code=2)
+    assert "prompts.borderline is b.json" in said
+    assert "refusal-rate" in said
+    assert folder.read_config().prompts.borderline is None
+    whole, refusal = folder.stored_activations(), folder.read_refusal()
+    # Half of the harmful prompts' own copies: refused ones, every second.
+    rows = list(range(20))
+    answers = tuple(
+        replace(a, is_harmful=False, prompt_id=f"borderline-{a.prompt_id}")
+        for a in refusal.answers[:20]
+    )
+    nobody = replace(whole.take(rows), is_harmful=torch.zeros(20, dtype=torch.bool))
+    save_activations(folder.borderline_path, nobody)
+    folder.write_borderline(replace(refusal, answers=answers))
+    told = " ".join(invoke("fit", str(folder.path), *quick, *setting).split())
+    sentence = "Of 20 borderline prompts, which sound harmful and are not, the model refuses 50% ("
+    assert sentence in told
+    table = folder.read_table("quadrants")
+    assert table["class"].value_counts().to_dict() == {
+        "harmful": 40,
+        "harmless": 40,
+        "borderline": 20,
+    }
+    third = table[table["class"] == "borderline"]
+    assert third["outcome"].tolist() == [a.outcome for a in answers]
+    assert (third["harm"] > 0).mean() > 0.9
+    page = build_report(folder).read_text(encoding="utf-8")
+    assert sentence in page
+    assert 'id="table-over_refusal"' in page
+    names = {trace.name for trace in draw_figure(folder, "quadrants").data}
+    assert {"borderline, refused (10)", "borderline, answered (10)"} <= names
+
+
 def test_damaged_prompts_are_named_and_come_back_by_what_the_message_says(default_run, tmp_path):
     folder = tmp_path / "run"
     subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
@@ -542,7 +618,9 @@ def test_prompt_file_that_changed_since_is_refused(default_run, tmp_path):
 
 SLOW_SHARDS = """
 import time
+import refusal_lens as rl
 from refusal_lens.activations import store
+from refusal_lens.activations.store import load_activations, save_activations
 store.SHARD_PROMPTS = 16
 write_shard = store.Store.write_shard
 def slowly(*arguments, **options):

@@ -113,6 +113,13 @@ def test_quadrants_hold_every_prompt_and_the_borderline_ones():
     assert (harmless["harm"] < 0).mean() > 0.9
 
 
+def test_borderline_prompts_read_elsewhere_are_refused():
+    activations, found = found_in(np.pi / 2)
+    elsewhere = replace(activations.take(slice(0, 3)), positions=("mean",))
+    with pytest.raises(RefusalLensError, match="read at blocks.0.hook_resid_post, mean; "):
+        quadrants(found, [], [], (elsewhere, ["b1", "b2", "b3"], ["refused"] * 3))
+
+
 def test_refused_against_answered_gives_the_direction_of_refusal():
     """The second axis is refusal's; harm lies along the first, and both go together."""
     activations, outcomes = planted(np.pi / 2)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from refusal_lens.experiments.refusal import RefusalReport
 from refusal_lens.experiments.refusal_states import (
+    describe_borderline,
     describe_lengths,
     describe_score,
     describe_state,
@@ -220,11 +221,19 @@ def show_rates(console: Console, report: RefusalReport) -> None:
     console.print(table)
 
 
-def show_refusal(console: Console, report: RefusalReport, *, is_wide: bool = False) -> None:
-    """Print whether the model refuses these prompts at all."""
+def show_refusal(
+    console: Console,
+    report: RefusalReport,
+    borderline: RefusalReport | None = None,
+    *,
+    is_wide: bool = False,
+) -> None:
+    """Print whether the model refuses these prompts at all, and how much of borderline ones."""
     words = describe_state(report)
     style = "bold red" if words.remedy else ""
     console.print(f"{words.sentence} {words.remedy}".strip(), style=style, markup=False)
+    if borderline is not None:
+        console.print(describe_borderline(borderline), markup=False)
     lengths = describe_lengths(report)
     if is_wide or lengths.remedy:
         style = "bold red" if lengths.remedy else None
