@@ -508,7 +508,9 @@ def test_page_says_how_to_make_the_run_again(tmp_path):
 def test_report_needs_scores(tmp_path):
     run_folder = make_run(tmp_path / "run")
     run_folder.separation_path.unlink()
-    with pytest.raises(RefusalLensError, match=r"has no separation\.csv yet"):
+    with pytest.raises(
+        RefusalLensError, match=r"has no separation\.csv\. Write it first: refusal-lens fit"
+    ):
         build_report(run_folder)
 
 

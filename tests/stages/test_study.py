@@ -159,7 +159,7 @@ def test_scores_come_with_interval_and_p_value(default_run):
     assert frame[frame["layer"] >= 2]["p_value"].to_numpy() == pytest.approx(1 / 1001)
     assert (frame["p_value"] <= frame["p_value_corrected"]).all()
     assert re.search(r"\d of 15 choices made on part of the prompts", " ".join(printed.split()))
-    assert "would be found four times in five" in printed
+    assert "four times in five" in " ".join(printed.split())
     assert "There is no direction here" not in printed
 
 
@@ -224,7 +224,14 @@ def test_classes_that_differ_in_length_are_said_to(tmp_path):
         ]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     printed = invoke(
-        *("run", "--harmful", tmp_path / "long.txt", "--harmless", tmp_path / "short.txt"),
+        *(
+            "run",
+            "--harmful",
+            tmp_path / "long.txt",
+            "--harmless",
+            tmp_path / "short.txt",
+            "--wide",
+        ),
         *("--output", tmp_path / "run", "--hook-point", "resid_post:5", "--position", "last"),
         # All are of one frame, which would leave a single unit to deal.
         *("--set", "prompts.groups=off"),
@@ -309,9 +316,10 @@ def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_pa
     harmful, harmless = some_prompts
     options = ["--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run"]
     printed = invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
-    said = "There is no refusal to find: the model refuses 0%"
-    assert printed.index(said) < printed.index("Layers of resid_post")
-    assert printed.rindex(said) > printed.index("Checklist")
+    told, remedy = "There is no refusal to find: the model refuses 0%", "Use a model that refuses"
+    assert printed.count(told) == 1
+    assert printed.index(told) < printed.index("Layers of resid_post")
+    assert printed.index(remedy) > printed.index("Checklist")
 
 
 def test_what_commands_write_without_being_told_where_lies_where_git_does_not_look():
