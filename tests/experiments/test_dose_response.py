@@ -114,7 +114,8 @@ def test_response_at_strength_zero_is_the_plain_model(model, prompts, activation
     moved = table[(table["strength"] == 8) & (table["direction"] == "fitted")]
     assert (moved["kl"] > 0.01).all()
     assert (table["refusal_score_low"] <= table["refusal_score"]).all()
-    assert len(response.completions) == 4 * len(prompts.prompts)
+    # Of the direction and of one random one.
+    assert len(response.completions) == 2 * 4 * len(prompts.prompts)
     same = [c for c in response.completions if c.strength == 0]
     assert all(c.plain == c.intervened for c in same)
     assert len(summarise(table[table["direction"] == "fitted"])) == 4
@@ -139,6 +140,9 @@ def test_controls_are_read_only_where_the_first_token_decides_nothing(model, pro
             plan=replace(plan, first_tokens=first_tokens, n_control_tokens=n_control_tokens),
         )
 
+    def fitted_ones(response):
+        return [vars(each) for each in response.completions if each.direction == "fitted"]
+
     whole = respond(FirstTokens())
     middle = float(whole.table["refusal_score"].median())
     n_whole = len(asked)
@@ -153,12 +157,12 @@ def test_controls_are_read_only_where_the_first_token_decides_nothing(model, pro
         whole.by_prompt.iterrows(), half.by_prompt.iterrows(), strict=True
     ):
         assert after["outcome"] in (before["outcome"], "refused")
-    assert [vars(c) for c in half.completions] == [vars(c) for c in whole.completions]
+    assert fitted_ones(half) == fitted_ones(whole)
     nothing_read = half.table["n_by_first_token"] == half.table["n_prompts"]
     assert half.table.loc[nothing_read, "broken_rate"].isna().all()
     del asked[n_whole:]
     short = respond(FirstTokens(), n_control_tokens=1)
-    assert [vars(c) for c in short.completions] == [vars(c) for c in whole.completions]
+    assert fitted_ones(short) == fitted_ones(whole)
     assert sum(map(len, asked[n_whole:])) < sum(map(len, asked[:n_whole]))
 
 
