@@ -345,7 +345,7 @@ def write_run(folder: Path, tables: Sequence[str] = ()) -> RunFolder:
     for name in tables:
         run.write_table(name, planted_run.causal_scores("valid"))
     answers = ("No.", "Yes.", "refused", "answered")
-    run.write_completions([Completion("a", "c", True, "How?", "ablate", 1.0, *answers)])
+    run.write_completions([Completion("a", "c", True, "How?", "ablate", "fitted", 1.0, *answers)])
     run.write_report("<html></html>")
     return run
 

@@ -116,7 +116,7 @@ def test_default_run_fits_a_screen(default_run):
 
 
 def test_intervals_and_scores_in_sample_come_with_wide(default_run, tmp_path):
-    assert "95 % interval" not in default_run[1]
+    assert "[..]: 95 % interval" not in default_run[1]
     folder = tmp_path / "run"
     options = ("--hook-point", "resid_post:1", "--position", "mean", "--wide")
     printed = invoke("collect", "--output", folder, *options)
