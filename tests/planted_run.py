@@ -174,6 +174,17 @@ def nulls(p_value: float) -> pd.DataFrame:
     )
 
 
+def power(detectable: float) -> pd.DataFrame:
+    row = {"shuffled": "pairs", "detectable_auroc": detectable, "frames_differ": False}
+    return pd.DataFrame([row])
+
+
+def corrected_rates() -> pd.DataFrame:
+    rates = {"judged_rate": 0.5, "rate": 0.6, "rate_low": 0.4, "rate_high": 0.8}
+    row = {"intervention": "", "direction": "", "strength": 0.0, "outcome": "refused", **rates}
+    return pd.DataFrame([{**row, "is_harmful": is_harmful} for is_harmful in (True, False)])
+
+
 def stability(cosine: float) -> pd.DataFrame:
     return pd.DataFrame(
         {

@@ -323,8 +323,8 @@ def test_journals_give_what_was_kept_or_nothing(tmp_path, is_long):
 
 
 TABLES = (
-    *("attribution", "corrected_rates", "dose_response", "judge_agreement", "judge_confusion"),
-    *("layer_cosines", "learning_curve", "nested_choice", "power", "prompt_tokens"),
+    *("attribution", "dose_response", "judge_agreement", "judge_confusion"),
+    *("layer_cosines", "learning_curve", "prompt_tokens"),
     *("refusal_by_length", "unembedding", "verdict"),
 )
 """Written with any columns: what counts is whether a change of them is found."""
@@ -339,6 +339,9 @@ def write_run(folder: Path, tables: Sequence[str] = ()) -> RunFolder:
     run.write_refusal(planted_run.make_refusal(prompts, None))
     run.write_refusal_direction(run.read_directions(), run.separation())
     run.write_table("nulls", planted_run.nulls(0.01))
+    run.write_table("nested_choice", planted_run.nested_choice())
+    run.write_table("power", planted_run.power(0.65))
+    run.write_table("corrected_rates", planted_run.corrected_rates())
     run.write_table("stability", planted_run.stability(0.9))
     run.write_table("causal_scores", planted_run.causal_scores("valid"))
     run.write_interventions(planted_run.learning_curve())

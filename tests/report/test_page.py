@@ -21,6 +21,7 @@ from planted_run import (
     nested_choice,
     nulls,
     places,
+    power,
     stability,
 )
 from rich.console import Console
@@ -172,8 +173,7 @@ def test_scores_that_shuffled_labels_reach_are_no_direction(run_folder):
     assert "exchanged labels the best of all places does as well in 30% of the draws" in why
     # The page says it in the same words wherever it does.
     assert gather(run_folder).diagnosis.findings[0].cause == why
-    power = pd.DataFrame([{"shuffled": "pairs", "detectable_auroc": 0.65, "frames_differ": False}])
-    assert told(measured(run_folder, nulls=nulls(0.3), power=power))[0][0] == "No"
+    assert told(measured(run_folder, nulls=nulls(0.3), power=power(0.65)))[0][0] == "No"
 
 
 def test_the_corrected_p_value_of_the_best_place_counts(run_folder):
