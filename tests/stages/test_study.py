@@ -316,6 +316,7 @@ def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_pa
     harmful, harmless = some_prompts
     options = ["--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run"]
     printed = invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
+    printed = " ".join(printed.split())
     told, remedy = "There is no refusal to find: the model refuses 0%", "Use a model that refuses"
     assert printed.count(told) == 1
     assert printed.index(told) < printed.index("Layers of resid_post")
