@@ -253,8 +253,8 @@ def _check_shape(name: str, activation: Tensor, expected: tuple[int, ...]) -> No
 @contextmanager
 def _forward_on(model: Model, hooks: list[Any]) -> Iterator[None]:
     """Set hooks for one forward pass without gradients, at the machine's best speed."""
-    set_hooks = hooks_at(model, hooks) if is_hooked(model) else model.hooks(fwd_hooks=hooks)
-    with torch.inference_mode(), fast_products(model.cfg, CPU_BUDGETS[0]), set_hooks:
+    products = fast_products(model.cfg, CPU_BUDGETS[0])
+    with torch.inference_mode(), products, hooks_at(model, hooks):
         yield
 
 

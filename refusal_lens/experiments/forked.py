@@ -6,18 +6,22 @@ know what is read off the logits.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_lens.experiments.arms import Arm, arm_hooks
 from refusal_lens.models.backends import Model, is_hooked
-from refusal_lens.models.fast_forward import KeyValues, embed, run_blocks, why_not_fast
-from refusal_lens.models.hook_points import Hook
+from refusal_lens.models.fast_forward import (
+    KeyValues,
+    at_positions,
+    embed,
+    run_blocks,
+    why_not_fast,
+)
+from refusal_lens.models.hook_points import hooks_at
 from refusal_lens.models.unembedding import unembed
 
 Residual = Float[Tensor, "rows pos d_model"]
@@ -68,17 +72,17 @@ class Forked:
     def plain(self) -> Logits:
         """Return the logits without an intervention."""
         if not is_hooked(self.model):
-            return _at(self.model(self.ids), self.needed)
-        return unembed(self.model, _at(self.residual_at[self.n_layers], self.needed))
+            return at_positions(self.model(self.ids), self.needed)
+        return unembed(self.model, at_positions(self.residual_at[self.n_layers], self.needed))
 
     def under(self, arms: Sequence[Arm]) -> Iterator[Logits]:
         """Yield the logits under each arm, of one group; hooks are gone before the first."""
         start, n_rows = arms[0].first_layer, len(self.ids)
         past: list[KeyValues] = []
         if is_hooked(self.model) and self.prefix.shape[1]:
-            with _acting(self.model, arm_hooks(self.model, arms, 1)):
+            with hooks_at(self.model, arm_hooks(self.model, arms, 1)):
                 past = self._read_prefix(start, len(arms))
-        with _acting(self.model, arm_hooks(self.model, arms, n_rows)):
+        with hooks_at(self.model, arm_hooks(self.model, arms, n_rows)):
             last = self._run_on(start, len(arms), past)
         for rows in last.split(n_rows):
             yield unembed(self.model, rows) if is_hooked(self.model) else rows
@@ -117,7 +121,7 @@ class Forked:
         """Return the residual stream of the positions that are read; of a bridge, their logits."""
         needed = self.needed.repeat(n_arms, 1)
         if not is_hooked(self.model):
-            return _at(self.model(self.ids.repeat(n_arms, 1)), needed)
+            return at_positions(self.model(self.ids.repeat(n_arms, 1)), needed)
         begun = self._begin(self.residual_at[start], start, n_arms)
         last, _ = self._blocks(begun, start, self.n_layers, past, needed)
         return last
@@ -139,37 +143,8 @@ class Forked:
     ) -> tuple[Float[Tensor, "rows n_left d_model"], list[KeyValues]]:
         """Run some blocks, the last of them for the positions that are read only."""
         if start == stop:
-            return residual if needed is None else _at(residual, needed), []
+            return residual if needed is None else at_positions(residual, needed), []
         if self.fast is not None:
             return run_blocks(self.fast, residual, start, stop, past=past, needed=needed)
         residual = self.model(residual, start_at_layer=start, stop_at_layer=stop)
-        return residual if needed is None else _at(residual, needed), []
-
-
-OURS = -1
-"""The context level of hooks set here; TransformerLens counts its own from 0."""
-
-
-@contextmanager
-def _acting(model: Model, hooks: Sequence[Hook]) -> Iterator[None]:
-    """Let hooks act, and take these away again.
-
-    `model.hooks` looks for hooks at every point of the model when it ends, which takes as long as
-    a small model's arm.
-    """
-    if not is_hooked(model):
-        with model.hooks(fwd_hooks=list(hooks)):
-            yield
-        return
-    points = [model.hook_dict[str(name)] for name, _ in hooks]
-    try:
-        for point, (_, hook) in zip(points, hooks, strict=True):
-            point.add_hook(hook, level=OURS)
-        yield
-    finally:
-        for point in points:
-            point.remove_hooks("fwd", level=OURS)
-
-
-def _at(values: Tensor, positions: Int[Tensor, "rows n_needed"]) -> Tensor:
-    return values[torch.arange(len(values), device=values.device)[:, None], positions]
+        return residual if needed is None else at_positions(residual, needed), []

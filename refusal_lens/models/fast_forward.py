@@ -270,7 +270,7 @@ def run_block(
         return resid_pre, None
     attn_out, key_values = _attend(block.attn, _normalise(block.ln1, resid_pre), given)
     if given.needed is not None:
-        resid_pre = _gather(resid_pre, given.needed)
+        resid_pre = at_positions(resid_pre, given.needed)
     if block.cfg.use_normalization_before_and_after:
         attn_out = block.ln1_post(attn_out)
     attn_out = block.hook_attn_out(attn_out)
@@ -336,7 +336,7 @@ def _attend(
     if given.past is not None:
         k, v = (_behind(past, new) for past, new in ((given.past.keys, k), (given.past.values, v)))
     if given.needed is not None:
-        q = _gather(q, given.needed)
+        q = at_positions(q, given.needed)
     if given.needed is not None and not isinstance(given.offset, Tensor):
         # Every row reads its own positions, so that every row needs its own mask.
         mask = _visible(attn, given.needed + given.offset, k.shape[1])[:, None]
@@ -468,7 +468,7 @@ def _behind(
     return torch.cat([past.expand(new.shape[0], -1, -1, -1), new], dim=1)
 
 
-def _gather(values: Tensor, positions: Int[Tensor, "batch n_needed"]) -> Tensor:
+def at_positions(values: Tensor, positions: Int[Tensor, "batch n_needed"]) -> Tensor:
     """Take some positions of each row."""
     rows = torch.arange(values.shape[0], device=values.device)[:, None]
     return values[rows, positions]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.models.backends import HookedTransformer
+from refusal_lens.models.backends import Model, is_hooked
 from refusal_lens.prompts.positions import normalise_position
 
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_in")
@@ -434,12 +434,16 @@ Hook = tuple[str, Callable[..., Tensor]]
 
 
 @contextmanager
-def hooks_at(model: HookedTransformer, hooks: Sequence[Hook]) -> Iterator[None]:
+def hooks_at(model: Model, hooks: Sequence[Hook]) -> Iterator[None]:
     """Set hooks by full names, and take these off again.
 
     TransformerLens looks for them at each of its hook points, two hundred in a small model, which
-    takes a sixth of a short forward.
+    takes a sixth of a short forward. A bridge, whose points go by other names, does it its own way.
     """
+    if not is_hooked(model):
+        with model.hooks(fwd_hooks=list(hooks)):
+            yield
+        return
     points = [model.hook_dict[name] for name, _ in hooks]
     model.context_level += 1
     try:
