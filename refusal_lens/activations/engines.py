@@ -7,7 +7,7 @@ Tested in tests/activations/test_collector.py.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, Unpack, get_args, overload, runtime_checkable
+from typing import Any, Literal, Protocol, Unpack, overload, runtime_checkable
 
 from refusal_lens.activations.collection import Collection, CollectionOptions
 from refusal_lens.activations.collector import LocalEngine
@@ -83,7 +83,7 @@ def make_engine(model: Model | ModelConfig, engine: EngineName = "local") -> Eng
     Raises:
         RefusalLensError: The model cannot be loaded; or, for workers, it cannot travel.
     """
-    if not isinstance(engine, EngineConfig) and engine not in get_args(Literal["local", "ray"]):
+    if not isinstance(engine, EngineConfig) and engine not in ("local", "ray"):
         raise RefusalLensError(f"There is no engine {engine!r}. Use local, ray or an EngineConfig.")
     asked = engine if isinstance(engine, EngineConfig) else EngineConfig(name=engine)
     if asked.name == "ray":

@@ -31,7 +31,7 @@ DIRECTIONS = (directions.compare, directions.inspect, directions.attribute, dire
 EXPERIMENTS = (experiments.select, experiments.ablate, experiments.judge, experiments.chat)
 
 app.command()(new.new)
-for command in (*STUDY, study.plan, *DIRECTIONS):
+for command in (*STUDY, *DIRECTIONS):
     app.command()(command)
 app.command("import")(directions.import_)
 for command in (*EXPERIMENTS, explore.explore):

@@ -96,7 +96,7 @@ def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bo
     terminal.show_layers(console, shown, marked, p_values, is_wide=is_wide)
     terminal.show_best(console, separation, best, evidence.chance.detectable)
     if marked is not None:
-        _show_plan(console, run_folder, marked)
+        _show_plan(console, run_folder, separation, marked)
     if is_wide:
         tables = (run_folder.read_table(name) for name in ("two_directions", "quadrants"))
         terminal.show_two_directions(console, *tables)
@@ -128,9 +128,11 @@ def _read_borderline(
     return load_activations(run_folder.borderline_path, hook_points), report
 
 
-def _show_plan(console: Console, run_folder: RunFolder, best: Choice) -> None:
+def _show_plan(
+    console: Console, run_folder: RunFolder, separation: Separation, best: Choice
+) -> None:
     """Say what a narrow interval would take, where there is none and topics can tell."""
-    one = run_folder.separation().only_at(best.hook_point, best.position).headline["auroc"]
+    one = separation.only_at(best.hook_point, best.position).headline["auroc"]
     if (one.high - one.low).item() > NARROW:
         with suppress(RefusalLensError):  # too few topics to tell, as the line above says
             terminal.show_plan(console, run_pilot(run_folder, "auroc"), NARROW)

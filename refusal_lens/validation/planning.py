@@ -4,6 +4,7 @@ Knows how the variance of a score falls with topics and with prompts a topic. Co
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,16 +136,11 @@ def planned_width(pilot: Pilot, n_topics: int, n_per_topic: int | float) -> floa
 
 def planned_topics(pilot: Pilot, width: int | float, n_per_topic: int | float) -> int | None:
     """Return the fewest topics whose interval is so narrow; None where 10,000 are not enough."""
-    low, high = FEWEST_UNITS, MOST_TOPICS
-    if planned_width(pilot, high, n_per_topic) > width:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if planned_width(pilot, middle, n_per_topic) <= width:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    numbers = range(FEWEST_UNITS, MOST_TOPICS + 1)
+    first = bisect_left(
+        numbers, True, key=lambda n_topics: planned_width(pilot, n_topics, n_per_topic) <= width
+    )
+    return numbers[first] if first < len(numbers) else None
 
 
 def plan_table(pilot: Pilot, widths: Sequence[float]) -> pd.DataFrame:
