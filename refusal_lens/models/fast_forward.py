@@ -257,8 +257,11 @@ def has_mlp_bias(model: HookedTransformer) -> bool:
     Adding zeros is a pass over the widest tensor: 5 % of a forward at 7 B parameters on a GPU.
     Looking waits for the device, so once a batch and not at every block.
     """
-    biases = (getattr(getattr(block, "mlp", None), "b_in", None) for block in model.blocks)
-    return any(b is not None and (b.is_meta or bool(b.any())) for b in biases)
+    biases = [getattr(getattr(block, "mlp", None), "b_in", None) for block in model.blocks]
+    found = [bias.any() for bias in biases if bias is not None]
+    if any(each.is_meta for each in found):
+        return True
+    return bool(found) and bool(torch.stack([each.to(found[0].device) for each in found]).any())
 
 
 def run_block(
