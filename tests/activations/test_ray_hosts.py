@@ -35,7 +35,8 @@ from refusal_lens.activations import ray_driver, store
 from refusal_lens.config import EngineConfig, ModelConfig
 
 def stay_there() -> None:
-    # The worker on the other host reads a shard, and never comes to write it.
+    # The worker on the other host reads a shard, and never comes to write it; this host's waits
+    # until then, or it would have read all before the other's model is loaded.
     from refusal_lens.activations.store import Store
 
     write_shard = Store.write_shard
@@ -44,6 +45,9 @@ def stay_there() -> None:
         if os.environ["HOST"] == "there":
             (self.folder / "is-read-there").touch()
             time.sleep(3600)
+        begun = time.monotonic()
+        while not (self.folder / "is-read-there").exists() and time.monotonic() - begun < 120:
+            time.sleep(0.1)
         write_shard(self, *rest)
 
     Store.write_shard = write
