@@ -7,6 +7,7 @@ Tested in tests/activations/test_collector.py.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 from refusal_lens.models.backends import HookedTransformer, is_hooked
@@ -27,6 +29,9 @@ FLAGS_THAT_CHANGE_THE_BLOCK = (
     *("ungroup_grouped_query_attention", "use_attention_sinks", "use_logn_attn", "attn_only"),
     *("use_dynamic_ntk_rope", "load_in_4bit", "scale_attn_by_inverse_layer_idx"),
 )
+
+KERNELS_WITH_MASKS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN's, which reads some masks at misaligned addresses (bfloat16, torch 2.11, H200)."""
 
 POST_NORM = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
@@ -383,22 +388,31 @@ def _fused(
         # read or repeated for each of them.
         grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
         scale = 1 / float(attn.attn_scale)
-        z = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+        with _kernels(mask):
+            z = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
         return z.reshape(q.shape).transpose(1, 2)
     if mask is not None and q.is_cuda and not isinstance(mask, CausalBias):
         # With a mask, CUDA's fused kernels take no grouped heads, and torch falls back to the one
         # that writes the scores out.
         k, v = (_repeat_groups(heads, q.shape[1]) for heads in (k, v))
-    z = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=1 / float(attn.attn_scale),
-        enable_gqa=k.shape[1] != q.shape[1],
-    )
+    with _kernels(mask):
+        z = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=1 / float(attn.attn_scale),
+            enable_gqa=k.shape[1] != q.shape[1],
+        )
     return z.transpose(1, 2)
+
+
+def _kernels(mask: Tensor | None) -> AbstractContextManager[object]:
+    """Leave cuDNN's kernel out where it would be given a mask."""
+    if mask is None or not mask.is_cuda or isinstance(mask, CausalBias):
+        return nullcontext()
+    return sdpa_kernel(KERNELS_WITH_MASKS)
 
 
 def _soft_capped(

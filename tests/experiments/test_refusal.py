@@ -19,6 +19,8 @@ from refusal_lens.experiments.refusal import (
     refusal_score,
 )
 from refusal_lens.experiments.refusal_states import describe_state
+from refusal_lens.models.loading import load_model
+from refusal_lens.prompts.files import read_contrast
 from refusal_lens.prompts.tokens import tokenise
 from refusal_lens.validation.shares import wilson_interval
 
@@ -231,3 +233,15 @@ def test_topics_are_counted_with_intervals_harmful_and_most_refused_first():
     assert table["n_prompts"].tolist() == [4, 4, 4]
     ends = table[["refusal_rate_low", "refusal_rate_high"]].to_numpy().tolist()
     assert ends == [list(wilson_interval(n, 4)) for n in (4, 2, 1)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_bfloat16_refuses_as_float32_does():
+    # cuDNN's attention ended here with a misaligned address.
+    contrast = read_contrast("data/harmful_prompts.json", "data/harmless_prompts.json")
+    wide, narrow = (
+        measure_refusal(load_model("data/tiny-refuser", device="cuda", dtype=dtype), contrast)
+        for dtype in ("float32", "bfloat16")
+    )
+    # Of 192 one is a near tie: .932 and .938 on an H200.
+    assert abs(wide.rate(is_harmful=True) - narrow.rate(is_harmful=True)) < 2 / 192
