@@ -7,7 +7,7 @@ Tested in tests/activations/test_collector.py.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -348,7 +348,9 @@ def _attend(
     if given.needed is not None and not isinstance(given.offset, Tensor):
         # Every row reads its own positions, so that every row needs its own mask.
         mask = _visible(attn, given.needed + given.offset, k.shape[1])[:, None]
-    z = attn.hook_z(_fused(attn, q, k, v, mask))
+    with sdpa_kernel(KERNELS_WITH_MASKS) if _is_mask_on_cuda(mask) else nullcontext():
+        z = _fused(attn, q, k, v, mask)
+    z = attn.hook_z(z)
     weight = attn.W_O.permute(2, 0, 1).flatten(1)
     return F.linear(z.flatten(2), weight, attn.b_O), key_values
 
@@ -388,31 +390,27 @@ def _fused(
         # read or repeated for each of them.
         grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
         scale = 1 / float(attn.attn_scale)
-        with _kernels(mask):
-            z = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+        z = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
         return z.reshape(q.shape).transpose(1, 2)
-    if mask is not None and q.is_cuda and not isinstance(mask, CausalBias):
+    if _is_mask_on_cuda(mask):
         # With a mask, CUDA's fused kernels take no grouped heads, and torch falls back to the one
         # that writes the scores out.
         k, v = (_repeat_groups(heads, q.shape[1]) for heads in (k, v))
-    with _kernels(mask):
-        z = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=1 / float(attn.attn_scale),
-            enable_gqa=k.shape[1] != q.shape[1],
-        )
+    z = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=1 / float(attn.attn_scale),
+        enable_gqa=k.shape[1] != q.shape[1],
+    )
     return z.transpose(1, 2)
 
 
-def _kernels(mask: Tensor | None) -> AbstractContextManager[object]:
-    """Leave cuDNN's kernel out where it would be given a mask."""
-    if mask is None or not mask.is_cuda or isinstance(mask, CausalBias):
-        return nullcontext()
-    return sdpa_kernel(KERNELS_WITH_MASKS)
+def _is_mask_on_cuda(mask: Tensor | None) -> bool:
+    """Whether CUDA's kernels get a mask as a tensor; a `CausalBias` says it in words."""
+    return mask is not None and mask.is_cuda and not isinstance(mask, CausalBias)
 
 
 def _soft_capped(
