@@ -55,42 +55,23 @@ def load_config(path_or_name: str | Path | None = None, overrides: Sequence[str]
 
 
 def dump_config(config: Config) -> str:
-    """Write the settings as YAML that `load_config` reads back.
-
-    Args:
-        config: The settings.
-
-    Returns:
-        YAML with every key, in the order of the classes.
-    """
+    """Write the settings as YAML that `load_config` reads back, in the order of the classes."""
     # Through JSON: a list that stands in two places is written twice, and not as an alias.
     plain = json.loads(config.model_dump_json())
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
 def find_resource(path: str | Path) -> Path | None:
-    """Find a file or folder named as in the configs, such as `data/tiny-refuser`.
+    """Find a file or folder named as in the configs, such as `data/tiny-refuser`, or None.
 
-    The current folder comes first, so that a project can have its own `data/`.
-
-    Args:
-        path: The path; only `data/` and `configs/` are also looked for among the shipped files.
-
-    Returns:
-        Where it is, or None.
+    The current folder comes first, so that a project can have its own `data/`; only `data/` and
+    `configs/` are also looked for among the shipped files.
     """
     return next((place for place in resource_places(path) if place.exists()), None)
 
 
 def resource_places(path: str | Path) -> tuple[Path, ...]:
-    """List where `find_resource` looks, for messages that say so.
-
-    Args:
-        path: The path as in the configs.
-
-    Returns:
-        One or two places, the first to be taken first; none for an empty path.
-    """
+    """List where `find_resource` looks, the first to be taken first; nowhere for an empty path."""
     if not str(path).strip():
         return ()
     given = Path(path).expanduser()

@@ -82,9 +82,7 @@ def remove_partial(folder: Path) -> None:
 def remove_partial_of(folder: Path, stems: Iterable[str]) -> None:
     """Remove what `write_whole` had begun of some files, in a folder that holds others' too.
 
-    Args:
-        folder: Where they were to be; nothing below it is looked at.
-        stems: Their names up to the ending.
+    `stems` are their names up to the ending; nothing below the folder is looked at.
     """
     for stem in stems:
         for left_over in folder.glob(f".{glob.escape(stem)}.*.partial"):
@@ -105,9 +103,7 @@ def portable_name(name: str) -> str:
 def nearest_sibling(path: Path, cutoff: float = 0.6) -> str:
     """Name what is there and written most like a missing path; "" where nothing is.
 
-    Args:
-        path: The missing one; its last part is written wrongly, or the one before it.
-        cutoff: Likeness from which on, 1 being the same.
+    Its last part is written wrongly, or the one before it; a `cutoff` of 1 takes only the same.
     """
     base, beside = path.parent, path.name
     if base.is_dir():
@@ -121,11 +117,7 @@ def nearest_sibling(path: Path, cutoff: float = 0.6) -> str:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Make sure that a file is itself, and not git-lfs's note of where to fetch it.
-
-    Raises:
-        RefusalLensError: It is such a pointer.
-    """
+    """Refuse a file that is only git-lfs's note of where to fetch it."""
     with path.open("rb") as file:
         is_pointer = LFS_POINTER.match(file.read(64))
     if is_pointer:
@@ -158,10 +150,7 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what `write_sealed` wrote.
-
-    Raises:
-        RefusalLensError: It is anything else.
+    """Read what `write_sealed` wrote, and refuse anything else.
 
     Example:
         >>> write_sealed(tmp_path / "a.json", {"count": 3})

@@ -29,11 +29,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what an earlier process kept.
-
-        Args:
-            path: The file; it may not exist yet.
-        """
+        """Read what an earlier process kept in this file, if there is one."""
         self._path = path
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         entries = {line: entry for line in lines if (entry := _read(line)) is not None}
@@ -48,11 +44,9 @@ class Journal:
         return len(self._kept)
 
     def once(self, key: str, work: Callable[[], Any]) -> Any:
-        """Return what was kept under a key; else do the work and keep its result.
+        """Return what was kept under a key (of `fingerprint`), or do the work and keep its result.
 
-        Args:
-            key: As `fingerprint` makes it.
-            work: Returns plain values, as JSON has them.
+        The work returns plain values, as JSON has them.
 
         Raises:
             WriteError: The result cannot be written.

@@ -83,13 +83,8 @@ def make_reader(
 ) -> Reader:
     """Check what is asked for, choose the forward that can do it, and prepare it.
 
-    Args:
-        model: The model.
-        tokens: All prompts that will be read, or a `frame` of them: what they share at the
-            beginning is run here, once.
-        hook_points: Selectors.
-        positions: Positions.
-        sinks: `left_out` of means, or `kept` in them.
+    `tokens` are all prompts that will be read, or a `frame` of them: what they share at the
+    beginning is run here, once.
 
     Raises:
         RefusalLensError: A hook point or position that this model or a prompt does not have, or

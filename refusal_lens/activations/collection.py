@@ -152,14 +152,7 @@ class Collection:
     ) -> "Collection":
         """Take prompts whose token ids are given: no template writes them out.
 
-        Args:
-            tokenizer: Shows what is read.
-            prompts: What the ids say.
-            tokens: The ids.
-            hook_points: As in `of`.
-            positions: `last`, `-k` or `mean`.
-            system_prompt: Refused.
-            reading: As in `of`.
+        The arguments are those of `of`; positions are `last`, `-k` or `mean`.
 
         Raises:
             RefusalLensError: A prompt does not have a position, or something was to be written.

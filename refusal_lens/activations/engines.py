@@ -74,11 +74,7 @@ EngineName = EngineConfig | Literal["local", "ray"]
 
 
 def make_engine(model: Model | ModelConfig, engine: EngineName = "local") -> Engine:
-    """Return the engine that is asked for, with its model.
-
-    Args:
-        model: A model with its tokenizer, or the settings to load one by.
-        engine: `local`, `ray`, or an `EngineConfig` that says what workers get.
+    """Return the engine that is asked for, with its model, or with settings to load one by.
 
     Raises:
         RefusalLensError: The model cannot be loaded; or, for workers, it cannot travel.

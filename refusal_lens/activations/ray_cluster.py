@@ -113,10 +113,7 @@ def plan_workers(
 ) -> Workers:
     """Decide what a worker gets: as many GPUs as its model is spread over, or a machine's CPUs.
 
-    Args:
-        engine: What is asked for; None is decided here.
-        model: The model, for its device and the GPUs that it is spread over.
-        machines: CPUs and GPUs of each.
+    What `engine` asks for it gets; `machines` are the CPUs and GPUs of each.
 
     Raises:
         RefusalLensError: No machine has that much: Ray would wait for one for ever.

@@ -104,9 +104,6 @@ def read_moments(
     """Read the prompts of one shard and keep no more than a batch of them at a time.
 
     The arguments are those of `read_shard`, and the labels.
-
-    Raises:
-        RefusalLensError: A prompt does not fit in memory.
     """
     merged = dict.fromkeys((True, False), no_moments(reader))
     n_left_out = torch.zeros(len(reader.hook_points), len(reader.positions), dtype=torch.int64)

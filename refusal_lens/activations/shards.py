@@ -50,13 +50,7 @@ def record_path(shard: Path) -> Path:
 
 
 def write_shard_file(path: Path, tensors: Mapping[str, Tensor], how: Mapping[str, Any]) -> None:
-    """Write a shard, then its record: what is written last makes the shard count.
-
-    Args:
-        path: The shard.
-        tensors: What goes into it, in this order.
-        how: What else its record says.
-    """
+    """Write a shard, then its record, with `how`: what is written last makes the shard count."""
     with write_whole(path) as temporary:
         record = write_safetensors(temporary, tensors)
     write_sealed(record_path(path), {**record, **how})
@@ -106,10 +100,8 @@ def read_record(shard: Path) -> dict[str, Any] | None:
 def find_fault(shard: Path, tensors: Sequence[str] | None = None) -> str | None:
     """Say what is wrong with a shard; None if it is what was written.
 
-    Args:
-        shard: The shard.
-        tensors: Those whose checksums are compared; None compares all, an empty list only the
-            file's size.
+    Checksums are compared of these tensors; of all for None, and of none for an empty list, which
+    leaves the file's size.
     """
     record = read_record(shard)
     if not shard.is_file():
@@ -184,11 +176,7 @@ def map_values(path: Path) -> Float[Tensor, "n_prompts n_hook_points n_positions
 def to_dtype(
     values: Float[Tensor, "n_prompts n_positions d_model"], dtype: str, hook_point: str
 ) -> Tensor:
-    """Convert one hook point's activations to the dtype they are stored in.
-
-    Raises:
-        RefusalLensError: They are too large for float16.
-    """
+    """Convert a hook point's activations to the stored dtype; refuse what float16 cannot hold."""
     stored = values.to(DTYPES[dtype])
     if dtype == "float16" and not torch.equal(stored.isfinite(), values.isfinite()):
         raise RefusalLensError(
@@ -212,11 +200,7 @@ def write_groups(folder: Path, groups: Groups) -> None:
 
 
 def read_groups(folder: Path, n_prompts: int) -> Groups:
-    """Read which prompts depend on each other; none do where nothing is kept.
-
-    Raises:
-        RefusalLensError: They are not what was written.
-    """
+    """Read which prompts depend on each other, none where nothing is kept; refuse damage."""
     if not groups_path(folder).is_file():
         return Groups.independent(n_prompts)
     record = read_sealed(record_path(groups_path(folder)))
@@ -242,11 +226,7 @@ def write_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
 
 
 def read_prompts(folder: Path) -> tuple[Prompt, ...]:
-    """Read the prompts; none where none are kept.
-
-    Raises:
-        RefusalLensError: They are not what was written.
-    """
+    """Read the prompts, none where none are kept; refuse what is damaged."""
     if not prompts_path(folder).is_file():
         return ()
     content = read_sealed(prompts_path(folder))
@@ -261,11 +241,7 @@ def manifest_path(folder: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read what a store says of itself.
-
-    Raises:
-        RefusalLensError: There is none, or none that this version can read.
-    """
+    """Read what a store says of itself; refuse what this version cannot read."""
     path = manifest_path(folder)
     if not path.is_file():
         raise RefusalLensError(

@@ -105,12 +105,8 @@ def read_caches(
 ) -> Activations:
     """Pool what two runs with a cache have left, as `collect` would have.
 
-    Args:
-        model: The model that was run.
-        sides: A cache of each class, its prompts of one length and without padding.
-        hook_points: Selectors.
-        positions: `last`, `-k` or `mean`.
-        sinks: As in `Collection.of`.
+    A cache of each class holds prompts of one length, without padding; positions are `last`, `-k`
+    or `mean`.
 
     Raises:
         RefusalLensError: A cache lacks a hook point or its batch, or a position is of the template.

@@ -244,11 +244,7 @@ def open_store(
 
 
 def date_of_store(folder: Path) -> str | None:
-    """Return the day that the chat template wrote into a store's prompts; None where it wrote none.
-
-    Raises:
-        RefusalLensError: Its manifest is damaged.
-    """
+    """Return the day that the chat template wrote into a store's prompts; None without one."""
     if not shards.manifest_path(folder).exists():
         return None
     return shards.read_manifest(folder)["key"].get("chat_template", {}).get("date")

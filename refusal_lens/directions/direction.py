@@ -211,11 +211,7 @@ def clip(
 ) -> Float[Tensor, "*grid d_model"]:
     """Clamp components to plus/minus a quantile of their absolute values, vector by vector.
 
-    Keeps a few outsize coordinates from being most of a direction.
-
-    Args:
-        vectors: One or many vectors.
-        quantile: In (0, 1]; None returns the vectors as they are.
+    Keeps a few outsize coordinates from being most of a direction. None leaves vectors as they are.
 
     Example:
         >>> clip(torch.tensor([1.0, -2.0, 9.0]), 0.5)

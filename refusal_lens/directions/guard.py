@@ -28,12 +28,9 @@ SEAL = "sha256"
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Let nothing but RefusalLensError out while a file of directions is read.
+    """Let nothing but RefusalLensError out while a file of directions is looked for and read.
 
     Files come from anywhere, and the libraries that read them fail in a hundred ways.
-
-    Raises:
-        RefusalLensError: There is no such file, it is a git-LFS pointer, or it cannot be read.
     """
     if not path.is_file():
         raise RefusalLensError(f"There is no file {path} to read directions from.")
@@ -50,11 +47,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def refuse_bomb(path: Path) -> None:
-    """Refuse a zip file (.pt, .npz) that unpacks to much more than directions are.
-
-    Raises:
-        RefusalLensError: It does.
-    """
+    """Refuse a zip file (.pt, .npz) that unpacks to much more than directions are."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as zipped:
@@ -67,12 +60,9 @@ def refuse_bomb(path: Path) -> None:
 
 
 def check_tensors(content: object, path: Path) -> None:
-    """Make sure that no tensor in plain containers is larger than what its file holds of it.
+    """Refuse a tensor in plain containers that is larger than what its file holds of it.
 
     A view can repeat one number a million million times; the first copy would fill the memory.
-
-    Raises:
-        RefusalLensError: One is.
     """
     if isinstance(content, Tensor):
         if content.numel() * content.element_size() > max(content.untyped_storage().nbytes(), 1):
@@ -89,22 +79,14 @@ def check_tensors(content: object, path: Path) -> None:
 
 
 def check_n_layers(n_layers: object, path: Path) -> int:
-    """Return a count of layers that a file tells.
-
-    Raises:
-        RefusalLensError: It is no count that a model can have.
-    """
+    """Return a count of layers that a file tells; refuse one that no model can have."""
     if isinstance(n_layers, int) and not isinstance(n_layers, bool) and 0 < n_layers <= MAX_LAYERS:
         return n_layers
     raise RefusalLensError(f"{path} tells of {n_layers!r:.60} layers, which no model has.")
 
 
 def check_vector(vector: Tensor, place: str) -> None:
-    """Make sure that a vector is one, or is all NaN, which says that there is none.
-
-    Raises:
-        RefusalLensError: It is empty, of complex numbers, or not finite here and there.
-    """
+    """Refuse what is no vector; all NaN says that there is no direction."""
     fault = None
     if vector.numel() == 0:
         fault = "is empty"
@@ -117,11 +99,7 @@ def check_vector(vector: Tensor, place: str) -> None:
 
 
 def check_units(units: Mapping[Any, Tensor], path: Path) -> None:
-    """Make sure that vectors which are to have length one have it.
-
-    Raises:
-        RefusalLensError: One has another length.
-    """
+    """Refuse vectors that are to have length one and have another."""
     for layer, vector in units.items():
         length = vector.double().norm().item()
         if not abs(length - 1) < 0.01:
@@ -138,11 +116,7 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_seal(content: object, path: Path) -> None:
-    """Make sure that content which carries its checksum is what was written.
-
-    Raises:
-        RefusalLensError: It is not.
-    """
+    """Refuse content that carries its checksum and is not what was written."""
     if not isinstance(content, Mapping) or SEAL not in content:
         return
     rest = {key: value for key, value in content.items() if key != SEAL}

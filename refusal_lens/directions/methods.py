@@ -86,11 +86,7 @@ def fit_means(
 
 
 def check_method(method: str) -> None:
-    """Make sure that there is such a method.
-
-    Raises:
-        RefusalLensError: There is none.
-    """
+    """Refuse a name that is no method."""
     if method not in METHODS:
         raise RefusalLensError(f"There is no method {method!r}. There are: {', '.join(METHODS)}.")
 
@@ -319,9 +315,6 @@ OF_MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def find_geometric_median(values: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
     """Return the point whose distances to all rows have the least sum.
-
-    Args:
-        values: One row a prompt.
 
     Source:
         Weiszfeld 1937; Vardi & Zhang 2000, "The multivariate L1-median and associated data depth",

@@ -62,14 +62,8 @@ def fit_categories(
 ) -> CategoryDirections:
     """Fit one direction for each category of harmful prompts, against all harmless ones.
 
-    Args:
-        values: Activations at one place.
-        is_harmful: Labels.
-        prompts: The prompts, in the order of `values`.
-        method: A key of `methods.METHODS`.
-
-    Returns:
-        Raw vectors, categories in the order of the prompts. Categories of one prompt are left out.
+    Activations are those of one place, prompts in their order; the method is a key of
+    `methods.METHODS`. Categories of one prompt are left out.
     """
     check_method(method)
     rows: dict[str, list[int]] = {}

@@ -88,11 +88,7 @@ def eos_token_ids(model: Model) -> tuple[int, ...]:
 
 
 def tokenizer_of(model: Model) -> Any:
-    """Return the model's tokenizer.
-
-    Raises:
-        RefusalLensError: It has none.
-    """
+    """Return the model's tokenizer, and refuse a model without one."""
     if model.tokenizer is None:
         raise RefusalLensError(
             "Prompts need a tokenizer, and this model has none. Load it with load_model, or set "

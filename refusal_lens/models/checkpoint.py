@@ -180,11 +180,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint.
-
-    Raises:
-        RefusalLensError: It is no JSON object of a sensible size and depth.
-    """
+    """Read a JSON object of a checkpoint, of a sensible size and depth; refuse all else."""
     refuse_lfs_pointer(path)
     try:
         if path.stat().st_size > MOST_CONFIG_BYTES:
@@ -225,11 +221,7 @@ def check_folder(checkpoint: Checkpoint) -> None:
 
 
 def check_weight_files(folder: Path) -> None:
-    """Make sure that weights are there, and whole.
-
-    Raises:
-        RefusalLensError: They are not; the file is named.
-    """
+    """Refuse a folder whose weights are not there, or not whole; the file is named."""
     files = weight_files(folder)
     missing = [path.name for path in files if not path.is_file()]
     if missing or not files:
@@ -242,11 +234,7 @@ def check_weight_files(folder: Path) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """Make sure that an adapter's weights are there, and whole.
-
-    Raises:
-        RefusalLensError: They are not.
-    """
+    """Refuse an adapter whose weights are not there, or not whole."""
     safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
     found = next((path for path in (safe, pickled) if path.is_file()), None)
     if found is None:
@@ -295,13 +283,8 @@ def _check_safetensors(path: Path) -> None:
 def check_config(config: Any, name: str) -> None:
     """Refuse what no backend can take, by what it is.
 
-    Args:
-        config: Hugging Face's.
-        name: What the user calls the checkpoint.
-
-    Raises:
-        RefusalLensError: It is quantised, an encoder, a classifier or a multimodal model, or has
-            more layers than can be built.
+    That is what is quantised, an encoder, a classifier or a multimodal model, or has more layers
+    than can be built. `name` is what the user calls the checkpoint.
     """
     quantised = getattr(config, "quantization_config", None)
     if quantised:

@@ -195,11 +195,7 @@ def _copy_windows(cfg: Any, config: Any) -> None:
 
 
 def _check_unseen(cfg: Any, hf_model: PreTrainedModel) -> None:
-    """Refuse what acts on far tokens only, where the check cannot reach them and it was not kept.
-
-    Raises:
-        RefusalLensError: Such a property was not taken over.
-    """
+    """Refuse what acts on far tokens only, beyond the reach of the check, and was not kept."""
     config = hf_model.config.get_text_config()
     if rope_settings(config).get("rope_type") == "dynamic":
         raise RefusalLensError(

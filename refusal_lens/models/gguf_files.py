@@ -97,12 +97,9 @@ _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 def check_gguf_header(path: Path) -> None:
-    """Make sure that the counts in a header are those of things that the file holds.
+    """Refuse a header whose counts are not those of things that the file holds.
 
     The library believes them, and would count to 2^40.
-
-    Raises:
-        RefusalLensError: They are not.
 
     Source:
         https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -148,11 +145,7 @@ def check_gguf_header(path: Path) -> None:
 
 
 def gguf_library() -> Any:
-    """Return the library, which is an extra.
-
-    Raises:
-        RefusalLensError: It is not installed.
-    """
+    """Return the library, an extra; refuse to go on without it."""
     try:
         import gguf
     except ImportError as error:

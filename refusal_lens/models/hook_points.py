@@ -135,13 +135,7 @@ def select_hook_points(
 ) -> tuple[str, ...]:
     """Resolve selectors as in a model that has these hook points, and no others.
 
-    Args:
-        names: What there is.
-        selectors: As for `resolve_hook_points`.
-        holder: What has them, for messages.
-
-    Raises:
-        RefusalLensError: A selector names nothing that is there.
+    Messages call what has them `holder`.
 
     Example:
         >>> select_hook_points(["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"], "mlp_out:1", "")
@@ -159,14 +153,7 @@ def place_index(
 ) -> tuple[int, int]:
     """Return row and column of a place, the hook point written in full or as `resid_post:3`.
 
-    Args:
-        hook_points: Of the rows.
-        positions: Of the columns.
-        place: Hook point and position.
-        holder: What has them, for messages.
-
-    Raises:
-        RefusalLensError: It is not there, or the hook point names several.
+    Refused is a place that `holder` does not have, and a hook point that names several.
 
     Example:
         >>> place_index(["blocks.0.hook_resid_post"], ["last"], ("resid_post:0", "-1"), "this")

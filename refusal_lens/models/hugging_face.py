@@ -74,11 +74,7 @@ def open_checkpoint(name: str, gguf_file: str | None, revision: str | None) -> C
 
 
 def read_config(checkpoint: Checkpoint, revision: str | None) -> Any:
-    """Read a checkpoint's config, and refuse by it what no backend can take.
-
-    Raises:
-        RefusalLensError: It cannot be reached, read or used.
-    """
+    """Read a checkpoint's config, and refuse by it what no backend can take."""
     with explained(checkpoint, revision), _quiet_hugging_face():
         config = AutoConfig.from_pretrained(
             checkpoint.source,
@@ -131,16 +127,10 @@ def read_weights(
 
 
 def check_report(report: dict[str, Any], name: str) -> None:
-    """Refuse a load in which a tensor was made up, left out, or of another shape.
+    """Refuse a load in which a tensor was made up, left out, or of another shape, and name it.
 
-    Tensors that change nothing may be left out (`LEFT_OVER`): they are named in a warning.
-
-    Args:
-        report: transformers' `output_loading_info`.
-        name: What the user calls the checkpoint.
-
-    Raises:
-        RefusalLensError: There is one; it is named.
+    Tensors that change nothing may be left out (`LEFT_OVER`): they are named in a warning. The
+    report is transformers' `output_loading_info`.
     """
     mismatched = sorted(report["mismatched_keys"])
     if mismatched:

@@ -79,11 +79,7 @@ def read_reference(hf_model: PreTrainedModel) -> Reference:
 
 
 def check_weights(hf_model: PreTrainedModel) -> None:
-    """Make sure that every weight is a finite number.
-
-    Raises:
-        RefusalLensError: One is not; it is named.
-    """
+    """Refuse weights that are not finite numbers, and name the first."""
     for name, weight in hf_model.named_parameters():
         if not weight.is_floating_point() or weight.numel() == 0:
             continue
@@ -97,16 +93,9 @@ def check_weights(hf_model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def check_parity(model: Any, reference: Reference, hf_model: PreTrainedModel, advice: str) -> None:
-    """Compare a model with hooks to the reference.
+    """Compare a model with hooks to the reference; refuse what differs by more than rounding.
 
-    Args:
-        model: The `HookedTransformer` or `TransformerBridge`.
-        reference: Of the same weights.
-        hf_model: Where they came from; its class and dtype are told.
-        advice: What to do where they differ.
-
-    Raises:
-        RefusalLensError: They differ by more than rounding.
+    The reference is of the weights of `hf_model`; `advice` says what to do where they differ.
     """
     try:
         streams, log_probs = _read(model, reference)
@@ -136,18 +125,10 @@ def check_parity(model: Any, reference: Reference, hf_model: PreTrainedModel, ad
 
 @torch.no_grad()
 def check_rotary(model: HookedTransformer, hf_model: PreTrainedModel, advice: str) -> None:
-    """Compare rotary angles far beyond the fixed sequence.
+    """Compare rotary angles far beyond the fixed sequence; refuse what differs, with this advice.
 
     A scaling of low frequencies alone (llama3, yarn) is lost in rounding on a few tokens, and
     changes the stream by a tenth of its size after some thousand.
-
-    Args:
-        model: The converted model.
-        hf_model: Where it came from.
-        advice: What to do where they differ.
-
-    Raises:
-        RefusalLensError: They differ.
     """
     config = hf_model.config.get_text_config()
     found = (m for m in hf_model.modules() if type(m).__name__.endswith("RotaryEmbedding"))
@@ -202,16 +183,11 @@ def _read(model: Any, reference: Reference) -> tuple[list[Tensor], Float[Tensor,
 
 
 def far_boundary(config: Any) -> int | None:
-    """Return the token from which on something acts that does not act before.
+    """Return the token from which on something acts that does not act before; None without one.
 
     That is a sliding window or chunk of the attention, or a rotary scaling that begins at the
-    length the model was first trained at.
-
-    Args:
-        config: Hugging Face's, of the text model.
-
-    Returns:
-        The farthest one within the context; None where there is none.
+    length the model was first trained at: the farthest within the context. The config is that of
+    the text model.
     """
     n_ctx = getattr(config, "max_position_embeddings", None) or 10**9
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])

@@ -16,14 +16,8 @@ from refusal_lens.models.backends import HookedTransformer
 def spread_weights(n_devices: int, device: str) -> dict[str, Any]:
     """Say to transformers which card each weight goes to from its file: layer by layer, by memory.
 
-    No card, and not the machine's memory, ever holds all of them.
-
-    Args:
-        n_devices: Cards to use, from `device` on.
-        device: The first card.
-
-    Returns:
-        What `from_pretrained` is told besides; nothing where one device takes all.
+    No card, and not the machine's memory, ever holds all of them. Nothing is said where one device
+    takes all; else the cards are `n_devices`, from `device` on.
 
     Raises:
         RefusalLensError: There are not so many cards.

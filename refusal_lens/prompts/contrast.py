@@ -98,9 +98,6 @@ class PromptSet:
             name: Name of the set; the ids are `<name>-001` and so on.
             texts: One text a prompt. Repeats are dropped with a warning.
 
-        Returns:
-            The set, in the order of `texts`.
-
         Raises:
             RefusalLensError: A text is empty or not a string, or there are none.
         """
@@ -167,13 +164,6 @@ class ContrastSet:
     def from_texts(cls, harmful: Sequence[str], harmless: Sequence[str]) -> "ContrastSet":
         """Make a contrast set from two lists of texts, as in a notebook.
 
-        Args:
-            harmful: Texts that the model refuses.
-            harmless: Texts that it answers.
-
-        Returns:
-            The contrast set.
-
         Raises:
             RefusalLensError: A text is empty, not a string or on both sides, or a side is empty.
         """
@@ -226,15 +216,7 @@ class Borderline(ContrastSet):
 
     @classmethod
     def of(cls, prompts: PromptSet, contrast: ContrastSet) -> "Borderline":
-        """Take prompts that are in neither class.
-
-        Args:
-            prompts: Borderline prompts.
-            contrast: What directions are fitted to.
-
-        Raises:
-            RefusalLensError: A text of theirs is in the contrast set too.
-        """
+        """Take prompts of neither class; a text that the contrast set holds too is refused."""
         for side in (contrast.harmful, contrast.harmless):
             _check_overlap(side, prompts)
         return cls(PromptSet("harmful", ()), prompts, contrast.grouping)

@@ -100,12 +100,7 @@ FACTORS = tuple(each.name for each in fields(Groups) if each.name != "origin")
 def take_whole(prompts: ContrastSet, n_a_side: int) -> ContrastSet:
     """Take at most so many prompts of each class: what depends on each other whole, or not at all.
 
-    Args:
-        prompts: Of both classes.
-        n_a_side: Most prompts of a class.
-
-    Returns:
-        The first components, in the order of the prompts, that fit.
+    They are the first components, in the order of the prompts, that fit.
 
     Raises:
         RefusalLensError: No component with prompts of both classes, or of either, fits.

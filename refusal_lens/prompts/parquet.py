@@ -28,15 +28,9 @@ _FAULTS_SHOWN = 20
 def read_parquet(
     path: Path, text_field: str | None, faults: list[str]
 ) -> tuple[list[Record], list[str]]:
-    """Read the columns that may be wanted; rows count from 1.
+    """Read the columns that may be wanted, `text_field` among them; rows count from 1.
 
-    Args:
-        path: The file.
-        text_field: The field asked for, if one is.
-        faults: Is told of every value that cannot be read.
-
-    Returns:
-        The records, and the names of all columns.
+    Returns the records and the names of all columns; `faults` is told of what cannot be read.
 
     Raises:
         RefusalLensError: pyarrow is missing, or the table is too large to be one of prompts.

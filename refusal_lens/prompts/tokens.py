@@ -294,9 +294,6 @@ def check_control_tokens(tokenizer: Any, prompts: Sequence[Prompt], tokens: Toke
 
     Text for a model without a chat template is taken as it is, and so is all text where
     `ChatFormat.control_tokens` says so.
-
-    Raises:
-        RefusalLensError: Some do; they are named.
     """
     if tokenizer.chat_template is None or chat_format_of(tokenizer).control_tokens != "refuse":
         return

@@ -254,14 +254,8 @@ def two_directions(
 ) -> TwoDirections | None:
     """Fit a direction of harm and one of refusal, each with the other label held fixed.
 
-    Args:
-        activations: Of all prompts.
-        behaviour: What the model did with them.
-        seed: Of folds and halves.
-
-    Returns:
-        None where the labels are too much alike to be told apart: every class and every behaviour
-        needs both labels somewhere, `MIN_CELL` times.
+    None where the labels are too much alike to be told apart: every class and every behaviour
+    needs both labels somewhere, `MIN_CELL` times.
     """
     if not behaviour.can_be_told_apart:
         return None

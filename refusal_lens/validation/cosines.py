@@ -120,14 +120,11 @@ def cosine_table(
 def reliabilities(
     activations: Activations, *, clip_quantile: float | None, seed: int = 0
 ) -> Float[Tensor, "n_hook_points n_positions"]:
-    """Return how far each direction would agree with one from as many other prompts.
+    """Return how far each direction would agree with one from as many other prompts, in [0, 1].
 
     Measured on directions clipped as the ones that are compared: `HALVES` times the prompts are
     halved, by topics where there are some to leave out, else by pairs, and the mean cosine of the
     halves' directions foretells that of all prompts.
-
-    Returns:
-        Values in [0, 1].
 
     Source:
         Spearman-Brown, see `stability.spearman_brown`.

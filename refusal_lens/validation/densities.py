@@ -159,12 +159,7 @@ class Plane:
 def activation_plane(
     values: Float[Tensor, "n_prompts d_model"], unit: Float[Tensor, " d_model"]
 ) -> Plane:
-    """Look at activations along a direction and along the largest spread beside it.
-
-    Args:
-        values: Activations at one place.
-        unit: The direction there, of length one.
-    """
+    """Look at activations along a direction and along the largest spread beside it."""
     values, unit = values.double(), unit.double()
     along = values @ unit
     rest = values - along[:, None] * unit
@@ -237,12 +232,7 @@ class Coordinates:
 
 
 def top_coordinates(direction: Direction, n_top: int = 20) -> Coordinates:
-    """Find the coordinates that make up most of a direction.
-
-    Args:
-        direction: One direction.
-        n_top: How many to name; fewer where there are fewer.
-    """
+    """Find the coordinates that make up most of a direction, at most `n_top`."""
     vector = direction.vector.double()
     length = vector.norm()
     order = vector.abs().argsort(descending=True)

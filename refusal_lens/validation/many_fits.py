@@ -52,12 +52,7 @@ def blocks_of(n_rows: int, d_model: int) -> Iterator[slice]:
 def clip_rows(
     vectors: Float[Tensor, "n_rows d_model"], quantile: float | None
 ) -> Float[Tensor, "n_rows d_model"]:
-    """Clip as `directions.clip` does, from the largest components only: no row is sorted whole.
-
-    Args:
-        vectors: One direction a row.
-        quantile: In (0, 1]; None returns the vectors as they are.
-    """
+    """Clip as `directions.clip` does, from the largest components only: no row is sorted whole."""
     if quantile is None:
         return vectors
     d_model = vectors.shape[1]

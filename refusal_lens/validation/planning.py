@@ -117,10 +117,7 @@ def read_pilot(
 def planned_width(pilot: Pilot, n_topics: int, n_per_topic: int | float) -> float:
     """Return how wide the 95 % interval would be, were the score that of the pilot.
 
-    Args:
-        pilot: Of prompts of the kind that would be used.
-        n_topics: Topics of each class.
-        n_per_topic: Prompts of a class in each.
+    `n_topics` are those of each class, `n_per_topic` the prompts of a class in each.
     """
     growth, depth = n_topics / pilot.n_topics, n_per_topic / pilot.n_per_topic
     parts = pilot.between_share + (1 - pilot.between_share) / depth

@@ -20,8 +20,7 @@ NORMAL = float(norm.ppf((1 + CONFIDENCE) / 2))
 def number_topics(names: Sequence[str]) -> list[int]:
     """Number prompts of one class by their topics, and each by itself where there are too few.
 
-    Args:
-        names: Topic of each prompt; "" for one that is a topic by itself.
+    A topic of "" is one by itself.
     """
     alone = range(len(names))
     numbers: dict[str | int, int] = {}
@@ -121,12 +120,6 @@ def share_interval(is_true: Sequence[bool], topics: Sequence[int]) -> Ends:
 
 def difference_interval(first: float, of_first: Ends, second: float, of_second: Ends) -> Ends:
     """Return the 95 % interval of the difference of two shares, the first less the second.
-
-    Args:
-        first: A share.
-        of_first: Its interval.
-        second: Another, of other prompts.
-        of_second: Its interval.
 
     Source:
         Newcombe 1998, Statistics in Medicine 17, 873-890, method 10: the two Wilson intervals

@@ -92,9 +92,6 @@ def measure_stability(
         seed: Of all draws.
         show_progress: Draw a bar; None draws it on a terminal and in notebooks only.
 
-    Returns:
-        Cosines of every place, learning curves, and cosines between layers beside their ceiling.
-
     Raises:
         RefusalLensError: A class is empty.
     """

@@ -265,13 +265,7 @@ def intraclass_correlation(
 ) -> tuple[Float[Tensor, "*grid"], Float[Tensor, "*grid"]]:
     """Return how alike projections of one topic are, and how many independent prompts they equal.
 
-    Args:
-        values: Projections.
-        is_harmful: Labels: topics are compared within each class.
-        topics: Of the prompts.
-
-    Returns:
-        The intraclass correlation, in [0, 1], and the effective number of prompts.
+    That is the intraclass correlation within each class, in [0, 1], and the effective number.
 
     Source:
         One-way analysis of variance, Donner 1986, International Statistical Review 54; design

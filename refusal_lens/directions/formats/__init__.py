@@ -167,11 +167,7 @@ def write_directions(
 def take(
     directions: Directions, hook_points: Sequence[str], positions: Sequence[str]
 ) -> Directions:
-    """Return the grid of some hook points and positions.
-
-    Raises:
-        RefusalLensError: A position is not among them.
-    """
+    """Return the grid of some hook points and positions; refuse positions that are not there."""
     wanted = [normalise_position(name) for name in positions]
     absent = [name for name in wanted if name not in directions.positions]
     if absent:

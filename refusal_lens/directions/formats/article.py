@@ -70,8 +70,7 @@ def _read_ours(content: Mapping[str, Any]) -> layouts.Found:
 def write(directions: Sequence[Direction], path: Path, context: layouts.WriteContext) -> None:
     """Write unit directions by layer, raw ones beside them, and a run's scores where it has some.
 
-    Raises:
-        RefusalLensError: They are of several sites or positions, or outside the blocks.
+    They must be of one site inside the blocks, and one position.
     """
     n_layers = layouts.need_n_layers(context.n_layers, "The article's file")
     position = layouts.one_position(directions, "The article's file")

@@ -56,13 +56,8 @@ class Layout:
     def index(self, hook_point: str, n_layers: int | None) -> int:
         """Return the index of a hook point: the output of a block is the input of the next.
 
-        Args:
-            hook_point: Full name.
-            n_layers: Blocks of the model; None where it is not known, which keeps the upper end
-                from being checked.
-
-        Raises:
-            RefusalLensError: This format has no home for it.
+        A hook point without a home in this format is refused; without `n_layers` the upper end is
+        not checked.
 
         Example:
             >>> Layout("any", "input", "").index("blocks.3.hook_resid_post", 8)
@@ -257,11 +252,7 @@ def place(
 
 
 def one_position(directions: Sequence[Direction], name: str) -> str:
-    """Return the position of all directions.
-
-    Raises:
-        RefusalLensError: They have several.
-    """
+    """Return the position of all directions; refuse several."""
     positions = list(dict.fromkeys(direction.position for direction in directions))
     if len(positions) > 1:
         raise RefusalLensError(
@@ -296,11 +287,7 @@ def raw_vector(direction: Direction) -> Float[Tensor, " d_model"]:
 
 
 def need_n_layers(n_layers: int | None, what: str) -> int:
-    """Return how many blocks the model has.
-
-    Raises:
-        RefusalLensError: It is not known.
-    """
+    """Return how many blocks the model has; refuse to go on where nobody says."""
     if n_layers is None:
         raise RefusalLensError(
             f"{what} needs to know how many layers the model has. Give n_layers (--n-layers)."

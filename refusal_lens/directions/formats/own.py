@@ -36,11 +36,7 @@ def save_directions(path: str | Path, directions: Directions) -> None:
 
 
 def read(path: Path) -> Directions:
-    """Read what `save_directions` wrote.
-
-    Raises:
-        RefusalLensError: It is something else.
-    """
+    """Read what `save_directions` wrote, and refuse anything else."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
