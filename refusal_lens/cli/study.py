@@ -67,8 +67,8 @@ FormatOption = Annotated[
     Literal["html", "json", "png", "svg", "pdf"],
     typer.Option("--format", help="Pictures (png, svg, pdf) need Chrome or Chromium."),
 ]
-TemplateOption = Annotated[
-    Literal["light", "dark"], typer.Option("--template", help="The page's colours.")
+ThemeOption = Annotated[
+    Literal["light", "dark"], typer.Option("--theme", help="The page's colours.")
 ]
 PlotOutputOption = Annotated[
     Path | None, typer.Option("--output", help="Folder to write to. Default: the run's own.")
@@ -185,7 +185,7 @@ def plot(
     run_path: RunArgument,
     figure: FigureOption = None,
     format_: FormatOption = "html",
-    template: TemplateOption = "light",
+    theme: ThemeOption = "light",
     output: PlotOutputOption = None,
     width: Annotated[int, typer.Option("--width", help="Of pictures, pixels.", min=200)] = 1000,
     scale: Annotated[float, typer.Option("--scale", help="Of a png, dots a pixel.", min=0.1)] = 2.0,
@@ -198,7 +198,7 @@ def plot(
             run_folder,
             figure or study.DEFAULT_FIGURES,
             ending=format_,
-            template=template,
+            theme=theme,
             folder=output,
             width=width,
             scale=scale,

@@ -49,7 +49,7 @@ AT_ONCE = ("histogram", "ridgeline")
 """Figures that come with the answer to a move: those that are looked at while the slider moves."""
 
 LIGHT_OR_DARK = """() => window.matchMedia('(prefers-color-scheme: dark)').matches
-    ? 'plotly_dark' : 'plotly_white'"""
+    ? 'dark' : 'light'"""
 
 WHEN_STILL = """async (view) => {
     const move = window.refusalLensMove = (window.refusalLensMove || 0) + 1;
@@ -65,7 +65,7 @@ def register(app: Dash, runs: Runs) -> None:
     _register_figure(app, runs, "heatmap", "view")
     _register_figure(app, runs, "scatter", "still-view")
     _register_words(app, runs)
-    app.clientside_callback(LIGHT_OR_DARK, Output("template", "data"), Input("url", "pathname"))
+    app.clientside_callback(LIGHT_OR_DARK, Output("theme", "data"), Input("url", "pathname"))
     app.clientside_callback(WHEN_STILL, Output("still-view", "data"), Input("view", "data"))
 
 
@@ -93,7 +93,7 @@ def _register_moves(app: Dash, runs: Runs) -> None:
         },
         inputs={
             "values": inputs,
-            "template": Input("template", "data"),
+            "theme": Input("theme", "data"),
             "path": State("url", "pathname"),
             "stored": State("view", "data"),
             "further": {key: State(*_split(key)) for key in FURTHER},
@@ -104,13 +104,13 @@ def _register_moves(app: Dash, runs: Runs) -> None:
     )
     def follow(
         values: dict,
-        template: str | None,
+        theme: str | None,
         path: str | None,
         stored: dict | None,
         further: dict,
         drawn: dict,
     ) -> dict[str, Any]:
-        if values["url.search"] is None or template is None:
+        if values["url.search"] is None or theme is None:
             raise PreventUpdate  # the page is not read yet
         previous = View.from_store(stored) if stored else None
         triggers = set(callback_context.triggered_prop_ids)
@@ -120,30 +120,30 @@ def _register_moves(app: Dash, runs: Runs) -> None:
         there = values | further
         # An address that was typed or gone back to stays: a new entry would trap the back button.
         is_given = previous is None or "url.search" in triggers
-        is_same = view == previous and "template.data" not in triggers
+        is_same = view == previous and "theme.data" not in triggers
         return {
             "view": no_update if view == previous else asdict(view),
             "notice": not_shown(path, values["url.search"], view) if is_given else "",
             "search": no_update if is_given or view == previous else view.to_search(),
             "controls": {k: no_update if wanted[k] == there[k] else wanted[k] for k in settable},
-            **(_KEEP if is_same else _draw_at_once(scene, template, drawn)),
+            **(_KEEP if is_same else _draw_at_once(scene, theme, drawn)),
         }
 
 
 _KEEP = {part: dict.fromkeys(AT_ONCE, no_update) for part in ("figures", "drawn")}
 
 
-def _draw_at_once(scene: Scene, template: str, drawn: dict) -> dict[str, dict[str, Any]]:
-    answers = {name: _draw(name, scene, template, drawn[name]) for name in AT_ONCE}
+def _draw_at_once(scene: Scene, theme: str, drawn: dict) -> dict[str, dict[str, Any]]:
+    answers = {name: _draw(name, scene, theme, drawn[name]) for name in AT_ONCE}
     return {
         "figures": {name: figure for name, (figure, _) in answers.items()},
         "drawn": {name: key for name, (_, key) in answers.items()},
     }
 
 
-def _draw(name: str, scene: Scene, template: str, drawn: list[str] | None) -> tuple[Any, Any]:
+def _draw(name: str, scene: Scene, theme: str, drawn: list[str] | None) -> tuple[Any, Any]:
     """Return a figure, or what is new of it, and the key of what stands in the page, if new."""
-    figure, key = getattr(drawing, f"draw_{name}")(scene, template, drawn)
+    figure, key = drawing.draw(name, scene, theme, drawn)
     return figure, no_update if key == drawn else key
 
 
@@ -221,14 +221,14 @@ def _register_figure(app: Dash, runs: Runs, name: str, view: str) -> None:
         Output(name, "figure"),
         Output(f"{name}-drawn", "data"),
         Input(view, "data"),
-        Input("template", "data"),
+        Input("theme", "data"),
         State(f"{name}-drawn", "data"),
     )
-    def follow(stored: dict | None, template: str | None, drawn: list | None) -> tuple:
+    def follow(stored: dict | None, theme: str | None, drawn: list | None) -> tuple:
         scene = _scene(stored, runs)
-        if template is None:
+        if theme is None:
             raise PreventUpdate
-        return _draw(name, scene, template, drawn)
+        return _draw(name, scene, theme, drawn)
 
 
 def _register_words(app: Dash, runs: Runs) -> None:

@@ -6,7 +6,7 @@ Tested in tests/explorer/test_browser.py.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import plotly.graph_objects as go
@@ -28,6 +28,7 @@ from refusal_lens.explorer.place_figures import (
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import SCALES
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.style import THEMES
 from refusal_lens.plots.text import AXIS_TITLES
 
 N_LISTED = 100
@@ -36,25 +37,44 @@ N_LISTED = 100
 Drawn = tuple[go.Figure | Patch, list[str]]
 """What is sent, and a key of what it leaves standing in the page."""
 
+Changes = dict[str, Any]
+"""Of a figure that stands: `data`, new properties of each trace, and `layout`."""
+
 
 # --- figures -----------------------------------------------------------------------------------
 
 
-def draw_histogram(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
-    """Draw the place, or only what is new of it."""
-    key = [scene.view.run, scene.view.split, template]
+def draw(name: str, scene: Scene, theme: str, drawn: list[str] | None) -> Drawn:
+    """Draw a figure of the page, or only what is new of it.
+
+    Args:
+        name: Of the figure: a key of `FIGURES`.
+        scene: What is shown.
+        theme: light or dark.
+        drawn: The key of what stands in the page.
+    """
+    known_by, changes, whole = FIGURES[name](scene)
+    key = [*known_by, theme]
+    if key == drawn:
+        return _patch(changes), key
+    return whole().update_layout(changes["layout"]).update_layout(template=THEMES[theme]), key
+
+
+Drawable = tuple[list[str], Changes, Callable[[], go.Figure]]
+"""What a figure is known by, what changes while that stays, and the figure itself."""
+
+
+def _histogram(scene: Scene) -> Drawable:
+    """Tell of the place."""
     given = (scene.numbers, scene.threshold, scene.marks)
     changes = histogram_changes(*given)
     changes["layout"] |= _axes(scene, "xaxis", AXIS_TITLES[scene.view.is_cosine])
-    if key == drawn:
-        return _patch(changes), key
-    figure = place_histogram(*given, scene.run.prompts, template=template)
-    return figure.update_layout(changes["layout"]), key
+    key = [scene.view.run, scene.view.split]
+    return key, changes, lambda: place_histogram(*given, scene.run.prompts)
 
 
-def draw_scatter(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
-    """Draw the place against the other, or only what is new of it."""
-    key = [scene.view.run, scene.view.split, template]
+def _scatter(scene: Scene) -> Drawable:
+    """Tell of the place against the other."""
     given = (scene.numbers, scene.other_numbers, scene.marks)
     view = scene.view
     changes = scatter_changes(*given)
@@ -64,32 +84,32 @@ def draw_scatter(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
     ):
         title = f"{SCALES[view.scale]} at {short_name(hook_point)}, {position}"
         changes["layout"] |= _axes(scene, axis, title)
-    if key == drawn:
-        return _patch(changes), key
-    figure = projection_scatter(*given, scene.run.prompts, template=template)
-    return figure.update_layout(changes["layout"]), key
+    return [view.run, view.split], changes, lambda: projection_scatter(*given, scene.run.prompts)
 
 
-def draw_ridgeline(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
-    """Draw all layers of the site, or only mark another."""
+def _ridgeline(scene: Scene) -> Drawable:
+    """Tell of all layers of the site; among them one is marked."""
     view = scene.view
-    place = [site_of(view.hook_point), view.position]
-    key = [view.run, view.method, *place, view.scale, view.split, template]
+    key = [view.run, view.method, site_of(view.hook_point), view.position, view.scale, view.split]
     shapes = ridge_highlight(scene.site_hook_points.index(view.hook_point))
-    if key == drawn:
-        return _patch({"data": [], "layout": {"shapes": shapes}}), key
-    return ridgeline(scene.ridges, scene.parts, template).update_layout(shapes=shapes), key
+    changes = {"data": [], "layout": {"shapes": shapes}}
+    return key, changes, lambda: ridgeline(scene.ridges, scene.parts)
 
 
-def draw_heatmap(scene: Scene, template: str, drawn: list[str] | None) -> Drawn:
-    """Draw a score of all places, or only mark another."""
-    view = scene.view
-    key = [view.run, view.method, view.score, template]
-    scores = scene.projected.scores
+def _heatmap(scene: Scene) -> Drawable:
+    """Tell of a score of all places; among them one is marked."""
+    view, scores = scene.view, scene.projected.scores
     shapes = heatmap_highlight(scores, view.hook_point, view.position)
-    if key == drawn:
-        return _patch({"data": [], "layout": {"shapes": shapes}}), key
-    return place_heatmap(scores, view.score, template).update_layout(shapes=shapes), key
+    changes = {"data": [], "layout": {"shapes": shapes}}
+    return [view.run, view.method, view.score], changes, lambda: place_heatmap(scores, view.score)
+
+
+FIGURES: dict[str, Callable[[Scene], Drawable]] = {
+    "histogram": _histogram,
+    "scatter": _scatter,
+    "ridgeline": _ridgeline,
+    "heatmap": _heatmap,
+}
 
 
 def _axes(scene: Scene, axis: str, title: str) -> dict[str, Any]:

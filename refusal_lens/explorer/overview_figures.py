@@ -18,22 +18,21 @@ SEE_THROUGH = dict.fromkeys(("paper_bgcolor", "plot_bgcolor", "modebar_bgcolor")
 """Lets the page's own background show, whether it is light or dark."""
 
 
-def place_heatmap(frame: pd.DataFrame, score: str, template: str) -> go.Figure:
+def place_heatmap(frame: pd.DataFrame, score: str) -> go.Figure:
     """Draw one score of every place.
 
     Args:
         frame: One row a place, as `Separation.to_frame` returns it.
         score: The column to show.
-        template: Name of a plotly template.
     """
-    figure = _embedded(plots.place_heatmap(frame, score, template=template))
+    figure = _embedded(plots.place_heatmap(frame, score))
     # A panel has no room for the numbers: the pointer tells them.
     return figure.update_traces(texttemplate=None).update_xaxes(title_text="layer", nticks=12)
 
 
-def ridgeline(ridges: Ridges, parts: Parts, template: str) -> go.Figure:
+def ridgeline(ridges: Ridges, parts: Parts) -> go.Figure:
     """Draw all parts at every layer of one site and position."""
-    figure = _embedded(plots.ridgeline([ridges], [parts.styles], template=template))
+    figure = _embedded(plots.ridgeline([ridges], [parts.styles]))
     legend = {"y": 1, "yref": "paper", "yanchor": "bottom"}
     return figure.update_layout(margin={"l": 60, "r": 10, "t": 30, "b": 50}, legend=legend)
 

@@ -49,8 +49,6 @@ def place_histogram(
     threshold: float,
     marks: Marks,
     prompts: Sequence[Prompt],
-    *,
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw both classes along the direction at one place, with a threshold that can be dragged.
 
@@ -59,7 +57,6 @@ def place_histogram(
         threshold: Prompts above it are called harmful, in the units of `numbers`.
         marks: Labels and what is picked out.
         prompts: In the order of `numbers`, for the hover.
-        template: Name of a plotly template.
 
     Returns:
         Bars, a mark a prompt below them (`customdata` is its row), a cross over each that is on
@@ -73,7 +70,7 @@ def place_histogram(
         traces += [_marks(style, rows, prompts).update(yaxis="y2", y=heights, showlegend=False)]
     traces += [_crosses()]
     traces += [level_line(f"{style.name} mean", style.colour, "dash") for style in CLASSES]
-    figure = go.Figure(traces, {"template": template, **_histogram_layout(marks.parts)})
+    figure = go.Figure(traces, _histogram_layout(marks.parts))
     _apply(figure, histogram_changes(numbers, threshold, marks))
     return figure
 
@@ -223,8 +220,6 @@ def projection_scatter(
     y: Float[Tensor, " n_prompts"],
     marks: Marks,
     prompts: Sequence[Prompt],
-    *,
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw every prompt by its projections at two places.
 
@@ -233,7 +228,6 @@ def projection_scatter(
         y: The same prompts at the other.
         marks: Labels and what is picked out.
         prompts: In that order, for the hover.
-        template: Name of a plotly template.
     """
     traces = [
         _marks(style, marks.parts.rows(label), prompts)
@@ -250,7 +244,7 @@ def projection_scatter(
         "xaxis": {"zeroline": False},
         "yaxis": {"zeroline": False},
     }
-    figure = go.Figure(traces, {"template": template, **layout})
+    figure = go.Figure(traces, layout)
     _apply(figure, scatter_changes(x, y, marks))
     return figure
 

@@ -33,11 +33,13 @@ from refusal_lens.plots.shapes import (
     embedding,
     ridgeline,
 )
-from refusal_lens.plots.style import HARMFUL_COLOUR, HARMLESS_COLOUR
+from refusal_lens.plots.style import DARK, HARMFUL_COLOUR, HARMLESS_COLOUR, LIGHT
 
 __all__ = [
+    "DARK",
     "HARMFUL_COLOUR",
     "HARMLESS_COLOUR",
+    "LIGHT",
     "Panel",
     "SCORE_NAMES",
     "activation_plane",

@@ -13,7 +13,6 @@ from plotly.subplots import make_subplots
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     CLASSES,
-    diverging_colours,
     dress,
     empty,
     hatched,
@@ -33,13 +32,12 @@ N_LARGEST = 14
 
 
 @needs_columns("layer", "component", "head", "contribution", "category")
-def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def head_attribution(table: pd.DataFrame) -> go.Figure:
     """Draw what each attention head and MLP adds to the difference along the direction.
 
     Args:
         table: `attribution` at one place: contributions in projection units, positive towards
             harmful; rows of a category are left out.
-        template: Name of a plotly template.
     """
     rows = rows_that(table, table["category"] == "")
     figure = make_subplots(
@@ -49,7 +47,7 @@ def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> 
         subplot_titles=["by layer and head", f"the {min(N_LARGEST, len(rows))} largest"],
     )
     columns, layers, cells = _attribution_grid(rows)
-    figure.add_trace(_attribution_heatmap(columns, layers, cells, template), row=1, col=1)
+    figure.add_trace(_attribution_heatmap(columns, layers, cells), row=1, col=1)
     names, bars = _largest_bars(rows)
     figure.add_traces(bars, rows=1, cols=2)
     figure.update_xaxes(title_text="head", type="category", tickangle=0, row=1, col=1)
@@ -61,7 +59,6 @@ def head_attribution(table: pd.DataFrame, *, template: str = "plotly_white") -> 
     figure.update_annotations(font_size=13)
     return dress(
         figure,
-        template,
         "Which heads and MLPs write the direction",
         subtitle="difference of the classes in projection units; positive writes towards harmful",
         height=min(900, max(500, 260 + 14 * len(layers))),
@@ -98,7 +95,7 @@ def _attribution_grid(
 
 
 def _attribution_heatmap(
-    columns: list[str], layers: list[int], cells: list[list[float | None]], template: str
+    columns: list[str], layers: list[int], cells: list[list[float | None]]
 ) -> go.Heatmap:
     limit = max((abs(cell) for row in cells for cell in row if cell is not None), default=0.0)
     return go.Heatmap(
@@ -107,7 +104,7 @@ def _attribution_heatmap(
         z=cells,
         zmin=-limit or -1,
         zmax=limit or 1,
-        colorscale=diverging_colours(template),
+        autocolorscale=True,
         xgap=1 if len(columns) < 24 else 0,
         ygap=1 if len(layers) < 40 else 0,
         colorbar={
@@ -152,12 +149,11 @@ def _largest_bars(rows: pd.DataFrame) -> tuple[list[str], list[go.Bar]]:
 
 
 @needs_columns("end", "rank", "token", "token_id", "logit")
-def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def unembedding(table: pd.DataFrame) -> go.Figure:
     """Draw the tokens that a direction raises and lowers most, read through the unembedding.
 
     Args:
         table: `unembedding` at one place.
-        template: Name of a plotly template.
     """
     figure = make_subplots(cols=2, horizontal_spacing=0.24, subplot_titles=["lowered", "raised"])
     for column, (end, style) in enumerate(zip(("bottom", "top"), CLASSES, strict=True), start=1):
@@ -183,11 +179,11 @@ def unembedding(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fi
     figure.update_xaxes(title_text="logit", nticks=4).update_annotations(font_size=13)
     height = 160 + 20 * max(table["rank"].tolist(), default=1)
     title = "What the direction says through the unembedding"
-    return dress(figure, template, title, height=height, margin_t=84)
+    return dress(figure, title, height=height, margin_t=84)
 
 
 @needs_columns("prompt_id", "hook_point", "index", "token")
-def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def prompt_tokens(table: pd.DataFrame) -> go.Figure:
     """Draw the tokens of prompts, coloured by their projection; a menu goes over the prompts.
 
     At one hook point a prompt is lines of text; at several it is a row for each, coloured by the
@@ -195,12 +191,11 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
 
     Args:
         table: `prompt_tokens`.
-        template: Name of a plotly template.
     """
     title = "Each token along the direction"
     prompts = [rows for _, rows in groups(table, "prompt_id")]
     if not prompts:
-        return empty(template, title, "no prompts")
+        return empty(title, "no prompts")
     hook_points = list(dict.fromkeys(table["hook_point"]))
     is_one = len(hook_points) == 1
     number, lay_out = ("projection", _token_grid) if is_one else ("cosine", _tokens_by_layers)
@@ -209,7 +204,7 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         **lay_out(prompts[0]),
         zmin=-limit,
         zmax=limit,
-        colorscale=diverging_colours(template),
+        autocolorscale=True,
         colorbar={"thickness": 10, "title": {"text": number, "side": "right"}},
         hovertemplate=f"%{{customdata[0]}}<br>token %{{customdata[1]}}, {number} %{{z:.3~f}}"
         "<extra></extra>",
@@ -238,7 +233,6 @@ def prompt_tokens(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
         layout["updatemenus"] = [menu(buttons, x=0, xanchor="left")]
     return dress(
         figure,
-        template,
         title,
         subtitle=short_name(hook_points[0]) if is_one else "layer by layer, each its own direction",
         height=min(1400, 130 + layout["margin"]["b"] + 34 * max(n_lines, 3)),

@@ -47,14 +47,13 @@ _CORNERS = (
 """Of the quadrants: right or left, upper or lower, and what the axes call what lies there."""
 
 
-def quadrants(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def quadrants(table: pd.DataFrame) -> go.Figure:
     """Draw every prompt between the direction of harm and that of refusal, by outcome.
 
     Colour is the class, shape the outcome; filled diamonds were refused.
 
     Args:
         table: `quadrants`.
-        template: Name of a plotly template.
 
     Source:
         Zhao et al. 2025, arXiv 2507.11878, figure 1.
@@ -90,7 +89,7 @@ def quadrants(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     figure.update_yaxes(title_text=_axis("refusal", first), zeroline=False)
     subtitle = "colour is the class; filled were refused"
     title = "Harm and refusal"
-    return dress(figure, template, title, subtitle=subtitle, height=640, margin_b=150)
+    return dress(figure, title, subtitle=subtitle, height=640, margin_b=150)
 
 
 def _axis(name: str, row: pd.Series) -> str:
@@ -99,16 +98,13 @@ def _axis(name: str, row: pd.Series) -> str:
 
 
 @needs_columns("name", "is_harmful", "n_prompts", "refusal_rate")
-def refusal_bars(
-    table: pd.DataFrame, title: str = "Refusal", *, template: str = "plotly_white"
-) -> go.Figure:
+def refusal_bars(table: pd.DataFrame, title: str = "Refusal") -> go.Figure:
     """Draw how much was refused, a bar a row, with its 95 % interval.
 
     Args:
         table: `refusal_rate` with `refusal_rate_low` and `refusal_rate_high`, of `n_prompts`; rows
             of both classes with one `name` are two.
         title: Of the figure.
-        template: Name of a plotly template.
     """
     figure = go.Figure()
     for style in reversed(CLASSES):
@@ -135,15 +131,14 @@ def refusal_bars(
         )
     figure.update_xaxes(title_text="refused (%), with 95 % intervals", range=[0, 100], dtick=25)
     name_rows(figure, dtick=1, autorange="reversed")
-    return dress(figure, template, title, height=170 + 22 * len(table), barmode="overlay")
+    return dress(figure, title, height=170 + 22 * len(table), barmode="overlay")
 
 
-def refusal_by_length(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def refusal_by_length(table: pd.DataFrame) -> go.Figure:
     """Draw refusal and evasion over the length at which answers are cut off.
 
     Args:
         table: `refusal_by_length`.
-        template: Name of a plotly template.
     """
     figure = go.Figure()
     for style in CLASSES:
@@ -172,10 +167,10 @@ def refusal_by_length(table: pd.DataFrame, *, template: str = "plotly_white") ->
     figure.update_xaxes(range=[math.log10(lengths[0] * 0.9), math.log10(lengths[-1] * 1.1)])
     figure.update_yaxes(title_text="answers (%)", range=[-4, 104])
     title = "Refusal by length of answer"
-    return dress(figure, template, title, subtitle=subtitle, height=460, margin_b=110)
+    return dress(figure, title, subtitle=subtitle, height=460, margin_b=110)
 
 
-def side_effects(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def side_effects(table: pd.DataFrame) -> go.Figure:
     """Draw what each strength does against what it costs, one panel for removal, one for addition.
 
     The cost is the KL on the class that should stay as it is. Filled marks lie on the front: no
@@ -183,7 +178,6 @@ def side_effects(table: pd.DataFrame, *, template: str = "plotly_white") -> go.F
 
     Args:
         table: `side_effects`.
-        template: Name of a plotly template.
     """
     effects = [e for e in ("removes", "adds") if e in {_effect(n) for n in table["intervention"]}]
     titles = {"removes": "removal: harmful answered", "adds": "addition: harmless refused"}
@@ -223,9 +217,7 @@ def side_effects(table: pd.DataFrame, *, template: str = "plotly_white") -> go.F
     figure.update_xaxes(title_text="KL on the class left alone (nats)", row=len(effects), col=1)
     title = "What it does against what it costs"
     subtitle = "numbers are strengths; filled: none does more for less"
-    return dress(
-        figure, template, title, subtitle=subtitle, height=160 + 270 * len(effects), margin_t=104
-    )
+    return dress(figure, title, subtitle=subtitle, height=160 + 270 * len(effects), margin_t=104)
 
 
 def _effect(intervention: str) -> str:

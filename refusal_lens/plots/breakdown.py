@@ -17,15 +17,14 @@ N_MISREAD = 30
 
 
 @needs_columns("category", "is_harmful", "mean_cosine", "share_called_harmful")
-def category_breakdown(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def category_breakdown(table: pd.DataFrame) -> go.Figure:
     """Draw mean cosine and share called harmful of every category, at one place.
 
     Args:
         table: `categories` at one place.
-        template: Name of a plotly template.
     """
     if table.empty:
-        return empty(template, "Categories", "no categories")
+        return empty("Categories", "no categories")
     part = table.sort_values(["is_harmful", "mean_cosine"])
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.05)
     for style in CLASSES:
@@ -35,9 +34,7 @@ def category_breakdown(table: pd.DataFrame, *, template: str = "plotly_white") -
     figure.update_xaxes(title_text="called harmful (%)", range=[0, 100], dtick=25, row=1, col=2)
     name_rows(figure, dtick=1, range=[-0.6, len(part) - 0.4])
     height = 170 + 24 * len(part)
-    return dress(
-        figure, template, f"Categories · {_place(table)}", height=height, barmode="overlay"
-    )
+    return dress(figure, f"Categories · {_place(table)}", height=height, barmode="overlay")
 
 
 def _category_traces(rows: pd.DataFrame, style: ClassStyle) -> list[go.Scatter | go.Bar]:
@@ -73,17 +70,16 @@ def _category_traces(rows: pd.DataFrame, style: ClassStyle) -> list[go.Scatter |
 
 
 @needs_columns("prompt_id", "is_harmful", "margin", "text")
-def misread_prompts(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def misread_prompts(table: pd.DataFrame) -> go.Figure:
     """Draw the prompts on the wrong side of the threshold, and how far.
 
     Args:
         table: `misread` at one place: `margin` is the distance to the threshold in projection
             units.
-        template: Name of a plotly template.
     """
     if table.empty:
         text = "every prompt is on its own side of the threshold"
-        return empty(template, "Misread prompts", text)
+        return empty("Misread prompts", text)
     part = table.sort_values("margin", key=abs, ascending=False).head(N_MISREAD).iloc[::-1]
     figure = go.Figure()
     for style in CLASSES:
@@ -100,7 +96,6 @@ def misread_prompts(table: pd.DataFrame, *, template: str = "plotly_white") -> g
     )
     return dress(
         figure,
-        template,
         f"Misread prompts · {_place(table)}",
         subtitle=f"the {N_MISREAD} farthest of {len(table)}" if len(table) > N_MISREAD else "",
         height=180 + 24 * len(part),

@@ -54,7 +54,6 @@ def causal_scores(
     *,
     rule: CausalRule | None = None,
     n_kept_layers: int | None = None,
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw bypass, induce and KL of every candidate over the layers, and the chosen one.
 
@@ -64,7 +63,6 @@ def causal_scores(
         table: `causal_scores`.
         rule: Candidates that it drops are hollow; None takes the paper's.
         n_kept_layers: Layers from this one on are dropped and shaded; None shades none.
-        template: Name of a plotly template.
 
     Source:
         Thresholds: Arditi et al. 2024, arXiv 2406.11717, appendix C.
@@ -89,7 +87,7 @@ def causal_scores(
     title = "What each direction does to refusal"
     drawn = (f"{intervention_of(name).title} {_DASH_NAMES[dash]}" for name, dash in dashes.items())
     text = f"filled marks pass every threshold; {', '.join(drawn)}"
-    return dress(figure, template, title, subtitle=text, height=740, margin={"r": 130, "t": 90})
+    return dress(figure, title, subtitle=text, height=740, margin={"r": 130, "t": 90})
 
 
 def _candidate_lines(
@@ -168,12 +166,11 @@ def _shade_from(figure: go.Figure, layer: int, last: int) -> None:
 
 
 @needs_columns("intervention", "direction", "is_harmful", "strength", "refusal_rate")
-def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def dose_response(table: pd.DataFrame) -> go.Figure:
     """Draw refusal over the strength of each intervention, beside its controls.
 
     Args:
         table: `dose_response`.
-        template: Name of a plotly template.
     """
     interventions = list(dict.fromkeys(table["intervention"]))
     figure = make_subplots(
@@ -197,7 +194,7 @@ def dose_response(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     figure.update_yaxes(title_text="refusal score (nats)", row=1, col=1)
     figure.update_yaxes(title_text="refused (%)", row=2, col=1).update_yaxes(range=[-4, 104], row=2)
     title = "Refusal over the strength of intervention"
-    return dress(figure, template, title, height=640, margin_t=86)
+    return dress(figure, title, height=640, margin_t=86)
 
 
 def _dose_lines(part: pd.DataFrame, score: str, scale: float, unit: str) -> Iterator[go.Scatter]:

@@ -39,24 +39,23 @@ MOST = {"auroc": 1.0, "cosine_to_difference_of_means": 1.0}
 
 
 @needs_columns("method", "is_clipped", "site", "position", "layer", "separation")
-def method_comparison(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def method_comparison(table: pd.DataFrame) -> go.Figure:
     """Draw methods of fitting side by side: over the layers, or as dots where there is one place.
 
     Args:
         table: `methods` at one site and position.
-        template: Name of a plotly template.
     """
     frame = by_layer(table)
     layers = frame["layer"].unique()
     if len(frame) == 0:
-        return empty(template, "Ways to fit", "nothing was compared inside the blocks")
+        return empty("Ways to fit", "nothing was compared inside the blocks")
     place = f"{table['site'].iloc[0]}, {table['position'].iloc[0]}"
     if len(layers) == 1:
-        return _methods_at_one_place(frame, f"{place} · layer {layers[0]}", template)
-    return _methods_over_layers(frame, place, template)
+        return _methods_at_one_place(frame, f"{place} · layer {layers[0]}")
+    return _methods_over_layers(frame, place)
 
 
-def _methods_over_layers(frame: pd.DataFrame, place: str, template: str) -> go.Figure:
+def _methods_over_layers(frame: pd.DataFrame, place: str) -> go.Figure:
     figure = make_subplots(rows=len(METHOD_SCORES), shared_xaxes=True, vertical_spacing=0.05)
     looks = dict(zip(dict.fromkeys(frame["method"]), line_looks(), strict=False))
     for method, is_clipped, rows in groups(frame, "method", "is_clipped"):
@@ -73,10 +72,10 @@ def _methods_over_layers(frame: pd.DataFrame, place: str, template: str) -> go.F
     for row, (score, text) in enumerate(METHOD_SCORES.items(), start=1):
         ends = roomy(frame[score], MOST.get(score, math.inf))
         figure.update_yaxes(title_text=text, range=ends, row=row, col=1)
-    return dress(figure, template, f"Ways to fit · {place}", height=720, margin_l=90)
+    return dress(figure, f"Ways to fit · {place}", height=720, margin_l=90)
 
 
-def _methods_at_one_place(frame: pd.DataFrame, place: str, template: str) -> go.Figure:
+def _methods_at_one_place(frame: pd.DataFrame, place: str) -> go.Figure:
     """Draw a row a method and a panel a score; what is clipped is hollow, a little below."""
     names = list(dict.fromkeys(frame["method"]))
     figure = make_subplots(cols=len(METHOD_SCORES), shared_yaxes=True, horizontal_spacing=0.04)
@@ -110,16 +109,15 @@ def _methods_at_one_place(frame: pd.DataFrame, place: str, template: str) -> go.
     )
     height = 170 + 34 * len(names)
     title = f"Ways to fit · {place}"
-    return dress(figure, template, title, height=height, margin={"l": 140, "b": 100})
+    return dress(figure, title, height=height, margin={"l": 140, "b": 100})
 
 
 @needs_columns("hook_point", "position", "separation", "accuracy")
-def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def nested_choice(table: pd.DataFrame) -> go.Figure:
     """Draw which places inner folds chose, how often, and how each choice did on the outer fold.
 
     Args:
         table: `nested_choice`: one row a repeat and fold.
-        template: Name of a plotly template.
     """
     places = zip(table["hook_point"], table["position"], strict=True)
     names = [f"{short_name(hook_point)}, {position}" for hook_point, position in places]
@@ -160,16 +158,15 @@ def nested_choice(table: pd.DataFrame, *, template: str = "plotly_white") -> go.
     figure.update_xaxes(title_font_size=12)
     name_rows(figure, categoryorder="array", categoryarray=order, range=[-0.6, len(order) - 0.4])
     title = "Choice on inner folds, scored on the outer fold"
-    return dress(figure, template, title, height=150 + 34 * len(order), showlegend=False)
+    return dress(figure, title, height=150 + 34 * len(order), showlegend=False)
 
 
 @needs_columns("feature", "auroc", "auroc_low", "auroc_high", "accuracy")
-def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def confounds(table: pd.DataFrame) -> go.Figure:
     """Draw how well plain features of the text tell the classes apart, beside the direction.
 
     Args:
         table: `confounds`: AUROC with interval, a row a feature.
-        template: Name of a plotly template.
     """
     part = table.sort_values("auroc")
     part = part.assign(name=[escape(str(name).replace("_", " ")) for name in part["feature"]])
@@ -205,4 +202,4 @@ def confounds(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     figure.update_xaxes(title_text="AUROC", range=roomy(ends, most=1.0))
     name_rows(figure, categoryorder="array", categoryarray=part["name"].tolist())
     title = "Could something simpler tell the classes apart?"
-    return dress(figure, template, title, height=190 + 34 * len(part), margin_t=74)
+    return dress(figure, title, height=190 + 34 * len(part), margin_t=74)

@@ -19,7 +19,7 @@ from torch import Tensor
 from refusal_lens.directions.methods import METHODS
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
-from refusal_lens.plots.style import NEUTRAL_COLOUR, empty, heading
+from refusal_lens.plots.style import LIGHT, NEUTRAL_COLOUR, empty, heading
 from refusal_lens.plots.tables import needs_columns
 from refusal_lens.validation import thresholds
 
@@ -76,7 +76,6 @@ def place_heatmap(
     *,
     best: Mapping[str, tuple[str, str]] | None = None,
     title: str = "",
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw one score over layers: a row for each site, position and method, a panel for each run.
 
@@ -90,7 +89,6 @@ def place_heatmap(
         best: Hook point and position to frame, by run; "" is the only one of a frame without runs.
             The highest cell is not framed by itself: among ties it would be any.
         title: Written above; "" where the page says it.
-        template: Name of a plotly template.
 
     Returns:
         The figure, as wide as its container.
@@ -129,7 +127,7 @@ def place_heatmap(
     figure.update_xaxes(type="category")
     framed = " (framed: the best place)" if best else ""
     figure.update_xaxes(title_text=f"layer{framed}", row=len(grids), col=1)
-    figure.update_layout(template=template, **_place_layout(grids, score))
+    figure.update_layout(template=LIGHT, **_place_layout(grids, score))
     return _titled(figure, title)
 
 
@@ -263,7 +261,6 @@ def cosine_heatmap(
     ceiling: Float[Tensor, "n n"] | None = None,
     *,
     title: str = "",
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw the cosine between every two directions, and beside it the most that noise allows.
 
@@ -273,7 +270,6 @@ def cosine_heatmap(
         ceiling: The cosine to expect if nothing but noise told two directions apart; None or all
             NaN where it is not known.
         title: Written above; "" where the page says it.
-        template: Name of a plotly template.
 
     Returns:
         The figure, as wide as its container.
@@ -313,7 +309,7 @@ def cosine_heatmap(
         figure.layout[f"xaxis{suffix}"].update(scaleanchor=f"y{suffix}", scaleratio=1)
     side = 34 * len(labels) + 14 * (not _long(labels))
     figure.update_layout(
-        template=template,
+        template=LIGHT,
         # Two squares of 420 pixels stand beside each other on most screens.
         height=int(np.clip(180 + side, 320, 900 if len(panels) == 1 else 620)),
         margin={"l": 20, "r": 20, "t": 40, "b": 40},
@@ -350,16 +346,13 @@ def _long(labels: Sequence[str]) -> bool:
 
 
 @needs_columns("fit_on", "test_on")
-def transfer_matrix(
-    frame: pd.DataFrame, score: str = "auroc", *, title: str = "", template: str = "plotly_white"
-) -> go.Figure:
+def transfer_matrix(frame: pd.DataFrame, score: str = "auroc", *, title: str = "") -> go.Figure:
     """Draw how well a direction fitted on one set of prompts does on another.
 
     Args:
         frame: `fit_on`, `test_on` and the score, one row a pair.
         score: Column to draw: auroc or separation.
         title: Written above; "" where the page says it.
-        template: Name of a plotly template.
 
     Returns:
         The figure, as wide as its container; cells fitted and tested on the same set are framed.
@@ -368,11 +361,11 @@ def transfer_matrix(
     names = list(dict.fromkeys(frame["fit_on"]))
     grid = frame.pivot_table(index="fit_on", columns="test_on", values=score, dropna=False)
     if not names:
-        return empty(template, title, "no two categories have prompts enough to fit and to test on")
+        return empty(title, "no two categories have prompts enough to fit and to test on")
     grid = grid.reindex(index=names, columns=names)
     if BANDS[score][-1] == 1 and grid.min(axis=None) >= ALL_ONE:
         n_pairs = len(names) ** 2
-        return empty(template, title, f"all {n_pairs} pairs have an {SCORE_NAMES[score]} of 1.00")
+        return empty(title, f"all {n_pairs} pairs have an {SCORE_NAMES[score]} of 1.00")
     hover = f"fitted on %{{y}}<br>tested on %{{x}}<br>{SCORE_NAMES[score]} %{{z:.4f}}"
     figure = go.Figure(_cells(grid, hover))
     for index in range(len(names)):
@@ -396,7 +389,7 @@ def transfer_matrix(
         scaleanchor="x",
     )
     figure.update_layout(
-        template=template,
+        template=LIGHT,
         height=int(np.clip(200 + 34 * len(names), 320, 900)),
         margin={"l": 20, "r": 20, "t": 30, "b": 40},
         coloraxis=_band_colours(score, 220),

@@ -38,16 +38,13 @@ MOST_COLOURED = 6
 
 
 @needs_columns("hook_point", "position", "n_per_class", "degrees", "is_extrapolated")
-def learning_curve(
-    table: pd.DataFrame, best: tuple[str, str] | None = None, *, template: str = "plotly_white"
-) -> go.Figure:
+def learning_curve(table: pd.DataFrame, best: tuple[str, str] | None = None) -> go.Figure:
     """Draw how far the direction still turns as prompts are added.
 
     Args:
         table: `learning_curve`: angle to the direction of other prompts, in degrees, by prompts a
             class; extrapolated rows are drawn dotted.
         best: Hook point and position that stand out where there are many; None for the first.
-        template: Name of a plotly template.
     """
     figure = go.Figure()
     places = [(name, rows.sort_values("n_per_class")) for name, rows in _of_places(table)]
@@ -72,7 +69,6 @@ def learning_curve(
     figure.update_yaxes(title_text="angle to the direction (degrees)", rangemode="tozero")
     return dress(
         figure,
-        template,
         "Would more prompts turn the direction?",
         height=460,
         showlegend=True,
@@ -124,12 +120,11 @@ def _learning_lines(name: str, rows: pd.DataFrame, look: LineLook) -> Iterator[g
 
 
 @needs_columns("hook_point", "position", "clip_quantile", "separation", "accuracy")
-def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def clip_sweep(table: pd.DataFrame) -> go.Figure:
     """Draw what clipping the largest coordinates does to scores and direction.
 
     Args:
         table: `clip_sweep`: scores by `clip_quantile` (empty: no clipping) at one or more places.
-        template: Name of a plotly template.
     """
     panels = {
         "separation": "separation",
@@ -155,17 +150,16 @@ def clip_sweep(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Fig
         figure.update_yaxes(
             title_text=text, range=roomy(numbers, _MOST.get(score, math.inf)), row=row, col=1
         )
-    return dress(figure, template, "Does the direction hang on a few coordinates?", height=640)
+    return dress(figure, "Does the direction hang on a few coordinates?", height=640)
 
 
 @needs_columns("site", "position", "layer", "bootstrap_cosine", "split_half_cosine")
-def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def stability(table: pd.DataFrame) -> go.Figure:
     """Draw how well directions of other prompts agree, over the layers.
 
     Args:
         table: `stability`: cosine between halves of the prompts, and between resamples and the
             whole, with its 95 % interval.
-        template: Name of a plotly template.
     """
     frame = by_layer(table)
     figure = go.Figure()
@@ -195,17 +189,16 @@ def stability(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figu
     numbers = [number for column in columns for number in frame[column].tolist()]
     figure.update_yaxes(title_text="cosine between directions", range=roomy(numbers, most=1.0))
     title = "Would other prompts give the same direction?"
-    return dress(figure, template, title, height=460)
+    return dress(figure, title, height=460)
 
 
 @needs_columns("layer", "share_top_1", "share_top_10")
-def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") -> go.Figure:
+def coordinate_shares(table: pd.DataFrame) -> go.Figure:
     """Draw how much of a direction's squared length its largest coordinates hold, by layer.
 
     Args:
         table: `coordinates`: shares before (`share_top_*`) and after clipping (`*_clipped`), at
             one site and position.
-        template: Name of a plotly template.
     """
     frame = by_layer(table)
     layers = frame["layer"].tolist()
@@ -224,7 +217,7 @@ def coordinate_shares(table: pd.DataFrame, *, template: str = "plotly_white") ->
     figure.update_xaxes(title_text="layer", **layer_axis(last_layer(frame)))
     figure.update_yaxes(title_text="share of squared length (%)", rangemode="tozero")
     title = "How much of the direction lies in a few coordinates?"
-    return dress(figure, template, title, height=460)
+    return dress(figure, title, height=460)
 
 
 @needs_columns("false_alarms", "hits", "threshold")
@@ -233,7 +226,6 @@ def roc_curve(
     auroc: tuple[float, float, float] | None = None,
     *,
     place: str = "",
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw what every threshold would catch against what it would raise falsely.
 
@@ -241,7 +233,6 @@ def roc_curve(
         table: From `densities.roc`.
         auroc: The area and the ends of its interval.
         place: Said below the title.
-        template: Name of a plotly template.
     """
     percent = {name: (100 * table[name]).tolist() for name in ("false_alarms", "hits")}
     figure = go.Figure(
@@ -266,19 +257,16 @@ def roc_curve(
     area = "" if auroc is None else "AUROC {:.3f} [{:.3f}, {:.3f}]".format(*auroc)
     subtitle = " · ".join(part for part in (place, area) if part)
     title = "Hits against false alarms, held out"
-    return dress(figure, template, title, subtitle=subtitle, height=480)
+    return dress(figure, title, subtitle=subtitle, height=480)
 
 
 @needs_columns("run", "layer", "n_layers")
-def depth_curves(
-    table: pd.DataFrame, score: str = "auroc", *, template: str = "plotly_white"
-) -> go.Figure:
+def depth_curves(table: pd.DataFrame, score: str = "auroc") -> go.Figure:
     """Draw one score of several models over their depth, from their first block to their last.
 
     Args:
         table: One row a layer, at one site and position of each run; `n_layers` is its model's.
         score: Column to draw.
-        template: Name of a plotly template.
     """
     figure = go.Figure()
     for (run, rows), look in zip(groups(by_layer(table), "run"), line_looks(), strict=False):
@@ -288,4 +276,4 @@ def depth_curves(
         figure.add_trace(line(str(run), depth, rows[score], look, hover, customdata=layers))
     figure.update_xaxes(title_text="depth (% of the layers)", range=[-2, 102], dtick=25)
     figure.update_yaxes(title_text=_SCORE_TEXTS.get(score, score), range=roomy(table[score]))
-    return dress(figure, template, "", height=420)
+    return dress(figure, "", height=420)

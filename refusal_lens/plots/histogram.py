@@ -27,7 +27,7 @@ from refusal_lens.plots.histogram_traces import (
     view_traces,
 )
 from refusal_lens.plots.parts import Parts, mark_rows, ways_to_split
-from refusal_lens.plots.style import CLASSES
+from refusal_lens.plots.style import CLASSES, LIGHT
 from refusal_lens.plots.text import AXIS_TITLES
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.best_place import choose_best
@@ -47,7 +47,6 @@ def projection_histogram(
     nulls: pd.DataFrame | None = None,
     initial: tuple[str, str] | None = None,
     only: tuple[str, str] | None = None,
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw both classes along the direction at every place, one place at a time.
 
@@ -67,7 +66,6 @@ def projection_histogram(
         initial: Hook point and position shown first; None takes the best place.
         only: Draw this place alone, without slider and menu of places: a hook point (a full name or
             such as `resid_post:3`) and a position; None draws all.
-        template: Name of a plotly template.
 
     Returns:
         The figure, as wide as its container.
@@ -104,7 +102,7 @@ def projection_histogram(
     if len(steps) > 1:
         layout["sliders"] = [_slider(steps, views, data, active)]
     # All at once: each later change of the layout would copy the whole slider.
-    return go.Figure(traces, {"template": template, **layout})
+    return go.Figure(traces, {"template": LIGHT, **layout})
 
 
 # --- checks and places ------------------------------------------------------------------------
@@ -380,7 +378,7 @@ _MENU: dict[str, Any] = {
     "y": 0,
     "yanchor": "top",
     "pad": {"t": 50},
-    # The chosen entry is nearly white under every template, so the letters must be dark.
+    # The chosen entry is nearly white under every theme, so the letters must be dark.
     "bgcolor": "white",
     "font": {"color": "#2a3f5f"},
 }

@@ -54,7 +54,6 @@ def layer_profile(
     *,
     nulls: pd.DataFrame | None = None,
     best: Choice | None = None,
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw the scores over the layers, a line for each site and position.
 
@@ -67,7 +66,6 @@ def layer_profile(
         nulls: Scores under shuffled labels (`tables/nulls.csv`), drawn as a ribbon: the widest over
             the lines shown.
         best: The place to mark.
-        template: Name of a plotly template.
 
     Returns:
         The figure, as wide as its container.
@@ -91,7 +89,7 @@ def layer_profile(
     if best is not None and best.layer is not None:
         figure.add_traces(list(_best_marks(best)), rows=[1, 2], cols=[1, 1])
     _add_bands(figure, panels)
-    return dress(figure, template, _title(best), **_profile_layout(frame, nulls, panels))
+    return dress(figure, _title(best), **_profile_layout(frame, nulls, panels))
 
 
 def _title(best: Choice | None) -> str:

@@ -37,8 +37,6 @@ Styles = tuple[ClassStyle, ...]
 def ridgeline(
     ridges: Sequence[Ridges],
     styles: Sequence[Styles] | None = None,
-    *,
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw the densities of both classes at every layer, one above the other.
 
@@ -47,7 +45,6 @@ def ridgeline(
     Args:
         ridges: One for each site and position; a menu goes over them, the first is shown.
         styles: How the parts of each look; None takes them for the classes.
-        template: Name of a plotly template.
     """
     figure = go.Figure()
     styles = [CLASSES] * len(ridges) if styles is None else styles
@@ -63,7 +60,7 @@ def ridgeline(
         }
     figure.update_xaxes(title_text=AXIS_TITLES[ridges[0].is_cosine], zeroline=False)
     title = "Both classes at every layer"
-    return dress(figure, template, title, **_ridge_axis(ridges[0]), **layout)
+    return dress(figure, title, **_ridge_axis(ridges[0]), **layout)
 
 
 def _ridge_trace(one: Ridges, label: int, style: ClassStyle) -> go.Scatter:
@@ -142,7 +139,6 @@ def activation_plane(
     prompts: Sequence[Prompt],
     *,
     place: str = "",
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw every prompt along the direction and along the largest spread beside it.
 
@@ -153,7 +149,6 @@ def activation_plane(
         is_harmful: Labels.
         prompts: In the same order, for the hover.
         place: Said below the title.
-        template: Name of a plotly template.
     """
     figure = _clouds(plane.along, plane.across, is_harmful, prompts, "along %{x}, across %{y}")
     figure.update_xaxes(title_text="projection on the unit direction (activation units)")
@@ -163,7 +158,7 @@ def activation_plane(
         scaleanchor="x",
     )
     title = "Activations along and across the direction, in sample"
-    return dress(figure, template, title, subtitle=place, height=560, margin_l=90)
+    return dress(figure, title, subtitle=place, height=560, margin_l=90)
 
 
 def embedding(
@@ -172,7 +167,6 @@ def embedding(
     prompts: Sequence[Prompt],
     *,
     place: str = "",
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw every prompt where an embedding laid it.
 
@@ -181,14 +175,13 @@ def embedding(
         is_harmful: Labels.
         prompts: In the same order, for the hover.
         place: Said below the title.
-        template: Name of a plotly template.
     """
     figure = _clouds(points[:, 0], points[:, 1], is_harmful, prompts, "")
     figure.update_xaxes(showticklabels=False, zeroline=False)
     figure.update_yaxes(showticklabels=False, zeroline=False, scaleanchor="x")
     title = "UMAP of the activations, in sample"
     subtitle = f"{place}<br>near is alike; distances between heaps and axes mean nothing"
-    return dress(figure, template, title, subtitle=subtitle, height=560, margin_t=96)
+    return dress(figure, title, subtitle=subtitle, height=560, margin_t=96)
 
 
 def _clouds(
@@ -221,15 +214,12 @@ def _hover(prompts: Sequence[Prompt], rows: list[int]) -> dict[str, Any]:
     return {"hovertext": texts, "hoverlabel": {"align": "left"}}
 
 
-def direction_components(
-    coordinates: Coordinates, *, place: str = "", template: str = "plotly_white"
-) -> go.Figure:
+def direction_components(coordinates: Coordinates, *, place: str = "") -> go.Figure:
     """Draw the largest coordinates of a direction, and how much of it the first ones hold.
 
     Args:
         coordinates: From `distributions.top_coordinates`.
         place: Said below the title.
-        template: Name of a plotly template.
     """
     names = [str(index) for index in coordinates.index.tolist()]
     figure = make_subplots(rows=2, row_heights=[0.6, 0.4], vertical_spacing=0.19)
@@ -260,7 +250,7 @@ def direction_components(
     figure.update_xaxes(dtick=1, row=2, col=1)
     figure.update_yaxes(title_text="squared length (%)", range=[0, 103], row=2, col=1)
     title = "Largest coordinates of the direction"
-    return dress(figure, template, title, subtitle=place, height=620)
+    return dress(figure, title, subtitle=place, height=620)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,14 +272,12 @@ def directions_side_by_side(
     panels: Sequence[Panel],
     *,
     title: str = "Directions side by side",
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Draw several directions, each in a column: densities above, a mark a prompt below.
 
     Args:
         panels: One for each direction: of other methods, places, runs or sets of prompts.
         title: Written above; "" where the page says it.
-        template: Name of a plotly template.
     """
     figure = make_subplots(
         rows=2,
@@ -316,7 +304,7 @@ def directions_side_by_side(
     figure.update_yaxes(row=2, tickvals=[0, 1], ticktext=names, range=[-0.6, 1.6], showgrid=False)
     figure.update_yaxes(row=1, showticklabels=False, rangemode="tozero")
     figure.update_yaxes(row=1, col=1, title_text="density").update_annotations(font_size=13)
-    return dress(figure, template, title, height=480, margin={"l": 80, "t": 112 if title else 68})
+    return dress(figure, title, height=480, margin={"l": 80, "t": 112 if title else 68})
 
 
 def _panel_curve(panel: Panel, style: ClassStyle) -> go.Scatter:

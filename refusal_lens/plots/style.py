@@ -1,6 +1,6 @@
 """The looks that figures share: one colour a class, everywhere.
 
-Knows colours, shapes, templates and the frame around a figure. Draws no numbers.
+Knows colours, shapes, themes and the frame around a figure. Draws no numbers.
 
 Tested in tests/plots/test_histogram.py.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io as pio
 
 HARMFUL_COLOUR = "#D55E00"
 HARMLESS_COLOUR = "#0072B2"
@@ -33,8 +34,22 @@ PRIVATE: dict[str, Any] = {
 """Settings of every drawn page: plotly's "Share chart" would send the figure, and so the prompts in
 it, to plotly's own site."""
 
-LIGHT, DARK = "plotly_white", "plotly_dark"
-"""Templates that every figure was looked at in."""
+
+def _theme(base: str, middle: str) -> go.layout.Template:
+    """Return a template of plotly's whose signed numbers are in the colours of the classes.
+
+    The middle of the scale is nearly the page's own colour: what is near zero recedes.
+    """
+    signed = [[0, HARMLESS_COLOUR], [0.5, middle], [1, HARMFUL_COLOUR]]
+    theme = go.layout.Template(pio.templates[base])
+    return theme.update(layout={"colorscale": {"diverging": signed}})
+
+
+LIGHT = _theme("plotly_white", "#f4f4f4")
+DARK = _theme("plotly_dark", "#2e2e2e")
+"""Figures are drawn in the first; `figure.update_layout(template=DARK)` puts on the other."""
+
+THEMES = {"light": LIGHT, "dark": DARK}
 
 
 @dataclass(frozen=True)
@@ -135,8 +150,8 @@ def limit_line(
 
 
 def menu(buttons: list[dict[str, Any]], **place: Any) -> dict[str, Any]:
-    """Return a drop-down menu that can be read under every template."""
-    # The chosen entry is nearly white under every template, so the letters must be dark.
+    """Return a drop-down menu that can be read under every theme."""
+    # The chosen entry is nearly white under every theme, so the letters must be dark.
     looks = {"bgcolor": "white", "font": {"color": "#2a3f5f"}, "yanchor": "bottom"}
     return {"buttons": buttons, "y": 1, "pad": {"b": 6}, **looks, **place}
 
@@ -145,15 +160,6 @@ def faded(colour: str, opacity: float) -> str:
     """Write a `#rrggbb` colour with an opacity in [0, 1]."""
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity:g})"
-
-
-def diverging_colours(template: str) -> list[list[Any]]:
-    """Return the colours of signed numbers: harmless below zero, harmful above.
-
-    The middle is the page's own: what is near zero recedes.
-    """
-    middle = "#2e2e2e" if "dark" in template else "#f4f4f4"
-    return [[0.0, HARMLESS_COLOUR], [0.5, middle], [1.0, HARMFUL_COLOUR]]
 
 
 def ribbon(
@@ -226,27 +232,25 @@ def heading(title: str, subtitle: str = "") -> dict[str, Any]:
 
 def dress(
     figure: go.Figure,
-    template: str,
     title: str,
     *,
     subtitle: str = "",
     height: int = 480,
     **layout: Any,
 ) -> go.Figure:
-    """Give a figure its title, template and the room around it, and return it.
+    """Give a figure its title, theme and the room around it, and return it.
 
     The legend lies below, where it takes no width from the plot on a phone.
 
     Args:
         figure: Changed in place.
-        template: Name of a plotly template.
         title: One line, short enough for a phone.
         subtitle: A second line in smaller letters.
         height: In pixels.
         layout: Anything else of the layout.
     """
     figure.update_layout(
-        template=template,
+        template=LIGHT,
         title=heading(title, subtitle),
         height=height,
         hovermode="closest",
@@ -256,9 +260,9 @@ def dress(
     return figure.update_layout(**layout)
 
 
-def empty(template: str, title: str, text: str) -> go.Figure:
+def empty(title: str, text: str) -> go.Figure:
     """Return a figure without data that says why there is none."""
-    figure = dress(go.Figure(), template, title, height=200)
+    figure = dress(go.Figure(), title, height=200)
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     return figure.add_annotation(
         text=text,

@@ -17,10 +17,9 @@ import plotly.io as pio
 from markupsafe import Markup
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.plots.style import THEMES
 from refusal_lens.runs import figures
 from refusal_lens.runs.folder import RunFolder
-
-LIGHT, DARK = "plotly_white", "plotly_dark"
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -31,7 +30,6 @@ LINE = 20
 """Height of a line of a title, in pixels."""
 
 Json = dict[str, Any]
-Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,11 @@ def draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
     """Yield every figure that can be drawn, and of each other one its title and why not."""
     for name, figure in figures.FIGURES.items():
         try:
-            light, dark = (figures.draw_figure(run_folder, name, base) for base in (LIGHT, DARK))
+            drawn = figures.draw_figure(run_folder, name)
         except RefusalLensError as error:
             yield figure.title, str(error)
         else:
-            yield _show(name, light, dark) if light.data else (figure.title, _note(light))
+            yield _show(name, drawn) if drawn.data else (figure.title, _note(drawn))
 
 
 def _note(figure: go.Figure) -> str:
@@ -64,24 +62,18 @@ def _note(figure: go.Figure) -> str:
 
 
 def themes() -> dict[str, Json]:
-    """Return the plotly templates of the page, which let its own background through."""
-    return {"light": _theme(LIGHT), "dark": _theme(DARK)}
-
-
-def _theme(base: str) -> Json:
-    theme = pio.templates[base].to_plotly_json()
+    """Return the themes as the page has them: they let its own background through."""
     clear = "rgba(0,0,0,0)"
-    font = {**theme["layout"].get("font", {}), "family": FONT}
-    layout = {**theme["layout"], "paper_bgcolor": clear, "plot_bgcolor": clear, "font": font}
-    return {**theme, "layout": layout}
+    looks = {"paper_bgcolor": clear, "plot_bgcolor": clear, "font_family": FONT}
+    return {
+        name: go.layout.Template(theme).update(layout=looks).to_plotly_json()
+        for name, theme in THEMES.items()
+    }
 
 
-def _show(name: str, light: go.Figure, dark: go.Figure) -> ShownFigure:
-    content, other = _plain(light), _plain(dark)
+def _show(name: str, drawn: go.Figure) -> ShownFigure:
+    content = _plain(drawn)
     title = _move_title_out(content)
-    _move_title_out(other)
-    # Most figures differ by their template alone. What else does is told value by value.
-    content["themed"] = list(_differences(content, other))
     text = embed(json.dumps(content, separators=(",", ":"), ensure_ascii=False))
     height = content["layout"]["height"]
     figure = figures.FIGURES[name]
@@ -91,7 +83,7 @@ def _show(name: str, light: go.Figure, dark: go.Figure) -> ShownFigure:
 
 
 def _plain(figure: go.Figure) -> Json:
-    """Return a figure without its template: the page brings that, once for all figures."""
+    """Return a figure without its theme: the page brings that, once for all figures."""
     content = json.loads(pio.to_json(figure, validate=False) or "{}")
     content["layout"].pop("template", None)
     content["layout"].setdefault("height", 450)
@@ -115,22 +107,6 @@ def _caption(sentence: str, title: str) -> str:
     parts = html.unescape(re.sub(r"<(?!br)[^>]*>", "", title)).replace("<br>", " · ").split(" · ")
     place = " · ".join(part for part in parts[1:] if part)
     return f"{sentence} Here: {place}." if place else sentence
-
-
-def _differences(one: Any, other: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Any]]:
-    """Yield where two figures differ, with the value of either."""
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        pairs = [(key, one[key], other[key]) for key in one]
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = [(at, *pair) for at, pair in enumerate(zip(one, other, strict=True))]
-    else:
-        if one != other:
-            yield path, one, other
-        return
-    if one == other:
-        return
-    for key, inner, there in pairs:
-        yield from _differences(inner, there, (*path, key))
 
 
 def embed(content: str) -> Markup:

@@ -25,6 +25,7 @@ _STAGES = {
     "tables/refusal_by_length.csv": "refusal-rate",
     "tables/causal_scores.csv": "select",
     "tables/dose_response.csv": "ablate",
+    "tables/side_effects.csv": "ablate",
     "tables/verdict.csv": "ablate",
     "interventions.csv": "ablate",
     "completions.jsonl": "ablate",

@@ -6,6 +6,7 @@ a figure looks, and computes nothing itself.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,33 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.models.hook_points import site_of
 from refusal_lens.plots.parts import ways_to_split
+from refusal_lens.plots.style import THEMES
 from refusal_lens.plots.text import place_name
+from refusal_lens.runs.checksums import writer_of
 from refusal_lens.runs.folder import RunFolder, best_or_refuse
 from refusal_lens.validation import densities
 from refusal_lens.validation.cosines import square_cosines
 from refusal_lens.validation.frames import rows_that, rows_where
 
-Draw = Callable[[RunFolder, str], go.Figure]
-"""Takes a run and the name of a plotly template."""
+Rows = Callable[[RunFolder, pd.DataFrame], pd.DataFrame]
+"""Which rows of a table are drawn."""
 
 
 @dataclass(frozen=True)
 class Figure:
     """One figure of a run."""
 
-    draw: Draw
-    """Reads the run and draws; called where every file in `needs` is there."""
-
-    needs: tuple[str, ...]
-    """Files of the run folder that it reads."""
-
-    stage: str
-    """The command that writes the last of them."""
-
     title: str
     """Its heading."""
 
     sentence: str
     """What a reader sees in it, in one sentence."""
+
+    draw: Callable[[RunFolder], go.Figure]
+    """Reads the run and draws; called where every file in `needs` is there."""
+
+    needs: tuple[str, ...]
+    """Files of the run folder that it reads."""
 
     folded: str = ""
     """The heading under which the report folds it; the few that are open have none."""
@@ -53,32 +53,32 @@ class Figure:
     """An extra that it needs: it is drawn where it is asked for by name, and nowhere else."""
 
 
-def draw_figure(
-    run_folder: RunFolder | str | Path, name: str, template: str = "plotly_white"
-) -> go.Figure:
+def draw_figure(run_folder: RunFolder | str | Path, name: str, theme: str = "light") -> go.Figure:
     """Draw one figure of a run.
 
     Args:
         run_folder: The run, or where it is.
         name: A key of `FIGURES`.
-        template: Name of a plotly template.
+        theme: light or dark.
 
     Raises:
-        RefusalLensError: There is no such figure, or the stage it needs has not run.
+        RefusalLensError: There is no such figure or theme, or the stage it needs has not run.
     """
     if not isinstance(run_folder, RunFolder):
         run_folder = RunFolder.open(run_folder)
-    if name not in FIGURES:
-        raise RefusalLensError(f"There is no figure {name!r}. There are: {', '.join(FIGURES)}.")
+    for kind, asked, there in (("figure", name, FIGURES), ("theme", theme, THEMES)):
+        if asked not in there:
+            raise RefusalLensError(f"There is no {kind} {asked!r}. There are: {', '.join(there)}.")
     missing = _missing(run_folder, name)
     if missing:
         raise RefusalLensError(
             f"Figure {name} needs {', '.join(missing)}, which {run_folder.path} does not have. "
-            f"Run first: refusal-lens {FIGURES[name].stage} {run_folder.path}"
+            f"Run first: refusal-lens {writer_of(missing[-1])} {run_folder.path}"
         )
-    figure = FIGURES[name].draw(run_folder, template)
+    figure = FIGURES[name].draw(run_folder)
     is_by_harm = name in _BY_HARM or run_folder.relabelling() is None
-    return figure if is_by_harm else _rename(figure, run_folder)
+    figure = figure if is_by_harm else _rename(figure, run_folder)
+    return figure.update_layout(template=THEMES[theme])
 
 
 _OF_PROMPTS = ("hovertext", "customdata", "text")
@@ -139,6 +139,12 @@ def _at_best(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
     return rows_that(table, [other == place for other in places])
 
 
+def _only_at_best(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows of the best place, if any: another place's would mislead."""
+    hook_point, position = _best_place(run_folder)
+    return rows_where(table, hook_point=hook_point, position=position)
+
+
 def _at_best_column(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows of the best place's site and position, all layers."""
     hook_point, position = _best_place(run_folder)
@@ -151,7 +157,7 @@ def _at_best_column(run_folder: RunFolder, table: pd.DataFrame) -> pd.DataFrame:
 # --- figures of scores and projections ---------------------------------------------------------
 
 
-def _projection_histogram(run_folder: RunFolder, template: str) -> go.Figure:
+def _projection_histogram(run_folder: RunFolder) -> go.Figure:
     best = run_folder.best()
     return plots.projection_histogram(
         run_folder.read_projections(),
@@ -160,7 +166,6 @@ def _projection_histogram(run_folder: RunFolder, template: str) -> go.Figure:
         outcomes=_outcomes(run_folder),
         nulls=run_folder.read_table("nulls"),
         initial=(best.hook_point, best.position) if best else None,
-        template=template,
     )
 
 
@@ -172,7 +177,7 @@ def _outcomes(run_folder: RunFolder) -> list[str] | None:
     return [answer.outcome for answer in refusal.answers]
 
 
-def _ridgeline(run_folder: RunFolder, template: str) -> go.Figure:
+def _ridgeline(run_folder: RunFolder) -> go.Figure:
     projections = run_folder.read_projections()
     splits = ways_to_split(projections.is_harmful, _outcomes(run_folder))
     hook_point, position = _best_place(run_folder)
@@ -192,25 +197,18 @@ def _ridgeline(run_folder: RunFolder, template: str) -> go.Figure:
             for site, position in columns
         ],
         [parts.styles for parts in splits for _ in columns],
-        template=template,
     )
 
 
-def _layer_profile(run_folder: RunFolder, template: str) -> go.Figure:
+def _layer_profile(run_folder: RunFolder) -> go.Figure:
     return plots.layer_profile(
         run_folder.read_separation(),
         nulls=run_folder.read_table("nulls"),
         best=run_folder.best(),
-        template=template,
     )
 
 
-def _transfer_matrix(run_folder: RunFolder, template: str) -> go.Figure:
-    title = "AUROC of one category along another's direction"
-    return plots.transfer_matrix(_table(run_folder, "transfer"), title=title, template=template)
-
-
-def _activation_plane(run_folder: RunFolder, template: str) -> go.Figure:
+def _activation_plane(run_folder: RunFolder) -> go.Figure:
     hook_point, position = _best_place(run_folder)
     activations = run_folder.read_activations([hook_point])
     unit = run_folder.read_directions()[hook_point, position].unit
@@ -219,43 +217,39 @@ def _activation_plane(run_folder: RunFolder, template: str) -> go.Figure:
         activations.is_harmful,
         run_folder.read_prompts().prompts,
         place=place_name(hook_point, position),
-        template=template,
     )
 
 
-def _direction_components(run_folder: RunFolder, template: str) -> go.Figure:
+def _direction_components(run_folder: RunFolder) -> go.Figure:
     hook_point, position = _best_place(run_folder)
     direction = run_folder.read_directions()[hook_point, position]
     return plots.direction_components(
         densities.top_coordinates(direction),
         place=place_name(hook_point, position),
-        template=template,
     )
 
 
 # --- figures of tables -------------------------------------------------------------------------
 
 
-def _whole_table(name: str, plot: Callable[..., go.Figure]) -> Draw:
-    """Return a drawer of a table as it is."""
-    return lambda run_folder, template: plot(_table(run_folder, name), template=template)
+def _of_table(
+    title: str,
+    sentence: str,
+    table: str,
+    plot: Callable[[pd.DataFrame], go.Figure],
+    rows: Rows | None = None,
+    folded: str = "",
+) -> Figure:
+    """Return the figure of one table: of the whole of it, or of some rows."""
+
+    def draw(run_folder: RunFolder) -> go.Figure:
+        whole = _table(run_folder, table)
+        return plot(whole if rows is None else rows(run_folder, whole))
+
+    return Figure(title, sentence, draw, (f"tables/{table}.csv", *(_FIT if rows else ())), folded)
 
 
-def _table_at_best(name: str, plot: Callable[..., go.Figure]) -> Draw:
-    """Return a drawer of a table's rows at the best place."""
-    return lambda run_folder, template: plot(
-        _at_best(run_folder, _table(run_folder, name)), template=template
-    )
-
-
-def _table_at_best_column(name: str, plot: Callable[..., go.Figure]) -> Draw:
-    """Return a drawer of a table's rows at the best place's site and position."""
-    return lambda run_folder, template: plot(
-        _at_best_column(run_folder, _table(run_folder, name)), template=template
-    )
-
-
-def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
+def _causal_scores(run_folder: RunFolder) -> go.Figure:
     table = _table(run_folder, "causal_scores")
     rule = CausalRule.of(run_folder.read_config().causal)
     n_layers = run_folder.read_provenance()["model"]["n_layers"]
@@ -265,17 +259,17 @@ def _causal_scores(run_folder: RunFolder, template: str) -> go.Figure:
         if rule.is_late(hook_point, n_layers)
     ]
     n_kept_layers = min(late, default=None)
-    return plots.causal_scores(table, rule=rule, n_kept_layers=n_kept_layers, template=template)
+    return plots.causal_scores(table, rule=rule, n_kept_layers=n_kept_layers)
 
 
-def _place_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
+def _place_heatmap(run_folder: RunFolder) -> go.Figure:
     best = {"": _best_place(run_folder)}
     title = "Separation of every place"
     table = run_folder.read_separation()
-    return plots.place_heatmap(table, "separation", best=best, title=title, template=template)
+    return plots.place_heatmap(table, "separation", best=best, title=title)
 
 
-def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
+def _cosine_heatmap(run_folder: RunFolder) -> go.Figure:
     """Draw the layers at the best place's site and position."""
     cosines = _table(run_folder, "cosines")
     best = run_folder.best()
@@ -284,17 +278,10 @@ def _cosine_heatmap(run_folder: RunFolder, template: str) -> go.Figure:
     layers = rows_where(cosines, kind="layers", position=position)
     table = rows_where(layers.assign(site=[site_of(name) for name in layers["a"]]), site=site)
     title = f"Cosines between layers: {site}, position {position}"
-    return plots.cosine_heatmap(*square_cosines(table), title=title, template=template)
+    return plots.cosine_heatmap(*square_cosines(table), title=title)
 
 
-def _misread_prompts(run_folder: RunFolder, template: str) -> go.Figure:
-    """Draw those of the best place: where it has none, another place's would mislead."""
-    hook_point, position = _best_place(run_folder)
-    table = rows_where(_table(run_folder, "misread"), hook_point=hook_point, position=position)
-    return plots.misread_prompts(table, template=template)
-
-
-def _roc(run_folder: RunFolder, template: str) -> go.Figure:
+def _roc(run_folder: RunFolder) -> go.Figure:
     place = _best_place(run_folder)
     table = run_folder.read_separation()
     row = rows_where(table, hook_point=place[0], position=place[1]).iloc[0]
@@ -302,11 +289,10 @@ def _roc(run_folder: RunFolder, template: str) -> go.Figure:
         densities.roc(run_folder.read_projections(), *place),
         (row["auroc"], row["auroc_low"], row["auroc_high"]),
         place=place_name(*place),
-        template=template,
     )
 
 
-def _embedding(run_folder: RunFolder, template: str) -> go.Figure:
+def _embedding(run_folder: RunFolder) -> go.Figure:
     hook_point, position = _best_place(run_folder)
     activations = run_folder.read_activations([hook_point])
     return plots.embedding(
@@ -314,17 +300,16 @@ def _embedding(run_folder: RunFolder, template: str) -> go.Figure:
         activations.is_harmful,
         run_folder.read_prompts().prompts,
         place=place_name(hook_point, position),
-        template=template,
     )
 
 
-def _refusal_by_topic(run_folder: RunFolder, template: str) -> go.Figure:
+def _refusal_by_topic(run_folder: RunFolder) -> go.Figure:
     report = run_folder.read_refusal()
     assert report is not None, "draw has seen that the file is there"
-    return plots.refusal_bars(report.by_topic(), "Refusal by topic", template=template)
+    return plots.refusal_bars(report.by_topic(), "Refusal by topic")
 
 
-def _refusal_by_intervention(run_folder: RunFolder, template: str) -> go.Figure:
+def _refusal_by_intervention(run_folder: RunFolder) -> go.Figure:
     table = run_folder.read_interventions()
     assert table is not None, "draw has seen that the file is there"
     names = [
@@ -332,13 +317,13 @@ def _refusal_by_intervention(run_folder: RunFolder, template: str) -> go.Figure:
         for intervention, direction in zip(table["intervention"], table["direction"], strict=True)
     ]
     title = "Refusal under interventions at full strength"
-    return plots.refusal_bars(table.assign(name=names), title, template=template)
+    return plots.refusal_bars(table.assign(name=names), title)
 
 
-def _learning_curve(run_folder: RunFolder, template: str) -> go.Figure:
+def _learning_curve(run_folder: RunFolder) -> go.Figure:
     best = run_folder.best()
     place = (best.hook_point, best.position) if best else None
-    return plots.learning_curve(_table(run_folder, "learning_curve"), place, template=template)
+    return plots.learning_curve(_table(run_folder, "learning_curve"), place)
 
 
 _LAYERS, _PROMPTS = "Layers and activations", "Prompts"
@@ -350,238 +335,215 @@ _FIT = ("separation.csv", "provenance.json")
 
 FIGURES: dict[str, Figure] = {
     "projection_histogram": Figure(
-        _projection_histogram,
-        ("projections.safetensors", "prompts.json", *_FIT),
-        "fit",
         "Projection histogram",
         "Every prompt along the direction of one place, projected on a direction that it did "
         "not help to fit; crosses are misread prompts.",
+        _projection_histogram,
+        ("projections.safetensors", "prompts.json", *_FIT),
     ),
     "ridgeline": Figure(
-        _ridgeline,
-        ("projections.safetensors", *_FIT),
-        "fit",
         "All layers at once",
         "Both classes along the direction of each layer: where they part, the direction begins.",
+        _ridgeline,
+        ("projections.safetensors", *_FIT),
     ),
     "layer_profile": Figure(
-        _layer_profile,
-        _FIT,
-        "fit",
         "Layer profile",
         "Scores over the layers: solid lines are held out, dotted ones in sample, and the room "
         "between them is optimism.",
+        _layer_profile,
+        _FIT,
     ),
     "place_heatmap": Figure(
-        _place_heatmap,
-        _FIT,
-        "fit",
         "All places",
         "Separation of every hook point and position, on prompts that its direction was not "
         "fitted to.",
+        _place_heatmap,
+        _FIT,
     ),
     "cosine_heatmap": Figure(
-        _cosine_heatmap,
-        ("tables/cosines.csv", *_FIT),
-        "fit",
         "Cosines between layers",
         "How alike the directions of the layers are, beside the most that noise would leave of "
         "two directions that are the same.",
+        _cosine_heatmap,
+        ("tables/cosines.csv", *_FIT),
         folded=_LAYERS,
     ),
     "activation_plane": Figure(
-        _activation_plane,
-        ("directions.safetensors", "activations/manifest.json", "prompts.json", *_FIT),
-        "fit",
         "Activations in a plane",
         "The best direction across, the first principal component of all the rest upwards; both "
         "are fitted to the prompts shown.",
+        _activation_plane,
+        ("directions.safetensors", "activations/manifest.json", "prompts.json", *_FIT),
         folded=_LAYERS,
     ),
     "embedding": Figure(
-        _embedding,
-        ("activations/manifest.json", "prompts.json", *_FIT),
-        "fit",
         "Embedding",
         "UMAP of the activations at the best place: who is near whom, in sample.",
+        _embedding,
+        ("activations/manifest.json", "prompts.json", *_FIT),
         folded=_LAYERS,
         extra="embed",
     ),
     "roc": Figure(
-        _roc,
-        ("projections.safetensors", *_FIT),
-        "fit",
         "ROC",
         "What every threshold at the best place would catch and raise falsely, on prompts that "
         "the direction was not fitted to.",
+        _roc,
+        ("projections.safetensors", *_FIT),
         folded=_TRUST,
     ),
-    "category_breakdown": Figure(
-        _table_at_best("categories", plots.category_breakdown),
-        ("tables/categories.csv", *_FIT),
-        "fit",
+    "category_breakdown": _of_table(
         "Categories",
         "How each category lies along the best direction, and how much of it is called harmful.",
+        "categories",
+        plots.category_breakdown,
+        _at_best,
     ),
-    "transfer_matrix": Figure(
-        _transfer_matrix,
-        ("tables/transfer.csv",),
-        "fit",
+    "transfer_matrix": _of_table(
         "Transfer between categories",
         "AUROC of each category along the direction of another; never on prompts that it was "
         "fitted to.",
+        "transfer",
+        partial(plots.transfer_matrix, title="AUROC of one category along another's direction"),
         folded=_PROMPTS,
     ),
-    "misread_prompts": Figure(
-        _misread_prompts,
-        ("tables/misread.csv", *_FIT),
-        "fit",
+    "misread_prompts": _of_table(
         "Misread prompts",
         "The prompts on the wrong side of the threshold, and how far they are beyond it.",
+        "misread",
+        plots.misread_prompts,
+        _only_at_best,
         folded=_PROMPTS,
     ),
-    "stability": Figure(
-        _whole_table("stability", plots.stability),
-        ("tables/stability.csv",),
-        "fit",
+    "stability": _of_table(
         "Stability",
         "How alike the directions of other draws of prompts are: near 1 they hardly turn.",
+        "stability",
+        plots.stability,
         folded=_TRUST,
     ),
     "learning_curve": Figure(
-        _learning_curve,
-        ("tables/learning_curve.csv", *_FIT),
-        "fit",
         "Learning curve",
         "By how many degrees the direction turns when it is fitted to so many prompts.",
+        _learning_curve,
+        ("tables/learning_curve.csv", *_FIT),
         folded=_TRUST,
     ),
-    "nested_choice": Figure(
-        _whole_table("nested_choice", plots.nested_choice),
-        ("tables/nested_choice.csv",),
-        "fit",
+    "nested_choice": _of_table(
         "Nested choice",
         "Which place was chosen on a part of the prompts, and how it did on the others.",
+        "nested_choice",
+        plots.nested_choice,
         folded=_TRUST,
     ),
-    "confounds": Figure(
-        _whole_table("confounds", plots.confounds),
-        ("tables/confounds.csv",),
-        "fit",
+    "confounds": _of_table(
         "Confounds",
         "How well length, punctuation and words alone tell the classes apart.",
+        "confounds",
+        plots.confounds,
     ),
-    "method_comparison": Figure(
-        _table_at_best_column("methods", plots.method_comparison),
-        ("tables/methods.csv", *_FIT),
-        "fit",
+    "method_comparison": _of_table(
         "Ways to fit",
         "Other ways to fit a direction, on the same held-out prompts, at the places where "
         "they were compared.",
+        "methods",
+        plots.method_comparison,
+        _at_best_column,
         folded=_VECTOR,
     ),
     "direction_components": Figure(
-        _direction_components,
-        ("directions.safetensors", *_FIT),
-        "fit",
         "Components of the direction",
         "Its largest coordinates: where a single one holds most of the length, clip lower.",
+        _direction_components,
+        ("directions.safetensors", *_FIT),
         folded=_VECTOR,
     ),
-    "coordinate_shares": Figure(
-        _table_at_best_column("coordinates", plots.coordinate_shares),
-        ("tables/coordinates.csv", *_FIT),
-        "fit",
+    "coordinate_shares": _of_table(
         "Shares of the coordinates",
         "How much of each direction's squared length its largest coordinates hold.",
+        "coordinates",
+        plots.coordinate_shares,
+        _at_best_column,
         folded=_VECTOR,
     ),
-    "clip_sweep": Figure(
-        _whole_table("clip_sweep", plots.clip_sweep),
-        ("tables/clip_sweep.csv",),
-        "fit",
+    "clip_sweep": _of_table(
         "Clipping",
         "What clipping the direction's largest components does to it.",
+        "clip_sweep",
+        plots.clip_sweep,
         folded=_VECTOR,
     ),
-    "refusal_by_length": Figure(
-        _whole_table("refusal_by_length", plots.refusal_by_length),
-        ("tables/refusal_by_length.csv",),
-        "refusal-rate",
+    "refusal_by_length": _of_table(
         "Refusal by length of answer",
         "Refusal and evasion where the same answers are cut off after so many tokens.",
+        "refusal_by_length",
+        plots.refusal_by_length,
         folded=_DOES,
     ),
     "refusal_by_topic": Figure(
-        _refusal_by_topic,
-        ("refusal.json",),
-        "refusal-rate",
         "Refusal by topic",
         "How much of each topic the model refuses, harmful topics first, with 95 % intervals.",
+        _refusal_by_topic,
+        ("refusal.json",),
         folded=_DOES,
     ),
-    "quadrants": Figure(
-        _whole_table("quadrants", plots.quadrants),
-        ("tables/quadrants.csv",),
-        "fit",
+    "quadrants": _of_table(
         "Harmful and refused",
         "Every prompt between the direction of harm and that of refusal, each fitted with the "
         "other label held fixed, and without the prompt's own fold; borderline ones are in no fit.",
+        "quadrants",
+        plots.quadrants,
         folded=_DOES,
     ),
     "causal_scores": Figure(
-        _causal_scores,
-        ("tables/causal_scores.csv", "provenance.json"),
-        "select",
         "Causal scores",
         "What ablating and adding each direction does to refusal, with the paper's thresholds.",
+        _causal_scores,
+        ("tables/causal_scores.csv", "provenance.json"),
     ),
-    "dose_response": Figure(
-        _whole_table("dose_response", plots.dose_response),
-        ("tables/dose_response.csv",),
-        "ablate",
+    "dose_response": _of_table(
         "Dose and response",
         "Refusal over the strength of the intervention, beside random and permuted directions.",
+        "dose_response",
+        plots.dose_response,
     ),
     "refusal_by_intervention": Figure(
-        _refusal_by_intervention,
-        ("interventions.csv",),
-        "ablate",
         "Refusal under interventions",
         "What is refused with each direction removed or added at full strength, beside controls.",
+        _refusal_by_intervention,
+        ("interventions.csv",),
         folded=_DOES,
     ),
-    "side_effects": Figure(
-        _whole_table("side_effects", plots.side_effects),
-        ("tables/side_effects.csv",),
-        "ablate",
+    "side_effects": _of_table(
         "Effect against cost",
         "What each strength does to refusal against how much it changes answers that should stay "
         "as they are, beside random directions.",
+        "side_effects",
+        plots.side_effects,
         folded=_DOES,
     ),
-    "head_attribution": Figure(
-        _table_at_best("attribution", plots.head_attribution),
-        ("tables/attribution.csv", *_FIT),
-        "attribute",
+    "head_attribution": _of_table(
         "What writes the direction",
         "How much each head and MLP adds to the class difference along the direction.",
+        "attribution",
+        plots.head_attribution,
+        _at_best,
         folded=_WRITERS,
     ),
-    "unembedding": Figure(
-        _table_at_best("unembedding", plots.unembedding),
-        ("tables/unembedding.csv", *_FIT),
-        "attribute",
+    "unembedding": _of_table(
         "Through the unembedding",
         "The tokens that the direction speaks for and against.",
+        "unembedding",
+        plots.unembedding,
+        _at_best,
         folded=_WRITERS,
     ),
-    "prompt_tokens": Figure(
-        _whole_table("prompt_tokens", plots.prompt_tokens),
-        ("tables/prompt_tokens.csv",),
-        "attribute",
+    "prompt_tokens": _of_table(
         "Tokens of a prompt",
         "Each token coloured by its projection: where in the prompt the direction appears.",
+        "prompt_tokens",
+        plots.prompt_tokens,
         folded=_WRITERS,
     ),
 }

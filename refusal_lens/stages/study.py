@@ -44,7 +44,6 @@ from refusal_lens.validation.crossfit import check_can_hold_out
 from refusal_lens.validation.units import pair_units
 
 DEFAULT_FIGURES = ("projection_histogram", "layer_profile")
-TEMPLATES = {"light": "plotly_white", "dark": "plotly_dark"}
 
 
 def run(
@@ -269,7 +268,7 @@ def plot_stage(
     names: Sequence[str] = DEFAULT_FIGURES,
     *,
     ending: str = "html",
-    template: str = "light",
+    theme: str = "light",
     folder: Path | None = None,
     width: int = 1000,
     scale: float = 2.0,
@@ -280,7 +279,7 @@ def plot_stage(
         run_folder: The run.
         names: Keys of `figures.FIGURES`; `all` stands for those that the run has the files for.
         ending: html, json, png, svg or pdf.
-        template: light or dark.
+        theme: light or dark.
         folder: Where to write; None takes the run folder.
         width: Of pictures, in pixels.
         scale: Dots a pixel of a png.
@@ -298,7 +297,7 @@ def plot_stage(
         remove_partial_of(folder, figures.FIGURES)
     drawn = {
         (folder or run_folder.path) / f"{name}.{ending}": figures.draw_figure(
-            run_folder, name, TEMPLATES[template]
+            run_folder, name, theme
         )
         for name in wanted
     }

@@ -11,7 +11,7 @@ def moved(view, runs, trigger, value, **others):
 
 def test_cells_know_their_places(runs, view):
     scores = Scene(runs[view.run], view).projected.scores
-    cells = overview_figures.place_heatmap(scores, "accuracy", "plotly_white").data[0]
+    cells = overview_figures.place_heatmap(scores, "accuracy").data[0]
     for _, row in scores.iterrows():
         place = row["hook_point"], row["position"]
         shape = overview_figures.heatmap_highlight(scores, *place)[0]

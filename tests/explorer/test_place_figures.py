@@ -82,7 +82,7 @@ def test_hostile_prompts_are_text_on_hover(scene):
 @pytest.mark.parametrize("scale", ["raw", "cosine"])
 def test_ridges_are_those_of_plots_on_the_view_s_scale(runs, view, scale):
     scene = Scene(runs[view.run], replace(view, scale=scale, position="mean"))
-    figure = overview_figures.ridgeline(scene.ridges, scene.parts, "plotly_white")
+    figure = overview_figures.ridgeline(scene.ridges, scene.parts)
     expected = plots.ridgeline([scene.ridges])
     for trace, other in zip(figure.data, expected.data, strict=True):
         assert trace == other
@@ -111,5 +111,5 @@ def test_classes_are_split_by_outcome_where_the_run_has_answers(runs, view):
     for marks, rows in zip(figure.data[3:6], ((40, 80, 1), (0, 40, 2), (1, 40, 2)), strict=True):
         assert list(marks.customdata) == list(range(*rows))
     assert len(figure.data) == len(place_figures.histogram_changes(*given)["data"])
-    ridges = overview_figures.ridgeline(scene.ridges, scene.parts, "plotly_white")
+    ridges = overview_figures.ridgeline(scene.ridges, scene.parts)
     assert [trace.name for trace in ridges.data] == [s.name for s in scene.parts.styles]

@@ -13,7 +13,13 @@ import torch
 from conftest import make_separation
 
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.plots import HARMFUL_COLOUR, HARMLESS_COLOUR, layer_profile, projection_histogram
+from refusal_lens.plots import (
+    DARK,
+    HARMFUL_COLOUR,
+    HARMLESS_COLOUR,
+    layer_profile,
+    projection_histogram,
+)
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.crossfit import Projections
@@ -775,14 +781,15 @@ def test_inputs_are_not_changed():
     assert prompts == kept
 
 
-def test_template_is_the_one_asked_for():
+def test_figures_are_light_until_they_are_told_otherwise():
     projections, separation, prompts = planted(hook_points=1)
-    for template, background in (("plotly_white", "white"), ("plotly_dark", "rgb(17,17,17)")):
-        for figure in (
-            projection_histogram(projections, separation, prompts, template=template),
-            layer_profile(separation, template=template),
-        ):
-            assert figure.layout.template.layout.paper_bgcolor == background
+    for figure in (
+        projection_histogram(projections, separation, prompts),
+        layer_profile(separation),
+    ):
+        assert figure.layout.template.layout.paper_bgcolor == "white"
+        figure.update_layout(template=DARK)
+        assert figure.layout.template.layout.paper_bgcolor == "rgb(17,17,17)"
 
 
 def test_classes_are_split_by_outcome_by_choice():

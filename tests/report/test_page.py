@@ -31,7 +31,7 @@ from refusal_lens.experiments.dose_response import Completion, evidence_of
 from refusal_lens.experiments.verdicts import Verdict, decide_cause
 from refusal_lens.report import build_report
 from refusal_lens.report.answer import answer, reasons
-from refusal_lens.report.drawings import draw_all
+from refusal_lens.report.drawings import draw_all, themes
 from refusal_lens.report.evidence import gather
 from refusal_lens.report.page import render
 from refusal_lens.report.tables import MAX_ROWS, readable, shown_tables
@@ -447,19 +447,21 @@ def test_a_figure_that_lacks_its_stage_is_named_and_not_drawn(run_folder, monkey
     assert all(missing[1] == "Run first: refusal-lens <select>" for missing in draw_all(run_folder))
 
 
-def test_what_figures_choose_by_theme_is_carried_for_both(run_folder, monkeypatch):
-    def draw(_, template):
-        middle = "#000000" if template == "plotly_dark" else "#ffffff"
-        figure = go.Figure(
-            go.Heatmap(z=[[1, 2]], colorscale=[[0, "red"], [0.5, middle], [1, "blue"]])
-        )
-        return figure.update_layout(template=template, title="What <b>it</b> is<br>then &amp; now")
+def test_signed_numbers_recede_into_either_page():
+    for name, middle in (("light", "#f4f4f4"), ("dark", "#2e2e2e")):
+        layout = themes()[name]["layout"]
+        assert layout["colorscale"]["diverging"][1] == [0.5, middle]
+        assert layout["paper_bgcolor"] == "rgba(0,0,0,0)"
 
-    record = figures.Figure(draw, (), "fit", "One of a kind", "What there is.")
+
+def test_a_figure_leaves_its_title_to_the_page(run_folder, monkeypatch):
+    def draw(_):
+        return go.Figure(go.Bar(y=[1])).update_layout(title="What <b>it</b> is<br>then &amp; now")
+
+    record = figures.Figure("One of a kind", "What there is.", draw, ())
     monkeypatch.setattr(figures, "FIGURES", {"one_of_a_kind": record})
     (shown,) = draw_all(run_folder)
     content = json.loads(shown.content)
-    assert content["themed"] == [[["data", 0, "colorscale", 1, 1], "#ffffff", "#000000"]]
     assert (shown.title, shown.caption) == ("One of a kind", "What there is. Here: then & now.")
     assert "title" not in content["layout"]
 
@@ -479,11 +481,10 @@ def test_what_a_killed_plot_left_in_another_folder_is_removed_by_the_next(run_fo
 
 def test_a_figure_more_is_a_row_more(run_folder, monkeypatch, tmp_path):
     record = figures.Figure(
-        lambda run, template: go.Figure(go.Bar(y=[len(run.read_prompts().prompts)])),
-        ("prompts.json",),
-        "collect",
         "How many prompts",
         "Counted by hand.",
+        lambda run: go.Figure(go.Bar(y=[len(run.read_prompts().prompts)])),
+        ("prompts.json",),
     )
     monkeypatch.setitem(figures.FIGURES, "n_prompts", record)
     assert figures.available(run_folder)[-1] == "n_prompts"

@@ -99,13 +99,13 @@ def test_a_run_has_the_figures_whose_files_it_has(bare, full):
     ]
 
 
-@pytest.mark.parametrize("template", ["plotly_white", "plotly_dark"])
-def test_every_figure_of_a_run_is_drawn(full, template):
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_figure_of_a_run_is_drawn(full, theme):
     for name in figures.available(full):
-        figure = figures.draw_figure(full, name, template)
+        figure = figures.draw_figure(full, name, theme)
         assert len(figure.data) > 0, name
         assert figure.layout.height >= 200, name
-        assert ("17,17,17" in figure.layout.template.layout.paper_bgcolor) == ("dark" in template)
+        assert ("17,17,17" in figure.layout.template.layout.paper_bgcolor) == (theme == "dark")
         if name != "projection_histogram":
             assert figure.layout.title.text, name
 
@@ -116,6 +116,9 @@ def test_an_unknown_figure_names_the_known_ones(bare):
     assert str(caught.value) == (
         f"There is no figure 'nonsense'. There are: {', '.join(figures.FIGURES)}."
     )
+    with pytest.raises(RefusalLensError) as caught:
+        figures.draw_figure(bare, "roc", "plotly_dark")
+    assert str(caught.value) == "There is no theme 'plotly_dark'. There are: light, dark."
 
 
 def test_a_missing_table_names_the_stage_that_writes_it(bare):
@@ -206,7 +209,7 @@ def test_limits_are_drawn_where_the_run_s_settings_have_them(full):
 
 
 def test_data_and_pages_are_written_whole(bare, tmp_path: Path):
-    figure = figures.draw_figure(bare, "direction_components", "plotly_dark")
+    figure = figures.draw_figure(bare, "direction_components", "dark")
     export({str(tmp_path / "new" / "a.json"): figure, str(tmp_path / "a.html"): figure})
     read = json.loads((tmp_path / "new" / "a.json").read_text(encoding="utf-8"))
     assert read["data"][0]["y"] == list(figure.data[0].y)

@@ -2,8 +2,8 @@
 (() => {
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", () => {
-    const template = dark.matches ? "plotly_dark" : "plotly_white";
-    window.dash_clientside.set_props("template", { data: template });
+    const theme = dark.matches ? "dark" : "light";
+    window.dash_clientside.set_props("theme", { data: theme });
   });
 
   // Where a control has the focus, its own keys count.

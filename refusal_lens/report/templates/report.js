@@ -26,16 +26,6 @@
     return themes[isDark() ? "dark" : "light"];
   }
 
-  // Colours that a figure chose by its theme, beyond those of the template.
-  const themed = new Map();
-
-  function colour(figure, changes) {
-    for (const [path, light, night] of changes) {
-      const holder = path.slice(0, -1).reduce((part, key) => part?.[key], figure);
-      if (holder) holder[path.at(-1)] = isDark() ? night : light;
-    }
-  }
-
   function element(tag, properties = {}, children = []) {
     const made = Object.assign(document.createElement(tag), properties);
     made.append(...children);
@@ -53,7 +43,6 @@
     if (drawn.has(plot)) return;
     const figure = readJson(`data-${plot.dataset.name}`);
     const isShown = hideOwnControls(figure.layout);
-    themed.set(plot, figure.themed);
     const done = dress(plot, figure.data, figure.layout).then(() => {
       showControls(plot, isShown);
       plot.dataset.isDrawn = "yes";
@@ -63,7 +52,6 @@
 
   // Draw as theme and medium want it; what was chosen in the figure is in data and layout.
   function dress(plot, data, layout) {
-    colour({ data, layout }, themed.get(plot));
     const { width, ...fluid } = layout;
     const size = isPrinting ? { width: PRINT_WIDTH, autosize: false } : { autosize: true };
     return Plotly.newPlot(plot, data, { ...fluid, ...size, template: theme() }, {
