@@ -9,7 +9,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import TypeVar
 
 import rich.progress
@@ -140,12 +139,7 @@ class ClassProgress:
         self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop drawing, whatever happened."""
         self._bars.stop()
 

@@ -14,9 +14,9 @@ from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import CLIP_QUANTILE, clip, normalise
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.directions.subspaces import fit_categories
-from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.crossfit import Projections
+from refusal_lens.validation.frames import place_frame
 from refusal_lens.validation.scores import auroc
 
 N_MISREAD = 100
@@ -43,13 +43,14 @@ def category_table(projections: Projections, prompts: Sequence[Prompt]) -> pd.Da
     groups: dict[tuple[str, bool], list[int]] = {}
     for row, prompt in enumerate(prompts):
         groups.setdefault((prompt.category, bool(labels[row])), []).append(row)
+    places = place_frame(projections.hook_points, projections.positions)
     tables = []
     for (category, is_harmful), rows in groups.items():
         mean = projections.cosines[rows].mean(dim=0)
         apart = mean - means[False] if is_harmful else means[True] - mean
         called = projections.is_called_harmful[rows].double().mean(dim=0)
         tables.append(
-            _places(projections).assign(
+            places.assign(
                 category=category,
                 is_harmful=is_harmful,
                 n=len(rows),
@@ -58,8 +59,8 @@ def category_table(projections: Projections, prompts: Sequence[Prompt]) -> pd.Da
                 separation=apart.flatten().numpy(),
             )
         )
-    table = pd.concat(tables, ignore_index=True)
-    return table.sort_values("order", kind="stable", ignore_index=True).drop(columns="order")
+    # Place by place, in the order of the collection.
+    return pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
 
 
 def misread_table(projections: Projections, prompts: Sequence[Prompt]) -> pd.DataFrame:
@@ -168,18 +169,3 @@ def _score_pair(
     taken = (is_harmful | is_harmless) & ~values.isnan()
     apart = cosines[is_harmful & taken].mean() - cosines[is_harmless & taken].mean()
     return {"auroc": auroc(values[taken], is_harmful[taken]).item(), "separation": apart.item()}
-
-
-def _places(projections: Projections) -> pd.DataFrame:
-    """Return one row a place; `order` keeps that of the collection."""
-    rows = [
-        {
-            "hook_point": hook_point,
-            "site": site_of(hook_point),
-            "layer": layer_of(hook_point),
-            "position": position,
-        }
-        for hook_point in projections.hook_points
-        for position in projections.positions
-    ]
-    return pd.DataFrame(rows).assign(order=range(len(rows)))

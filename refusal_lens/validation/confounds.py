@@ -24,6 +24,7 @@ from torch import Tensor
 from refusal_lens.prompts.contrast import ContrastSet, Prompt
 from refusal_lens.prompts.groups import words_of
 from refusal_lens.validation.crossfit import Projections
+from refusal_lens.validation.frames import PLACE, place_frame
 from refusal_lens.validation.scores import auroc, auroc_interval
 from refusal_lens.validation.thresholds import NEAR_DUPLICATE
 from refusal_lens.validation.units import Units
@@ -221,31 +222,24 @@ def length_correlations(projections: Projections, token_counts: Sequence[int]) -
     """
     counts = torch.tensor(token_counts, dtype=torch.float64)
     labels = projections.is_harmful
-    rows = []
-    for row, hook_point in enumerate(projections.hook_points):
-        for column, position in enumerate(projections.positions):
-            values = projections.values[:, row, column]
-            sides = [
-                (counts[side] - counts[side].mean(), values[side] - values[side].mean())
-                for side in (labels, ~labels)
-            ]
-            x, y = (torch.cat(parts) for parts in zip(*sides, strict=True))
-            rows.append(
-                {
-                    "hook_point": hook_point,
-                    "position": position,
-                    "correlation_harmful": _correlation(*sides[0]),
-                    "correlation_harmless": _correlation(*sides[1]),
-                    "share": _correlation(x, y) ** 2,
-                }
-            )
-    return pd.DataFrame(rows)
+    sides = [
+        tuple(each[side] - each[side].mean(dim=0) for each in (counts, projections.values))
+        for side in (labels, ~labels)
+    ]
+    both = (torch.cat(parts) for parts in zip(*sides, strict=True))
+    columns = {
+        "correlation_harmful": _correlations(*sides[0]),
+        "correlation_harmless": _correlations(*sides[1]),
+        "share": _correlations(*both) ** 2,
+    }
+    table = place_frame(projections.hook_points, projections.positions)[list(PLACE)]
+    return table.assign(**{name: one.flatten().numpy() for name, one in columns.items()})
 
 
-def _correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
+def _correlations(x: Float[Tensor, " n"], y: Float[Tensor, " n *grid"]) -> Float[Tensor, "*grid"]:
     """Pearson's r of centred numbers; 0 where one does not vary, as then neither follows."""
-    size = x.norm() * y.norm()
-    return 0.0 if size == 0 else (x @ y / size).item()
+    size = x.norm() * y.norm(dim=0)
+    return torch.tensordot(x, y, dims=1).div(size).where(size != 0, 0.0)
 
 
 # --- prompts that are too alike ---------------------------------------------------------------

@@ -5,13 +5,13 @@ Knows shares of squared length and the sweep over clip quantiles. Does not choos
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import Directions, clip, normalise
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS, fit_grid
-from refusal_lens.models.hook_points import layer_of, site_of
+from refusal_lens.validation.frames import PLACE, place_frame
 from refusal_lens.validation.separation import held_out_scores
 
 CLIP_QUANTILES = (None, 0.9999, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.75, 0.5)
@@ -31,21 +31,9 @@ def coordinate_table(directions: Directions) -> pd.DataFrame:
         **{f"{name}_clipped": value for name, value in coordinate_shares(clipped).items()},
         "cosine_raw_clipped": (normalise(directions.vectors) * normalise(clipped)).sum(dim=-1),
     }
-    rows = [
-        {
-            "hook_point": hook_point,
-            "site": site_of(hook_point),
-            "layer": layer_of(hook_point),
-            "position": position,
-            **{
-                name: value[row, column].item() if directions.is_kept[row, column] else torch.nan
-                for name, value in columns.items()
-            },
-        }
-        for row, hook_point in enumerate(directions.hook_points)
-        for column, position in enumerate(directions.positions)
-    ]
-    return pd.DataFrame(rows)
+    kept = {name: value.where(directions.is_kept, torch.nan) for name, value in columns.items()}
+    table = place_frame(directions.hook_points, directions.positions)
+    return table.assign(**{name: value.flatten().numpy() for name, value in kept.items()})
 
 
 def coordinate_shares(
@@ -86,33 +74,14 @@ def clip_sweep(
         `cosine_to_unclipped`, of the directions fitted to all prompts.
     """
     vectors, is_kept = fit_grid(activations.values, activations.is_harmful, method)
-    rows = []
+    places = place_frame(activations.hook_points, activations.positions)[list(PLACE)]
+    tables = []
     for quantile in CLIP_QUANTILES:
         scores = held_out_scores(activations, folds, quantile, method)
-        cosines = (normalise(vectors) * normalise(clip(vectors, quantile))).sum(dim=-1)
-        rows += _sweep_rows(activations, quantile, scores, cosines, is_kept)
-    return pd.DataFrame(rows)
-
-
-def _sweep_rows(
-    activations: Activations,
-    quantile: float | None,
-    scores: dict[str, Float[Tensor, "n_hook_points n_positions"]],
-    cosines: Float[Tensor, "n_hook_points n_positions"],
-    is_kept: Bool[Tensor, "n_hook_points n_positions"],
-) -> list[dict[str, object]]:
-    return [
-        {
-            "hook_point": hook_point,
-            "position": position,
-            "clip_quantile": torch.nan if quantile is None else quantile,
-            **{name: scores[name][row, column].item() for name in _SWEPT},
-            "cosine_to_unclipped": cosines[row, column].item(),
-        }
-        for row, hook_point in enumerate(activations.hook_points)
-        for column, position in enumerate(activations.positions)
-        if is_kept[row, column]
-    ]
-
-
-_SWEPT = ("separation", "accuracy", "auroc")
+        columns = {name: scores[name] for name in ("separation", "accuracy", "auroc")}
+        clipped = normalise(clip(vectors, quantile))
+        columns["cosine_to_unclipped"] = (normalise(vectors) * clipped).sum(dim=-1)
+        table = places.assign(clip_quantile=torch.nan if quantile is None else quantile)
+        table = table.assign(**{name: one.flatten().numpy() for name, one in columns.items()})
+        tables.append(table[is_kept.flatten().numpy()])
+    return pd.concat(tables, ignore_index=True)
