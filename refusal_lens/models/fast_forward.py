@@ -123,41 +123,16 @@ def forward(
     past: list[KeyValues] | None = None,
     needed: Int[Tensor, "batch n_needed"] | None = None,
 ) -> list[KeyValues]:
-    """Run the blocks up to `stop`, calling every hook point on the way.
-
-    Args:
-        model: A model for which `why_not_fast` is None.
-        ids: Token ids, padded on the right.
-        stop: Where to end.
-        past: Keys and values of a prefix that all rows share, batch 1; positions start after it.
-        needed: Positions of `ids` that are needed of the last block; the others get no query there,
-            and its hook points from the attention on see these positions only.
+    """Run token ids, padded on the right, through `run_blocks` up to `stop`.
 
     Returns:
         Keys and values of every block that ran, for use as `past`.
     """
     offset = past[0].keys.shape[1] if past else 0
     residual = embed(model, ids, offset)
-    masks, is_biased = _Masks(model, offset), has_mlp_bias(model)
-    kept = []
-    for layer in range(stop.n_blocks):
-        block: Any = model.blocks[layer]
-        is_last = layer == stop.n_blocks - 1
-        residual = to_block(model, block, residual)
-        residual, key_values = run_block(
-            block,
-            residual,
-            BlockInput(
-                past=past[layer] if past else None,
-                mask=masks.of(block, residual),
-                offset=offset,
-                needed=needed.to(residual.device) if needed is not None and is_last else None,
-                stop_site=stop.site if is_last else "resid_post",
-                has_mlp_bias=is_biased,
-            ),
-        )
-        if key_values is not None:
-            kept.append(key_values)
+    _, kept = run_blocks(
+        model, residual, 0, stop.n_blocks, past=past, needed=needed, stop_site=stop.site
+    )
     return kept
 
 
@@ -190,17 +165,20 @@ def run_blocks(
     *,
     past: Sequence[KeyValues] | None = None,
     needed: Int[Tensor, "batch n_needed"] | None = None,
+    stop_site: str = "resid_post",
 ) -> tuple[Float[Tensor, "batch n_left d_model"], list[KeyValues]]:
-    """Run the blocks from `start` up to, and without, `stop` over prompts padded on the right.
+    """Run the blocks from `start` up to, and without, `stop`, calling every hook point on the way.
 
     Args:
         model: A model for which `why_not_fast` is None.
-        residual: What goes into the first of the blocks.
+        residual: What goes into the first of the blocks, of prompts padded on the right.
         start: The first block.
         stop: The one behind the last.
         past: Keys and values, block after block, of tokens before those of `residual`: of one row
             that all share, or of each row its own.
-        needed: Positions of `residual` that are needed of the last block; None needs all.
+        needed: Positions of `residual` that are needed of the last block; the others get no query
+            there, and its hook points from the attention on see these only. None needs all.
+        stop_site: The last hook point needed of the last block.
 
     Returns:
         What comes out of the last block, and the keys and values of each.
@@ -210,12 +188,14 @@ def run_blocks(
     kept = []
     for index, layer in enumerate(range(start, stop)):
         block: Any = model.blocks[layer]
+        is_last = layer == stop - 1
         residual = to_block(model, block, residual)
         given = BlockInput(
             mask=masks.of(block, residual),
             offset=offset,
             past=past[index] if past else None,
-            needed=needed.to(residual.device) if needed is not None and layer == stop - 1 else None,
+            needed=needed.to(residual.device) if needed is not None and is_last else None,
+            stop_site=stop_site if is_last else "resid_post",
             has_mlp_bias=is_biased,
         )
         residual, key_values = run_block(block, residual, given)
