@@ -40,6 +40,7 @@ from transformers import (
 )
 
 from refusal_lens import Activations, ContrastSet, collect, load_model
+from refusal_lens.activations.store import open_store
 from refusal_lens.models import known_budgets
 from refusal_lens.models.backends import Model
 from refusal_lens.prompts import chat_format
@@ -158,6 +159,21 @@ def noise(
     values[is_harmful, ..., 0] += shift
     names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(n_places))
     return Activations(values, is_harmful, names, ("last",))
+
+
+def save_activations(folder: Path, activations: Activations) -> None:
+    """Write activations that are in memory as a finished store."""
+    key = {
+        **{name: activations.provenance.get(name) for name in ("model", "prompts")},
+        "hook_points": activations.hook_points,
+        "positions": activations.positions,
+        "dtype": "float32",
+    }
+    store = open_store(folder, key, n_prompts=len(activations.is_harmful))
+    for index, rows in enumerate(store.rows):
+        part = slice(rows.start, rows.stop)
+        store.write_shard(index, activations.values[part], activations.is_harmful[part])
+    store.finish(activations.provenance, activations.groups, activations.prompts)
 
 
 def make_separation(

@@ -4,9 +4,9 @@ import warnings
 from pathlib import Path
 
 import torch
+from conftest import save_activations
 
 from refusal_lens.activations.pooled import Activations
-from refusal_lens.activations.store import save_activations
 from refusal_lens.config_files import load_config
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.experiments.refusal import Answer, RefusalReport

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
+from conftest import save_activations
 
 import refusal_lens as rl
 from refusal_lens.activations.pooled import Activations
-from refusal_lens.activations.store import save_activations
 
 PUBLIC = [name for name in rl.__all__ if name != "plots"]
 
@@ -126,7 +126,7 @@ def test_paths_as_text_work(tmp_path):
     values = torch.randn(8, 1, 1, 4, generator=torch.Generator().manual_seed(0))
     place = ("blocks.0.hook_resid_post", "last")
     activations = Activations(values, torch.arange(8) < 4, (place[0],), (place[1],))
-    save_activations(str(tmp_path / "store"), activations)
+    save_activations(tmp_path / "store", activations)
     folder = str(tmp_path / "store")
     assert torch.equal(rl.load_hook_point(folder, place[0]), values[:, 0])
     assert torch.equal(rl.load_activations(folder).values, values)

@@ -34,6 +34,8 @@ NAMES_IN_FILE = {
     torch.bool: "BOOL",
 }
 
+GROUPS, PROMPTS, MANIFEST = "groups.safetensors", "prompts.json", "manifest.json"
+"""In a store's folder: which prompts depend on each other, the prompts, what it says of itself."""
 
 HEADER = "header"
 """Among the names of tensors in a record: what stands before them in the file."""
@@ -186,63 +188,49 @@ def to_dtype(
     return stored
 
 
-def groups_path(folder: Path) -> Path:
-    """Return where a store keeps which prompts depend on each other."""
-    return folder / "groups.safetensors"
-
-
 def write_groups(folder: Path, groups: Groups) -> None:
     """Write which prompts depend on each other."""
+    path = folder / GROUPS
     labels = {name: getattr(groups, name).clone() for name in FACTORS}
-    with write_whole(groups_path(folder)) as temporary:
+    with write_whole(path) as temporary:
         temporary.write_bytes(save(labels, metadata=groups.origin))
-        write_sealed(record_path(groups_path(folder)), {"sha256": file_sha256(temporary)})
+        write_sealed(record_path(path), {"sha256": file_sha256(temporary)})
 
 
 def read_groups(folder: Path, n_prompts: int) -> Groups:
     """Read which prompts depend on each other, none where nothing is kept; refuse damage."""
-    if not groups_path(folder).is_file():
+    path = folder / GROUPS
+    if not path.is_file():
         return Groups.independent(n_prompts)
-    record = read_sealed(record_path(groups_path(folder)))
-    if record["sha256"] != file_sha256(groups_path(folder)):
+    if read_sealed(record_path(path))["sha256"] != file_sha256(path):
         raise RefusalLensError(
-            f"{groups_path(folder)} is not what was written (its checksum differs). Remove "
-            f"{folder} and collect again."
+            f"{path} is not what was written (its checksum differs). Remove {folder} and collect "
+            "again."
         )
-    with open_shard(groups_path(folder)) as file:
+    with open_shard(path) as file:
         labels = {name: file.get_tensor(name) for name in FACTORS}
         return Groups(**labels, origin=dict(file.metadata() or {}))
-
-
-def prompts_path(folder: Path) -> Path:
-    """Return where a store keeps its prompts."""
-    return folder / "prompts.json"
 
 
 def write_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
     """Write the prompts, in the order of the activations."""
     rows = [[getattr(prompt, name) for name in PROMPT_FIELDS] for prompt in prompts]
-    write_sealed(prompts_path(folder), {"fields": PROMPT_FIELDS, "prompts": rows})
+    write_sealed(folder / PROMPTS, {"fields": PROMPT_FIELDS, "prompts": rows})
 
 
 def read_prompts(folder: Path) -> tuple[Prompt, ...]:
     """Read the prompts, none where none are kept; refuse what is damaged."""
-    if not prompts_path(folder).is_file():
+    if not (folder / PROMPTS).is_file():
         return ()
-    content = read_sealed(prompts_path(folder))
+    content = read_sealed(folder / PROMPTS)
     return tuple(
         Prompt(**dict(zip(content["fields"], row, strict=True))) for row in content["prompts"]
     )
 
 
-def manifest_path(folder: Path) -> Path:
-    """Return where a store's manifest is kept."""
-    return folder / "manifest.json"
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read what a store says of itself; refuse what this version cannot read."""
-    path = manifest_path(folder)
+    path = folder / MANIFEST
     if not path.is_file():
         raise RefusalLensError(
             f"{folder} holds no activations (no manifest.json). "
@@ -262,4 +250,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write what a store says of itself."""
-    write_sealed(manifest_path(folder), {"format": FORMAT, **manifest})
+    write_sealed(folder / MANIFEST, {"format": FORMAT, **manifest})

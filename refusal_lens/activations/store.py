@@ -217,7 +217,7 @@ def open_store(
         RefusalLensError: There is a store already, without `resume`; or one of another key.
     """
     key = json.loads(json.dumps(key))
-    if not shards.manifest_path(folder).exists():
+    if not (folder / shards.MANIFEST).exists():
         manifest = {
             "is_complete": False,
             "n_prompts": n_prompts,
@@ -245,33 +245,9 @@ def open_store(
 
 def date_of_store(folder: Path) -> str | None:
     """Return the day that the chat template wrote into a store's prompts; None without one."""
-    if not shards.manifest_path(folder).exists():
+    if not (folder / shards.MANIFEST).exists():
         return None
     return shards.read_manifest(folder)["key"].get("chat_template", {}).get("date")
-
-
-def save_activations(folder: str | Path, activations: Activations, dtype: str = "float32") -> None:
-    """Write activations that are in memory as a finished store.
-
-    Args:
-        folder: A folder without activations.
-        activations: The activations.
-        dtype: Stored precision: `float32`, `bfloat16` or `float16`.
-
-    Raises:
-        RefusalLensError: The folder holds activations, or the disk is full.
-    """
-    key = {
-        **{name: activations.provenance.get(name) for name in ("model", "prompts")},
-        "hook_points": activations.hook_points,
-        "positions": activations.positions,
-        "dtype": dtype,
-    }
-    store = open_store(Path(folder), key, n_prompts=len(activations.is_harmful))
-    for index, rows in enumerate(store.rows):
-        part = slice(rows.start, rows.stop)
-        store.write_shard(index, activations.values[part], activations.is_harmful[part])
-    store.finish(activations.provenance, activations.groups, activations.prompts)
 
 
 def describe_difference(first: Any, second: Any, name: str = "") -> str:

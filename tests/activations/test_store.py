@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_activations
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -22,7 +23,6 @@ from refusal_lens.activations.store import (
     load_activations,
     load_hook_point,
     open_store,
-    save_activations,
     shard_rows,
 )
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning

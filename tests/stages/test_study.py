@@ -15,13 +15,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, save_activations
 from explored_run import make_run
 from typer.testing import CliRunner
 
 import refusal_lens as rl
 from refusal_lens.activations import store
-from refusal_lens.activations.store import load_activations, save_activations
+from refusal_lens.activations.store import load_activations
 from refusal_lens.cli import app, directions, new
 from refusal_lens.config import ModelConfig
 from refusal_lens.config_files import load_config
@@ -629,7 +629,6 @@ SLOW_SHARDS = """
 import time
 import refusal_lens as rl
 from refusal_lens.activations import store
-from refusal_lens.activations.store import load_activations, save_activations
 store.SHARD_PROMPTS = 16
 write_shard = store.Store.write_shard
 def slowly(*arguments, **options):
