@@ -364,19 +364,7 @@ class EngineConfig(_Section):
 
 
 class Config(_Section):
-    """A whole run.
-
-    Args:
-        model: Which model, and how it is loaded.
-        prompts: Which prompts are compared.
-        collect: Where activations are read.
-        directions: How directions are made.
-        validation: How directions are tested.
-        refusal: What counts as a refusal.
-        causal: How directions are chosen by what they do.
-        dose: How strongly they are tried.
-        engine: Where activations are collected.
-        output: Folder that runs are written below.
+    """A whole run, section by section; run folders are written below `output`.
 
     Example:
         >>> Config().validation.n_folds

@@ -167,9 +167,9 @@ class Collection:
         check_positions(tokens, wanted, n_ctx=None)
         shown = tokens.select(range(min(3, len(prompts.harmful))))
         names = (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
-        read = tuple(positions_read(tokenizer, shown, wanted))
+        tokens_read = tuple(positions_read(tokenizer, shown, wanted))
         chat_template = {"has_template": False, "given": "token ids", "ending": None}
-        return cls(prompts, tokens, chat_template, read, names, wanted, **reading)
+        return cls(prompts, tokens, chat_template, tokens_read, names, wanted, **reading)
 
     def __len__(self) -> int:
         """Count the prompts."""

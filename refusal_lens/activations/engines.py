@@ -173,17 +173,17 @@ def collect(  # pyright: ignore[reportInconsistentOverload]
             f"{', '.join(CollectOptions.__annotations__)}."
         )
     sides, rest = split_sides(prompts, places)
-    where = _places(rest, hook_points, positions)
+    chosen = _places(rest, hook_points, positions)
     if isinstance(sides, Sides) and sides.kind == "caches":
         if folder is not None or set(options) - {"sinks"}:
             raise RefusalLensError(
                 "Caches are read as they are: only hook points, positions and sinks can be said."
             )
         hooked = model.load() if isinstance(model, ModelConfig) else model
-        return read_caches(hooked, sides, *where, options.get("sinks", "left_out"))
+        return read_caches(hooked, sides, *chosen, options.get("sinks", "left_out"))
     if folder is not None and resume:
         keep_date(_tokenizer(model), date_of_store(Path(folder)))
-    collection = _collection(_tokenizer(model), sides, where, options)
+    collection = _collection(_tokenizer(model), sides, chosen, options)
     collector = make_engine(model, engine)
     return collector.collect(collection, folder, resume=resume, show_progress=show_progress)
 

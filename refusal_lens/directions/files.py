@@ -5,12 +5,11 @@ Knows whether directions fit a model. Does not know how files are laid out.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from refusal_lens.directions.direction import Direction, Directions
-from refusal_lens.directions.formats import read_directions
+from refusal_lens.directions.formats import read_directions, take
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 from refusal_lens.models.backends import Model, describe_model
 
@@ -61,17 +60,8 @@ def load_direction(
         )
     direction = directions[place[0], place[1]]
     if model is not None:
-        row = directions.hook_points.index(direction.hook_point)
         # Only the hook point that is used has to exist in the model.
-        check_model(
-            replace(
-                directions,
-                vectors=directions.vectors[row : row + 1],
-                is_kept=directions.is_kept[row : row + 1],
-                hook_points=(direction.hook_point,),
-            ),
-            model,
-        )
+        check_model(take(directions, [direction.hook_point], [direction.position]), model)
     return direction
 
 

@@ -56,7 +56,7 @@ def fit_grid(
     classes = class_moments(values[is_harmful]), class_moments(values[~is_harmful])
     if method in OF_MEANS:
         return fit_means(*classes, method)
-    means, is_kept = mean_difference(*classes)
+    means, is_kept = difference(*(one.mean for one in classes))
     places = values.flatten(1, -2)
     vectors = torch.zeros_like(means).flatten(0, -2)
     for place in is_kept.flatten().nonzero().flatten().tolist():
@@ -80,7 +80,7 @@ def fit_means(
             f"{method} needs every prompt's activation, and moments hold none. Collect activations "
             f"(collect instead of collect_moments), or fit by {' or '.join(OF_MEANS)}."
         )
-    _, is_kept = mean_difference(harmful, harmless)
+    _, is_kept = difference(harmful.mean, harmless.mean)
     vectors = OF_MEANS[method](harmful.mean, harmless.mean)
     return vectors, is_kept & (vectors.norm(dim=-1) > 0)
 
@@ -91,21 +91,10 @@ def check_method(method: str) -> None:
         raise RefusalLensError(f"There is no method {method!r}. There are: {', '.join(METHODS)}.")
 
 
-def mean_difference(
-    harmful: ClassMoments, harmless: ClassMoments
-) -> tuple[Float[Tensor, "*grid d_model"], Bool[Tensor, "*grid"]]:
-    """Return harmful mean minus harmless mean, and where it is more than rounding.
-
-    Source:
-        Arditi et al. 2024, arXiv 2406.11717, section 2.3.
-    """
-    return difference(harmful.mean, harmless.mean)
-
-
 def difference(
     harmful: Float[Tensor, "*grid d_model"], harmless: Float[Tensor, "*grid d_model"]
 ) -> tuple[Float[Tensor, "*grid d_model"], Bool[Tensor, "*grid"]]:
-    """Return one mean minus the other, and where it is more than rounding."""
+    """Return harmful mean minus harmless mean, and where it is more than rounding."""
     vectors = harmful - harmless
     size = torch.maximum(harmful.norm(dim=-1), harmless.norm(dim=-1))
     length = vectors.norm(dim=-1)

@@ -44,6 +44,11 @@ class Ragged(Sequence[tuple[int, ...]]):
         offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
         return cls(np.concatenate([np.empty(0, np.int32), *arrays]), offsets)
 
+    @classmethod
+    def join(cls, parts: Iterable["Ragged"]) -> "Ragged":
+        """Put several after each other."""
+        return cls.of(rows.array(row) for rows in parts for row in range(len(rows)))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -135,13 +140,8 @@ class Tokens:
         """Put several after each other."""
         return Tokens(
             tuple(prompt_id for part in parts for prompt_id in part.prompt_ids),
-            *(
-                Ragged.of(rows.array(row) for rows in column for row in range(len(rows)))
-                for column in (
-                    [part.ids for part in parts],
-                    [part.instruction_spans for part in parts],
-                )
-            ),
+            Ragged.join(part.ids for part in parts),
+            Ragged.join(part.instruction_spans for part in parts),
         )
 
     def shared_prefix(self) -> tuple[int, ...]:
@@ -300,7 +300,7 @@ def check_control_tokens(tokenizer: Any, prompts: Sequence[Prompt], tokens: Toke
     found = {
         prompt.id: held
         for row, prompt in enumerate(prompts)
-        if (held := _control_tokens(tokenizer, prompt.text, _own_ids(tokens, row)))
+        if (held := _control_tokens(tokenizer, prompt.text, _text_ids(tokens, row)))
     }
     if found:
         named = [f"{prompt_id} holds {', '.join(held)}" for prompt_id, held in found.items()]
@@ -312,7 +312,7 @@ def check_control_tokens(tokenizer: Any, prompts: Sequence[Prompt], tokens: Toke
         )
 
 
-def _own_ids(tokens: Tokens, row: int) -> Sequence[int]:
+def _text_ids(tokens: Tokens, row: int) -> Sequence[int]:
     return tokens.ids[row][slice(*tokens.instruction_spans[row])]
 
 

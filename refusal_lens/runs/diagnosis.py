@@ -17,7 +17,7 @@ from refusal_lens.runs.decision import Chance, Decision, decide, read_chance
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation import thresholds
 from refusal_lens.validation.best_place import Choice, layers_beside
-from refusal_lens.validation.confounds import Likeness, template_tokens
+from refusal_lens.validation.confounds import Likeness, chat_template_tokens
 from refusal_lens.validation.frames import rows_where
 from refusal_lens.validation.separation import Separation
 
@@ -232,7 +232,7 @@ def _diagnose_tables(run_folder: RunFolder, best: Choice | None) -> Iterator[Fin
     added = None
     if counts is not None:
         total, user = counts["n_tokens"].tolist(), counts["n_own_tokens"].tolist()
-        added = template_tokens(total, user, run_folder.stored_prompts().is_harmful)
+        added = chat_template_tokens(total, user, run_folder.stored_prompts().is_harmful)
     yield from diagnose_texts(likeness, added)
 
 
@@ -319,7 +319,7 @@ def diagnose_texts(
 
     Args:
         likeness: From `confounds.compare_texts`.
-        added: From `confounds.template_tokens`; None where tokens were not counted.
+        added: From `confounds.chat_template_tokens`; None where tokens were not counted.
     """
     if likeness.n_near:
         pair = likeness.pairs.iloc[0]

@@ -166,6 +166,9 @@ def _score_pair(
     is_harmful: Bool[Tensor, " n_prompts"],
     is_harmless: Bool[Tensor, " n_prompts"],
 ) -> dict[str, float]:
-    taken = (is_harmful | is_harmless) & ~values.isnan()
-    apart = cosines[is_harmful & taken].mean() - cosines[is_harmless & taken].mean()
-    return {"auroc": auroc(values[taken], is_harmful[taken]).item(), "separation": apart.item()}
+    is_tested = (is_harmful | is_harmless) & ~values.isnan()
+    apart = cosines[is_harmful & is_tested].mean() - cosines[is_harmless & is_tested].mean()
+    return {
+        "auroc": auroc(values[is_tested], is_harmful[is_tested]).item(),
+        "separation": apart.item(),
+    }

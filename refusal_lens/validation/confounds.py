@@ -320,8 +320,8 @@ def _jaccard(a: set, b: set) -> float:
     return len(a & b) / len(a | b) if a | b else 0.0
 
 
-def template_tokens(
-    token_counts: Sequence[int], own_counts: Sequence[int], is_harmful: Sequence[bool]
+def chat_template_tokens(
+    token_counts: Sequence[int], text_counts: Sequence[int], is_harmful: Sequence[bool]
 ) -> dict[str, tuple[int, ...]]:
     """Return how many tokens the template adds to the prompts of each class.
 
@@ -329,10 +329,10 @@ def template_tokens(
     neighbours where a token spans the border of a text.
 
     Example:
-        >>> template_tokens([9, 8, 9], [4, 3, 4], [True, False, False])
+        >>> chat_template_tokens([9, 8, 9], [4, 3, 4], [True, False, False])
         {'harmful': (5,), 'harmless': (5,)}
     """
-    counted = list(zip(token_counts, own_counts, is_harmful, strict=True))
+    counted = list(zip(token_counts, text_counts, is_harmful, strict=True))
     return {
         name: tuple(sorted({total - part for total, part, label in counted if label is wanted}))
         for name, wanted in (("harmful", True), ("harmless", False))

@@ -65,12 +65,12 @@ def shared_densities(
     return Densities(torch.from_numpy(grid), torch.stack(smoothed))
 
 
-def _parts(numbers: Float[Tensor, " n_prompts"], labels: Labels) -> list[Float[Tensor, " n_own"]]:
+def _parts(numbers: Float[Tensor, " n_prompts"], labels: Labels) -> list[Float[Tensor, " n_part"]]:
     """Deal numbers to their parts, in the order of the labels."""
     return [numbers[labels == label].double() for label in range(int(labels.max()) + 1)]
 
 
-def _bandwidth(values: Float[Tensor, " n_own"], spread: float) -> float:
+def _bandwidth(values: Float[Tensor, " n_part"], spread: float) -> float:
     """Return Scott's bandwidth; a hundredth of all numbers' spread where a part has none."""
     deviation = float(values.std()) if len(values) > 1 else 0.0
     return max(deviation * len(values) ** -0.2, 0.01 * spread)

@@ -12,7 +12,7 @@ from refusal_lens.directions.direction import (
     normalise,
     project,
 )
-from refusal_lens.directions.methods import METHODS, OF_MEANS, mean_difference
+from refusal_lens.directions.methods import METHODS, OF_MEANS, difference
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
 
 D_MODEL = 64
@@ -89,8 +89,8 @@ def test_float32_rounding_is_not_a_direction():
     # The same activation computed in two batches of other shape differs in its last bits.
     harmful = class_moments(torch.full((4, D_MODEL), 1.0))
     harmless = class_moments(torch.full((4, D_MODEL), 1.0 + 1e-7))
-    assert not mean_difference(harmful, harmless)[1]
-    assert mean_difference(harmful, class_moments(torch.full((4, D_MODEL), 1.001)))[1]
+    assert not difference(harmful.mean, harmless.mean)[1]
+    assert difference(harmful.mean, torch.full((D_MODEL,), 1.001).double())[1]
 
 
 def test_unknown_place_says_what_exists():

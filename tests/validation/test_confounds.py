@@ -8,11 +8,11 @@ from scipy.stats import pearsonr
 
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.validation.confounds import (
+    chat_template_tokens,
     compare_texts,
     length_correlations,
     score_confounds,
     score_direction,
-    template_tokens,
 )
 from refusal_lens.validation.crossfit import Projections, assign_folds
 
@@ -163,5 +163,5 @@ def test_openings_and_words_are_jaccard_indices():
 
 
 def test_another_template_shows_in_the_tokens_it_adds():
-    added = template_tokens([9, 9, 12], [4, 4, 4], [True, False, False])
+    added = chat_template_tokens([9, 9, 12], [4, 4, 4], [True, False, False])
     assert added == {"harmful": (5,), "harmless": (5, 8)}

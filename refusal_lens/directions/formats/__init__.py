@@ -20,13 +20,13 @@ from refusal_lens.directions.formats import (
     arrays,
     article,
     control_vector,
-    own,
+    native,
     refusal_direction,
     stacked,
     svec,
 )
 from refusal_lens.directions.formats.layouts import Found, ReadHints, WriteContext, to_directions
-from refusal_lens.directions.formats.own import save_directions
+from refusal_lens.directions.formats.native import save_directions
 from refusal_lens.directions.formats.refusal_direction import describe, read_scores
 from refusal_lens.directions.formats.steering_vectors import (
     from_steering_vector,
@@ -112,7 +112,7 @@ def read_directions(
     path = Path(path)
     with reading(path):
         if path.suffix == SAFETENSORS and format is None:
-            return own.read(path)
+            return native.read(path)
         name = format or _find_format(path)
         found = _format(name).read(path, ReadHints(n_layers, hook_point, position))
         return to_directions(found, path, name)
