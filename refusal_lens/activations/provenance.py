@@ -59,13 +59,8 @@ def describe_collection(
 ) -> dict[str, Any]:
     """Say where activations came from: model, prompts, template, with one rendered example.
 
-    Args:
-        collection: What was collected.
-        reading: Of `reading_key`.
-        record: How it was batched.
-        n_read: Prompts of `record`, where a resumed collection found the others done.
-        n_left_out: Tokens that means left out.
-        engine: What else the engine says of itself.
+    `reading` is of `reading_key`; `n_read` are the prompts of `record`, where a resumed collection
+    found the others done; `engine` is what else the engine says of itself.
     """
     return {
         "model": {key: value for key, value in reading["model"].items() if "sample" not in key},

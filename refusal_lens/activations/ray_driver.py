@@ -53,12 +53,10 @@ class RayEngine:
 
     @classmethod
     def of(cls, model: Model | ModelConfig, engine: EngineConfig) -> "RayEngine":
-        """Prepare the engine, which loads no model.
+        """Prepare the engine, which loads no model; each worker loads its own, by these settings.
 
-        Args:
-            model: How each worker loads its model; or one from `load_model`, loaded again there.
-            engine: Which machines, and what a worker gets. A Ray session that this process has
-                joined already is used as it is.
+        A model of `load_model` is loaded again there. A Ray session that this process has joined
+        already is used as it is.
 
         Raises:
             RefusalLensError: A model of this process that workers cannot load.

@@ -152,11 +152,6 @@ class Store:
         """Write where the activations came from, and that they are complete.
 
         A store that was complete before, and had a shard mended, keeps what it said.
-
-        Args:
-            provenance: Which model, prompts and template, as plain values.
-            groups: Which prompts depend on each other; None for none.
-            prompts: The prompts themselves, where they are known.
         """
         manifest = shards.read_manifest(self.folder)
         if not manifest["is_complete"]:

@@ -31,19 +31,19 @@ MEDIAN_TOLERANCE = 1e-9
 
 MEDIAN_STEPS = 1000
 
+Harmful = Float[Tensor, "n_harmful d_model"]
+Harmless = Float[Tensor, "n_harmless d_model"]
+Vector = Float[Tensor, " d_model"]
+
 
 def fit_grid(
     values: Float[Tensor, "n_prompts *grid d_model"],
     is_harmful: Bool[Tensor, " n_prompts"],
     method: str = DIFFERENCE_OF_MEANS,
 ) -> tuple[Float[Tensor, "*grid d_model"], Bool[Tensor, "*grid"]]:
-    """Fit one raw vector at every place.
+    """Fit one raw vector at every place by a key of `METHODS`.
 
-    Args:
-        values: Activations of both classes.
-        is_harmful: Labels.
-        method: A key of `METHODS`. The difference of means is and whatever else needs the class
-            means alone is computed at all places at once, the others place by place.
+    What needs the class means alone is computed at all places at once, the rest place by place.
 
     Returns:
         Raw vectors in float64, and where there is a direction at all: where the class means differ
@@ -105,9 +105,7 @@ def difference(
 # --- the methods, each (harmful, harmless) -> raw vector in float64 ---------------------------
 
 
-def difference_of_means(
-    harmful: Float[Tensor, "n_harmful d_model"], harmless: Float[Tensor, "n_harmless d_model"]
-) -> Float[Tensor, " d_model"]:
+def difference_of_means(harmful: Harmful, harmless: Harmless) -> Vector:
     """Return harmful mean minus harmless mean.
 
     Source:
@@ -116,9 +114,7 @@ def difference_of_means(
     return harmful.double().mean(dim=0) - harmless.double().mean(dim=0)
 
 
-def geometric_median(
-    harmful: Float[Tensor, "n_harmful d_model"], harmless: Float[Tensor, "n_harmless d_model"]
-) -> Float[Tensor, " d_model"]:
+def geometric_median(harmful: Harmful, harmless: Harmless) -> Vector:
     """Return the difference of the classes' geometric medians, which a few outliers cannot move.
 
     Cost: some tens of passes over the activations.
@@ -126,9 +122,7 @@ def geometric_median(
     return find_geometric_median(harmful) - find_geometric_median(harmless)
 
 
-def off_harmless_mean(
-    harmful: Float[Tensor, "n_harmful d_model"], harmless: Float[Tensor, "n_harmless d_model"]
-) -> Float[Tensor, " d_model"]:
+def off_harmless_mean(harmful: Harmful, harmless: Harmless) -> Vector:
     """Return the difference of means without its part along the harmless mean.
 
     Ablating it leaves the harmless mean where it is, and with it what all activations share.
@@ -149,9 +143,7 @@ def _off_harmless(
     return torch.where(length == 0, vectors, vectors - share * harmless)
 
 
-def pca_centred(
-    harmful: Float[Tensor, "n_harmful d_model"], harmless: Float[Tensor, "n_harmless d_model"]
-) -> Float[Tensor, " d_model"]:
+def pca_centred(harmful: Harmful, harmless: Harmless) -> Vector:
     """Return the first principal component of both classes about the midpoint of their means.
 
     It is the line on which activations vary most, for whatever reason: a direction only where the
@@ -165,9 +157,7 @@ def pca_centred(
     return _as_long_as(difference, _first_component(torch.cat(centred)))
 
 
-def pca_paired(
-    harmful: Float[Tensor, "n_harmful d_model"], harmless: Float[Tensor, "n_harmless d_model"]
-) -> Float[Tensor, " d_model"]:
+def pca_paired(harmful: Harmful, harmless: Harmless) -> Vector:
     """Return the first principal component of the differences of pairs, not centred.
 
     The trap: PCA as libraries have it first subtracts the mean of its rows, and the mean of the
@@ -187,9 +177,7 @@ def pca_paired(
     return _as_long_as(difference_of_means(harmful, harmless), _first_component(pairs))
 
 
-def logistic_regression(
-    harmful: Float[Tensor, "n_harmful d_model"], harmless: Float[Tensor, "n_harmless d_model"]
-) -> Float[Tensor, " d_model"]:
+def logistic_regression(harmful: Harmful, harmless: Harmless) -> Vector:
     """Return the weights of a logistic regression, ridge-penalised, classes weighted alike.
 
     Activations are divided by one number, so that a coordinate varies by 1 within a class on
@@ -213,9 +201,7 @@ def logistic_regression(
     return _as_long_as(difference, weights if basis is None else basis @ weights)
 
 
-def lda(
-    harmful: Float[Tensor, "n_harmful d_model"], harmless: Float[Tensor, "n_harmless d_model"]
-) -> Float[Tensor, " d_model"]:
+def lda(harmful: Harmful, harmless: Harmless) -> Vector:
     """Return Fisher's discriminant: the difference, whitened by the covariance within classes.
 
     The covariance is shrunk towards a multiple of the identity by Ledoit and Wolf's amount, since
@@ -244,9 +230,7 @@ def lda(
     return _as_long_as(difference, whitened)
 
 
-def leace(
-    harmful: Float[Tensor, "n_harmful d_model"], harmless: Float[Tensor, "n_harmless d_model"]
-) -> Float[Tensor, " d_model"]:
+def leace(harmful: Harmful, harmless: Harmless) -> Vector:
     """Return the direction that LEACE reads a class off, from the concept-erasure library.
 
     LEACE erases a binary concept by `x - a (b . (x - mean))`. What it takes away, a, is the
@@ -302,7 +286,7 @@ OF_MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 # --- what they share --------------------------------------------------------------------------
 
 
-def find_geometric_median(values: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
+def find_geometric_median(values: Float[Tensor, "n d_model"]) -> Vector:
     """Return the point whose distances to all rows have the least sum.
 
     Source:
@@ -357,9 +341,7 @@ def _first_component(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_mode
     return rows.T @ torch.linalg.eigh(rows @ rows.T).eigenvectors[:, -1]
 
 
-def _as_long_as(
-    difference: Float[Tensor, " d_model"], line: Float[Tensor, " d_model"]
-) -> Float[Tensor, " d_model"]:
+def _as_long_as(difference: Vector, line: Vector) -> Vector:
     """Return the vector along a line that is as long as the difference reaches along it."""
     length = line.norm()
     if length == 0:

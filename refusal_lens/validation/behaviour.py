@@ -84,12 +84,8 @@ class Behaviour:
         """Return the weights whose sum of activations is one label's difference, the other fixed.
 
         Harmful less harmless prompts among those that were refused alike, or refused less answered
-        ones within a class, so that one label does not stand in for the other. Zeros where no
-        stratum holds both.
-
-        Args:
-            of_harm: Of harm, else of refusal.
-            is_in: Prompts to fit to; None takes all.
+        ones within a class, so that one label does not stand in for the other. Fitted to the
+        prompts that are in, None being all; zeros where no stratum holds both.
 
         Source:
             The coefficients of both labels in a least-squares fit of every coordinate: strata
@@ -376,11 +372,7 @@ def quadrants(
 ) -> pd.DataFrame:
     """Return where every prompt lies along both directions, one row each.
 
-    Args:
-        found: Both directions.
-        prompt_ids: Of the prompts.
-        outcomes: What became of them.
-        others: Activations, ids and outcomes of borderline prompts.
+    `others` are activations, ids and outcomes of borderline prompts.
 
     Returns:
         `prompt_id`, `class`, `outcome`, `harm` and `refusal` (projections), and the places:

@@ -24,11 +24,7 @@ N_MISREAD = 100
 
 
 def category_table(projections: Projections, prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """Score every category of prompts at every place.
-
-    Args:
-        projections: Held out, so that the scores are.
-        prompts: The prompts, in the order of the projections.
+    """Score every category of prompts at every place, by held-out projections of these prompts.
 
     Returns:
         One row a place and category: `n`; `mean_cosine`; `share_called_harmful`; `separation`, the
@@ -64,11 +60,7 @@ def category_table(projections: Projections, prompts: Sequence[Prompt]) -> pd.Da
 
 
 def misread_table(projections: Projections, prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """List the prompts on the wrong side of the threshold, place by place.
-
-    Args:
-        projections: Held out. Each prompt was judged by the threshold of its own fold.
-        prompts: The prompts, in the order of the projections.
+    """List the prompts on the wrong side of the threshold of their own fold, place by place.
 
     Returns:
         At most `N_MISREAD` rows a place, the worst first: `projection` in the activations' units,
@@ -118,13 +110,6 @@ def transfer_table(
 
     Both use all harmless prompts, of which the tested ones are held out by folds, as are the
     category's own: the diagonal is as honest as the rest.
-
-    Args:
-        activations: Activations at one hook point and position.
-        prompts: The prompts, in the order of the activations.
-        folds: Which fold holds each prompt, from `assign_folds`.
-        clip_quantile: As in `fit_directions`.
-        method: A key of `methods.METHODS`.
 
     Returns:
         One row a pair: `kind` (category), `fit_on`, `test_on`, the place, `auroc`, `separation`.

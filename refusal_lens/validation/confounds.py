@@ -55,17 +55,11 @@ def score_confounds(
     """Classify the prompts by trivial features, out of sample, with the direction's own folds.
 
     Each feature gets a logistic regression, classes weighted alike, and so do all of them together;
-    the token count enters with its square, so that "of medium length" can be learned too.
+    the token count, where it is given, enters with its square, so that "of medium length" can be
+    learned too. Intervals are by `units`, what the folds keep together.
 
     Twins must lie in one fold, as `assign_folds` deals them: a frame whose harmful twin alone is
     held out is left with the harmless one in the fitting folds, and the AUROC falls below 0.5.
-
-    Args:
-        prompts: The prompts.
-        folds: Which fold holds each prompt, from `assign_folds`.
-        token_counts: Tokens in each formatted prompt; None leaves that feature out.
-        units: What the folds keep together, for the intervals; None for single prompts.
-        direction: Held-out projections; None leaves out what they do within levels of a feature.
 
     Returns:
         One row a feature: `feature`, `accuracy` (share), `auroc` with its 95 % interval, and

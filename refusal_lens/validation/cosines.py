@@ -42,12 +42,8 @@ def compare_methods(
 ) -> pd.DataFrame:
     """Score several ways to fit at every place, out of sample, on the same folds.
 
-    Args:
-        activations: Activations; give few places where methods are slow.
-        folds: Which fold holds each prompt, from `assign_folds`.
-        methods: Keys of `methods.METHODS`.
-        clip_quantile: Each method is scored clipped at this quantile, and as it is; None scores
-            only the latter.
+    Each method is scored clipped at this quantile, and as it is; None scores only the latter. Give
+    few places where methods are slow.
 
     Returns:
         One row a method, clip and place: the scores, and `cosine_to_difference_of_means` of the
@@ -92,11 +88,8 @@ def cosine_table(
 ) -> pd.DataFrame:
     """Return the cosine between every two directions, both ways round, and the most to expect.
 
-    Args:
-        kind: What differs between them: layers, sites, positions, methods, ...
-        directions: The directions.
-        hook_point: Where all of them stand, if they do.
-        position: Where all of them stand, if they do.
+    `kind` says what differs between them: layers, sites, positions, methods, ...; `hook_point` and
+    `position` where all of them stand, if they do.
 
     Returns:
         Long form: `kind`, `hook_point`, `position`, `a`, `b`, `cosine`, and `ceiling`, the cosine
@@ -162,12 +155,7 @@ def place_cosines(
 ) -> pd.DataFrame:
     """Compare the directions of one run: layers of a site, sites of a layer, positions.
 
-    Args:
-        directions: The directions.
-        reliability: From `reliabilities`.
-
-    Returns:
-        As `cosine_table`; `a` and `b` are hook points, for kind `positions` positions.
+    Returns what `cosine_table` does; `a` and `b` are hook points, for kind `positions` positions.
     """
     hook_points, positions = directions.hook_points, directions.positions
     tables = []
@@ -293,10 +281,6 @@ def transfer_between(samples: Mapping[str, Sample], place: tuple[str, str]) -> p
 
     Prompts that helped to fit a direction do not test it: texts that both sets hold are left out,
     and on the diagonal stand the cross-fitted scores.
-
-    Args:
-        samples: By name.
-        place: Hook point and position.
 
     Returns:
         One row a pair: `kind` (prompt_set), `fit_on`, `test_on`, the place, `n_tested`, `auroc`,

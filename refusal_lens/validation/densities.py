@@ -44,11 +44,6 @@ def shared_densities(
     Each part has Scott's bandwidth of its own. The grid reaches three of the widest one's beyond
     the outermost numbers, so that each density integrates to one; see `MANY`.
 
-    Args:
-        numbers: Projections, without NaN.
-        labels: The part of each.
-        n_grid: Points of the grid.
-
     Source:
         Scott 1992, Multivariate Density Estimation: bandwidth n^(-1/5) standard deviations.
     """
@@ -107,14 +102,9 @@ def ridges(
     is_cosine: bool = True,
     labels: Labels | None = None,
 ) -> Ridges:
-    """Smooth the projections at some hook points.
+    """Smooth the projections at some hook points, in their order, and one position.
 
-    Args:
-        projections: Every prompt at every place.
-        hook_points: Which ones, in the order to keep.
-        position: At which position.
-        is_cosine: Take cosines: they compare across layers, as lengths do not.
-        labels: The part of each prompt; None takes its class.
+    Cosines compare across layers, as lengths do not. Parts are the classes where nothing is said.
     """
     labels = projections.is_harmful if labels is None else labels
     column = projections.positions.index(position)
@@ -268,15 +258,11 @@ def shared_histogram(
     is_harmful: Bool[Tensor, " n_prompts"],
     labels: Labels | None = None,
 ) -> Histogram:
-    """Count every part in bins chosen from all projections together.
+    """Count every part in bins chosen from all projections together, without NaN.
 
     Bins of each class's own would make distributions look apart that are not. Their width is
-    Freedman and Diaconis's, of the narrower class, between 10 and 60 bins.
-
-    Args:
-        projections: Without NaN.
-        is_harmful: What bins are chosen by.
-        labels: The part of each prompt; None takes its class.
+    Freedman and Diaconis's, of the narrower class, between 10 and 60 bins. Parts are the classes
+    where nothing is said.
     """
     labels = is_harmful if labels is None else labels
     numbers = projections.double().numpy()

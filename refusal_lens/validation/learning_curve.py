@@ -66,10 +66,7 @@ class Turning:
             cos^2 = |mu|^2 / (|mu|^2 + noise / n),    noise = tr_across(S1) + tr_across(S0),
 
         which with one covariance S, spread over many dimensions, is
-        |mu|^2 / (|mu|^2 + tr(S) (1/n1 + 1/n0)).
-
-        Args:
-            n_per_class: Prompts a side, in as many more pairs or topics.
+        |mu|^2 / (|mu|^2 + tr(S) (1/n1 + 1/n0)). The prompts are in as many more pairs or topics.
         """
         if self.signal <= 0:
             return 90.0
@@ -234,12 +231,7 @@ def draw_disjoint(
 ) -> tuple[Float[Tensor, "n_draws n_prompts"], Float[Tensor, "n_draws n_prompts"]]:
     """Draw two disjoint sets of units, and return the weights of their prompts.
 
-    Args:
-        is_harmful: Labels.
-        units: What stays together.
-        n_units: Units of each class in either set; None halves all of them.
-        n_draws: Pairs of sets.
-        generator: Of the draws.
+    Either set has `n_units` of each class; None halves all of them.
     """
     drawn = np.zeros((2, n_draws, units.n_units), dtype=bool)
     n_mixed = int((units.kind == MIXED).sum())
@@ -272,12 +264,6 @@ def learning_curve(
     the product of their two cosines as their own: its root is the cosine of either to the true
     direction. So points are measured up to half of the units, from disjoint sets. The row of all
     prompts is the direction that is delivered. All intervals come from its own.
-
-    Args:
-        place: Activations.
-        name: Its hook point and position.
-        pairs: From `draw_pairs`.
-        turning: From `measure_turning`.
     """
     gram = place.centred.double() @ place.centred.double().T
     rows = []

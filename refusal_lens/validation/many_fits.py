@@ -3,6 +3,9 @@
 Knows how to make, clip and project many directions at one place, in float32 around the place's
 mean. Does not know why they are wanted.
 
+Everywhere a draw is a row, labels are 1 for harmful and 0 for harmless prompts, and prompts stand
+in the order of the folds, each of which is a slice of them.
+
 Tested in tests/validation/test_nulls.py.
 """
 
@@ -75,12 +78,6 @@ def score_refits(
 
     The sum of a draw's harmful prompts in each fold is one matrix product; all but one of these
     sums make a fold's fitting set, so that each prompt is added up once and not once a fold.
-
-    Args:
-        place: Activations, in the order of the folds.
-        labels: 1 for harmful and 0 for harmless, one row a draw.
-        folds: Where each fold's prompts lie.
-        clip_quantile: As in `fit_directions`.
     """
     parts = []
     for block in blocks_of(len(labels), place.centred.shape[1]):
@@ -98,11 +95,6 @@ def score_directions(
 
     Sign and threshold (midway between the class means) are taken from the scored prompts: with
     nothing else fitted that is next to no advantage, and what there is favours the null.
-
-    Args:
-        place: Activations.
-        vectors: Directions of any length, one a draw.
-        labels: 1 for harmful and 0 for harmless.
     """
     length = vectors.norm(dim=1, keepdim=True)
     projected = vectors @ place.centred.T / length
@@ -120,16 +112,9 @@ def score_mixtures(
     """Score random directions that have the activations' covariance within the classes.
 
     A mixture of the prompts' deviations from their class means, with independent standard normal
-    weights, has the covariance of these deviations. Each prompt is projected on the mixture of
-    the other folds, around their class means: its own share, in the sum or in a mean, would drown
-    the rest where dimensions outnumber prompts.
-
-    Args:
-        place: Activations, in the order of the folds.
-        mixing: Weights of the prompts, one row a draw.
-        labels: 1 for harmful and 0 for harmless.
-        folds: Where each fold's prompts lie.
-        clip_quantile: As in `fit_directions`.
+    weights (`mixing`), has the covariance of these deviations. Each prompt is projected on the
+    mixture of the other folds, around their class means: its own share, in the sum or in a mean,
+    would drown the rest where dimensions outnumber prompts.
     """
     membership = torch.stack([labels, 1 - labels], dim=1)
     parts = []
@@ -161,14 +146,8 @@ def score_resampled_fits(
 ) -> DrawnScores:
     """Cross-fit to resampled prompts, and score the held-out prompts as they are.
 
-    Args:
-        place: Activations, in the order of the folds.
-        weights: How much each prompt counts in the fit, one row a draw.
-        labels: 1 for harmful and 0 for harmless.
-        folds: Where each fold's prompts lie.
-        fitting: How much each prompt counts in the fit to all folds but one, from
-            `fitting_weights`.
-        clip_quantile: As in `fit_directions`.
+    `weights` say how much each prompt counts in a draw, `fitting` (from `fitting_weights`) how much
+    it counts in the fit to all folds but one.
     """
     # Without strata all prompts count alike: those of a fold are added up once, not once a fold.
     is_even = torch.allclose(fitting, (fitting > 0).float(), atol=1e-6)

@@ -38,16 +38,9 @@ def choose_nested(
     """Choose the best place on inner folds, and score it on the outer fold.
 
     The scores of the best of many places are optimistic: it is the best partly by luck on the very
-    prompts that it is scored on. Here each outer fold helps neither to fit nor to choose.
-
-    Args:
-        activations: Activations of both classes.
-        n_layers: Blocks of the model, for the rule's near-ties.
-        clip_quantile: As in `fit_directions`.
-        n_folds: Outer folds, and inner folds within each of their fitting sets.
-        n_repeats: How often the outer folds are dealt anew.
-        seed: Of all dealings; with the same one the outer folds are those of `validate`.
-        best_by: The rule, as in `choose_best`.
+    prompts that it is scored on. Here each outer fold helps neither to fit nor to choose; with the
+    seed of `validate` the outer folds are its folds. The rule and `n_layers` are those of
+    `choose_best`.
 
     Returns:
         One row an outer fold: the place chosen without it, and that place's scores on it. Folds

@@ -71,10 +71,7 @@ def design_effect(
 
     The variance of a mean by whole topics, over that by prompts, times what Student's quantile for
     the number of topics adds: a normal interval of so many fewer prompts is that of the topics.
-
-    Args:
-        residuals: What each prompt moves the estimate by, to first order; together nothing.
-        topics: A number for each prompt, as `number_topics` gives it.
+    Residuals are what each prompt moves the estimate by, to first order; together nothing.
 
     Source:
         Design effect and effective number: Kish 1965, "Survey Sampling", sec. 8.2.
@@ -96,10 +93,6 @@ def share_interval(is_true: Sequence[bool], topics: Sequence[int]) -> Ends:
     to 97 % (shares of 0.05 to 0.9, 2 to 6 prompts a topic, intraclass correlation up to 0.3), but
     where 5 % are spread over so alike topics, 89 %. Where all prompts are alike nothing tells how
     alike topics are, and it is that of independent prompts.
-
-    Args:
-        is_true: Of each prompt.
-        topics: A number for each prompt, as `number_topics` gives it.
 
     Source:
         Of the design effect, in Wilson's interval: Franco et al. 2019, "Comparative study of

@@ -82,15 +82,8 @@ def measure_stability(
     """Fit each direction to halves, resamples and subsamples of the prompts, and compare.
 
     All keep to `activations.groups`: whole components, where there are two or more of each class,
-    else pairs. The learning curve is that of the unclipped difference (see
-    `validation.learning_curve`).
-
-    Args:
-        activations: Activations of both classes.
-        clip_quantile: As in `fit_directions`.
-        n_resamples: Splits into halves, and bootstrap resamples.
-        seed: Of all draws.
-        show_progress: Draw a bar; None draws it on a terminal and in notebooks only.
+    else pairs. There are `n_resamples` splits into halves, and as many bootstrap resamples. The
+    learning curve is that of the unclipped difference (see `validation.learning_curve`).
 
     Raises:
         RefusalLensError: A class is empty.

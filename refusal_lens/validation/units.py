@@ -45,10 +45,8 @@ class Units:
     ) -> "Units":
         """Number the units and say what they hold.
 
-        Args:
-            is_harmful: Labels of the prompts.
-            labels: Prompts with the same number are one unit; None makes each a unit.
-            within: Larger groups that stay as they are, each of which holds whole units.
+        Prompts with the same label are one unit; None makes each a unit. `within` numbers larger
+        groups that stay as they are, each of which holds whole units.
         """
         if labels is None:
             labels = torch.arange(len(is_harmful))
@@ -167,14 +165,7 @@ def shuffle_labels(
     """Draw labellings that would have been as likely if the classes differed in nothing.
 
     A unit that holds both classes exchanges them or does not. Units of one class exchange their
-    labels within their fold, whole.
-
-    Args:
-        is_harmful: Labels as they are.
-        units: What stays together.
-        folds: Fold of each prompt; no unit lies in two.
-        n_draws: Labellings wanted.
-        generator: Of the draws.
+    labels within their fold, whole; no unit lies in two folds.
     """
     fold_of_unit = torch.zeros(units.n_units, dtype=torch.int64)
     fold_of_unit[units.of_prompt] = folds
@@ -235,9 +226,7 @@ def unit_variance(
 ) -> tuple[Float[Tensor, "*grid"], Float[Tensor, "*grid"]]:
     """Return the variance of a score from what each prompt adds to it, and degrees of freedom.
 
-    Args:
-        influence: How far each prompt moves the score; a class's sum to nothing.
-        units: What was drawn as one.
+    The influences of a class's prompts sum to nothing.
 
     Source:
         The ultimate-cluster variance of survey statistics, for the AUROC as in Obuchowski 1997,

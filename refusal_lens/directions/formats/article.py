@@ -92,18 +92,11 @@ def lay_out(
     n_layers: int,
     scores: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """Lay directions out as the article's file.
+    """Lay directions out as the article's file: at most one a layer, of one site and position.
 
-    `separation` and `accuracy` of a run are out of sample; the article's own in-sample numbers, the
-    other scores, their intervals and p-values stand beside them.
-
-    Args:
-        directions: Those of one site and position, at most one a layer; none leaves the file empty.
-        column: That site and position.
-        provenance: Theirs.
-        n_layers: Blocks of the model.
-        scores: One row a place, such as a run's separation.csv; rows of other places are no
-            matter.
+    `separation` and `accuracy` of a run (one row a place, such as its separation.csv) are out of
+    sample; the article's own in-sample numbers, the other scores, their intervals and p-values
+    stand beside them. No directions leave the file empty.
 
     Returns:
         `model`, `num_layers`, `directions`, `validation` as in the article, then our own keys.
