@@ -242,11 +242,12 @@ class _Places:
             _mean(kl, self.is_answer),
             self._text_loss(before_text),
         )
-        return [each.double().tolist() for each in scores]
+        # One tensor: each that is read by itself makes the device wait.
+        return torch.stack(scores).double().tolist()
 
     def _text_loss(self, logits: Logits) -> Float[Tensor, " batch"]:
         if not logits.shape[1]:
-            return torch.full((len(logits),), torch.nan)
+            return logits.new_full((len(logits),), torch.nan)
         chosen = logits.gather(-1, self.targets.to(logits.device)[..., None])[..., 0]
         return _mean(logits.logsumexp(dim=-1) - chosen, self.is_text)
 
