@@ -32,12 +32,16 @@ Kind = Literal["for", "against", "open"]
 
 @dataclass(frozen=True)
 class Reply:
-    """A question, its answer in a word or two, how good that is, and the answer in a sentence."""
+    """A question, its answer in a word or two, how good that is, and the answer in a sentence.
+
+    `more` is what a reader may want to know behind it.
+    """
 
     question: str
     verdict: str
     grade: Grade
     sentence: str
+    more: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,18 +104,19 @@ def _where(evidence: Evidence) -> Reply:
         return Reply(question, "Nowhere", "poor", "There is no place to name.")
     short = short_name(best.hook_point)
     verdict = short if best.layer is None else f"Layer {best.layer}"
-    place = f"{best.hook_point}, read at position {best.position}"
+    place = f"{best.hook_point} at position {best.position}"
     if not evidence.diagnosis.decision.is_found:
         text = f"The nearest miss is {place}; no place can be recommended."
         return Reply(question, "Nowhere", "poor", text)
     shown = evidence.separation.at(site_of(best.hook_point), best.position)
     n_valid, n_places = int(shown.is_valid.sum()), shown.is_valid.numel()
-    of = "" if best.layer is None else f" of 0 to {evidence.n_layers - 1}"
-    text = (
-        f"{verdict}{of} is the place to take it from ({place}): {best.reason}. {n_valid} of the "
-        f"{n_places} hook points of this kind are valid{_nested_sentence(evidence)}."
+    of = "Take" if best.layer is None else f"Of layers 0 to {evidence.n_layers - 1} take"
+    more = (
+        f"{best.other_rule} {n_valid} of the {n_places} hook points of this kind are valid"
+        f"{_nested_sentence(evidence)}."
     )
-    return Reply(question, verdict, "good" if 2 * n_valid >= n_places else "fair", text)
+    grade = "good" if 2 * n_valid >= n_places else "fair"
+    return Reply(question, verdict, grade, f"{of} {place}: {best.reason}.", more.strip())
 
 
 def _nested_sentence(evidence: Evidence) -> str:

@@ -47,14 +47,15 @@ def fit_stage(
     """Fit and validate the directions, choose the best, and say what it is worth."""
     remove_partial(run_folder.path)
     run_folder.begin("fit")
-    _fit(config, run_folder, console, is_wide=is_wide)
+    _fit(config, run_folder, console)
+    show_fit(run_folder, console, is_wide=is_wide)
     run_folder.finish("fit", config)
     names = ("directions.safetensors", "refusal_direction.pt", "separation.csv", "tables")
     return [run_folder.path / name for name in names]
 
 
-def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bool) -> None:
-    """Compute and write all that a fit leaves, and show the main of it."""
+def _fit(config: Config, run_folder: RunFolder, console: Console) -> None:
+    """Compute and write all that a fit leaves."""
     everything, labelled = _read(config, run_folder)
     borderline = _read_borderline(config, run_folder)
     activations = labelled.activations
@@ -87,10 +88,15 @@ def _fit(config: Config, run_folder: RunFolder, console: Console, *, is_wide: bo
     _doubt(config, run_folder, activations, console)
     fitted = Fitted(config, labelled, directions, projections, best)
     _tabulate(run_folder, fitted, everything, borderline)
+
+
+def show_fit(run_folder: RunFolder, console: Console, *, is_wide: bool = False) -> None:
+    """Say what the fit in a run folder is worth."""
     evidence = gather(run_folder)
-    replies = answer(evidence)
-    terminal.show_replies(console, replies)
+    replies, separation, best = answer(evidence), evidence.separation, evidence.best
+    terminal.show_replies(console, replies, is_wide=is_wide)
     shown = layers_beside(separation, best)
+    p_values = evidence.scores[["hook_point", "position", "p_value_corrected"]]
     # Where there is no direction, no line of the table is the one to take it from.
     marked = best if evidence.diagnosis.decision.is_found else None
     terminal.show_layers(console, shown, marked, p_values, is_wide=is_wide)

@@ -29,7 +29,7 @@ class Choice:
     `is_eligible` is False where no place reached the accuracy that the rules ask for. `auroc`, the
     low end of its interval and `cohens_d` are those of new topics where enough could be left out
     for an interval (`is_of_new_topics`); the other scores are of new prompts of the same topics.
-    `reason` names the place of the article's rule too, where that is another one.
+    `other_rule` says which place the article's rule takes, where that is another one.
     """
 
     hook_point: str
@@ -38,6 +38,7 @@ class Choice:
     accuracy: float
     is_eligible: bool
     reason: str
+    other_rule: str = ""
     auroc: float = math.nan
     auroc_low: float = math.nan
     cohens_d: float = math.nan
@@ -82,11 +83,11 @@ def choose_best(separation: Separation, n_layers: int, by: BestBy = "cohens_d") 
     if article.cohens_d > ours.cohens_d:
         why = "that lies in the last fifth of the layers"
     other = (
-        f"{ours.reason}. The article's rule takes {article.hook_point} at {article.position} "
+        f"The article's rule takes {article.hook_point} at {article.position} "
         f"(separation {article.separation:.2f}, d' {article.cohens_d:.2f}; here "
-        f"{ours.separation:.2f} and {ours.cohens_d:.2f}): {why}"
+        f"{ours.separation:.2f} and {ours.cohens_d:.2f}): {why}."
     )
-    return replace(ours, reason=other)
+    return replace(ours, other_rule=other)
 
 
 def _scored(separation: Separation) -> list[Choice]:
@@ -102,11 +103,11 @@ def _scored(separation: Separation) -> list[Choice]:
             separation.separation[row, column].item(),
             separation.accuracy[row, column].item(),
             separation.accuracy[row, column].item() >= BEST_ACCURACY,
-            "",
-            told["auroc"].value[row, column].item(),
-            told["auroc"].low[row, column].item(),
-            told["cohens_d"].value[row, column].item(),
-            has_topics,
+            reason="",
+            auroc=told["auroc"].value[row, column].item(),
+            auroc_low=told["auroc"].low[row, column].item(),
+            cohens_d=told["cohens_d"].value[row, column].item(),
+            is_of_new_topics=has_topics,
         )
         for row, hook_point in enumerate(separation.hook_points)
         for column, position in enumerate(separation.positions)

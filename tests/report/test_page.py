@@ -89,9 +89,8 @@ def test_a_plain_run_answers_as_far_as_it_has_measured(run_folder):
         ),
         (
             "Layer 3",
-            "Layer 3 of 0 to 7 is the place to take it from (blocks.3.hook_resid_post, read at "
-            "position last): highest d' (4.50) among 6 places with accuracy >= 0.7. 3 of the 4 "
-            "hook points of this kind are valid.",
+            "Of layers 0 to 7 take blocks.3.hook_resid_post at position last: highest d' "
+            "(4.50) among 6 places with accuracy >= 0.7.",
         ),
         (
             "As a correlation",
@@ -230,9 +229,19 @@ def test_optimism_and_guessing_speak_against_it(run_folder):
 
 def test_nested_choices_that_fell_on_the_place_are_counted(run_folder):
     run_folder.write_table("nested_choice", nested_choice())
-    assert told(run_folder)[1][1].endswith(
-        "and 4 of 5 choices made on part of the prompts fell on it."
+    assert answer(gather(run_folder))[1].more == (
+        "3 of the 4 hook points of this kind are valid, and 4 of 5 choices made on part of the "
+        "prompts fell on it."
     )
+
+
+def test_what_stands_behind_an_answer_is_folded_below_it(run_folder):
+    reply = answer(gather(run_folder))[1]
+    page = render(run_folder)
+    place = page.index("<p>Of layers 0 to 7 take")
+    more = page.index(f"<summary>More</summary>\n        <p>{reply.more}</p>")
+    assert place < more < page.index("Can it be trusted?")
+    assert page.count("<summary>More</summary>") == 1
 
 
 # ---- tables ----

@@ -71,7 +71,7 @@ def test_a_pilot_says_what_a_narrow_interval_takes_and_few_topics_that_they_cann
     pilot = outlook.run_pilot(run, "auroc")
     n = planned_topics(pilot, 0.05, 1)
     told = " ".join(outcome.output.split())
-    assert told.endswith(f"AUROC on new prompts that is 0.05 wide takes {n} prompts a side.")
+    assert told.endswith(f"An AUROC interval 0.05 wide takes {n} new prompts a side.")
     few = make_run(tmp_path / "few", categories=["one", "two", "three"])
     outcome = CliRunner().invoke(app, ["plan", str(few.path)])
     assert outcome.exit_code == 2

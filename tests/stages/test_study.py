@@ -28,6 +28,8 @@ from refusal_lens.config_files import load_config
 from refusal_lens.journal import Journal
 from refusal_lens.models.generation import generate_greedily
 from refusal_lens.report import build_report
+from refusal_lens.report.answer import answer
+from refusal_lens.report.evidence import gather
 from refusal_lens.runs.figures import draw_figure
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages.study import new_run_folder
@@ -158,7 +160,8 @@ def test_scores_come_with_interval_and_p_value(default_run):
     # The two layers before the decision are near chance; all others beat every shuffle.
     assert frame[frame["layer"] >= 2]["p_value"].to_numpy() == pytest.approx(1 / 1001)
     assert (frame["p_value"] <= frame["p_value_corrected"]).all()
-    assert re.search(r"\d of 15 choices made on part of the prompts", " ".join(printed.split()))
+    where = answer(gather(run_folder))[1]
+    assert re.search(r"\d of 15 choices made on part of the prompts", where.more)
     assert "four times in five" in " ".join(printed.split())
     assert "There is no direction here" not in printed
 

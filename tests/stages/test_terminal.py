@@ -5,13 +5,16 @@ import re
 
 import pandas as pd
 import pytest
-from planted_run import make_run
+from planted_run import make_run, nulls, power
 from rich.console import Console
 
+from refusal_lens.prompts.positions import PositionRead
 from refusal_lens.report.answer import answer
 from refusal_lens.report.evidence import gather
 from refusal_lens.runs.diagnosis import Finding
 from refusal_lens.stages import terminal
+from refusal_lens.stages.fit import show_fit
+from refusal_lens.stages.outlook import ModelSize, Outlook
 from refusal_lens.validation.best_place import layers_beside
 
 ROW = r"^ +(\d+) .*[✓✗]"
@@ -41,6 +44,50 @@ def test_many_layers_are_shown_in_part_and_the_best_always(tmp_path, n_layers, a
     assert re.findall(ROW, whole, re.MULTILINE) == [str(layer) for layer in range(n_layers)]
 
 
+@pytest.mark.parametrize(
+    ("n_layers", "width", "n_refused"), [(8, 80, 40), (30, 80, 40), (30, 80, 1), (30, 60, 40)]
+)
+def test_a_run_fits_a_screen(tmp_path, n_layers, width, n_refused):
+    # 181 lines for 30 layers, of which one saw the last.
+    run_folder = make_run(
+        tmp_path / "run",
+        n_layers=n_layers,
+        positions=("last", "instruction_mean", "instruction_last"),
+        n_refused=n_refused,
+    )
+    separation = run_folder.separation()
+    p_values = separation.to_frame()[["hook_point", "position"]].assign(p_value_corrected=0.01)
+    run_folder.write_separation(separation, p_values)
+    run_folder.write_table("nulls", nulls(0.001))
+    run_folder.write_table("power", power(0.8))
+    outlook = Outlook(
+        work=("answers", "activations"),
+        n_harmful=168,
+        n_harmless=168,
+        n_tokens=14_167,
+        n_components=12,
+        n_answer_tokens=64,
+        hook_points=separation.hook_points,
+        positions=separation.positions,
+        stored_bytes=70_000_000,
+        model=ModelSize(n_layers, 163_000_000, 652_000_000, "float32", "cpu"),
+        seconds=180.0,
+    )
+    reads = [
+        PositionRead(position, "harmful-000", "40", "198", "\n")
+        for position in separation.positions
+    ]
+    output = io.StringIO()
+    console = Console(file=output, width=width)
+    terminal.show_outlook(console, outlook, "/home/someone/models/smollm2-135m.gguf", reads)
+    terminal.show_rates(console, run_folder.read_refusal())
+    show_fit(run_folder, console)
+    terminal.show_report(console, run_folder.path / "report.html")
+    lines = output.getvalue().splitlines()
+    assert len(lines) <= 45
+    assert not [line for line in lines if len(line) > width and "report.html" not in line]
+
+
 def test_a_cause_told_already_leaves_its_remedy(tmp_path):
     replies = answer(gather(make_run(tmp_path / "run")))
     told, other = replies[0].sentence[:60], "Another cause."
@@ -49,6 +96,7 @@ def test_a_cause_told_already_leaves_its_remedy(tmp_path):
         (),
         [Finding(told, "First remedy."), Finding(other, "Second remedy.")],
         replies,
+        is_wide=True,
     )
     assert told not in text
     assert "First remedy." in text
@@ -58,9 +106,9 @@ def test_a_cause_told_already_leaves_its_remedy(tmp_path):
 def test_causes_beyond_the_first_are_left_to_the_report():
     findings = [Finding(f"cause {i}", f"remedy {i}") for i in range(5)]
     text = printed(terminal.show_checklist, (), findings)
-    assert "cause 1" in text
-    assert "cause 2" not in text
-    assert "3 more in the report" in text
+    assert "cause 0" in text
+    assert "cause 1" not in text
+    assert "4 more of this in the report" in text
     assert "cause 4" in printed(terminal.show_checklist, (), findings, is_wide=True)
 
 

@@ -82,11 +82,11 @@ def test_places_are_compared_by_cohens_d_and_the_articles_choice_is_named():
     best = choose_best(made, 10)
     assert best is not None
     assert best.layer == 2
-    assert best.reason.startswith("highest d' (2.50) among 4 places with accuracy >= 0.7. ")
-    assert "The article's rule takes blocks.1.hook_resid_post at last" in best.reason
+    assert best.reason == "highest d' (2.50) among 4 places with accuracy >= 0.7"
+    assert "The article's rule takes blocks.1.hook_resid_post at last" in best.other_rule
     agreed = choose_best(make([0.1, 0.5], None, [1.0, 1.5]), 2)
     assert agreed is not None
-    assert "article" not in agreed.reason
+    assert agreed.other_rule == ""
 
 
 def test_the_last_fifth_is_taken_only_where_nothing_before_it_is_accurate():
@@ -97,7 +97,7 @@ def test_the_last_fifth_is_taken_only_where_nothing_before_it_is_accurate():
     assert best.reason.startswith("highest d' (6.00) among 7 places with accuracy >= 0.7 before th")
     best = choose_best(make([0.1] * 9 + [0.5], None, growing), 10)
     assert best is not None
-    assert best.reason.endswith("): that lies in the last fifth of the layers")
+    assert best.other_rule.endswith("): that lies in the last fifth of the layers.")
     best = choose_best(make([0.5] * 10, [0.6] * 9 + [0.9], growing), 10)
     assert best is not None
     assert best.layer == 9

@@ -37,8 +37,8 @@ def show_outlook(
     table.add_column(overflow="fold")
     rows = {
         "model": f"{model_name}{_size_words(outlook.model)}",
-        "prompts": f"{outlook.n_harmful} harmful and {outlook.n_harmless} harmless, "
-        f"{outlook.n_tokens:,} tokens; {_components_words(outlook)}",
+        "prompts": f"{outlook.n_harmful} harmful and {outlook.n_harmless} harmless"
+        f"{_components_words(outlook)}, {outlook.n_tokens:,} tokens",
         "reads": f"{_places_words(outlook.hook_points)} at {_positions_words(shown)}",
         "work": _work_words(outlook),
     }
@@ -60,10 +60,12 @@ def _short(count: int) -> str:
     """Write a count of parameters as people say it: 1.7 M, 0.5 B.
 
     Example:
-        >>> _short(494_032_768)
-        '0.5 B'
+        >>> _short(1_543_714_304), _short(494_032_768), _short(1_750_000)
+        ('1.5 B', '494 M', '1.8 M')
     """
-    return f"{count / 1e9:.1f} B" if count >= 1e8 else f"{count / 1e6:.1f} M"
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} B"
+    return f"{count / 1e6:.0f} M" if count >= 1e7 else f"{count / 1e6:.1f} M"
 
 
 def size_of(n_bytes: int) -> str:
@@ -78,8 +80,8 @@ def size_of(n_bytes: int) -> str:
 
 def _components_words(outlook: Outlook) -> str:
     if outlook.n_components == outlook.n_harmful + outlook.n_harmless:
-        return "each taken as independent"
-    return f"pairs and topics join them to {outlook.n_components} independent parts"
+        return ", each taken as independent"
+    return f" in {outlook.n_components} independent groups"
 
 
 def _places_words(hook_points: Sequence[str]) -> str:

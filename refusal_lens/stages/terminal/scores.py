@@ -28,20 +28,19 @@ BAND_STYLES = {"good": "green", "acceptable": "yellow", "poor": "red"}
 MOST_LINES, FEWER_LINES = 12, 7
 """A table of more layers than the first leaves some out, until about the second are left."""
 
-N_FINDINGS = 2
+N_FINDINGS = 1
 """Causes told in the terminal; the report has all."""
 
 GRADE_STYLES = {"good": "bold green", "fair": "bold yellow", "poor": "bold red"}
 
 
-def show_replies(console: Console, replies: Sequence[Reply]) -> None:
-    """Print the answer in three sentences, each behind its question."""
+def show_replies(console: Console, replies: Sequence[Reply], *, is_wide: bool = False) -> None:
+    """Print the answer in three sentences, each behind its question; wide, what is behind them."""
     console.print()
     for reply in replies:
         verdict = f"[{GRADE_STYLES[reply.grade]}]{escape(reply.verdict)}[/]"
-        console.print(
-            f"[bold]{reply.question}[/] {verdict}. {escape(reply.sentence)}", highlight=False
-        )
+        told = f"{reply.sentence} {reply.more if is_wide else ''}".strip()
+        console.print(f"[bold]{reply.question}[/] {verdict}. {escape(told)}", highlight=False)
 
 
 def show_layers(
@@ -65,10 +64,10 @@ def show_layers(
     frame = shown.to_frame().merge(p_values, on=["hook_point", "position"])
     is_best = frame["hook_point"] == (best.hook_point if best else "")
     step = 1 if is_wide or len(frame) <= MOST_LINES else math.ceil(len(frame) / FEWER_LINES)
-    held_out = ", on new prompts of the same topics" if shown.new_topics else ""
-    some = "" if step == 1 else " (all by --wide)"
+    held_out = "new prompts of the same topics" if shown.new_topics else "new prompts"
+    some = "" if step == 1 else "; all by --wide"
     console.print(
-        f"\nLayers of {site} at {position}, {shown.n_folds}-fold cross-fitted{some}{held_out}",
+        f"\nLayers of {site} at {position} ({held_out}, {shown.n_folds} folds{some})",
         style="italic",
         highlight=False,
     )
@@ -161,8 +160,12 @@ def show_best(
         told += "."
         if detectable == detectable:
             told += f" These prompts find one of {detectable:.2f} four times in five."
-    others = [f"{site} at {position}" for site, position in separation.columns]
-    others.remove(" at ".join(shown.columns[0]))
+    site, at = shown.columns[0]
+    others = [
+        position if other == site else f"{other} at {position}"
+        for other, position in separation.columns
+        if (other, position) != (site, at)
+    ]
     if others:
         told += f" In the report too: {', '.join(others)}."
     console.print(told, highlight=False, markup=False)
@@ -178,19 +181,20 @@ def _ends(scores: Mapping[str, Score], place: tuple[int, int], n_units: int | No
 
 def show_plan(console: Console, pilot: Pilot, width: float) -> None:
     """Print how many topics and prompts an interval as narrow as asked for would take."""
-    name = {"auroc": "AUROC", "cohens_d": "d'"}[pilot.score]
-    table = plan_table(pilot, [width])
-    unit = "topics of {} prompts a side" if pilot.has_topics else "prompts a side"
+    # Of as many topics, those of fewer prompts do.
+    rows = plan_table(pilot, [width]).dropna().drop_duplicates("n_topics", keep="last")
     plans = [
-        f"{row['n_topics']:.0f} {unit.format(row['n_per_topic'])} ({row['n_per_class']:.0f} a side)"
+        f"{row['n_topics']:.0f} of {row['n_per_topic']}"
         if pilot.has_topics
-        else f"{row['n_topics']:.0f} {unit}"
-        for row in table.dropna().to_dict("records")
+        else f"{row['n_topics']:.0f} new prompts a side"
+        for row in rows.to_dict("records")
     ]
-    of = "new topics" if pilot.has_topics else "new prompts"
-    took = " or ".join(plans) or f"more than {MOST_TOPICS} topics"
+    if plans and pilot.has_topics:
+        plans[0] = f"{plans[0].replace(' of ', ' new topics of ')} prompts a side"
+    interval = {"auroc": "An AUROC interval", "cohens_d": "A d' interval"}[pilot.score]
     console.print(
-        f"A 95 % interval of the {name} on {of} that is {width:g} wide takes {took}.",
+        f"{interval} {width:g} wide takes "
+        f"{' or '.join(plans) or f'more than {MOST_TOPICS} topics'}.",
         highlight=False,
         markup=False,
     )
@@ -230,4 +234,4 @@ def show_checklist(
             bullets.add_row(mark, escape(line))
         console.print(bullets)
     if findings[n_shown:]:
-        console.print(f"{len(findings) - n_shown} more in the report.")
+        console.print(f"{len(findings) - n_shown} more of this in the report.")
