@@ -1,15 +1,17 @@
 """What a collection is made of, in plain values: what it depends on, and where it came from.
 
 Knows what must be the same for shards to belong together. Does not know how they are read.
-
-Tested in tests/activations/test_collector.py.
 """
 
 import hashlib
 import importlib.metadata
+import json
 import platform
+import re
+import subprocess
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,5 +99,46 @@ def describe_machine() -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in VERSIONED},
         },
         "machine": {"processor": platform.machine(), "n_threads": torch.get_num_threads()},
+        "code": describe_code(Path(__file__).parents[2]),
         "collected_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def describe_code(root: Path) -> dict[str, Any] | None:
+    """Say which commit of which repository runs.
+
+    Args:
+        root: The folder that the package lies in: a checkout, or site-packages.
+
+    Returns:
+        `repository` (an address, or the checkout's folder where it has none), `commit` and
+        `is_changed`, whether files differ from it; None where nothing tells: of a wheel, or
+        without git.
+
+    Source:
+        What pip writes of an installation from a repository: PEP 610.
+    """
+    written = importlib.metadata.distribution("refusal-lens").read_text("direct_url.json")
+    origin = json.loads(written or "{}")
+    if "vcs_info" in origin:
+        commit = origin["vcs_info"]["commit_id"]
+        return {"repository": origin["url"], "commit": commit, "is_changed": False}
+    # An environment may lie in a repository of something else.
+    if not (root / ".git").exists() or (commit := _git(root, "rev-parse", "HEAD")) is None:
+        return None
+    address = _git(root, "remote", "get-url", "origin") or str(root)
+    return {
+        "repository": re.sub(r"(?<=://)[^/@]+@", "", address),  # no password into a report
+        "commit": commit,
+        "is_changed": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

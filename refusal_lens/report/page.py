@@ -138,13 +138,26 @@ def _reproduction(run_folder: RunFolder) -> dict[str, Any]:
     # A build such as +cpu is a wheel's own affair; indexes do not list it.
     pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages.items()]
     run = ["refusal-lens", "run", str(run_folder.config_path), "--output", "reproduced"]
+    code = provenance.get("code")
+    source, clone = ".", []
+    if code is not None:
+        source = f"./refusal_lens-{code['commit'][:7]}"
+        clone = [
+            f"{shlex.join(['git', 'clone', code['repository'], source])} && "
+            f"git -C {source} checkout {code['commit']}",
+            f"python -m venv {source}/.venv && . {source}/.venv/bin/activate",
+        ]
     # Where none is set each run finds the fastest on its machine, and the last digits follow it.
     budget = provenance.get("collection", {}).get("token_budget")
     if budget is not None:
         run += ["--set", f"collect.token_budget={budget}"]
     return {
-        "install_command": shlex.join(["pip", "install", "-e", ".", *pins]),
-        "run_command": shlex.join(run),
+        "code": code,
+        "commands": [
+            *clone,
+            shlex.join(["pip", "install", "-e", source, *pins]),
+            shlex.join(run),
+        ],
         "versions": versions,
         "config": dump_config(run_folder.read_config()),
         "provenance": json.dumps(provenance, indent=2, ensure_ascii=False),

@@ -510,9 +510,21 @@ def test_page_says_how_to_make_the_run_again(tmp_path):
     page = render(make_run(tmp_path / "a run"))
     assert f"refusal-lens run &#39;{tmp_path}/a run/config.yaml&#39; --output reproduced" in page
     # No index has refusal-lens itself: it is installed from a clone.
-    assert "pip install -e . torch==2.9.0<" in page
-    assert "In a clone of refusal_lens 0.1.0, " in page
+    assert "pip install -e . torch==2.9.0\n" in page
+    assert "a clone of refusal_lens 0.1.0 in place of the dot" in page
     assert "2026-01-31 12:34 UTC" in page
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_the_commit_that_made_a_run_is_cloned_to_make_it_again(run_folder, is_changed):
+    code = {"repository": "https://a.b/c d", "commit": "0123456789abcdef", "is_changed": is_changed}
+    run_folder.write_provenance({**run_folder.read_provenance(), "code": code})
+    page = render(run_folder)
+    clone = "git clone &#39;https://a.b/c d&#39; ./refusal_lens-0123456 &amp;&amp; git -C"
+    assert f"{clone} ./refusal_lens-0123456 checkout 0123456789abcdef\n" in page
+    assert "\npip install -e ./refusal_lens-0123456 torch==2.9.0\n" in page
+    assert "in place of the dot" not in page
+    assert ("Files differed from that commit" in page) == is_changed
 
 
 def test_report_needs_scores(tmp_path):
