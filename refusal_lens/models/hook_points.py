@@ -8,7 +8,7 @@ import difflib
 import fnmatch
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +71,11 @@ def resolve_hook_points(model: Any, selectors: str | Sequence[str]) -> tuple[str
     listed = [selectors] if isinstance(selectors, str) else list(selectors)
     if not listed:
         raise RefusalLensError("At least one hook point is needed, for example resid_post.")
-    names = [name for selector in listed for name in _resolve(model, selector)]
+    # Of each name without its head; a single name of most.
+    heads: dict[str, list[str]] = {}
+    for name in _names(model):
+        heads.setdefault(_without_head(name), []).append(name)
+    names = [name for selector in listed for name in _resolve(model, selector, heads)]
     return tuple(dict.fromkeys(names))
 
 
@@ -292,11 +296,8 @@ def stop_layer(hook_points: Iterable[str]) -> int | None:
     return last
 
 
-def _resolve(model: Any, selector: str) -> list[str]:
+def _resolve(model: Any, selector: str, heads: Mapping[str, Sequence[str]]) -> list[str]:
     site, _, layers = selector.partition(":")
-    heads: dict[str, list[str]] = {}  # of each name without its head; a single name of most
-    for name in _names(model):
-        heads.setdefault(_without_head(name), []).append(name)
     if site in SITES:
         names = _parse_layers(selector, SITES[site], layers, model.cfg)
     elif "*" in selector or "?" in selector or "[" in selector:
