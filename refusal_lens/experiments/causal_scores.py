@@ -53,6 +53,7 @@ from refusal_lens.experiments.verdicts import (
     INDUCED,
     LEFT,
     REMOVED,
+    SEPARATES_AND_CAUSES,
     Evidence,
     Verdict,
     decide_cause,
@@ -68,7 +69,8 @@ from refusal_lens.prompts.tokens import Tokens, tokenise
 from refusal_lens.validation.frames import rows_where
 
 N_RANKED = 3
-"""Candidates that are ranked among random directions: each takes as long as so many of them."""
+"""Most candidates that are ranked among random directions: each takes as long as so many of them.
+"""
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,9 @@ def causal_scores(
 
     The verdict counts a prompt as refused where its refusal score reaches the threshold that
     follows the judge best (`RefusalReport.score_threshold`); where none does, it cannot tell.
-    Of the candidates that meet all else, the first `N_RANKED` are ranked among random directions:
-    those that the rule may choose, the lowest bypass first. Of the others it cannot tell.
+    Of the candidates that meet all else, those that the rule may choose, the lowest bypass first,
+    are ranked among random directions, until one ranks before them or `N_RANKED` have been tried.
+    Of the others it cannot tell.
 
     With `plan.layers_every`, a grid of layers is scored first, and then the layers between its best
     one and the next of the grid; a better place elsewhere would be missed.
@@ -428,33 +431,34 @@ class _Runner:
         return _Runs(*effects, removes, len(candidates))
 
     def rank(self, scored: Sequence[_Scored], plan: CausalPlan) -> list[_Scored]:
-        """Try random directions in place of the best candidates that meet all else."""
-        n_layers, n_controls, seed = self.model.cfg.n_layers, plan.n_controls, plan.seed
+        """Try random directions in place of the best candidates, until they do less than one."""
+        found = list(scored)
+        if not plan.n_controls:
+            return found
 
         def order(i: int) -> tuple[bool, bool, float]:
             each = scored[i]
-            is_dropped = bool(plan.rule.reasons(each.entry, n_layers))
+            is_dropped = bool(plan.rule.reasons(each.entry, self.model.cfg.n_layers))
             return is_dropped, each.removal != plan.intervention, each.entry.bypass
 
         met = [i for i, each in enumerate(scored) if is_met_but_for_controls(each.verdict)]
-        ranked = sorted(met, key=order)[:N_RANKED]
-        if not ranked or not n_controls:
-            return list(scored)
-        by_chance = {
-            i: [scored[i].candidate.random(seed + n) for n in range(n_controls)] for i in ranked
-        }
-        removed = [each.arm(scored[i].removal) for i in ranked for each in by_chance[i]]
-        added = [each.arm(ADDITION) for i in ranked for each in by_chance[i]]
-        harmful, harmless, _ = self._effects("Ranking,", removed, added)
-        left, induced = (
-            effects.refusal_score.unflatten(0, (len(ranked), n_controls)).numpy()
-            for effects in (harmful, harmless)
-        )
-        found = list(scored)
-        for row, i in enumerate(ranked):
-            seen = replace(found[i].seen, random_left=left[row], random_induced=induced[row])
-            found[i] = replace(found[i], seen=seen)
+        for i in sorted(met, key=order)[:N_RANKED]:
+            found[i] = self._rank_one(scored[i], plan)
+            if found[i].verdict.word == SEPARATES_AND_CAUSES:
+                break
         return found
+
+    def _rank_one(self, scored: _Scored, plan: CausalPlan) -> _Scored:
+        by_chance = [scored.candidate.random(plan.seed + n) for n in range(plan.n_controls)]
+        removed = [each.arm(scored.removal) for each in by_chance]
+        added = [each.arm(ADDITION) for each in by_chance]
+        harmful, harmless, _ = self._effects("Ranking,", removed, added)
+        seen = replace(
+            scored.seen,
+            random_left=harmful.refusal_score.numpy(),
+            random_induced=harmless.refusal_score.numpy(),
+        )
+        return replace(scored, seen=seen)
 
     def _effects(
         self, what: str, removed: Sequence[Arm], added: Sequence[Arm], kept: Sequence[Arm] = ()
