@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from refusal_lens.config import PromptsConfig
 from refusal_lens.errors import RefusalLensError
 
 PLACEHOLDER = "REFUSALLENSPLACEHOLDER"
@@ -48,8 +47,8 @@ class ChatFormat:
     control_tokens: Literal["refuse", "plain", "keep"] = "refuse"
 
     @classmethod
-    def of(cls, settings: PromptsConfig) -> "ChatFormat":
-        """Read it from the settings of a run."""
+    def of(cls, settings: Any) -> "ChatFormat":
+        """Read it from a run's settings of prompts, which have the same names."""
         return cls(settings.date, settings.answer_start, settings.control_tokens)
 
 
