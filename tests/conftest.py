@@ -44,6 +44,7 @@ from refusal_lens.activations.store import open_store
 from refusal_lens.models import known_budgets
 from refusal_lens.models.backends import Model
 from refusal_lens.prompts import chat_format
+from refusal_lens.validation import densities
 from refusal_lens.validation.scores import Score
 from refusal_lens.validation.separation import Separation
 
@@ -207,6 +208,14 @@ def no_known_budgets() -> Iterator[None]:
     """Every test searches its budget anew, and leaves nothing in the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(known_budgets, "_cache_folder", lambda: Path("nobody"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_umap() -> Iterator[None]:
+    """Embeddings are two coordinates: umap compiles itself for 13 s, once in test_densities.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(densities, "embedding", lambda values, seed=0: values[:, :2].clone())
         yield
 
 

@@ -24,13 +24,16 @@ def invoke(*arguments: object, typed: str | None = None, exit_code: int = 0) -> 
     return outcome.output
 
 
-def run_experiments(model: str, folder, some_prompts) -> tuple[RunFolder, str, str]:
-    harmful, harmless = some_prompts
+def run_experiments(model: str, folder, prompts) -> tuple[RunFolder, str, str]:
+    harmful, harmless = prompts
     options = ["--model", REPOSITORY / "data" / model, "--output", folder, "--position", "last"]
     # Its refusals show within eight tokens; whole answers would take most of the time.
-    options += ["--hook-point", "resid_post:3-6", "--set", "refusal.n_new_tokens=8"]
+    options += ["--hook-point", "resid_post:3-5", "--set", "refusal.n_new_tokens=8"]
     # Its refusal is graded: taking it out costs 0.04 to 0.2 nats on 30 harmless prompts.
     options += ["--set", "causal.max_kl=0.25"]
+    # What scores are worth is not what is tried here.
+    options += ["--set", "validation.n_permutations=19", "--set", "validation.n_resamples=20"]
+    options += ["--set", "directions.compare_methods=[]"]
     invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
     selected = invoke("select", folder)
     settings = ("dose.strengths=[1.0]", "dose.coefficients=[1.0]", "dose.n_controls=20")
@@ -154,13 +157,16 @@ def test_what_is_asked_for_wrongly_is_told(refuser):
     )
 
 
-@pytest.mark.slow
 def test_a_model_that_never_refuses_only_separates(tmp_path, some_prompts):
-    run_folder, printed, ablated = run_experiments("tiny-complier", tmp_path / "run", some_prompts)
+    few = []
+    for path in some_prompts:
+        few.append(tmp_path / path.name)
+        few[-1].write_text(json.dumps(json.loads(path.read_text())[::2]))
+    run_folder, printed, ablated = run_experiments("tiny-complier", tmp_path / "run", few)
     table = run_folder.read_table("causal_scores")
     assert not table["is_chosen"].any()
-    assert "None of 4 directions passes the rule." in printed
-    assert "refusal-lens select chose none of 4 directions by its effect:" in ablated
+    assert "None of 3 directions passes the rule." in printed
+    assert "refusal-lens select chose none of 3 directions by its effect:" in ablated
     assert "separates and causes" not in set(table["verdict"])
     assert "separates only" in set(table["verdict"])
     assert "Verdict: separates only" in ablated

@@ -43,12 +43,21 @@ def invoke(*arguments: str, exit_code: int = 0) -> str:
     return outcome.output
 
 
+WITHOUT_UMAP = """
+import sys
+sys.modules["umap"] = None  # an extra, which compiles itself for 13 s
+from refusal_lens.cli import main
+main()
+"""
+QUICK = ("--set", "validation.n_permutations=19", "--set", "validation.n_resamples=20")
+
+
 @pytest.fixture(scope="module")
 def default_run(tmp_path_factory):
     """The run without arguments, and what it printed in 80 columns."""
     folder = tmp_path_factory.mktemp("runs") / "default"
     done = subprocess.run(
-        [sys.executable, "-m", "refusal_lens", "run", "--output", folder],
+        [sys.executable, "-c", WITHOUT_UMAP, "run", "--output", folder],
         env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,
@@ -125,7 +134,7 @@ def test_intervals_and_scores_in_sample_come_with_wide(default_run, tmp_path):
     assert "quartile" in printed
     assert "Prompts that depend on each other: 184 pairs" in printed
     assert "as attention sinks" in printed
-    printed = invoke("fit", folder, "--wide")
+    printed = invoke("fit", folder, "--wide", *QUICK)
     row = RunFolder(folder).read_separation().iloc[0]
     # In 80 columns a cell folds behind the comma.
     assert f"{row['separation']:.3f} [{row['separation_low']:.3f}," in printed
@@ -209,7 +218,7 @@ def test_other_way_to_fit_is_used_everywhere(default_run, tmp_path):
     folder = tmp_path / "refit"
     subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
     options = ("directions.method=lda", "directions.compare_methods=[]")
-    invoke("fit", folder, *(part for each in options for part in ("--set", each)))
+    invoke("fit", folder, *QUICK, *(part for each in options for part in ("--set", each)))
     refit, first = RunFolder(folder), default_run[0]
     assert refit.read_directions().method == "lda"
     best = refit.read_directions().provenance["best"]
@@ -268,7 +277,7 @@ def test_stages_one_at_a_time_give_what_the_run_gave(default_run, tmp_path):
 def test_another_clip_needs_no_new_forward_pass(default_run, tmp_path):
     folder = tmp_path / "refit"
     subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
-    invoke("fit", folder, "--set", "directions.clip_quantile=null")
+    invoke("fit", folder, *QUICK, "--set", "directions.clip_quantile=null")
     refit, first = RunFolder(folder), default_run[0]
     assert refit.read_config().directions.clip_quantile is None
     assert refit.read_directions().clip_quantile is None
@@ -278,8 +287,7 @@ def test_another_clip_needs_no_new_forward_pass(default_run, tmp_path):
 def test_directions_of_behaviour_are_fitted_by_stored_answers(tmp_path):
     """Terminal and page say what the labels are; a run whose model refuses too little is named."""
     folder = make_run(tmp_path / "run", is_answered=True, is_fitted=False)
-    quick = ("--set", "validation.n_permutations=19", "--set", "validation.n_resamples=20")
-    shown = invoke("fit", str(folder.path), "--set", "directions.labels=behaviour", *quick)
+    shown = invoke("fit", str(folder.path), "--set", "directions.labels=behaviour", *QUICK)
     told = "The labels are what the model did: 20 refused and 60 answered prompts"
     assert told in " ".join(shown.split())
     assert folder.read_projections().is_harmful.tolist() == [True] * 20 + [False] * 60
@@ -303,7 +311,7 @@ def test_directions_of_behaviour_are_fitted_by_stored_answers(tmp_path):
 def test_subset_of_layers_needs_no_new_forward_pass(default_run, tmp_path):
     folder = tmp_path / "refit"
     subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
-    printed = invoke("fit", folder, "--set", 'directions.hook_points=["resid_post:2-4"]')
+    printed = invoke("fit", folder, *QUICK, "--set", 'directions.hook_points=["resid_post:2-4"]')
     assert "Valid layers: 3/3" in printed
     refit, first = RunFolder(folder).read_separation(), default_run[0].read_separation()
     shared = first[first.layer.isin([2, 3, 4])].reset_index(drop=True)
@@ -317,7 +325,7 @@ def test_subset_of_layers_needs_no_new_forward_pass(default_run, tmp_path):
 
 def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_path, some_prompts):
     harmful, harmless = some_prompts
-    options = ["--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run"]
+    options = ["--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run", *QUICK]
     printed = invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
     printed = " ".join(printed.split())
     told, remedy = "There is no refusal to find: the model refuses 0%", "Use a model that refuses"
@@ -553,9 +561,8 @@ def test_borderline_prompts_are_answered_and_read_as_all_others(tmp_path, some_p
 def test_borderline_prompts_are_the_third_class_beside_harm_and_refusal(tmp_path):
     """Planted: they lie where the harmful prompts lie, and were in no fit."""
     folder = make_run(tmp_path / "run", is_answered=True, is_fitted=False)
-    quick = ("--set", "validation.n_permutations=19", "--set", "validation.n_resamples=20")
     setting = ("--set", "prompts.borderline=b.json")
-    said = invoke("fit", str(folder.path), *quick, *setting, exit_code=2)
+    said = invoke("fit", str(folder.path), *QUICK, *setting, exit_code=2)
     assert "prompts.borderline is b.json" in said
     assert "refusal-rate" in said
     assert folder.read_config().prompts.borderline is None
@@ -569,7 +576,7 @@ def test_borderline_prompts_are_the_third_class_beside_harm_and_refusal(tmp_path
     nobody = replace(whole.take(rows), is_harmful=torch.zeros(20, dtype=torch.bool))
     save_activations(folder.borderline_path, nobody)
     folder.write_borderline(replace(refusal, answers=answers))
-    told = " ".join(invoke("fit", str(folder.path), *quick, *setting).split())
+    told = " ".join(invoke("fit", str(folder.path), *QUICK, *setting).split())
     sentence = "Of 20 borderline prompts, which sound harmful and are not, the model refuses 50% ("
     assert sentence in told
     table = folder.read_table("quadrants")
