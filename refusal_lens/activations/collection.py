@@ -132,7 +132,7 @@ class Collection:
             prompts,
             tokens,
             chat_template,
-            tuple(positions_read(tokenizer, first, wanted)),
+            positions_read(tokenizer, first, wanted),
             (hook_points,) if isinstance(hook_points, str) else tuple(hook_points),
             wanted,
             **reading,
@@ -167,7 +167,7 @@ class Collection:
         check_positions(tokens, wanted, n_ctx=None)
         shown = tokens.select(range(min(3, len(prompts.harmful))))
         names = (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
-        tokens_read = tuple(positions_read(tokenizer, shown, wanted))
+        tokens_read = positions_read(tokenizer, shown, wanted)
         chat_template = {"has_template": False, "given": "token ids", "ending": None}
         return cls(prompts, tokens, chat_template, tokens_read, names, wanted, **reading)
 

@@ -271,23 +271,20 @@ def _sum_of(
 
 
 def positions_read(
-    tokenizer: Any, tokens: Tokens, positions: Sequence[str], n_prompts: int = 3
-) -> list[PositionRead]:
-    """Show which token (index, id, text) each position reads in the first prompts."""
-    table = []
-    for row in range(min(n_prompts, len(tokens))):
+    tokenizer: Any, tokens: Tokens, positions: Sequence[str]
+) -> tuple[PositionRead, ...]:
+    """Show which token (index, id, text) each position reads in each prompt."""
+
+    def shown(row: int, position: str) -> PositionRead:
         ids = tokens.ids[row]
-        for position in positions:
-            first, stop = token_span(position, len(ids), tokens.instruction_spans[row])
-            shown = list(ids[first:stop])
-            is_one = stop - first == 1
-            table.append(
-                PositionRead(
-                    prompt_id=tokens.prompt_ids[row],
-                    position=position,
-                    token_indices=str(first) if is_one else f"{first} to {stop - 1}",
-                    token_ids=str(ids[first]) if is_one else f"{stop - first} tokens",
-                    tokens=tokenizer.decode(shown),
-                )
-            )
-    return table
+        first, stop = token_span(position, len(ids), tokens.instruction_spans[row])
+        is_one = stop - first == 1
+        return PositionRead(
+            prompt_id=tokens.prompt_ids[row],
+            position=position,
+            token_indices=str(first) if is_one else f"{first} to {stop - 1}",
+            token_ids=str(ids[first]) if is_one else f"{stop - first} tokens",
+            tokens=tokenizer.decode(list(ids[first:stop])),
+        )
+
+    return tuple(shown(row, position) for row in range(len(tokens)) for position in positions)
