@@ -51,7 +51,9 @@ class Plan:
     """What is tried: which interventions, how strongly, and beside how many controls.
 
     `first_tokens` decide outcomes under controls without their answers, where they decide; as they
-    are by default every answer is read. Those under the fitted direction always are.
+    are by default every answer is read. Those under the fitted direction always are. After
+    `n_settled_tokens` a refusal is taken for one: an answer that refuses by then ends there, and so
+    does every answer under controls. None reads all of them whole.
     """
 
     interventions: tuple[str, ...] = tuple(INTERVENTIONS)
@@ -59,7 +61,7 @@ class Plan:
     coefficients: tuple[float, ...] = (0.5, 1.0, 1.5)
     n_controls: int = 20
     n_new_tokens: int = 24
-    n_control_tokens: int | None = None
+    n_settled_tokens: int | None = None
     seed: int = 0
     first_tokens: FirstTokens = FirstTokens()
     plain_answers: Mapping[str, str] | None = field(default=None, repr=False)
@@ -335,27 +337,16 @@ class _Side:
             self._decided(trial, scores)
             for trial, scores in zip(trials, effects.refusal_score.tolist(), strict=True)
         ]
-        n_new_tokens = self.plan.n_new_tokens
-        asked: dict[int, list[tuple[int, int]]] = {n_new_tokens: []}
-        for index, outcomes in enumerate(decided):
-            is_fitted = trials[index].kind == "fitted"
-            n_tokens = n_new_tokens if is_fitted else self.plan.n_control_tokens or n_new_tokens
-            undecided = [(index, row) for row, outcome in enumerate(outcomes) if outcome is None]
-            asked.setdefault(n_tokens, []).extend(undecided)
         plain = self.plain_texts()
-        texts: dict[tuple[int, int], str] = {}
-        counts = {self.name: sum(map(len, asked.values()))}
-        with ClassProgress("Answering,", counts) as progress:
-            for n_tokens, pairs in asked.items():
-                ids = answer_arms(
-                    self.model,
-                    self.tokens,
-                    [(trials[index].arm, row) for index, row in pairs],
-                    n_tokens,
-                    lambda n: progress.advance({self.name: n}),
-                    self.journal,
-                )
-                texts |= zip(pairs, write_out(self.model, ids), strict=True)
+        texts = self._read(
+            trials,
+            [
+                (index, row)
+                for index, outcomes in enumerate(decided)
+                for row, outcome in enumerate(outcomes)
+                if outcome is None
+            ],
+        )
         rows = range(len(self.prompts))
         return [
             self._judged(plain, [None] * len(plain)),
@@ -364,6 +355,52 @@ class _Side:
                 for index, outcomes in enumerate(decided)
             ),
         ]
+
+    def _read(
+        self, trials: Sequence[Trial], pairs: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], str]:
+        """Answer prompts, each under a trial, as far as it takes to tell what became of them.
+
+        Args:
+            trials: What is tried.
+            pairs: Which trial on which prompt.
+        """
+        whole = self.plan.n_new_tokens
+        n_first = self.plan.n_settled_tokens or whole
+        asked = [(trials[index].arm, row) for index, row in pairs]
+        ids = self._answer("Answering,", self.tokens, asked, n_first)
+        texts = write_out(self.model, ids)
+
+        def goes_on(i: int) -> bool:
+            (index, row), has_ended = pairs[i], len(ids[i]) < n_first
+            if has_ended or n_first == whole or trials[index].kind != "fitted":
+                return False
+            return decide(self.judge, self.prompts[row].text, texts[i]) != "refused"
+
+        left = [i for i in range(len(pairs)) if goes_on(i)]
+        if left:
+            begun = [ids[i] for i in left]
+            tokens = self.tokens.select([pairs[i][1] for i in left])
+            tokens = continue_prompts(tokens, begun, n_first + 1).tokens
+            arms = [(asked[i][0], place) for place, i in enumerate(left)]
+            rest = self._answer("Answering on,", tokens, arms, whole - n_first)
+            joined = [[*first, *more] for first, more in zip(begun, rest, strict=True)]
+            for i, text in zip(left, write_out(self.model, joined), strict=True):
+                texts[i] = text
+        return dict(zip(pairs, texts, strict=True))
+
+    def _answer(
+        self, what: str, tokens: Tokens, asked: Sequence[tuple[Arm, int]], n_tokens: int
+    ) -> list[list[int]]:
+        with ClassProgress(what, {self.name: len(asked)}) as progress:
+            return answer_arms(
+                self.model,
+                tokens,
+                asked,
+                n_tokens,
+                lambda n: progress.advance({self.name: n}),
+                self.journal,
+            )
 
     def _decided(self, trial: Trial, scores: Sequence[float]) -> list[Outcome | None]:
         if trial.kind == "fitted":

@@ -324,7 +324,7 @@ def _plan(config: Config, request: Request, refusal: RefusalReport) -> Plan:
         coefficients=tuple(config.dose.coefficients),
         n_controls=config.dose.n_controls,
         n_new_tokens=n_new_tokens,
-        n_control_tokens=min(refusal.settled_at or n_new_tokens, n_new_tokens),
+        n_settled_tokens=min(refusal.settled_at or n_new_tokens, n_new_tokens),
         seed=config.validation.seed,
         first_tokens=decisive_scores(refusal),
         plain_answers=_plain_answers(refusal, n_new_tokens),

@@ -130,14 +130,14 @@ def test_controls_are_read_only_where_the_first_token_decides_nothing(model, pro
     labelled = list(zip(prompts.prompts, prompts.is_harmful, strict=True))
     asked = []
 
-    def respond(first_tokens: FirstTokens, n_control_tokens: int | None = None):
+    def respond(first_tokens: FirstTokens, n_settled_tokens: int | None = None):
         return dose_response(
             model,
             labelled,
             plan_trials(fitted, activations, parts, plan),
             refusal_ids=[5],
             judge=lambda prompt, answer: asked.append(answer) or "a" in answer,
-            plan=replace(plan, first_tokens=first_tokens, n_control_tokens=n_control_tokens),
+            plan=replace(plan, first_tokens=first_tokens, n_settled_tokens=n_settled_tokens),
         )
 
     def fitted_ones(response):
@@ -161,8 +161,15 @@ def test_controls_are_read_only_where_the_first_token_decides_nothing(model, pro
     nothing_read = half.table["n_by_first_token"] == half.table["n_prompts"]
     assert half.table.loc[nothing_read, "broken_rate"].isna().all()
     del asked[n_whole:]
-    short = respond(FirstTokens(), n_control_tokens=1)
-    assert fitted_ones(short) == fitted_ones(whole)
+    short = respond(FirstTokens(), n_settled_tokens=1)
+    n_ended = 0
+    for ends, goes_on in zip(fitted_ones(short), fitted_ones(whole), strict=True):
+        if ends != goes_on:
+            # It refuses by then, and ends there.
+            assert ends["outcome"] == "refused"
+            assert goes_on["intervened"].startswith(ends["intervened"])
+            n_ended += 1
+    assert 0 < n_ended < len(fitted_ones(whole))
     assert sum(map(len, asked[n_whole:])) < sum(map(len, asked[:n_whole]))
 
 
