@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.backends import HookedTransformer, Model, is_hooked
-from refusal_lens.models.batching import CPU_BUDGETS, fits
+from refusal_lens.models.batching import fits
 from refusal_lens.models.fast_forward import KeyValues, Stop, forward, why_not_fast
 from refusal_lens.models.hook_points import (
     hooks_at,
@@ -94,7 +94,7 @@ def make_reader(
     width = width_of(model, names[0])
     wanted = normalise_positions(positions)
     check_positions(tokens, wanted, getattr(model.cfg, "n_ctx", None))
-    reason, products = why_not_fast(model), library_of_products(model.cfg, CPU_BUDGETS[0])
+    reason, products = why_not_fast(model), library_of_products(model.cfg)
     if reason is None and stop_layer(names) is None:
         reason = "a hook point stands behind the last block"
     if reason is not None or not is_hooked(model):
@@ -248,8 +248,7 @@ def _check_shape(name: str, activation: Tensor, expected: tuple[int, ...]) -> No
 @contextmanager
 def _forward_on(model: Model, hooks: list[Any]) -> Iterator[None]:
     """Set hooks for one forward pass without gradients, at the machine's best speed."""
-    products = fast_products(model.cfg, CPU_BUDGETS[0])
-    with torch.inference_mode(), products, hooks_at(model, hooks):
+    with torch.inference_mode(), fast_products(model.cfg), hooks_at(model, hooks):
         yield
 
 

@@ -139,7 +139,7 @@ def measure_effects(
             if advance is not None:
                 advance(len(indices) * len(rows))
 
-    with torch.no_grad(), fast_products(model.cfg, budget):
+    with torch.no_grad(), fast_products(model.cfg):
         run_in_batches(
             prompts.tokens.lengths,
             run,

@@ -13,13 +13,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 WORTHWHILE = 2**20
-"""Weights in a matrix from which it pays to look at every product, even of a single token."""
-
-WORTHWHILE_IN_BATCHES = 2**24
-"""The same of a whole batch: tokens times weights."""
+"""Weights in a matrix from which it pays: to look for products, Python is called for all that torch
+does, which takes an eighth of a small model's time and nothing beside a large one's."""
 
 
-def fast_products(cfg: Any, n_tokens: int = 1) -> AbstractContextManager[Any]:
+def fast_products(cfg: Any) -> AbstractContextManager[Any]:
     """Let oneDNN multiply by a model's weights inside the context, where it is the faster one.
 
     torch leaves float32 products to MKL, which uses AVX-512 on Intel's processors only: on others
@@ -30,20 +28,18 @@ def fast_products(cfg: Any, n_tokens: int = 1) -> AbstractContextManager[Any]:
 
     Args:
         cfg: The model's; `device`, `d_model` and `d_mlp` are looked at.
-        n_tokens: How many there are in most products.
 
     Returns:
         A context manager; outside of it nothing changes.
     """
-    return _OneDnn() if library_of_products(cfg, n_tokens) == "oneDNN" else nullcontext()
+    return _OneDnn() if library_of_products(cfg) == "oneDNN" else nullcontext()
 
 
-def library_of_products(cfg: Any, n_tokens: int = 1) -> str:
+def library_of_products(cfg: Any) -> str:
     """Say who multiplies inside `fast_products`, for provenance: `oneDNN` or `torch`."""
-    n_weights = cfg.d_model * (cfg.d_mlp or 4 * cfg.d_model)
     is_better = (
         str(cfg.device) == "cpu"
-        and (n_weights >= WORTHWHILE or n_weights * n_tokens >= WORTHWHILE_IN_BATCHES)
+        and cfg.d_model * (cfg.d_mlp or 4 * cfg.d_model) >= WORTHWHILE
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -510,13 +510,10 @@ from conftest import make_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from refusal_lens import RefusalLensError, collect
 from refusal_lens.activations.engines import collect_moments
-from refusal_lens.models import batching, matmul
+from refusal_lens.models import batching
 from refusal_lens.models.conversion import convert
 from refusal_lens.prompts.contrast import ContrastSet
 
-# oneDNN maps code for every new shape, and a limit on what may be mapped, which memory that the
-# allocator keeps counts against, would leave it nothing for good.
-matmul.WORTHWHILE_IN_BATCHES = 2**40
 torch.manual_seed(0)
 tokenizer = make_tokenizer()
 sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}

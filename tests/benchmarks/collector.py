@@ -32,7 +32,6 @@ import torch
 from rich.console import Console
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-from refusal_lens.models.batching import CPU_BUDGETS
 from refusal_lens.models.matmul import fast_products
 
 N_PREFIX, N_SUFFIX = 24, 5
@@ -367,7 +366,7 @@ def work(options: argparse.Namespace) -> None:
 
     def run(prompts: list[list[int]]) -> torch.Tensor:
         # Every method multiplies by the library that ours chooses on this machine.
-        with fast_products(cfg, CPU_BUDGETS[0]):
+        with fast_products(cfg):
             return method(prompts)
 
     is_warm = False

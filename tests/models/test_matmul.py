@@ -104,12 +104,3 @@ def test_activations_are_the_same_by_either_library(
     assert calls
     scale = expected.values.abs().amax(dim=(0, 3), keepdim=True)
     torch.testing.assert_close(got.values / scale, expected.values / scale, atol=1e-5, rtol=0)
-
-
-def test_a_small_model_is_multiplied_by_onednn_where_many_tokens_run_together(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    small = sized(d_model=128, d_mlp=384)
-    assert library_of_products(small) == "torch"
-    assert library_of_products(small, 64) == "torch"
-    assert library_of_products(small, 1024) == "oneDNN"
