@@ -19,14 +19,14 @@ from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
     LineLook,
     dress,
-    faded,
     hatched,
     line,
     line_looks,
     name_rows,
     ribbon,
+    whiskers,
 )
-from refusal_lens.plots.tables import groups, needs_columns
+from refusal_lens.plots.tables import groups, needs_columns, of_class
 from refusal_lens.plots.text import escape, place_name, rounded, shorten
 from refusal_lens.validation.frames import rows_that, rows_where
 
@@ -108,8 +108,7 @@ def refusal_bars(table: pd.DataFrame, title: str = "Refusal") -> go.Figure:
     """
     figure = go.Figure()
     for style in reversed(CLASSES):
-        rows = rows_that(table, table["is_harmful"].astype(bool) == style.is_harmful)
-        rates = 100 * rows["refusal_rate"]
+        rows = of_class(table, style)
         # A space keeps the rows of the classes apart.
         labels = [
             f"{escape(shorten(str(name), 34))} ({int(n)}){' ' * style.is_harmful}"
@@ -117,16 +116,11 @@ def refusal_bars(table: pd.DataFrame, title: str = "Refusal") -> go.Figure:
         ]
         figure.add_bar(
             name=style.name,
-            x=rates.tolist(),
+            x=(100 * rows["refusal_rate"]).tolist(),
             y=labels,
             orientation="h",
             marker=hatched(style.colour, style.pattern),
-            error_x={
-                "array": (100 * rows["refusal_rate_high"] - rates).tolist(),
-                "arrayminus": (rates - 100 * rows["refusal_rate_low"]).tolist(),
-                "color": NEUTRAL_COLOUR,
-                "thickness": 2,
-            },
+            error_x=whiskers(rows, "refusal_rate", 100.0) | {"color": NEUTRAL_COLOUR},
             hovertemplate=f"%{{y}}, {style.name}<br>%{{x:.1f}} % refused<extra></extra>",
         )
     figure.update_xaxes(title_text="refused (%), with 95 % intervals", range=[0, 100], dtick=25)
@@ -146,9 +140,8 @@ def refusal_by_length(table: pd.DataFrame) -> go.Figure:
         if rows.empty:
             continue
         name = f"{style.name}, refused"
-        low, high = (rows[f"refused_{end}"] * 100 for end in ("low", "high"))
-        looks = {"showlegend": False, "fillcolor": faded(style.colour, 0.2)}
-        figure.add_trace(ribbon(rows["n_tokens"], low, high, name=name, legendgroup=name, **looks))
+        looks = {"name": name, "legendgroup": name, "scale": 100.0}
+        figure.add_trace(ribbon(rows, "n_tokens", "refused", style.colour, **looks))
         for outcome, dash in (("refused", "solid"), ("evaded", "dot")):
             label = f"{style.name}, {outcome}"
             look = LineLook(style.colour, style.symbol, dash, is_hollow=outcome == "evaded")

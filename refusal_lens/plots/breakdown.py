@@ -8,9 +8,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from refusal_lens.plots.style import CLASSES, ClassStyle, dress, empty, hatched, name_rows
-from refusal_lens.plots.tables import needs_columns
+from refusal_lens.plots.tables import needs_columns, of_class
 from refusal_lens.plots.text import escape, hover_prompt, place_name, shorten
-from refusal_lens.validation.frames import rows_that
 
 N_MISREAD = 30
 """Misread prompts drawn; the table holds all."""
@@ -28,7 +27,7 @@ def category_breakdown(table: pd.DataFrame) -> go.Figure:
     part = table.sort_values(["is_harmful", "mean_cosine"])
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.05)
     for style in CLASSES:
-        rows = rows_that(part, part["is_harmful"].astype(bool) == style.is_harmful)
+        rows = of_class(part, style)
         figure.add_traces(_category_traces(rows, style), rows=1, cols=[1, 2])
     figure.update_xaxes(title_text="mean cosine", nticks=5, row=1, col=1)
     figure.update_xaxes(title_text="called harmful (%)", range=[0, 100], dtick=25, row=1, col=2)
@@ -83,7 +82,7 @@ def misread_prompts(table: pd.DataFrame) -> go.Figure:
     part = table.sort_values("margin", key=abs, ascending=False).head(N_MISREAD).iloc[::-1]
     figure = go.Figure()
     for style in CLASSES:
-        rows = rows_that(part, part["is_harmful"].astype(bool) == style.is_harmful)
+        rows = of_class(part, style)
         figure.add_trace(_misread_bars(rows, style))
     # Room to the right of the longest bar for its prompt.
     figure.update_xaxes(

@@ -20,7 +20,6 @@ from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
     LineLook,
     dress,
-    faded,
     layer_axis,
     limit_line,
     line,
@@ -206,9 +205,8 @@ def _dose_lines(part: pd.DataFrame, score: str, scale: float, unit: str) -> Iter
         rows = rows.sort_values("strength")
         name = f"{style.name}, {direction}"
         if is_fitted:
-            low, high = (rows[f"{score}_{end}"] * scale for end in ("low", "high"))
-            looks = {"showlegend": False, "fillcolor": faded(style.colour, 0.2)}
-            yield ribbon(rows["strength"], low, high, name=name, legendgroup=name, **looks)
+            looks = {"name": name, "legendgroup": name, "scale": scale}
+            yield ribbon(rows, "strength", score, style.colour, **looks)
         look = LineLook(style.colour, style.symbol, width=2.5)
         if not is_fitted:
             look = LineLook(style.colour, style.symbol, _CONTROLS[str(direction)], 1.2, 5.0, True)

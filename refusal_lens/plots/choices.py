@@ -23,6 +23,7 @@ from refusal_lens.plots.style import (
     line_looks,
     name_rows,
     roomy,
+    whiskers,
 )
 from refusal_lens.plots.tables import by_layer, groups, last_layer, needs_columns
 from refusal_lens.plots.text import escape
@@ -181,13 +182,7 @@ def confounds(table: pd.DataFrame) -> go.Figure:
             x=rows["auroc"].tolist(),
             y=rows["name"].tolist(),
             mode="markers",
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "thickness": 2,
-                "array": (rows["auroc_high"] - rows["auroc"]).tolist(),
-                "arrayminus": (rows["auroc"] - rows["auroc_low"]).tolist(),
-            },
+            error_x=whiskers(rows, "auroc"),
             marker={"color": colour, "symbol": symbol, "size": 11},
             cliponaxis=False,
             customdata=(100 * rows["accuracy"]).tolist(),

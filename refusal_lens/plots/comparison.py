@@ -62,6 +62,9 @@ step has a third of the colours, so that a colour means the same in every run.""
 ALL_ONE = 0.995
 """Scores that all read 1.00 need no matrix."""
 
+_BEST = {"color": "#D62728", "width": 2}
+"""The frame of the best place."""
+
 MOST_TEXTS = 30
 """Columns up to which cells have room for their number."""
 
@@ -127,8 +130,9 @@ def place_heatmap(
     figure.update_xaxes(type="category")
     framed = " (framed: the best place)" if best else ""
     figure.update_xaxes(title_text=f"layer{framed}", row=len(grids), col=1)
-    figure.update_layout(template=LIGHT, **_place_layout(grids, score))
-    return _titled(figure, title)
+    cells = 30 * sum(heights)
+    height = 150 + cells + 45 * (len(grids) - 1)
+    return _finished(figure, title, height, _band_colours(score, 60 + cells), 50)
 
 
 def cell_names(frame: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:
@@ -208,10 +212,10 @@ def _frame_place(
     rows, columns = list(grid.index), list(grid.columns)
     for row, column in dict.fromkeys(zip(found["row"], found["column"], strict=True)):
         if row in rows:
-            _frame(figure, rows.index(row), columns.index(column), panel, 1)
+            _frame(figure, rows.index(row), columns.index(column), panel, _BEST)
 
 
-def _frame(figure: go.Figure, row: int, column: int, panel_row: int, panel_column: int) -> None:
+def _frame(figure: go.Figure, row: int, column: int, panel: int, line: Mapping[str, Any]) -> None:
     """Draw a frame around one cell: categories stand at whole numbers."""
     figure.add_shape(
         type="rect",
@@ -219,19 +223,10 @@ def _frame(figure: go.Figure, row: int, column: int, panel_row: int, panel_colum
         x1=column + 0.5,
         y0=row - 0.5,
         y1=row + 0.5,
-        line={"color": "#D62728", "width": 2},
-        row=panel_row,  # pyright: ignore[reportArgumentType]
-        col=panel_column,  # pyright: ignore[reportArgumentType]
+        line=line,
+        row=panel,  # pyright: ignore[reportArgumentType]
+        col=1,  # pyright: ignore[reportArgumentType]
     )
-
-
-def _place_layout(grids: Sequence[pd.DataFrame], score: str) -> dict[str, Any]:
-    n_rows = sum(len(grid) for grid in grids)
-    return {
-        "height": 150 + 30 * n_rows + 45 * (len(grids) - 1),
-        "margin": {"l": 20, "r": 20, "t": 40, "b": 50},
-        "coloraxis": _band_colours(score, 60 + 30 * n_rows),
-    }
 
 
 def _band_colours(score: str, height: int) -> dict[str, Any]:
@@ -290,37 +285,39 @@ def cosine_heatmap(
         hover = f"%{{y}} and %{{x}}<br>{name} %{{z:.3f}}"
         cells = _cells(grid, hover, MOST_TEXTS_IN_SQUARE, textfont=font)
         figure.add_trace(cells, row=1, col=number)
-    figure.update_yaxes(
-        autorange="reversed",
-        constrain="domain",
-        constraintoward="top",
-        type="category",
-        showgrid=False,
-    )
-    figure.update_xaxes(
-        constrain="domain",
-        type="category",
-        showgrid=False,
-        title_text=axis,
-        tickangle=-45 if _long(labels) else 0,
-    )
-    figure.update_yaxes(title_text=axis, col=1)
-    for suffix in ("", "2")[: len(panels)]:
-        figure.layout[f"xaxis{suffix}"].update(scaleanchor=f"y{suffix}", scaleratio=1)
-    side = 34 * len(labels) + 14 * (not _long(labels))
-    figure.update_layout(
-        template=LIGHT,
-        # Two squares of 420 pixels stand beside each other on most screens.
-        height=int(np.clip(180 + side, 320, 900 if len(panels) == 1 else 620)),
-        margin={"l": 20, "r": 20, "t": 40, "b": 40},
-        coloraxis={
-            "colorscale": DIVERGING,
-            "cmin": -1,
-            "cmax": 1,
-            "colorbar": _colour_bar("cosine"),
-        },
-    )
-    return _titled(figure, title)
+    colours = {"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": _colour_bar("cosine")}
+    # Two squares of 420 pixels stand beside each other on most screens.
+    most = 900 if len(panels) == 1 else 620
+    return _squares(figure, labels, (axis, axis), colours, title, most)
+
+
+def _squares(
+    figure: go.Figure,
+    labels: Sequence[str],
+    axes: tuple[str | None, str | None],
+    colours: Mapping[str, Any],
+    title: str,
+    most: int = 900,
+) -> go.Figure:
+    """Make every panel a square whose first cell is in the upper left corner.
+
+    Args:
+        figure: Changed in place.
+        labels: Of rows and columns.
+        axes: What goes across, and what goes down.
+        colours: The scale of the cells.
+        title: Written above.
+        most: Pixels of its height at most.
+    """
+    looks = {"type": "category", "constrain": "domain", "showgrid": False}
+    turned = -45 if _long(labels) else 0
+    figure.update_xaxes(title_text=axes[0], tickangle=turned, scaleratio=1, **looks)
+    figure.update_yaxes(autorange="reversed", constraintoward="top", **looks)
+    figure.update_yaxes(title_text=axes[1], col=1)
+    for axis in figure.select_xaxes():
+        axis.scaleanchor = axis.anchor
+    height = int(np.clip(180 + 34 * len(labels) + 14 * (not turned), 320, most))
+    return _finished(figure, title, height, colours, 40)
 
 
 def _name_cells(names: Sequence[str]) -> tuple[list[str], str | None]:
@@ -367,44 +364,22 @@ def transfer_matrix(frame: pd.DataFrame, score: str = "auroc", *, title: str = "
         n_pairs = len(names) ** 2
         return empty(title, f"all {n_pairs} pairs have an {SCORE_NAMES[score]} of 1.00")
     hover = f"fitted on %{{y}}<br>tested on %{{x}}<br>{SCORE_NAMES[score]} %{{z:.4f}}"
-    figure = go.Figure(_cells(grid, hover))
+    figure = make_subplots().add_trace(_cells(grid, hover))
     for index in range(len(names)):
-        figure.add_shape(
-            type="rect",
-            **{"x0": index - 0.5, "x1": index + 0.5, "y0": index - 0.5, "y1": index + 0.5},
-            line={"color": NEUTRAL_COLOUR, "width": 1.5},
-        )
-    figure.update_xaxes(
-        title_text="tested on (framed: the same, cross-fitted)",
-        type="category",
-        constrain="domain",
-        tickangle=-45 if _long(names) else 0,
-    )
-    figure.update_yaxes(
-        title_text="fitted on",
-        type="category",
-        autorange="reversed",
-        constrain="domain",
-        constraintoward="top",
-        scaleanchor="x",
-    )
-    figure.update_layout(
-        template=LIGHT,
-        height=int(np.clip(200 + 34 * len(names), 320, 900)),
-        margin={"l": 20, "r": 20, "t": 30, "b": 40},
-        coloraxis=_band_colours(score, 220),
-    )
-    return _titled(figure, title)
+        _frame(figure, index, index, 1, {"color": NEUTRAL_COLOUR, "width": 1.5})
+    axes = ("tested on (framed: the same, cross-fitted)", "fitted on")
+    return _squares(figure, names, axes, _band_colours(score, 220), title)
 
 
-def _titled(figure: go.Figure, title: str) -> go.Figure:
-    """Put a title above the figure, in room of its own."""
-    if not title:
-        return figure
-    layout: Any = figure.layout
-    room = 36
+def _finished(
+    figure: go.Figure, title: str, height: int, colours: Mapping[str, Any], below: int
+) -> go.Figure:
+    """Give a figure its colours and, above it, its title, in room of its own."""
+    room = 36 if title else 0
+    margin = {"l": 20, "r": 20, "t": 40 + room, "b": below}
+    figure.update_layout(title=heading(title) if title else None)
     return figure.update_layout(
-        title=heading(title), margin_t=layout.margin.t + room, height=layout.height + room
+        template=LIGHT, height=height + room, margin=margin, coloraxis=colours
     )
 
 

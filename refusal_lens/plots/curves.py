@@ -17,7 +17,6 @@ from refusal_lens.plots.style import (
     NEUTRAL_COLOUR,
     LineLook,
     dress,
-    faded,
     layer_axis,
     line,
     line_looks,
@@ -57,7 +56,9 @@ def learning_curve(table: pd.DataFrame, best: tuple[str, str] | None = None) -> 
                 figure.add_traces(_background_lines(name, rows, is_first=not figure.data))
         places = [place for place in places if place[0] == shown]
     for (name, rows), look in zip(places, line_looks(), strict=False):
-        figure.add_trace(_learning_interval(name, rows, look))
+        measured = rows_that(rows, ~rows["is_extrapolated"].astype(bool))
+        area = ribbon(measured, "n_per_class", "degrees", look.colour, name=name, legendgroup=name)
+        figure.add_trace(area)
         figure.add_traces(list(_learning_lines(name, rows, look)))
     counts = sorted(set(table["n_per_class"].astype(int)))
     figure.update_xaxes(
@@ -88,20 +89,6 @@ def _of_places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the name and the rows of every place."""
     for hook_point, position, rows in groups(table, "hook_point", "position"):
         yield f"{short_name(hook_point)}, {position}", rows
-
-
-def _learning_interval(name: str, rows: pd.DataFrame, look: LineLook) -> go.Scatter:
-    """Return the interval of what was measured."""
-    measured = rows_that(rows, ~rows["is_extrapolated"].astype(bool))
-    return ribbon(
-        measured["n_per_class"],
-        measured["degrees_low"],
-        measured["degrees_high"],
-        name=name,
-        legendgroup=name,
-        showlegend=False,
-        fillcolor=faded(look.colour, 0.2),
-    )
 
 
 def _learning_lines(name: str, rows: pd.DataFrame, look: LineLook) -> Iterator[go.Scatter]:
@@ -166,16 +153,8 @@ def stability(table: pd.DataFrame) -> go.Figure:
     lines = lines_of(frame)
     for (name, rows), look in zip(lines, line_looks(), strict=False):
         if len(lines) <= 2:
-            interval = ribbon(
-                rows["layer"],
-                rows["bootstrap_cosine_low"],
-                rows["bootstrap_cosine_high"],
-                name=name,
-                legendgroup=f"{name}, resampled",
-                showlegend=False,
-                fillcolor=faded(look.colour, 0.2),
-            )
-            figure.add_trace(interval)
+            area = ribbon(rows, "layer", "bootstrap_cosine", look.colour, name=name)
+            figure.add_trace(area.update(legendgroup=f"{name}, resampled"))
         for column, text, dash in (
             ("bootstrap_cosine", "resampled", "solid"),
             ("split_half_cosine", "halves", "dot"),

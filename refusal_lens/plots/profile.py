@@ -82,8 +82,11 @@ def layer_profile(
         for row, score in enumerate(panels, start=1):
             lines = list(_score_lines(name, rows, score, look))
             lines[-1].showlegend = row == 1
-            shown = _interval(name, rows, score, look) if has_interval else []
-            figure.add_traces([*shown, *lines], rows=row, cols=1)
+            if has_interval and {f"{score}_low", f"{score}_high"} <= set(rows):
+                scale, fill = _PANELS[score][1], faded(look.colour, 0.25)
+                names = {"name": f"{name}, interval", "legendgroup": name, "fillcolor": fill}
+                lines.insert(0, ribbon(rows, "layer", score, look.colour, scale=scale, **names))
+            figure.add_traces(lines, rows=row, cols=1)
     if groups and any(f"{score}_in_sample" in frame for score in panels):
         figure.add_trace(_in_sample_key(), row=1, col=1)
     if best is not None and best.layer is not None:
@@ -113,12 +116,15 @@ def _null_ribbon(
     rows = _null_of(nulls, frame, score)
     if rows.empty:
         return
-    edges = rows.groupby("layer").agg({"low": "min", "high": "max"})
-    scale = _PANELS[score][1]
+    edges = rows.groupby("layer", as_index=False).agg(
+        null_low=("low", "min"), null_high=("high", "max")
+    )
     yield ribbon(
-        edges.index.tolist(),
-        (edges["low"] * scale).tolist(),
-        (edges["high"] * scale).tolist(),
+        edges,
+        "layer",
+        "null",
+        NEUTRAL_COLOUR,
+        scale=_PANELS[score][1],
         name="scores of shuffled labels, 95 %",
         legendgroup="null",
         showlegend=row == 1,
@@ -135,24 +141,6 @@ def _null_of(nulls: pd.DataFrame | None, frame: pd.DataFrame, score: str) -> pd.
         & nulls["hook_point"].isin(frame["hook_point"])
     )
     return by_layer(rows_that(nulls, is_wanted))
-
-
-def _interval(name: str, rows: pd.DataFrame, score: str, look: LineLook) -> list[go.Scatter]:
-    """Return the area of a score's interval, where the table has one."""
-    if not {f"{score}_low", f"{score}_high"} <= set(rows):
-        return []
-    low, high = (rows[f"{score}_{end}"] * _PANELS[score][1] for end in ("low", "high"))
-    return [
-        ribbon(
-            rows["layer"],
-            low,
-            high,
-            name=f"{name}, interval",
-            legendgroup=name,
-            showlegend=False,
-            fillcolor=faded(look.colour, 0.25),
-        )
-    ]
 
 
 def _score_lines(name: str, rows: pd.DataFrame, score: str, look: LineLook) -> Iterator[go.Scatter]:

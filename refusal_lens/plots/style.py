@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 
@@ -130,6 +131,13 @@ def line(
     )
 
 
+def whiskers(rows: pd.DataFrame, column: str, scale: float = 1.0) -> dict[str, Any]:
+    """Return the error bars of a column by its `_low` and `_high`."""
+    value, low, high = (scale * rows[column + end] for end in ("", "_low", "_high"))
+    ends = {"array": (high - value).tolist(), "arrayminus": (value - low).tolist()}
+    return {"thickness": 2, **ends}
+
+
 def hatched(colour: str, pattern: str) -> dict[str, Any]:
     """Return the marker of bars that a pattern tells apart where colour does not."""
     return {"color": colour, "pattern": {"shape": pattern, "solidity": 0.3}}
@@ -163,29 +171,29 @@ def faded(colour: str, opacity: float) -> str:
 
 
 def ribbon(
-    x: Iterable[Any], low: Iterable[float], high: Iterable[float], **looks: Any
+    rows: pd.DataFrame, x: str, column: str, colour: str, *, scale: float = 1.0, **looks: Any
 ) -> go.Scatter:
-    """Return an area between two lines; points where an edge is NaN are left out.
+    """Return the area between `<column>_low` and `<column>_high`; where one is NaN there is none.
 
     Args:
-        x: Where, ascending.
-        low: Lower edge.
-        high: Upper edge.
+        rows: Sorted by `x`.
+        x: The column that goes across.
+        column: What the ends are of.
+        colour: Faded.
+        scale: What the ends are multiplied by.
         looks: Anything else of the trace.
     """
-    edges = [
-        edge
-        for edge in zip(x, low, high, strict=True)
-        if not (math.isnan(edge[1]) or math.isnan(edge[2]))
-    ]
+    there = rows.dropna(subset=[f"{column}_low", f"{column}_high"])
+    low, high = ((scale * there[f"{column}_{end}"]).tolist() for end in ("low", "high"))
+    across = there[x].tolist()
     return go.Scatter(
-        x=[edge[0] for edge in edges] + [edge[0] for edge in reversed(edges)],
-        y=[edge[1] for edge in edges] + [edge[2] for edge in reversed(edges)],
+        x=[*across, *reversed(across)],
+        y=[*low, *reversed(high)],
         mode="lines",
         line={"width": 0},
         fill="toself",
         hoverinfo="skip",
-        **looks,
+        **{"showlegend": False, "fillcolor": faded(colour, 0.2), **looks},
     )
 
 

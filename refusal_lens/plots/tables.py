@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_lens.errors import RefusalLensError
+from refusal_lens.plots.style import ClassStyle
 from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.separation import Separation
 
@@ -65,6 +66,11 @@ def by_layer(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows inside the blocks, first layer first."""
     rows = rows_that(table, table["layer"].notna()).sort_values("layer", kind="stable")
     return rows.assign(layer=rows["layer"].astype(int))
+
+
+def of_class(table: pd.DataFrame, style: ClassStyle) -> pd.DataFrame:
+    """Return the rows of one class."""
+    return rows_that(table, table["is_harmful"].astype(bool) == style.is_harmful)
 
 
 def last_layer(rows: pd.DataFrame) -> int:

@@ -60,7 +60,7 @@ def signed(number: float, decimals: int) -> str:
         >>> signed(-0.004, 2)
         '0.00'
     """
-    return f"{round(number, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+    return f"{number:z.{decimals}f}".replace("-", "−")
 
 
 def rounded(numbers: Any) -> list[float]:
