@@ -33,7 +33,7 @@ from refusal_lens.plots.shapes import (
     embedding,
     ridgeline,
 )
-from refusal_lens.plots.style import DARK, HARMFUL_COLOUR, HARMLESS_COLOUR, LIGHT
+from refusal_lens.plots.style import DARK, HARMFUL_COLOUR, HARMLESS_COLOUR, LIGHT, named
 
 __all__ = [
     "DARK",
@@ -59,6 +59,7 @@ __all__ = [
     "learning_curve",
     "method_comparison",
     "misread_prompts",
+    "named",
     "nested_choice",
     "place_heatmap",
     "projection_histogram",

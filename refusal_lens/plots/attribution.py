@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
     CLASSES,
+    Classes,
     dress,
     empty,
     hatched,
@@ -32,12 +33,13 @@ N_LARGEST = 14
 
 
 @needs_columns("layer", "component", "head", "contribution", "category")
-def head_attribution(table: pd.DataFrame) -> go.Figure:
+def head_attribution(table: pd.DataFrame, *, classes: Classes = CLASSES) -> go.Figure:
     """Draw what each attention head and MLP adds to the difference along the direction.
 
     Args:
         table: `attribution` at one place: contributions in projection units, positive towards
             harmful; rows of a category are left out.
+        classes: What the classes are called.
     """
     rows = rows_that(table, table["category"] == "")
     figure = make_subplots(
@@ -60,7 +62,8 @@ def head_attribution(table: pd.DataFrame) -> go.Figure:
     return dress(
         figure,
         "Which heads and MLPs write the direction",
-        subtitle="difference of the classes in projection units; positive writes towards harmful",
+        subtitle="difference of the classes in projection units; positive writes towards "
+        + classes[True].name,
         height=min(900, max(500, 260 + 14 * len(layers))),
         margin={"l": 60, "r": 20, "t": 100, "b": 110},
     )

@@ -17,6 +17,7 @@ from refusal_lens.plots.style import (
     CLASSES,
     LINE_COLOURS,
     NEUTRAL_COLOUR,
+    Classes,
     LineLook,
     dress,
     hatched,
@@ -98,16 +99,19 @@ def _axis(name: str, row: pd.Series) -> str:
 
 
 @needs_columns("name", "is_harmful", "n_prompts", "refusal_rate")
-def refusal_bars(table: pd.DataFrame, title: str = "Refusal") -> go.Figure:
+def refusal_bars(
+    table: pd.DataFrame, title: str = "Refusal", *, classes: Classes = CLASSES
+) -> go.Figure:
     """Draw how much was refused, a bar a row, with its 95 % interval.
 
     Args:
         table: `refusal_rate` with `refusal_rate_low` and `refusal_rate_high`, of `n_prompts`; rows
             of both classes with one `name` are two.
         title: Of the figure.
+        classes: How the classes look, and what they are called.
     """
     figure = go.Figure()
-    for style in reversed(CLASSES):
+    for style in reversed(classes):
         rows = of_class(table, style)
         # A space keeps the rows of the classes apart.
         labels = [
@@ -163,7 +167,7 @@ def refusal_by_length(table: pd.DataFrame) -> go.Figure:
     return dress(figure, title, subtitle=subtitle, height=460, margin_b=110)
 
 
-def side_effects(table: pd.DataFrame) -> go.Figure:
+def side_effects(table: pd.DataFrame, *, classes: Classes = CLASSES) -> go.Figure:
     """Draw what each strength does against what it costs, one panel for removal, one for addition.
 
     The cost is the KL on the class that should stay as it is. Filled marks lie on the front: no
@@ -171,9 +175,13 @@ def side_effects(table: pd.DataFrame) -> go.Figure:
 
     Args:
         table: `side_effects`.
+        classes: What the classes are called.
     """
     effects = [e for e in ("removes", "adds") if e in {_effect(n) for n in table["intervention"]}]
-    titles = {"removes": "removal: harmful answered", "adds": "addition: harmless refused"}
+    titles = {
+        "removes": f"removal: {classes[True].name} answered",
+        "adds": f"addition: {classes[False].name} refused",
+    }
     panels = [titles[effect] for effect in effects]
     figure = make_subplots(
         rows=len(effects), shared_xaxes=True, subplot_titles=panels, vertical_spacing=0.1

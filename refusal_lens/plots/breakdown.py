@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refusal_lens.plots.style import CLASSES, ClassStyle, dress, empty, hatched, name_rows
+from refusal_lens.plots.style import CLASSES, Classes, ClassStyle, dress, empty, hatched, name_rows
 from refusal_lens.plots.tables import needs_columns, of_class
 from refusal_lens.plots.text import escape, hover_prompt, place_name, shorten
 
@@ -16,27 +16,32 @@ N_MISREAD = 30
 
 
 @needs_columns("category", "is_harmful", "mean_cosine", "share_called_harmful")
-def category_breakdown(table: pd.DataFrame) -> go.Figure:
+def category_breakdown(table: pd.DataFrame, *, classes: Classes = CLASSES) -> go.Figure:
     """Draw mean cosine and share called harmful of every category, at one place.
 
     Args:
         table: `categories` at one place.
+        classes: How the classes look, and what they are called.
     """
     if table.empty:
         return empty("Categories", "no categories")
     part = table.sort_values(["is_harmful", "mean_cosine"])
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.05)
-    for style in CLASSES:
-        rows = of_class(part, style)
-        figure.add_traces(_category_traces(rows, style), rows=1, cols=[1, 2])
+    called = f"called {classes[True].name}"
+    for style in classes:
+        figure.add_traces(
+            _category_traces(of_class(part, style), style, called), rows=1, cols=[1, 2]
+        )
     figure.update_xaxes(title_text="mean cosine", nticks=5, row=1, col=1)
-    figure.update_xaxes(title_text="called harmful (%)", range=[0, 100], dtick=25, row=1, col=2)
+    figure.update_xaxes(title_text=f"{called} (%)", range=[0, 100], dtick=25, row=1, col=2)
     name_rows(figure, dtick=1, range=[-0.6, len(part) - 0.4])
     height = 170 + 24 * len(part)
     return dress(figure, f"Categories · {_place(table)}", height=height, barmode="overlay")
 
 
-def _category_traces(rows: pd.DataFrame, style: ClassStyle) -> list[go.Scatter | go.Bar]:
+def _category_traces(
+    rows: pd.DataFrame, style: ClassStyle, called: str
+) -> list[go.Scatter | go.Bar]:
     """Return marks and bars of the categories of one class."""
     # Harmful and harmless categories can have one name: a space keeps their rows apart.
     labels = [
@@ -63,27 +68,27 @@ def _category_traces(rows: pd.DataFrame, style: ClassStyle) -> list[go.Scatter |
         orientation="h",
         marker=hatched(style.colour, style.pattern),
         hovertext=whole,
-        hovertemplate="%{hovertext}<br>%{x:.1f} % called harmful<extra></extra>",
+        hovertemplate=f"%{{hovertext}}<br>%{{x:.1f}} % {called}<extra></extra>",
     )
     return [marks, bars]
 
 
 @needs_columns("prompt_id", "is_harmful", "margin", "text")
-def misread_prompts(table: pd.DataFrame) -> go.Figure:
+def misread_prompts(table: pd.DataFrame, *, classes: Classes = CLASSES) -> go.Figure:
     """Draw the prompts on the wrong side of the threshold, and how far.
 
     Args:
         table: `misread` at one place: `margin` is the distance to the threshold in projection
             units.
+        classes: As in `category_breakdown`.
     """
     if table.empty:
         text = "every prompt is on its own side of the threshold"
         return empty("Misread prompts", text)
     part = table.sort_values("margin", key=abs, ascending=False).head(N_MISREAD).iloc[::-1]
     figure = go.Figure()
-    for style in CLASSES:
-        rows = of_class(part, style)
-        figure.add_trace(_misread_bars(rows, style))
+    for style, other in zip(classes, reversed(classes), strict=True):
+        figure.add_trace(_misread_bars(of_class(part, style), style, other.name))
     # Room to the right of the longest bar for its prompt.
     figure.update_xaxes(
         title_text="beyond the threshold (projection units)",
@@ -102,10 +107,10 @@ def misread_prompts(table: pd.DataFrame) -> go.Figure:
     )
 
 
-def _misread_bars(rows: pd.DataFrame, style: ClassStyle) -> go.Bar:
+def _misread_bars(rows: pd.DataFrame, style: ClassStyle, other: str) -> go.Bar:
     prompts = zip(rows["prompt_id"], rows["category"], rows["text"], strict=True)
     return go.Bar(
-        name=f"{style.name}, read as {'harmless' if style.is_harmful else 'harmful'}",
+        name=f"{style.name}, read as {other}",
         orientation="h",
         x=rows["margin"].abs().tolist(),
         y=[escape(str(name)) for name in rows["prompt_id"]],

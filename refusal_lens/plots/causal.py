@@ -17,7 +17,9 @@ from refusal_lens.experiments.arms import intervention_of
 from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
+    CLASSES,
     NEUTRAL_COLOUR,
+    Classes,
     LineLook,
     dress,
     layer_axis,
@@ -26,19 +28,12 @@ from refusal_lens.plots.style import (
     line_looks,
     ribbon,
     ring,
-    style_of,
 )
 from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, needs_columns
 from refusal_lens.validation.frames import rows_that
 
 _SCORES = ("bypass", "induce", "kl")
 _TITLES = ("bypass (nats)", "induce (nats)", "KL (nats)")
-_BASELINES = {
-    1: ("baseline_harmful", "harmful, untouched"),
-    2: ("baseline_harmless", "harmless, untouched"),
-}
-"""By panel: the column of the score without intervention, and its name."""
-
 _DASHES = ("solid", "dot", "dash", "dashdot")
 _DASH_NAMES = {"solid": "solid", "dot": "dotted", "dash": "dashed", "dashdot": "dash-dotted"}
 """How the lines of one intervention after the other are drawn, and how that is called."""
@@ -53,6 +48,7 @@ def causal_scores(
     *,
     rule: CausalRule | None = None,
     n_kept_layers: int | None = None,
+    classes: Classes = CLASSES,
 ) -> go.Figure:
     """Draw bypass, induce and KL of every candidate over the layers, and the chosen one.
 
@@ -62,6 +58,7 @@ def causal_scores(
         table: `causal_scores`.
         rule: Candidates that it drops are hollow; None takes the paper's.
         n_kept_layers: Layers from this one on are dropped and shaded; None shades none.
+        classes: What the classes are called.
 
     Source:
         Thresholds: Arditi et al. 2024, arXiv 2406.11717, appendix C.
@@ -76,7 +73,7 @@ def causal_scores(
             lines[0].showlegend = row == 1
             figure.add_traces(lines, rows=row, cols=1)
     figure.add_traces(list(_chosen_marks(frame)), rows=[1, 2, 3], cols=1)
-    _add_limits(figure, frame, rule or CausalRule())
+    _add_limits(figure, frame, rule or CausalRule(), classes)
     if n_kept_layers is not None and n_kept_layers <= last:
         _shade_from(figure, n_kept_layers, last)
     for row, text in enumerate(_TITLES, start=1):
@@ -130,15 +127,18 @@ def _chosen_marks(frame: pd.DataFrame) -> Iterator[go.Scatter]:
         )
 
 
-def _add_limits(figure: go.Figure, frame: pd.DataFrame, rule: CausalRule) -> None:
+def _add_limits(figure: go.Figure, frame: pd.DataFrame, rule: CausalRule, classes: Classes) -> None:
     """Draw thresholds and what the model does untouched."""
     limit_line(figure, 2, rule.min_induce, f"at least {rule.min_induce:g}")
     # plotly wants the label of a logarithmic axis at the logarithm, but the line at the number.
     limit_line(figure, 3, rule.max_kl, f"at most {rule.max_kl:g}", y=math.log10(rule.max_kl))
-    for row, (column, text) in _BASELINES.items():
+    for row, column, style in (
+        (1, "baseline_harmful", classes[True]),
+        (2, "baseline_harmless", classes[False]),
+    ):
         measured = frame[column].dropna().tolist() if column in frame else []
         if measured:
-            limit_line(figure, row, float(measured[0]), text, "dot")
+            limit_line(figure, row, float(measured[0]), f"{style.name}, untouched", "dot")
 
 
 def _shade_from(figure: go.Figure, layer: int, last: int) -> None:
@@ -165,11 +165,12 @@ def _shade_from(figure: go.Figure, layer: int, last: int) -> None:
 
 
 @needs_columns("intervention", "direction", "is_harmful", "strength", "refusal_rate")
-def dose_response(table: pd.DataFrame) -> go.Figure:
+def dose_response(table: pd.DataFrame, *, classes: Classes = CLASSES) -> go.Figure:
     """Draw refusal over the strength of each intervention, beside its controls.
 
     Args:
         table: `dose_response`.
+        classes: How the classes look, and what they are called.
     """
     interventions = list(dict.fromkeys(table["intervention"]))
     figure = make_subplots(
@@ -185,7 +186,8 @@ def dose_response(table: pd.DataFrame) -> go.Figure:
     for column, intervention in enumerate(interventions, start=1):
         rows = rows_that(table, table["intervention"] == intervention)
         for row, (score, scale, unit) in enumerate(panels, start=1):
-            figure.add_traces(list(_dose_lines(rows, score, scale, unit)), rows=row, cols=column)
+            lines = list(_dose_lines(rows, score, scale, unit, classes))
+            figure.add_traces(lines, rows=row, cols=column)
         unit = intervention_of(intervention).unit
         figure.update_xaxes(title_text=unit, row=2, col=column)
     _name_once(figure)
@@ -196,12 +198,14 @@ def dose_response(table: pd.DataFrame) -> go.Figure:
     return dress(figure, title, height=640, margin_t=86)
 
 
-def _dose_lines(part: pd.DataFrame, score: str, scale: float, unit: str) -> Iterator[go.Scatter]:
+def _dose_lines(
+    part: pd.DataFrame, score: str, scale: float, unit: str, classes: Classes
+) -> Iterator[go.Scatter]:
     """Yield a line for each class, direction and seed; the fitted direction with its interval."""
     for is_harmful, direction, seed, rows in groups(part, "is_harmful", "direction", "seed"):
         if rows[score].isna().to_numpy().all():
             continue
-        style, is_fitted = style_of(bool(is_harmful)), direction == "fitted"
+        style, is_fitted = classes[bool(is_harmful)], direction == "fitted"
         rows = rows.sort_values("strength")
         name = f"{style.name}, {direction}"
         if is_fitted:

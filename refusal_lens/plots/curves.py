@@ -13,8 +13,10 @@ from plotly.subplots import make_subplots
 
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.plots.style import (
+    CLASSES,
     LINE_COLOURS,
     NEUTRAL_COLOUR,
+    Classes,
     LineLook,
     dress,
     layer_axis,
@@ -205,6 +207,7 @@ def roc_curve(
     auroc: tuple[float, float, float] | None = None,
     *,
     place: str = "",
+    classes: Classes = CLASSES,
 ) -> go.Figure:
     """Draw what every threshold would catch against what it would raise falsely.
 
@@ -212,7 +215,9 @@ def roc_curve(
         table: From `densities.roc`.
         auroc: The area and the ends of its interval.
         place: Said below the title.
+        classes: What the classes are called.
     """
+    harmless, harmful = (style.name for style in classes)
     percent = {name: (100 * table[name]).tolist() for name in ("false_alarms", "hits")}
     figure = go.Figure(
         go.Scatter(
@@ -222,8 +227,8 @@ def roc_curve(
             customdata=table["threshold"].tolist(),
             mode="lines",
             line={"shape": "linear", "width": 2.5, "color": LINE_COLOURS[0]},
-            hovertemplate="at %{customdata:.3~f}: %{y:.1f} % of harmful, %{x:.1f} % of harmless"
-            "<extra></extra>",
+            hovertemplate=f"at %{{customdata:.3~f}}: %{{y:.1f}} % of {harmful}, %{{x:.1f}} % of "
+            f"{harmless}<extra></extra>",
             cliponaxis=False,
         )
     )
@@ -231,8 +236,8 @@ def roc_curve(
     ends = [0, 100]
     room = {"range": [-1, 101], "dtick": 25}
     figure.add_scatter(name="chance", x=ends, y=ends, mode="lines", line=chance, hoverinfo="skip")
-    figure.update_xaxes(title_text="harmless called harmful (%)", **room)
-    figure.update_yaxes(title_text="harmful called harmful (%)", **room)
+    figure.update_xaxes(title_text=f"{harmless} called {harmful} (%)", **room)
+    figure.update_yaxes(title_text=f"{harmful} called {harmful} (%)", **room)
     area = "" if auroc is None else "AUROC {:.3f} [{:.3f}, {:.3f}]".format(*auroc)
     subtitle = " · ".join(part for part in (place, area) if part)
     title = "Hits against false alarms, held out"

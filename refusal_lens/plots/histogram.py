@@ -27,7 +27,7 @@ from refusal_lens.plots.histogram_traces import (
     view_traces,
 )
 from refusal_lens.plots.parts import Parts, mark_rows, ways_to_split
-from refusal_lens.plots.style import CLASSES, LIGHT
+from refusal_lens.plots.style import CLASSES, LIGHT, Classes
 from refusal_lens.plots.text import AXIS_TITLES
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.best_place import choose_best
@@ -47,6 +47,7 @@ def projection_histogram(
     nulls: pd.DataFrame | None = None,
     initial: tuple[str, str] | None = None,
     only: tuple[str, str] | None = None,
+    classes: Classes = CLASSES,
 ) -> go.Figure:
     """Draw both classes along the direction at every place, one place at a time.
 
@@ -66,6 +67,7 @@ def projection_histogram(
         initial: Hook point and position shown first; None takes the best place.
         only: Draw this place alone, without slider and menu of places: a hook point (a full name or
             such as `resid_post:3`) and a position; None draws all.
+        classes: How the classes look, and what they are called.
 
     Returns:
         The figure, as wide as its container.
@@ -84,7 +86,7 @@ def projection_histogram(
         initial = None
     first_projections, first_separation = next(iter(methods.values()))
     start = _initial_place(first_separation, initial)
-    splits = ways_to_split(first_projections.is_harmful, outcomes)
+    splits = ways_to_split(first_projections.is_harmful, outcomes, classes)
     views = [view for name, both in methods.items() for view in _views(name, *both, nulls, splits)]
     steps = steps_of(tuple(name for each, _ in methods.values() for name in each.hook_points))
     data = [[place_data(view, step) for view in views] for step in steps]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from refusal_lens.plots.style import CLASSES, ClassStyle
+from refusal_lens.plots.style import CLASSES, Classes, ClassStyle
 
 _OUTCOMES = ("answered", "neither", "refused")
 """From the lowest row of marks to the highest."""
@@ -50,9 +50,9 @@ def mark_rows(parts: Parts) -> dict[str, Any]:
     return {"tickvals": heights, "ticktext": names, "tickfont": {"size": size}}
 
 
-def by_class(is_harmful: Bool[Tensor, " n_prompts"]) -> Parts:
+def by_class(is_harmful: Bool[Tensor, " n_prompts"], classes: Classes = CLASSES) -> Parts:
     """Tell prompts apart by their class."""
-    return Parts(CLASSES, is_harmful.long())
+    return Parts(classes, is_harmful.long())
 
 
 def by_outcome(is_harmful: Bool[Tensor, " n_prompts"], outcomes: Sequence[str]) -> Parts:
@@ -71,13 +71,15 @@ def by_outcome(is_harmful: Bool[Tensor, " n_prompts"], outcomes: Sequence[str]) 
 
 
 def ways_to_split(
-    is_harmful: Bool[Tensor, " n_prompts"], outcomes: Sequence[str] | None
+    is_harmful: Bool[Tensor, " n_prompts"],
+    outcomes: Sequence[str] | None,
+    classes: Classes = CLASSES,
 ) -> list[Parts]:
     """Return the ways that prompts can be told apart, by class first.
 
     By outcome too, where outcomes are known and one class at least has more than one.
     """
-    coarse = by_class(is_harmful)
+    coarse = by_class(is_harmful, classes)
     if outcomes is None:
         return [coarse]
     finer = by_outcome(is_harmful, outcomes)

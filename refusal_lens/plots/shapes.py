@@ -16,6 +16,7 @@ from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import (
     CLASSES,
     NEUTRAL_COLOUR,
+    Classes,
     ClassStyle,
     dress,
     faded,
@@ -127,7 +128,7 @@ def _ridge_buttons(ridges: Sequence[Ridges], styles: Sequence[Styles]) -> list[d
     buttons = []
     for shown, one in enumerate(ridges):
         changes = {"visible": [place == shown for place, each in enumerate(styles) for _ in each]}
-        how = "" if styles[shown] is CLASSES else " · by outcome"
+        how = "" if len(styles[shown]) == len(CLASSES) else " · by outcome"
         label = f"{site_of(one.hook_points[0])}, {one.position}{how}"
         buttons.append({"method": "update", "label": label, "args": [changes, _ridge_axis(one)]})
     return buttons
@@ -139,6 +140,7 @@ def activation_plane(
     prompts: Sequence[Prompt],
     *,
     place: str = "",
+    classes: Classes = CLASSES,
 ) -> go.Figure:
     """Draw every prompt along the direction and along the largest spread beside it.
 
@@ -149,8 +151,10 @@ def activation_plane(
         is_harmful: Labels.
         prompts: In the same order, for the hover.
         place: Said below the title.
+        classes: How the classes look, and what they are called.
     """
-    figure = _clouds(plane.along, plane.across, is_harmful, prompts, "along %{x}, across %{y}")
+    told = "along %{x}, across %{y}"
+    figure = _clouds(plane.along, plane.across, is_harmful, prompts, told, classes)
     figure.update_xaxes(title_text="projection on the unit direction (activation units)")
     figure.update_yaxes(
         title_text="first component of the rest<br>"
@@ -167,6 +171,7 @@ def embedding(
     prompts: Sequence[Prompt],
     *,
     place: str = "",
+    classes: Classes = CLASSES,
 ) -> go.Figure:
     """Draw every prompt where an embedding laid it.
 
@@ -175,8 +180,9 @@ def embedding(
         is_harmful: Labels.
         prompts: In the same order, for the hover.
         place: Said below the title.
+        classes: As in `activation_plane`.
     """
-    figure = _clouds(points[:, 0], points[:, 1], is_harmful, prompts, "")
+    figure = _clouds(points[:, 0], points[:, 1], is_harmful, prompts, "", classes)
     figure.update_xaxes(showticklabels=False, zeroline=False)
     figure.update_yaxes(showticklabels=False, zeroline=False, scaleanchor="x")
     title = "UMAP of the activations, in sample"
@@ -190,10 +196,11 @@ def _clouds(
     is_harmful: Bool[Tensor, " n_prompts"],
     prompts: Sequence[Prompt],
     told: str,
+    classes: Classes,
 ) -> go.Figure:
     """Draw the prompts of both classes as marks; `told` is said below a prompt on hover."""
     figure = go.Figure()
-    for style in CLASSES:
+    for style in classes:
         rows = (is_harmful == style.is_harmful).nonzero().flatten().tolist()
         marks = go.Scatter(
             name=f"{style.name} ({len(rows)})",

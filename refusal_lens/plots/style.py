@@ -8,7 +8,7 @@ Tested in tests/plots/test_histogram.py.
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -76,9 +76,13 @@ CLASSES = (
 )
 
 
-def style_of(is_harmful: bool) -> ClassStyle:
-    """Return how a class looks."""
-    return CLASSES[int(is_harmful)]
+Classes = tuple[ClassStyle, ClassStyle]
+"""How the classes look, harmless first: `style = classes[is_harmful]`."""
+
+
+def named(harmless: str, harmful: str) -> Classes:
+    """Return the classes under other names, such as answered and refused."""
+    return replace(CLASSES[0], name=harmless), replace(CLASSES[1], name=harmful)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ Knows which of a run's files each figure needs and what a reader is told about i
 a figure looks, and computes nothing itself.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -18,7 +18,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.models.hook_points import site_of
 from refusal_lens.plots.parts import ways_to_split
-from refusal_lens.plots.style import THEMES
+from refusal_lens.plots.style import CLASSES, THEMES, Classes, named
 from refusal_lens.plots.text import place_name
 from refusal_lens.runs.checksums import writer_of
 from refusal_lens.runs.folder import RunFolder, best_or_refuse
@@ -75,33 +75,7 @@ def draw_figure(run_folder: RunFolder | str | Path, name: str, theme: str = "lig
             f"Figure {name} needs {', '.join(missing)}, which {run_folder.path} does not have. "
             f"Run first: refusal-lens {writer_of(missing[-1])} {run_folder.path}"
         )
-    figure = FIGURES[name].draw(run_folder)
-    is_by_harm = name in _BY_HARM or run_folder.relabelling() is None
-    figure = figure if is_by_harm else _rename(figure, run_folder)
-    return figure.update_layout(template=THEMES[theme])
-
-
-_OF_PROMPTS = ("hovertext", "customdata", "text")
-"""What of a trace holds prompts' own texts, in lists."""
-
-_BY_HARM = ("quadrants", "refusal_by_length")
-"""Figures of what prompts are, whatever the directions are fitted by."""
-
-
-def _rename(figure: go.Figure, run_folder: RunFolder) -> go.Figure:
-    """Call the classes by what they are where they are not harmful and harmless prompts."""
-    reword = run_folder.read_prompts().reword
-
-    def renamed(value: Any, key: str = "") -> Any:
-        if isinstance(value, str):
-            return reword(value)
-        if isinstance(value, dict):
-            return {name: renamed(each, name) for name, each in value.items()}
-        if isinstance(value, (list, tuple)) and key not in _OF_PROMPTS:
-            return [renamed(each) for each in value]
-        return value
-
-    return go.Figure(renamed(figure.to_plotly_json()))
+    return FIGURES[name].draw(run_folder).update_layout(template=THEMES[theme])
 
 
 def available(run_folder: RunFolder) -> list[str]:
@@ -121,6 +95,14 @@ def _table(run_folder: RunFolder, name: str) -> pd.DataFrame:
     table = run_folder.read_table(name)
     assert table is not None, "draw has seen that the file is there"
     return table
+
+
+def _classes(run_folder: RunFolder) -> Classes:
+    """Return how the classes look, called by what they are where that is what the model did."""
+    if run_folder.relabelling() is None:
+        return CLASSES
+    prompts = run_folder.read_prompts()
+    return named(prompts.harmless.name, prompts.harmful.name)
 
 
 def _best_place(run_folder: RunFolder) -> tuple[str, str]:
@@ -166,6 +148,7 @@ def _projection_histogram(run_folder: RunFolder) -> go.Figure:
         outcomes=_outcomes(run_folder),
         nulls=run_folder.read_table("nulls"),
         initial=(best.hook_point, best.position) if best else None,
+        classes=_classes(run_folder),
     )
 
 
@@ -179,7 +162,8 @@ def _outcomes(run_folder: RunFolder) -> list[str] | None:
 
 def _ridgeline(run_folder: RunFolder) -> go.Figure:
     projections = run_folder.read_projections()
-    splits = ways_to_split(projections.is_harmful, _outcomes(run_folder))
+    classes = _classes(run_folder)
+    splits = ways_to_split(projections.is_harmful, _outcomes(run_folder), classes)
     hook_point, position = _best_place(run_folder)
     columns = sorted(
         run_folder.separation().columns,
@@ -217,6 +201,7 @@ def _activation_plane(run_folder: RunFolder) -> go.Figure:
         activations.is_harmful,
         run_folder.read_prompts().prompts,
         place=place_name(hook_point, position),
+        classes=_classes(run_folder),
     )
 
 
@@ -236,15 +221,17 @@ def _of_table(
     title: str,
     sentence: str,
     table: str,
-    plot: Callable[[pd.DataFrame], go.Figure],
+    plot: Callable[..., go.Figure],
     rows: Rows | None = None,
     folded: str = "",
 ) -> Figure:
-    """Return the figure of one table: of the whole of it, or of some rows."""
+    """Return the figure of a table or of some rows; a `plot` that takes `classes` is given them."""
+    takes_classes = "classes" in inspect.signature(plot).parameters
 
     def draw(run_folder: RunFolder) -> go.Figure:
         whole = _table(run_folder, table)
-        return plot(whole if rows is None else rows(run_folder, whole))
+        options = {"classes": _classes(run_folder)} if takes_classes else {}
+        return plot(whole if rows is None else rows(run_folder, whole), **options)
 
     return Figure(title, sentence, draw, (f"tables/{table}.csv", *(_FIT if rows else ())), folded)
 
@@ -259,7 +246,9 @@ def _causal_scores(run_folder: RunFolder) -> go.Figure:
         if rule.is_late(hook_point, n_layers)
     ]
     n_kept_layers = min(late, default=None)
-    return plots.causal_scores(table, rule=rule, n_kept_layers=n_kept_layers)
+    return plots.causal_scores(
+        table, rule=rule, n_kept_layers=n_kept_layers, classes=_classes(run_folder)
+    )
 
 
 def _place_heatmap(run_folder: RunFolder) -> go.Figure:
@@ -289,6 +278,7 @@ def _roc(run_folder: RunFolder) -> go.Figure:
         densities.roc(run_folder.read_projections(), *place),
         (row["auroc"], row["auroc_low"], row["auroc_high"]),
         place=place_name(*place),
+        classes=_classes(run_folder),
     )
 
 
@@ -300,6 +290,7 @@ def _embedding(run_folder: RunFolder) -> go.Figure:
         activations.is_harmful,
         run_folder.read_prompts().prompts,
         place=place_name(hook_point, position),
+        classes=_classes(run_folder),
     )
 
 
@@ -317,7 +308,7 @@ def _refusal_by_intervention(run_folder: RunFolder) -> go.Figure:
         for intervention, direction in zip(table["intervention"], table["direction"], strict=True)
     ]
     title = "Refusal under interventions at full strength"
-    return plots.refusal_bars(table.assign(name=names), title)
+    return plots.refusal_bars(table.assign(name=names), title, classes=_classes(run_folder))
 
 
 def _learning_curve(run_folder: RunFolder) -> go.Figure:

@@ -301,6 +301,10 @@ def test_directions_of_behaviour_are_fitted_by_stored_answers(tmp_path):
         "answered (60)",
         "refused (20)",
     ]
+    # What prompts are stands in figures of what the model does with them.
+    by_topic = draw_figure(folder, "refusal_by_topic")
+    assert {bars.name for bars in by_topic.data} == {"harmful", "harmless"}
+    assert draw_figure(folder, "roc").layout.xaxis.title.text == "answered called refused (%)"
 
     folder = make_run(tmp_path / "few", n=18, is_answered=True)
     said = invoke("fit", str(folder.path), "--set", "directions.labels=behaviour", exit_code=2)
