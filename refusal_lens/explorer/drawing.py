@@ -148,8 +148,6 @@ def headline(scene: Scene) -> str:
     place = f"{view.run} · {short_name(view.hook_point)} · position {view.position}"
     if math.isnan(scores["separation"]) or math.isnan(scores["accuracy"]):
         return f"{place} · no direction here"
-    if scene.run.class_names != ("harmless", "harmful"):
-        place += " · harmless and harmful are {} and {} here".format(*scene.run.class_names)
     return (
         f"{place} · separation {signed(scores['separation'])}, accuracy "
         f"{scores['accuracy']:.1%}, both on new prompts of the same topics"

@@ -17,16 +17,19 @@ from torch import Tensor
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.activations.shards import read_manifest
 from refusal_lens.activations.store import load_hook_point
-from refusal_lens.config import Config
 from refusal_lens.directions.methods import DIFFERENCE_OF_MEANS
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.plots.parts import Parts, ways_to_split
+from refusal_lens.plots.style import named
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.prompts.groups import find_groups
 from refusal_lens.runs.compare import Run, open_runs
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.separation import Separation, validate
+
+N_RESAMPLES = 20
+"""The page shows no intervals, which is what more would be for."""
 
 METHODS = (DIFFERENCE_OF_MEANS, "off_harmless_mean", "pca_centred", "pca_paired", "lda")
 """Ways to fit that take no more than seconds at all places of a run."""
@@ -100,7 +103,7 @@ class ExploredRun:
         # Where the classes are what the model did, that splits them no further.
         is_split = refusal is not None and relabelling is None
         outcomes = [answer.outcome for answer in answers] if is_split else None
-        ways = ways_to_split(self.is_harmful, outcomes)
+        ways = ways_to_split(self.is_harmful, outcomes, named(*self.class_names))
         self.splits: dict[str, Parts] = dict(zip(SPLITS, ways, strict=False))
         self._projected: dict[str, Projected] = {}
         self._lock = threading.Lock()
@@ -175,44 +178,30 @@ class ExploredRun:
             activations = Activations(
                 values, self.is_harmful, (name,), tuple(key["positions"]), {}, groups
             )
-            parts.append(fit_method(activations, method, config))
+            separation, projections = validate(
+                activations,
+                clip_quantile=config.directions.clip_quantile,
+                n_folds=config.validation.n_folds,
+                n_repeats=1,
+                n_resamples=N_RESAMPLES,
+                seed=config.validation.seed,
+                method=method,
+                show_progress=False,
+            )
+            parts.append((projections, separation.to_frame()))
         projections = _join([each for each, _ in parts])
         return Projected(projections, pd.concat([each for _, each in parts], ignore_index=True))
 
 
-N_RESAMPLES = 20
-"""The page shows no intervals, which is what more would be for."""
-
-
-def fit_method(
-    activations: Activations, method: str, config: Config
-) -> tuple[Projections, pd.DataFrame]:
-    """Project held-out prompts by one method, under the settings of the run.
-
-    Returns:
-        The projections, and the scores of every place.
-    """
-    assert method in METHODS, "the page offers no others"
-    separation, projections = validate(
-        activations,
-        clip_quantile=config.directions.clip_quantile,
-        n_folds=config.validation.n_folds,
-        n_repeats=1,
-        n_resamples=N_RESAMPLES,
-        seed=config.validation.seed,
-        method=method,
-        show_progress=False,
-    )
-    return projections, separation.to_frame()
-
-
 def _join(parts: Sequence[Projections]) -> Projections:
     """Put projections of the same prompts at different hook points side by side."""
+    by_prompt = {
+        name: torch.cat([getattr(part, name) for part in parts], dim=1)
+        for name in ("values", "cosines", "is_called_harmful")
+    }
     return replace(
         parts[0],
-        values=torch.cat([part.values for part in parts], dim=1),
-        cosines=torch.cat([part.cosines for part in parts], dim=1),
-        is_called_harmful=torch.cat([part.is_called_harmful for part in parts], dim=1),
+        **by_prompt,
         thresholds=torch.cat([part.thresholds for part in parts]),
         hook_points=tuple(name for part in parts for name in part.hook_points),
     )

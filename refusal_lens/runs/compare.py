@@ -20,7 +20,7 @@ from refusal_lens.directions.direction import Directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts.contrast import ContrastSet
 from refusal_lens.prompts.groups import find_groups
-from refusal_lens.runs.diagnosis import diagnose_run
+from refusal_lens.runs.diagnosis import decide_run
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.validation.cosines import (
     NamedDirections,
@@ -85,7 +85,7 @@ class Run:
     def sentence(self) -> str:
         """Whether there is a direction, in the words of its report; "" before it is scored."""
         is_scored = self.folder.separation_path.is_file()
-        return diagnose_run(self.folder).decision.sentence if is_scored else ""
+        return decide_run(self.folder).sentence if is_scored else ""
 
     def has(self, place: Place) -> bool:
         """Say whether it has a direction there."""

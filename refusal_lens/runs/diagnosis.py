@@ -91,24 +91,36 @@ def diagnose_run(run_folder: RunFolder) -> Diagnosis:
     return told if is_by_harm else _by_behaviour(told, prompts)
 
 
-def _by_behaviour(told: Diagnosis, prompts: ContrastSet) -> Diagnosis:
-    """Say all of it of refused and answered prompts, and that the labels are these."""
+def decide_run(run_folder: RunFolder) -> Decision:
+    """Say whether a run has a direction, as `diagnose_run` does, without going through causes."""
+    best = run_folder.best()
+    decision = decide(best, read_chance(run_folder, best))
+    is_by_harm = run_folder.relabelling() is None
+    return decision if is_by_harm else _decided_by_behaviour(decision, run_folder.read_prompts())
+
+
+def _decided_by_behaviour(decision: Decision, prompts: ContrastSet) -> Decision:
     labels = (
         f"The labels are what the model did: {len(prompts.harmful)} refused and "
         f"{len(prompts.harmless)} answered prompts, harmful and harmless alike."
     )
+    return replace(decision, sentence=f"{labels} {_of_behaviour(decision.sentence, prompts)}")
 
-    def sentence(text: str) -> str:
-        return (
-            prompts.reword(text).replace("of harm", "of refusal").replace("in harm", "in refusal")
-        )
+
+def _of_behaviour(text: str, prompts: ContrastSet) -> str:
+    return prompts.reword(text).replace("of harm", "of refusal").replace("in harm", "in refusal")
+
+
+def _by_behaviour(told: Diagnosis, prompts: ContrastSet) -> Diagnosis:
+    """Say all of it of refused and answered prompts, and that the labels are these."""
+
+    def said(text: str) -> str:
+        return _of_behaviour(text, prompts)
 
     return Diagnosis(
-        replace(told.decision, sentence=f"{labels} {sentence(told.decision.sentence)}"),
-        tuple(replace(check, came=sentence(check.came)) for check in told.checks),
-        tuple(
-            Finding(sentence(finding.cause), sentence(finding.remedy)) for finding in told.findings
-        ),
+        _decided_by_behaviour(told.decision, prompts),
+        tuple(replace(check, came=said(check.came)) for check in told.checks),
+        tuple(Finding(said(finding.cause), said(finding.remedy)) for finding in told.findings),
     )
 
 
