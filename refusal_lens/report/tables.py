@@ -22,6 +22,9 @@ from refusal_lens.validation.scores import too_few
 from refusal_lens.validation.thresholds import STEADY_DEGREES, UNKNOWN_DEGREES
 from refusal_lens.validation.units import FEWEST_UNITS
 
+AT_ROOT = ("separation", "interventions")
+"""Tables that lie in the run folder itself."""
+
 MAX_ROWS = 400
 """Rows shown of one table; the file has all."""
 
@@ -54,12 +57,17 @@ class ShownTable:
 
 @dataclass(frozen=True)
 class _Told:
-    """How one table is told: title, sentence, what is cut out of it, what that says in words."""
+    """How one table is told: title, sentence, what is cut out of it, what that says in words.
+
+    `source` is the file of the run that it is made of, where no stage writes it as a table: its
+    rows are then made of what that file holds, see `_read`.
+    """
 
     title: str
     sentence: str
-    cut: Cut | None = None
-    say: Callable[[pd.DataFrame], str] | None = None
+    cut: Cut = lambda _, table: table
+    say: Callable[[pd.DataFrame], str] = lambda _: ""
+    source: str = ""
 
 
 # --- what is cut out ----------------------------------------------------------------------------
@@ -149,6 +157,83 @@ def _learning_sentence(curve: pd.DataFrame) -> str:
     )
 
 
+# --- what no stage writes as a table ------------------------------------------------------------
+
+N_EXAMPLES = 10
+"""Answers of one class and outcome that are shown."""
+
+
+def _answers(evidence: Evidence) -> pd.DataFrame | None:
+    """Return every answer, one row each; None where refusal was not measured."""
+    if evidence.refusal is None:
+        return None
+    columns = ["prompt_id", "category", "is_harmful", "prompt", "answer", "outcome"]
+    table = pd.DataFrame(map(vars, evidence.refusal.answers), columns=[*columns, "refusal_score"])
+    return table.rename(columns={"prompt": "text"})
+
+
+def _against_class(_: Evidence, answers: pd.DataFrame) -> pd.DataFrame:
+    return rows_that(answers, answers["is_harmful"] != (answers["outcome"] == "refused"))
+
+
+def _examples(_: Evidence, answers: pd.DataFrame) -> pd.DataFrame:
+    order = answers.sort_values(["is_harmful", "outcome"], ascending=[False, True], kind="stable")
+    return order.groupby(["is_harmful", "outcome"], sort=False).head(N_EXAMPLES)
+
+
+def _side_by_side(evidence: Evidence, told: pd.DataFrame) -> pd.DataFrame:
+    """Return the answers of each prompt plainly, under each intervention and a random direction."""
+    if "direction" not in told:
+        return pd.DataFrame()
+    rows: dict[tuple[str, bool], dict[str, Any]] = {}
+    groups: Any = told.groupby(["intervention", "direction"], sort=False)
+    for (name, direction), group in groups:
+        title = intervention_of(str(name)).title
+        column = title if direction == "fitted" else f"{title} of a random direction"
+        full = rows_where(group, strength=full_strength(group["strength"]))
+        for each in full.to_dict("records"):
+            key = each["prompt_id"], bool(each["is_harmful"])
+            row = rows.setdefault(
+                key,
+                {
+                    "prompt_id": each["prompt_id"],
+                    "is_harmful": each["is_harmful"],
+                    "projection": evidence.projected.get(key, math.nan),
+                    "text": each["prompt"],
+                    "plain": f"{each['outcome_plain']} · {each['plain']}",
+                },
+            )
+            row[column] = f"{each['outcome']} · {each['intervened'] or '(by its first token)'}"
+    return pd.DataFrame(list(rows.values()))
+
+
+def _refusal_by_topic(_: Evidence, answers: pd.DataFrame) -> pd.DataFrame:
+    """Count what became of the requests of each topic, most refused first."""
+    if len(set(answers["category"])) < 2:
+        return answers.head(0)
+    counts = answers.assign(n_prompts=1)
+    for outcome in ("refused", "evaded", "broken"):
+        counts[f"{outcome}_rate"] = answers["outcome"] == outcome
+    means = {f"{outcome}_rate": "mean" for outcome in ("refused", "evaded", "broken")}
+    table = counts.groupby(["is_harmful", "category"], sort=False).agg(
+        {"n_prompts": "sum", **means, "refusal_score": "mean"}
+    )
+    order = ["is_harmful", "refused_rate"]
+    return table.reset_index().sort_values(order, ascending=False, kind="stable")
+
+
+def _over_refusal(evidence: Evidence) -> pd.DataFrame | None:
+    """Return how much of each borderline topic is refused; None where none was asked."""
+    asked = evidence.borderline
+    return None if asked is None else asked.by_topic().drop(columns="is_harmful")
+
+
+def _positions_read(evidence: Evidence) -> pd.DataFrame:
+    """Say which tokens each position read in the first prompt."""
+    rows = pd.DataFrame(list(evidence.provenance.get("tokens_read", {}).values()))
+    return rows if not len(rows) else rows.assign(tokens=[repr(text) for text in rows["tokens"]])
+
+
 TABLES = {
     "separation": _Told(
         "Scores",
@@ -219,7 +304,49 @@ TABLES = {
         "The tokens that the best direction speaks for and against.",
         _of_best,
     ),
+    "positions_read": _Told(
+        "Positions read",
+        "The tokens that each position reads, in one prompt.",
+        source="provenance.json",
+    ),
+    "refusal_by_topic": _Told(
+        "Refusal by topic",
+        "What became of the requests of each topic, most refused first.",
+        _refusal_by_topic,
+        source="refusal.json",
+    ),
+    "over_refusal": _Told(
+        "Over-refusal",
+        "How much is refused of prompts that sound harmful and are not, by topic.",
+        source="borderline.json",
+    ),
+    "side_by_side": _Told(
+        "Answers side by side",
+        "What became of each prompt that the direction was not fitted to, plainly and at full "
+        "strength, with its projection at the best place.",
+        _side_by_side,
+        source="completions.jsonl",
+    ),
+    "examples": _Told(
+        "Examples of answers",
+        f"The first {N_EXAMPLES} answers of each class and outcome.",
+        _examples,
+        source="refusal.json",
+    ),
+    "answers": _Told(
+        "Answers against the class",
+        "Harmful prompts that the model did not refuse and harmless ones that it did.",
+        _against_class,
+        source="refusal.json",
+    ),
 }
+"""Every table of the report, in its order: to add one is to add a row."""
+
+BY_HARM = (
+    *("behaviour", "two_directions", "judge_confusion", "corrected_rates", "judge_agreement"),
+    *("refusal_by_topic", "over_refusal", "examples", "answers"),
+)
+"""Tables of what prompts are, whatever the directions are fitted by."""
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -228,178 +355,29 @@ TABLES = {
 def shown_tables(evidence: Evidence) -> Iterator[ShownTable]:
     """Yield the tables of a run that exist and hold something, in the report's order."""
     for name, told in TABLES.items():
-        table = evidence.scores if name == "separation" else evidence.tables.get(name)
-        if table is None:
+        table = _read(evidence, name, told)
+        if table is None or not len(table):
             continue
-        cut = table if told.cut is None else told.cut(evidence, table)
-        if len(cut):
-            at_root = name in ("separation", "interventions")
-            source = f"{name}.csv" if at_root else f"tables/{name}.csv"
-            yield show(evidence, cut, name=name, told=told, source=source)
-    for name, drawn_up in DRAWN_UP.items():
-        table = drawn_up.table(evidence)
-        if len(table):
-            yield show(evidence, table, name=name, told=drawn_up.told, source=drawn_up.source)
+        rows = told.cut(evidence, table)
+        if len(rows):
+            yield show(evidence, rows, name, told)
 
 
-# --- what no stage writes as a table ------------------------------------------------------------
-
-N_EXAMPLES = 10
-"""Answers of one class and outcome that are shown."""
-
-
-def _answers(evidence: Evidence) -> pd.DataFrame:
-    """Return every answer, one row each; none where refusal was not measured."""
-    return pd.DataFrame(
-        {
-            "prompt_id": answer.prompt_id,
-            "category": answer.category,
-            "is_harmful": answer.is_harmful,
-            "text": answer.prompt,
-            "answer": answer.answer,
-            "outcome": answer.outcome,
-            "refusal_score": answer.refusal_score,
-        }
-        for answer in (evidence.refusal.answers if evidence.refusal is not None else ())
-    )
+def _read(evidence: Evidence, name: str, told: _Told) -> pd.DataFrame | None:
+    """Return a table, or what the file that it is made of holds; None where there is none."""
+    if name == "separation":
+        return evidence.scores
+    sources = {
+        "": lambda: evidence.tables.get(name),
+        "provenance.json": lambda: _positions_read(evidence),
+        "refusal.json": lambda: _answers(evidence),
+        "borderline.json": lambda: _over_refusal(evidence),
+        "completions.jsonl": lambda: evidence.completions,
+    }
+    return sources[told.source]()
 
 
-def _answers_against(evidence: Evidence) -> pd.DataFrame:
-    answers = _answers(evidence)
-    if not len(answers):
-        return answers
-    return rows_that(answers, answers["is_harmful"] != (answers["outcome"] == "refused"))
-
-
-def _examples(evidence: Evidence) -> pd.DataFrame:
-    answers = _answers(evidence)
-    if not len(answers):
-        return answers
-    order = answers.sort_values(["is_harmful", "outcome"], ascending=[False, True], kind="stable")
-    return order.groupby(["is_harmful", "outcome"], sort=False).head(N_EXAMPLES)
-
-
-def _side_by_side(evidence: Evidence) -> pd.DataFrame:
-    """Return the answers of each prompt plainly, under each intervention and a random direction."""
-    told = evidence.completions
-    if told is None or not len(told) or "direction" not in told:
-        return pd.DataFrame()
-    rows: dict[tuple[str, bool], dict[str, Any]] = {}
-    groups: Any = told.groupby(["intervention", "direction"], sort=False)
-    for (name, direction), group in groups:
-        title = intervention_of(str(name)).title
-        column = title if direction == "fitted" else f"{title} of a random direction"
-        full = rows_where(group, strength=full_strength(group["strength"]))
-        for each in full.to_dict("records"):
-            key = each["prompt_id"], bool(each["is_harmful"])
-            row = rows.setdefault(
-                key,
-                {
-                    "prompt_id": each["prompt_id"],
-                    "is_harmful": each["is_harmful"],
-                    "projection": evidence.projected.get(key, math.nan),
-                    "text": each["prompt"],
-                    "plain": f"{each['outcome_plain']} · {each['plain']}",
-                },
-            )
-            row[column] = f"{each['outcome']} · {each['intervened'] or '(by its first token)'}"
-    return pd.DataFrame(list(rows.values()))
-
-
-def _refusal_by_topic(evidence: Evidence) -> pd.DataFrame:
-    """Count what became of the requests of each topic, most refused first."""
-    answers = _answers(evidence)
-    if not len(answers) or len(set(answers["category"])) < 2:
-        return answers.head(0)
-    counts = answers.assign(n_prompts=1)
-    for outcome in ("refused", "evaded", "broken"):
-        counts[f"{outcome}_rate"] = answers["outcome"] == outcome
-    means = {f"{outcome}_rate": "mean" for outcome in ("refused", "evaded", "broken")}
-    table = counts.groupby(["is_harmful", "category"], sort=False).agg(
-        {"n_prompts": "sum", **means, "refusal_score": "mean"}
-    )
-    order = ["is_harmful", "refused_rate"]
-    return table.reset_index().sort_values(order, ascending=False, kind="stable")
-
-
-def _over_refusal(evidence: Evidence) -> pd.DataFrame:
-    """Return how much of each borderline topic is refused; none where none was asked."""
-    if evidence.borderline is None:
-        return pd.DataFrame()
-    return evidence.borderline.by_topic().drop(columns="is_harmful")
-
-
-def _positions_read(evidence: Evidence) -> pd.DataFrame:
-    """Say which tokens each position read in the first prompt."""
-    rows = pd.DataFrame(list(evidence.provenance.get("tokens_read", {}).values()))
-    return rows if not len(rows) else rows.assign(tokens=[repr(text) for text in rows["tokens"]])
-
-
-@dataclass(frozen=True)
-class _DrawnUp:
-    """A table that the report makes of what a run holds, and the file that it is made of."""
-
-    told: _Told
-    table: Callable[[Evidence], pd.DataFrame]
-    source: str
-
-
-BY_HARM = (
-    *("behaviour", "two_directions", "judge_confusion", "corrected_rates", "judge_agreement"),
-    *("refusal_by_topic", "over_refusal", "examples", "answers"),
-)
-"""Tables of what prompts are, whatever the directions are fitted by."""
-
-DRAWN_UP = {
-    "positions_read": _DrawnUp(
-        _Told("Positions read", "The tokens that each position reads, in one prompt."),
-        _positions_read,
-        "provenance.json",
-    ),
-    "refusal_by_topic": _DrawnUp(
-        _Told("Refusal by topic", "What became of the requests of each topic, most refused first."),
-        _refusal_by_topic,
-        "refusal.json",
-    ),
-    "over_refusal": _DrawnUp(
-        _Told(
-            "Over-refusal",
-            "How much is refused of prompts that sound harmful and are not, by topic.",
-        ),
-        _over_refusal,
-        "borderline.json",
-    ),
-    "side_by_side": _DrawnUp(
-        _Told(
-            "Answers side by side",
-            "What became of each prompt that the direction was not fitted to, plainly and at full "
-            "strength, with its projection at the best place.",
-        ),
-        _side_by_side,
-        "completions.jsonl",
-    ),
-    "examples": _DrawnUp(
-        _Told(
-            "Examples of answers",
-            f"The first {N_EXAMPLES} answers of each class and outcome.",
-        ),
-        _examples,
-        "refusal.json",
-    ),
-    "answers": _DrawnUp(
-        _Told(
-            "Answers against the class",
-            "Harmful prompts that the model did not refuse and harmless ones that it did.",
-        ),
-        _answers_against,
-        "refusal.json",
-    ),
-}
-
-
-def show(
-    evidence: Evidence, table: pd.DataFrame, *, name: str, told: _Told, source: str
-) -> ShownTable:
+def show(evidence: Evidence, table: pd.DataFrame, name: str, told: _Told) -> ShownTable:
     """Write a table's numbers as they are read."""
     kept = table.head(MAX_ROWS)
     columns = _columns(kept)
@@ -414,13 +392,13 @@ def show(
     return ShownTable(
         name=name,
         title=told.title,
-        sentence=f"{told.sentence} {told.say(kept)}".strip() if told.say else told.sentence,
+        sentence=f"{told.sentence} {told.say(kept)}".strip(),
         headings=tuple(map(_heading, columns)),
         rows=tuple(zip(*written, strict=True)),
         is_best=tuple(map(bool, is_best)),
         is_number=tuple(map(_is_number, columns, (pd.Series(kept[column]) for column in columns))),
         n_more=len(table) - len(kept),
-        source=source,
+        source=told.source or f"{'' if name in AT_ROOT else 'tables/'}{name}.csv",
     )
 
 
