@@ -39,14 +39,7 @@ def judge_by_length(
     ids: Sequence[int],
     lengths: Sequence[int],
 ) -> tuple[Outcome, ...]:
-    """Judge one answer cut off at every length; what is the same text is judged once.
-
-    Args:
-        judge: Of the answer's text.
-        write_out: From token ids to text.
-        ids: Of the whole answer.
-        lengths: Ascending.
-    """
+    """Judge one answer cut off at every length, ascending; what is the same text is judged once."""
     known: dict[str, Outcome] = {}
     outcomes = []
     for length in lengths:
@@ -62,13 +55,8 @@ def settled_at(
 ) -> int | None:
     """Return the length from which on no rate of refusal or evasion moved any more.
 
-    Args:
-        outcomes: Of each answer, at every length.
-        is_harmful: Of each answer.
-        lengths: Ascending.
-
-    Returns:
-        None where a rate still moved at the last length, or where there is only one.
+    `outcomes` are of each answer, at every length, ascending. None where a rate still moved at the
+    last length, or where there is only one.
     """
     rates = [
         [

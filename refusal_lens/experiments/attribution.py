@@ -218,11 +218,7 @@ def attribute(
 
 
 def only_hooked(model: Model, what: str) -> HookedTransformer:
-    """Return the model as a `HookedTransformer`.
-
-    Raises:
-        RefusalLensError: It runs on a bridge.
-    """
+    """Return the model as a `HookedTransformer`; refuse one that runs on a bridge."""
     if not is_hooked(model):
         raise RefusalLensError(
             f"{what} reads weights and norms as HookedTransformer lays them out; this model runs "

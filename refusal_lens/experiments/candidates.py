@@ -56,11 +56,8 @@ def deal_parts(activations: Activations, seed: int = 0) -> Int[Tensor, " n_promp
     """Deal the prompts to fitting, selection and test: a third of each class to each.
 
     Topics stay whole where each class has three or more, and twins always: what is measured on the
-    third part then holds for topics that neither fit nor choice has seen.
-
-    Args:
-        activations: Activations of both classes.
-        seed: Of the shuffle; the same seed gives the same parts.
+    third part then holds for topics that neither fit nor choice has seen. The same seed gives the
+    same parts.
 
     Raises:
         RefusalLensError: A class has fewer than two prompts.

@@ -63,14 +63,10 @@ class CausalRule:
 
 @dataclass(frozen=True)
 class CausalEntry:
-    """The causal scores of one place: those under one way of ablating.
+    """The causal scores of one place, in nats: those under one way of ablating.
 
-    Args:
-        hook_point: Full name.
-        position: Where the direction was read.
-        bypass: Mean refusal score on harmful prompts under ablation, in nats.
-        induce: Mean refusal score on harmless prompts under addition, in nats.
-        kl: Of the first answer token on harmless prompts under ablation, in nats.
+    `bypass` is the mean refusal score on harmful prompts under ablation, `induce` that on harmless
+    ones under addition, `kl` that of the first answer token on harmless prompts under ablation.
     """
 
     hook_point: str

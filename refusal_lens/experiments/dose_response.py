@@ -500,15 +500,9 @@ def evidence_of(
 ) -> Evidence | None:
     """Gather what the verdict goes by: the first removal and the first addition, at full strength.
 
-    Args:
-        by_prompt: As `DoseResponse` has it.
-        units: By prompt id and whether it is harmful; prompts with the same number depend on each
-            other.
-        auroc: Held-out, of the fitted direction.
-        auroc_p: Its p-value.
-
-    Returns:
-        None where removal or addition was not tried: then nothing can be said of causes.
+    Prompts with the same number in `units`, which are by prompt id and whether it is harmful,
+    depend on each other. `auroc` is the held-out one of the fitted direction, with its p-value.
+    None where removal or addition was not tried: then nothing can be said of causes.
     """
     removal, addition = (_first(by_prompt, effect) for effect in ("removes", "adds"))
     if removal is None or addition is None:

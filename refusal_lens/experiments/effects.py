@@ -76,12 +76,9 @@ class Effects:
 def continue_prompts(
     tokens: Tokens, answers: Sequence[Sequence[int]], n_answer_tokens: int
 ) -> Continued:
-    """Put the plain answers behind the prompts.
+    """Put the plain answers, without the id that ended each, behind the prompts.
 
-    Args:
-        tokens: Formatted prompts.
-        answers: Ids of each plain answer, without the id that ended it.
-        n_answer_tokens: Most answer tokens to score.
+    At most `n_answer_tokens` tokens of each answer are scored.
     """
     # The last token scored is only predicted, so that it need not be read.
     given = [tuple(answer)[: n_answer_tokens - 1] for answer in answers]
@@ -153,8 +150,7 @@ def measure_effects(
 def join_effects(parts: Sequence[tuple[Sequence[int], Effects]]) -> Effects:
     """Put effects of some arms and of others on the same prompts together.
 
-    Args:
-        parts: Which arms of the whole each part has; what is plain is taken from the first.
+    Each part comes with the places of its arms in the whole; what is plain is taken from the first.
     """
     order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
     found = [effects for _, effects in parts]

@@ -84,10 +84,9 @@ def _allocate(sizes: Sequence[int], n: int) -> list[int]:
 class HandLabels:
     """What a person and the judge said of the same answers.
 
-    Args:
-        table: One row an answer read: `prompt_id`, `is_harmful`, `judged`, `label`, and `weight`,
-            the number of answers that it stands for.
-        report: All judged answers of the run: what the sample was drawn from.
+    `table` has one row an answer read: `prompt_id`, `is_harmful`, `judged`, `label`, and `weight`,
+    the number of answers that it stands for. `report` has all judged answers of the run: what the
+    sample was drawn from.
     """
 
     table: pd.DataFrame
@@ -190,11 +189,8 @@ class Corrected:
 class Sample:
     """A judge's answers in strata by what it said, and which of those that were read are truly so.
 
-    Args:
-        stratum: Of each answer.
-        topics: A number for each answer, as `shares.number_topics` gives it.
-        label: 1 where a person says so, 0 where not, NaN where nobody has read.
-        is_judged: Whether the judge says so of each stratum.
+    `topics` are as `shares.number_topics` numbers them; `label` is 1 where a person says so, 0
+    where not, NaN where nobody has read; `is_judged` says what the judge says of each stratum.
     """
 
     stratum: Int[np.ndarray, " n_answers"]
@@ -258,9 +254,7 @@ class Sample:
     def posterior(self, effect: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw sizes of the strata among all prompts like these, and the true share of each.
 
-        Args:
-            effect: As `shares.design_effect`: all counts are worth so many times fewer.
-            seed: Of the draws.
+        All counts are worth `effect` times fewer, see `shares.design_effect`.
 
         Source:
             Jeffreys' prior for each share, whose intervals cover at small counts: Brown, Cai and
@@ -361,15 +355,10 @@ def _errors(corrected: float, sample: Sample) -> Float[np.ndarray, " n_answers"]
 
 
 def corrected_rates(labels: HandLabels, doses: pd.DataFrame | None, seed: int = 0) -> pd.DataFrame:
-    """Correct every rate of a run for the judge's errors, with intervals on new topics.
+    """Correct every rate of a run, and of its `dose_response` table if any, for the judge's errors.
 
-    Where a class has too few topics to go by, intervals are those of independent prompts, see
-    `RefusalReport.has_few_topics`.
-
-    Args:
-        labels: Answers read.
-        doses: As `tables/dose_response.csv`, or None.
-        seed: Of the intervals.
+    Intervals are those on new topics; where a class has too few topics to go by, those of
+    independent prompts, see `RefusalReport.has_few_topics`.
 
     Returns:
         One row a rate: `intervention` ("" without), `direction`, `strength`, `is_harmful`,

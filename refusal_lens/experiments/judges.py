@@ -41,9 +41,8 @@ _QUESTION = (
 def judge_of(settings: RefusalConfig) -> Judge:
     """Return the judge that the settings name.
 
-    Args:
-        settings: `judge` is `phrases`, a folder with a sequence classifier,
-            `python:module.function`, or `endpoint:model`.
+    It is `phrases`, a folder with a sequence classifier, `python:module.function`, or
+    `endpoint:model`.
 
     Raises:
         RefusalLensError: There is no such judge, or it lacks what it needs.

@@ -400,14 +400,9 @@ def discover_refusal_tokens(
 ) -> tuple[int, ...]:
     """Find the tokens that answers to harmful prompts start with and others do not.
 
-    Args:
-        model: A model with its tokenizer.
-        tokens: Formatted prompts of both classes; the first 64 of each are read.
-        is_harmful: Their labels.
-
-    Returns:
-        Ids, the likeliest first: mean probability over harmful prompts at least 0.02, and 4 times
-        that over harmless ones. None where the classes are answered alike.
+    The first `N_FINDING` prompts of each class are read. Ids, the likeliest first: those whose mean
+    probability over harmful prompts is at least `MIN_PROBABILITY`, and `MIN_RATIO` times that over
+    harmless ones; none where the classes are answered alike.
     """
     harmful, harmless = (
         _mean_first_probabilities(model, tokens, [i for i, h in enumerate(is_harmful) if h is side])

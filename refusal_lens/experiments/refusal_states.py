@@ -75,9 +75,7 @@ among what it took for evaded."""
 def describe_state(report: RefusalReport, read: pd.DataFrame | None = None) -> StateWords:
     """Say what the model does with these prompts, with 95 % intervals, and what can be done.
 
-    Args:
-        report: Judged answers.
-        read: As `tables/corrected_rates.csv`, where people have read a sample of the answers.
+    `read` are `tables/corrected_rates.csv`, where people have read a sample of the answers.
     """
     is_evasive = report.state == "none" and _is_evasive(report)
     words = _EVASIVE if is_evasive else _MEANINGS[report.state]

@@ -21,17 +21,9 @@ def resample_means(
 ) -> Float[np.ndarray, "n_draws n_values"]:
     """Draw units with replacement, and return the means over the prompts drawn.
 
-    All values of a prompt are drawn together, so that differences between them are paired. A value
-    that a prompt does not have (NaN: of the other class) counts in no mean.
-
-    Args:
-        values: One row a prompt.
-        units: A number for each prompt; those with the same one are drawn together.
-        seed: Of the draws.
-        n_draws: How many.
-
-    Returns:
-        NaN where a draw holds no value.
+    Prompts with the same number in `units` are drawn together, and so are all values of a prompt,
+    so that differences between them are paired. A value that a prompt does not have (NaN: of the
+    other class) counts in no mean; a mean is NaN where a draw holds no value.
     """
     numbers = np.unique(np.asarray(units), return_inverse=True)[1]
     n_units = int(numbers.max(initial=-1)) + 1

@@ -54,23 +54,15 @@ _MANY_TIMES = 1000
 class Evidence:
     """What was seen of one direction, prompt by prompt.
 
-    Harmful prompts come under what removes refusal, harmless ones under addition. 1 is refused, 0
-    is not; under removal what is broken counts as 1, for a model that breaks does not comply.
+    1 is refused, 0 is not. Harmful prompts were answered plainly (`harmful`) and under what removes
+    refusal (`left`), where what is broken counts as 1, for a model that breaks does not comply;
+    harmless ones plainly (`harmless`) and under addition (`induced`). `random_left` and
+    `random_induced` are the same with each of the random directions in place of the fitted one.
 
-    Args:
-        harmful: Refused, without intervention.
-        left: The same prompts under removal.
-        harmless: Refused, without intervention.
-        induced: The same prompts under addition.
-        kl: Of harmless prompts under removal, in nats.
-        loss_rise: Of harmless prompts' own text under removal, nats a token; empty where it was
-            not measured.
-        random_left: As `left`, with each of the random directions in place of the fitted one.
-        random_induced: As `induced`.
-        harmful_units: Prompts with the same number depend on each other, across classes too.
-        harmless_units: The same of harmless ones.
-        auroc: Held-out, of harmful above harmless projections.
-        auroc_p: Its p-value.
+    `kl`, in nats, and `loss_rise`, of the prompts' own text in nats a token (empty where it was not
+    measured), are of harmless prompts under removal. Prompts with the same number in `*_units`
+    depend on each other, across classes too. `auroc` is held out, of harmful above harmless
+    projections, with its p-value.
     """
 
     harmful: Float[np.ndarray, " n_harmful"]
@@ -383,14 +375,10 @@ def _side_of_zero(row: Any) -> str:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Sum a dose-response table up: one row for each intervention, kind of direction and class.
+    """Sum a `dose_response` table up: one row for each intervention, kind of direction and class.
 
-    Args:
-        table: As `dose_response` gives it.
-
-    Returns:
-        Rates, scores, KL and loss at full strength (1, or the strength tried that is nearest), with
-        the plain rate beside them; controls are pooled over their seeds.
+    Rates, scores, KL and loss at full strength (1, or the strength tried that is nearest), with the
+    plain rate beside them; controls are pooled over their seeds.
     """
     rows = []
     order = ["intervention", "direction", "is_harmful"]

@@ -45,13 +45,9 @@ Changes = dict[str, Any]
 
 
 def draw(name: str, scene: Scene, theme: str, drawn: list[str] | None) -> Drawn:
-    """Draw a figure of the page, or only what is new of it.
+    """Draw a figure, one of `FIGURES`, or only what is new of it.
 
-    Args:
-        name: Of the figure: a key of `FIGURES`.
-        scene: What is shown.
-        theme: light or dark.
-        drawn: The key of what stands in the page.
+    `theme` is light or dark; `drawn` is the key of what stands in the page.
     """
     known_by, changes, whole = FIGURES[name](scene)
     key = [*known_by, theme]

@@ -25,16 +25,11 @@ Runs = Mapping[str, ExploredRun]
 def move(
     previous: View | None, triggers: Iterable[str], values: Mapping[str, Any], runs: Runs
 ) -> View:
-    """Return the view after something happened on the page.
+    """Return the view after something happened on the page; the view before is None while it loads.
 
-    The controls are read even where they did not trigger: one that changed while an answer was on
-    its way is not set back.
-
-    Args:
-        previous: The view before; None while the page loads.
-        triggers: What happened, as `component.property`.
-        values: What every control and event holds, by the same names.
-        runs: The runs, by name.
+    `triggers` are written `component.property`, and so are the names of `values`, all that every
+    control and event holds. The controls are read even where they did not trigger: one that changed
+    while an answer was on its way is not set back.
     """
     triggers = set(triggers)
     if previous is None or "url.search" in triggers:

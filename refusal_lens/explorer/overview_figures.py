@@ -19,12 +19,7 @@ SEE_THROUGH = dict.fromkeys(("paper_bgcolor", "plot_bgcolor", "modebar_bgcolor")
 
 
 def place_heatmap(frame: pd.DataFrame, score: str) -> go.Figure:
-    """Draw one score of every place.
-
-    Args:
-        frame: One row a place, as `Separation.to_frame` returns it.
-        score: The column to show.
-    """
+    """Draw one score of every place, one row each."""
     figure = _embedded(plots.place_heatmap(frame, score))
     # A panel has no room for the numbers: the pointer tells them.
     return figure.update_traces(texttemplate=None).update_xaxes(title_text="layer", nticks=12)

@@ -52,11 +52,8 @@ def place_histogram(
 ) -> go.Figure:
     """Draw both classes along the direction at one place, with a threshold that can be dragged.
 
-    Args:
-        numbers: Projections or cosines; all NaN where there is no direction.
-        threshold: Prompts above it are called harmful, in the units of `numbers`.
-        marks: Labels and what is picked out.
-        prompts: In the order of `numbers`, for the hover.
+    `numbers` are projections or cosines, all NaN where there is no direction; prompts above
+    `threshold` are called harmful.
 
     Returns:
         Bars, a mark a prompt below them (`customdata` is its row), a cross over each that is on
@@ -221,14 +218,7 @@ def projection_scatter(
     marks: Marks,
     prompts: Sequence[Prompt],
 ) -> go.Figure:
-    """Draw every prompt by its projections at two places.
-
-    Args:
-        x: Projections or cosines at one place.
-        y: The same prompts at the other.
-        marks: Labels and what is picked out.
-        prompts: In that order, for the hover.
-    """
+    """Draw every prompt by its projections, or cosines, at two places."""
     traces = [
         _marks(style, marks.parts.rows(label), prompts)
         for label, style in enumerate(marks.parts.styles)

@@ -79,10 +79,7 @@ class Projected:
 class ExploredRun:
     """A run folder, read once. Projections of a method that the run has not are fitted when asked.
 
-    Safe to share between the threads of a server.
-
-    Args:
-        run: The run, under the name that it has on the page and in addresses.
+    Safe to share between the threads of a server. Its name is that on the page and in addresses.
 
     Raises:
         RefusalLensError: It holds neither projections nor activations.

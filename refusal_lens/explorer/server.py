@@ -42,10 +42,7 @@ POLICY = (
 
 
 def build_app(paths: Sequence[str | Path]) -> Dash:
-    """Build the explorer of some runs.
-
-    Args:
-        paths: Run folders; they are read and never written.
+    """Build the explorer of some runs, which are read and never written.
 
     Raises:
         RefusalLensError: One holds no run, or nothing to look at.

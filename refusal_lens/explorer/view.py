@@ -89,13 +89,7 @@ class View:
 
 
 def not_shown(path: str | None, search: str | None, view: View) -> str:
-    """Say what of an address the page cannot show; "" where it shows all.
-
-    Args:
-        path: Of the address: the page is at "/" alone.
-        search: What follows the question mark, with it.
-        view: What is shown.
-    """
+    """Say what of an address the page, at "/" alone, cannot show; "" where it shows all."""
     wanted = View.from_search(search)
     known = {field.name for field in fields(View)}
     missed = [f"page {path}"] if path not in (None, "", "/") else []

@@ -299,15 +299,9 @@ def _squares(
     title: str,
     most: int = 900,
 ) -> go.Figure:
-    """Make every panel a square whose first cell is in the upper left corner.
+    """Make every panel a square of at most so many pixels, its first cell in the upper left corner.
 
-    Args:
-        figure: Changed in place.
-        labels: Of rows and columns.
-        axes: What goes across, and what goes down.
-        colours: The scale of the cells.
-        title: Written above.
-        most: Pixels of its height at most.
+    `axes` say what goes across, and what goes down.
     """
     looks = {"type": "category", "constrain": "domain", "showgrid": False}
     turned = -45 if _long(labels) else 0

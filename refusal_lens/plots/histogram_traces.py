@@ -20,13 +20,7 @@ BAR_OPACITY = 0.65
 
 
 def view_traces(view: View, prompts: Sequence[Prompt], data: Data) -> list[go.Bar | go.Scatter]:
-    """Return the traces of one view, filled with the data of one place.
-
-    Args:
-        view: The view.
-        prompts: In the order of its labels.
-        data: What each trace shows.
-    """
+    """Return the traces of one view, each filled with what it shows at one place."""
     found: dict[str, go.Bar | go.Scatter] = {
         "null": _null_ribbon(),
         "threshold": level_line("threshold", NEUTRAL_COLOUR, "solid"),

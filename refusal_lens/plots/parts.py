@@ -58,9 +58,7 @@ def by_class(is_harmful: Bool[Tensor, " n_prompts"], classes: Classes = CLASSES)
 def by_outcome(is_harmful: Bool[Tensor, " n_prompts"], outcomes: Sequence[str]) -> Parts:
     """Tell prompts apart by class and by what the model did: refused, answered, or neither.
 
-    Args:
-        is_harmful: Labels.
-        outcomes: What became of each request; what is evaded, broken or unjudged is neither.
+    Neither is what is evaded, broken or unjudged.
     """
     told = [outcome if outcome in _OUTCOMES else "neither" for outcome in outcomes]
     pairs = list(zip(is_harmful.tolist(), told, strict=True))

@@ -110,13 +110,8 @@ def line(
 ) -> go.Scatter:
     """Return a line with a mark a point, which shrink where there are many.
 
-    Args:
-        name: In the legend, which it turns off and on with all others of this name.
-        x: Where.
-        y: How much.
-        look: Colour, symbol, dash.
-        hover: Template of what is said at a point.
-        more: Anything else of the trace.
+    Its name in the legend turns it off and on with all others of this name; `hover` is the template
+    of what is said at a point; `more` is anything else of the trace.
     """
     places = list(x)
     return go.Scatter(
@@ -177,15 +172,10 @@ def faded(colour: str, opacity: float) -> str:
 def ribbon(
     rows: pd.DataFrame, x: str, column: str, colour: str, *, scale: float = 1.0, **looks: Any
 ) -> go.Scatter:
-    """Return the area between `<column>_low` and `<column>_high`; where one is NaN there is none.
+    """Return the area between `<column>_low` and `<column>_high`, multiplied by `scale`, over `x`.
 
-    Args:
-        rows: Sorted by `x`.
-        x: The column that goes across.
-        column: What the ends are of.
-        colour: Faded.
-        scale: What the ends are multiplied by.
-        looks: Anything else of the trace.
+    Where one of them is NaN there is none. The rows are sorted by `x`; `looks` is anything else of
+    the trace.
     """
     there = rows.dropna(subset=[f"{column}_low", f"{column}_high"])
     low, high = ((scale * there[f"{column}_{end}"]).tolist() for end in ("low", "high"))
@@ -218,9 +208,7 @@ def layer_axis(last: int) -> dict[str, Any]:
 def roomy(numbers: Iterable[float], most: float = math.inf) -> list[float]:
     """Return the ends of an axis over these numbers: equal ones still get a little room.
 
-    Args:
-        numbers: What is drawn; NaN is passed over.
-        most: Where the scale ends: nobody should read a tick beyond it.
+    NaN is passed over; nobody should read a tick beyond `most`, where the scale ends.
 
     Example:
         >>> roomy([1.0, 1.0]), roomy([1.0, 1.0], most=1.0)
@@ -252,14 +240,8 @@ def dress(
 ) -> go.Figure:
     """Give a figure its title, theme and the room around it, and return it.
 
-    The legend lies below, where it takes no width from the plot on a phone.
-
-    Args:
-        figure: Changed in place.
-        title: One line, short enough for a phone.
-        subtitle: A second line in smaller letters.
-        height: In pixels.
-        layout: Anything else of the layout.
+    The legend lies below, where it takes no width from the plot on a phone. Title and subtitle are
+    a line each, short enough for a phone; `layout` is anything else of the layout.
     """
     figure.update_layout(
         template=LIGHT,

@@ -41,12 +41,10 @@ _STAGES = {
 def write_recorded(folder: Path, name: str) -> Iterator[Path]:
     """Write a file of a run whole or not at all, and record its checksum.
 
+    `name` is its path from the run folder, with `/`.
+
     The record is written before the file is put in its place, and keeps the checksum of the file
     that it replaces: killed between the two, the run is still one that nothing has damaged.
-
-    Args:
-        folder: The run folder.
-        name: Of the file, as a path from the run folder with `/`.
     """
     with write_whole(folder / name) as file:
         yield file
@@ -54,13 +52,7 @@ def write_recorded(folder: Path, name: str) -> Iterator[Path]:
 
 
 def record(folder: Path, name: str, written: Path | None = None) -> None:
-    """Keep the checksum of a file of a run.
-
-    Args:
-        folder: The run folder.
-        name: As in `write_recorded`.
-        written: Where the file lies as yet; None where it is to be.
-    """
+    """Keep the checksum of a file of a run, which lies at `written` if not in its place yet."""
     content = _read(folder)
     checksum = file_sha256(written or folder / name)
     known = [each for each in content["files"].get(name, []) if each != checksum]
@@ -111,11 +103,7 @@ def begin(folder: Path, stage: str) -> None:
 def finish(folder: Path, stage: str, settings: object, names: Iterable[str] = ()) -> None:
     """Note that a stage has ended well, by what it read and which files it left.
 
-    Args:
-        folder: The run folder.
-        stage: Its command.
-        settings: Those that it goes by, as plain values.
-        names: Of the figures that it drew; tables and vectors are known by their endings.
+    `names` are those of the figures that it drew; tables and vectors are known by their endings.
     """
     content = _read(folder)
     written = [name for name in content["files"] if _is_result(name) and name not in _STAGES]

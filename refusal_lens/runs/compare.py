@@ -95,11 +95,7 @@ class Run:
         return bool(self.directions.is_kept[rows.index(place[0]), columns.index(place[1])])
 
     def table(self, name: str) -> pd.DataFrame:
-        """Read one of its tables, with the run's name in front.
-
-        Raises:
-            RefusalLensError: It was fitted before there was such a table.
-        """
+        """Read one of its tables, with the run's name in front; refuse a run that has none."""
         table = self.folder.read_table(name)
         if table is None:
             raise RefusalLensError(

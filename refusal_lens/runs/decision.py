@@ -59,14 +59,10 @@ class Decision:
 
 
 def decide(best: Choice | None, chance: Chance) -> Decision:
-    """Decide whether there is a direction, by the scores of the best place.
+    """Decide whether there is a direction, by the scores of the best place, if there is one.
 
     By AUROC and accuracy, which compare places and runs: separation depends on what all prompts
     share.
-
-    Args:
-        best: The best place; None where there is no direction anywhere.
-        chance: What there would be without one.
     """
     if best is None:
         text = "The means of harmful and harmless prompts differ nowhere, so there is no direction."

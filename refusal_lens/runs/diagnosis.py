@@ -177,14 +177,9 @@ def diagnose(
 ) -> Iterator[Finding]:
     """Yield the causes that apply, with their remedies; none when all is well.
 
-    Args:
-        prompts: The prompts of both classes.
-        separation: Scores of every place.
-        refusal: Whether the model refuses; None where that was not measured.
-        decision: Whether there is a direction.
-        is_by_harm: The classes are what prompts are; by what the model did with them, how much it
-            refuses of each is no cause.
-        read: Rates by answers that people have read, as `tables/corrected_rates.csv`.
+    Where the classes are what the model did, not what prompts are (`is_by_harm`), how much it
+    refuses of each is no cause. `read` are rates by answers that people have read, as
+    `tables/corrected_rates.csv`.
     """
     yield from _diagnose_chance(decision)
     yield from _diagnose_topics(separation)
@@ -271,9 +266,7 @@ FEATURES = {
 def diagnose_confounds(tables: Mapping[str, pd.DataFrame], best: Choice) -> Iterator[Finding]:
     """Say which trivial features do as well as the direction, and what else it is made of.
 
-    Args:
-        tables: `confounds` and `coordinates`, and `length_correlations` where there is one.
-        best: The place they are looked at.
+    The tables are `confounds` and `coordinates`, and `length_correlations` where there is one.
     """
     scores = tables["confounds"].set_index("feature")
     direction = scores.loc["direction"]
@@ -349,11 +342,7 @@ def diagnose_texts(
 
 
 def diagnose_chat_template(provenance: Mapping[str, Any]) -> Iterator[Finding]:
-    """Say where prompts ended elsewhere than where the answer begins.
-
-    Args:
-        provenance: Of the activations.
-    """
+    """Say where prompts ended elsewhere than where the answer begins."""
     chat_template = provenance.get("chat_template", {})
     ending = chat_template.get("ending")
     if chat_template.get("has_template") is False:

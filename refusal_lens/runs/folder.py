@@ -163,11 +163,7 @@ class RunFolder:
         self._write_json("prompts.json", {"grouping": prompts.grouping, **content})
 
     def check_prompts(self, prompts: ContrastSet) -> None:
-        """Make sure that the prompts have not changed since the run was begun.
-
-        Raises:
-            RefusalLensError: They have.
-        """
+        """Refuse to go on where the prompts have changed since the run was begun."""
         if not (self.path / "prompts.json").is_file():
             return
         there, now = (
@@ -266,13 +262,7 @@ class RunFolder:
         begin(self.path, stage)
 
     def finish(self, stage: str, config: Config, written: Iterable[str | Path] = ()) -> None:
-        """Note that a stage has ended well.
-
-        Args:
-            stage: Its command.
-            config: The settings that it went by.
-            written: The files it left, where they are figures.
-        """
+        """Note that a stage has ended well, by its settings and the figures that it left."""
         names = [Path(path).relative_to(self.path).as_posix() for path in written]
         finish(self.path, stage, _without_place(config), names)
 
@@ -473,10 +463,11 @@ class RunFolder:
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[Path]:
-        """Give the path of a file that is what the run wrote; whatever else it holds is one error.
+        """Give the path of a file that is what the run wrote.
 
         Raises:
-            RefusalLensError: It is missing, or damaged; the message says what writes it again.
+            RefusalLensError: It is missing, damaged, or something else; the message says what
+                writes it again.
         """
         path = self.path / name
         if not path.is_file():
@@ -557,11 +548,7 @@ def find_place(
 
 
 def best_or_refuse(run_folder: RunFolder) -> Choice:
-    """Return the best place of a run that has one.
-
-    Raises:
-        RefusalLensError: There is no direction anywhere.
-    """
+    """Return the best place of a run; refuse one that has no direction anywhere."""
     best = run_folder.best()
     if best is None:
         raise RefusalLensError(

@@ -34,13 +34,9 @@ def attribute_stage(
 ) -> list[Path]:
     """Say which components write a direction of the run and what it says; write three tables.
 
-    Args:
-        config: The run's settings.
-        run_folder: A run that was fitted.
-        console: Where to print.
-        hook_point: A hook point of the run, as a full name or `resid_post:5`; None for the best.
-        position: A position of the run; None for that of the best place.
-        texts: Prompts to go through token by token; none for the first few of each class.
+    Hook point (a full name or such as `resid_post:5`) and position are those of the best place
+    where they are not given. `texts` are gone through token by token; without any, the first few
+    prompts of each class are.
     """
     directions = run_folder.read_directions()
     direction = directions[find_place(run_folder, hook_point, position)]

@@ -217,16 +217,10 @@ def with_record(
 ) -> Directions:
     """Add to the provenance what is known only after the directions were tested.
 
-    Args:
-        directions: As fitted; their provenance says which model and prompts they came from.
-        scores: One row a place, as `Separation.to_frame` gives it.
-        best: The place chosen.
-        validation: How they were tested: seed, folds.
-        versions: Of the software.
-
     Returns:
-        The same directions, with `validation`, `versions`, `best`, and for every place its
-        `raw_norm` and `metrics`.
+        The same directions, with `validation` (how they were tested: seed, folds), `versions` of
+        the software, `best`, and for every place its `raw_norm` and `metrics`, from its row in
+        `scores`.
     """
     places: dict[str, dict[str, Any]] = {}
     for row in scores.drop(columns=["site", "layer"]).to_dict("records"):

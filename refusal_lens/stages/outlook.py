@@ -64,11 +64,7 @@ def look_ahead(
 ) -> Outlook:
     """Say what will be done with these prompts, and time a few of them to say how long.
 
-    Args:
-        collection: What will be read.
-        model: The model; None where workers will load it.
-        work: What the model is run for.
-        n_answer_tokens: Length of an answer.
+    Where workers will load the model, `model` is None.
     """
     n_tokens = int(sum(collection.tokens.lengths))
     size = None if model is None else _size(model)

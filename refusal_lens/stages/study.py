@@ -273,19 +273,16 @@ def plot_stage(
     width: int = 1000,
     scale: float = 2.0,
 ) -> list[Path]:
-    """Draw figures into files.
+    """Draw figures into files, by default into the run folder, and return these.
 
     Args:
         run_folder: The run.
         names: Keys of `figures.FIGURES`; `all` stands for those that the run has the files for.
         ending: html, json, png, svg or pdf.
         theme: light or dark.
-        folder: Where to write; None takes the run folder.
+        folder: Where to write.
         width: Of pictures, in pixels.
         scale: Dots a pixel of a png.
-
-    Returns:
-        The files.
     """
     wanted = dict.fromkeys(
         found
@@ -320,14 +317,8 @@ def new_run_folder(
 ) -> RunFolder:
     """Choose the run's folder: the one asked for, or the next free one of this model and config.
 
-    Args:
-        config: The settings.
-        config_name: What the settings file is called.
-        output: The folder asked for.
-        resume: Go on with the run in `output`; in a folder that holds none yet, begin it.
-
-    Returns:
-        A folder that may not exist yet. Without `resume`, never one that holds a run already.
+    With `resume` it goes on with the run in `output`, or begins one where there is none yet;
+    without, it is never one that holds a run already. It may not exist yet.
 
     Raises:
         RefusalLensError: `output` holds a run, without `resume`; a run with other settings; or,
