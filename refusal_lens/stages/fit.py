@@ -96,7 +96,7 @@ def show_fit(run_folder: RunFolder, console: Console, *, is_wide: bool = False) 
     replies, separation, best = answer(evidence), evidence.separation, evidence.best
     terminal.show_replies(console, replies, is_wide=is_wide)
     shown = layers_beside(separation, best)
-    p_values = evidence.scores[["hook_point", "position", "p_value_corrected"]]
+    p_values = evidence.scores.filter(["hook_point", "position", "p_value_corrected"])
     # Where there is no direction, no line of the table is the one to take it from.
     marked = best if evidence.diagnosis.decision.is_found else None
     terminal.show_layers(console, shown, marked, p_values, is_wide=is_wide)
