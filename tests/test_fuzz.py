@@ -355,7 +355,7 @@ def write_run(folder: Path, tables: Sequence[str] = ()) -> RunFolder:
 
 def explored(path: Path) -> object:
     (run,) = explore_runs([path]).values()
-    return run.prompts, run.is_harmful, run.projected(run.own_method), run.best, run.methods
+    return run.prompts, run.is_harmful, run.projected(run.run_method), run.best, run.methods
 
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -203,14 +203,16 @@ class Sample:
         """Take one outcome, in one class or in both."""
         answers = [a for a in labels.report.answers if is_harmful in (None, a.is_harmful)]
         keys = list(_strata(answers))
-        read = {
+        labelled = {
             (prompt_id, side): label == outcome
             for prompt_id, side, label in labels.table[["prompt_id", "is_harmful", "label"]].values
         }
         return cls(
             np.array([keys.index((a.is_harmful, a.outcome)) for a in answers], dtype=int),
             np.array(number_topics([a.topic for a in answers]), dtype=int),
-            np.array([read.get((a.prompt_id, a.is_harmful), np.nan) for a in answers], dtype=float),
+            np.array(
+                [labelled.get((a.prompt_id, a.is_harmful), np.nan) for a in answers], dtype=float
+            ),
             np.array([judged == outcome for _, judged in keys], dtype=bool),
         )
 

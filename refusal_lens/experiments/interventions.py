@@ -66,7 +66,7 @@ def ablate(
     basis: Basis,
     *,
     strength: Strength = 1.0,
-    where: Bool[Tensor, "batch pos"] | None = None,
+    mask: Bool[Tensor, "batch pos"] | None = None,
 ) -> list[Hook]:
     """Remove what lies along a direction or in a subspace: x - s (x·u) u.
 
@@ -77,7 +77,7 @@ def ablate(
         hook_points: Full names; `residual_writes(model)` for the ablation of the paper.
         basis: Unit vector, or orthonormal rows.
         strength: Share to remove: 0 leaves the activation as it is, 1 removes all, 2 mirrors.
-        where: The tokens of the prompts to act on, as `prompt_mask` gives them; None acts on all
+        mask: The tokens of the prompts to act on, as `prompt_mask` gives them; None acts on all
             tokens, those of the answer too.
 
     Raises:
@@ -94,7 +94,7 @@ def ablate(
     """
     rows = _as_rows(basis)
     change = _set_coordinates(rows, lambda _: 0.0)
-    return _hooks(hook_points, change, strength, where, is_uniform=rows.ndim == 2)
+    return _hooks(hook_points, change, strength, mask, is_uniform=rows.ndim == 2)
 
 
 def affine_ablate(
@@ -103,7 +103,7 @@ def affine_ablate(
     mean: Float[Tensor, " d_model"] | Mapping[str, Float[Tensor, " d_model"]],
     *,
     strength: Strength = 1.0,
-    where: Bool[Tensor, "batch pos"] | None = None,
+    mask: Bool[Tensor, "batch pos"] | None = None,
 ) -> list[Hook]:
     """Set what lies along a direction to what it is on harmless prompts: x - s ((x - m)·u) u.
 
@@ -115,7 +115,7 @@ def affine_ablate(
         basis: Unit vector, or orthonormal rows.
         mean: Mean activation of harmless prompts; at several hook points the mean of each, by name.
         strength: As in `ablate`.
-        where: As in `ablate`.
+        mask: As in `ablate`.
 
     Raises:
         RefusalLensError: The basis is not orthonormal, or a hook point has no mean.
@@ -133,7 +133,7 @@ def affine_ablate(
     rows = _as_rows(basis)
     targets = {name: _coordinates(means[name][None].float(), rows) for name in hook_points}
     change = _set_coordinates(rows, targets.__getitem__)
-    return _hooks(hook_points, change, strength, where, is_uniform=rows.ndim == 2)
+    return _hooks(hook_points, change, strength, mask, is_uniform=rows.ndim == 2)
 
 
 def clamp(
@@ -142,7 +142,7 @@ def clamp(
     value: float | Float[Tensor, "*batch k"],
     *,
     strength: Strength = 1.0,
-    where: Bool[Tensor, "batch pos"] | None = None,
+    mask: Bool[Tensor, "batch pos"] | None = None,
 ) -> list[Hook]:
     """Set the projection on a direction, or the coordinates in a subspace, to a value.
 
@@ -152,7 +152,7 @@ def clamp(
         value: In the activation's own units; one for all rows of the basis, one for each, or such
             a row of values for every row of the batch.
         strength: Share of the way to go from the projection to the value; as in `ablate`.
-        where: As in `ablate`.
+        mask: As in `ablate`.
 
     Raises:
         RefusalLensError: The basis is not orthonormal.
@@ -165,7 +165,7 @@ def clamp(
     is_uniform = rows.ndim == 2 and target.ndim < 2
     target = target if target.ndim < 2 else target[:, None]
     change = _set_coordinates(rows, lambda _: target)
-    return _hooks(hook_points, change, strength, where, is_uniform=is_uniform)
+    return _hooks(hook_points, change, strength, mask, is_uniform=is_uniform)
 
 
 def add(
@@ -173,7 +173,7 @@ def add(
     vectors: Basis,
     coefficient: float | Float[Tensor, " k"] = 1.0,
     *,
-    where: Bool[Tensor, "batch pos"] | None = None,
+    mask: Bool[Tensor, "batch pos"] | None = None,
 ) -> list[Hook]:
     """Add a multiple of the class difference: x + c v.
 
@@ -184,7 +184,7 @@ def add(
         hook_points: Full names, most often the direction's own alone: added at many, it piles up.
         vectors: The raw difference, or one a row; they need not be orthonormal.
         coefficient: Factor of all vectors, or one for each; negative ones subtract.
-        where: As in `ablate`.
+        mask: As in `ablate`.
 
     Source:
         Rimsky et al. 2024, arXiv 2312.06681, section 3; Arditi et al. 2024, arXiv 2406.11717,
@@ -198,13 +198,13 @@ def add(
     def change(x: Tensor, name: str) -> Tensor:  # noqa: ARG001
         return total.to(x.device)
 
-    return _hooks(hook_points, change, 1.0, where, is_uniform=rows.ndim == 2)
+    return _hooks(hook_points, change, 1.0, mask, is_uniform=rows.ndim == 2)
 
 
 def prompt_mask(
     tokens: Tokens, position: str, *, padding_side: str = "left"
 ) -> Bool[Tensor, "batch pos"]:
-    """Mark the tokens that a position means in each prompt of one batch, for `where`.
+    """Mark the tokens that a position means in each prompt of one batch, for `mask`.
 
     The mask has the shape of the padded batch. Hooks that are given one act on the prompts only:
     tokens past its end are the answer's, and a call that sees a single token is a step of the
@@ -241,15 +241,15 @@ def _hooks(
     hook_points: Sequence[str],
     change: Callable[[Tensor, str], Tensor],
     strength: Strength,
-    where: Bool[Tensor, "batch pos"] | None,
+    mask: Bool[Tensor, "batch pos"] | None,
     *,
     is_uniform: bool,
 ) -> list[Hook]:
     """Make one hook for each hook point that adds the change, scaled, where it is wanted."""
-    if where is not None and where.shape[1] < 2:
+    if mask is not None and mask.shape[1] < 2:
         raise RefusalLensError(
             "Prompts of a single token cannot be told from a step of an answer. Act on all tokens "
-            "(where=None)."
+            "(mask=None)."
         )
 
     named = [hook_points] if isinstance(hook_points, str) else [n for n in hook_points if ":" in n]
@@ -271,11 +271,11 @@ def _hooks(
         def act(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
             x = activation.float()
             moved = x + _spread(factor, x) * change(x, name)
-            if where is not None:
-                moved = torch.where(_seen(where, x)[..., None], moved, x)
+            if mask is not None:
+                moved = torch.where(_seen(mask, x)[..., None], moved, x)
             return moved.to(activation.dtype)
 
-        is_alike = is_uniform and where is None and not isinstance(factor, Tensor)
+        is_alike = is_uniform and mask is None and not isinstance(factor, Tensor)
         return name, (uniform(act) if is_alike else act)
 
     return [hook_at(name) for name in hook_points]
@@ -352,11 +352,11 @@ def _strength_at(strength: Strength, name: str) -> float | Tensor:
 
 
 def _seen(
-    where: Bool[Tensor, "batch n_prompt"], x: Float[Tensor, "batch pos d_model"]
+    mask: Bool[Tensor, "batch n_prompt"], x: Float[Tensor, "batch pos d_model"]
 ) -> Bool[Tensor, "batch pos"]:
     """Fit the mask of the prompts to the tokens that a call sees."""
-    n_seen, n_prompt = x.shape[1], where.shape[1]
+    n_seen, n_prompt = x.shape[1], mask.shape[1]
     seen = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
     if n_seen > 1:
-        seen[:, :n_prompt] = where.to(x.device)[:, :n_seen]
+        seen[:, :n_prompt] = mask.to(x.device)[:, :n_seen]
     return seen

@@ -72,10 +72,10 @@ _EVASIVE = StateWords(
 among what it took for evaded."""
 
 
-def describe_state(report: RefusalReport, read: pd.DataFrame | None = None) -> StateWords:
+def describe_state(report: RefusalReport, corrected: pd.DataFrame | None = None) -> StateWords:
     """Say what the model does with these prompts, with 95 % intervals, and what can be done.
 
-    `read` are `tables/corrected_rates.csv`, where people have read a sample of the answers.
+    `corrected` is `tables/corrected_rates.csv`, where people have read a sample of the answers.
     """
     is_evasive = report.state == "none" and _is_evasive(report)
     words = _EVASIVE if is_evasive else _MEANINGS[report.state]
@@ -83,12 +83,12 @@ def describe_state(report: RefusalReport, read: pd.DataFrame | None = None) -> S
     sentence = words.sentence.format(
         rates=_rates(report), most=_most_refused(report, True), evaded=evaded
     )
-    return StateWords(f"{sentence}{_others(report)}{_as_read(report, read)}", words.remedy)
+    return StateWords(f"{sentence}{_others(report)}{_as_read(report, corrected)}", words.remedy)
 
 
-def describe_rates(report: RefusalReport, read: pd.DataFrame | None = None) -> str:
+def describe_rates(report: RefusalReport, corrected: pd.DataFrame | None = None) -> str:
     """Say what the model does with these prompts, and not what that means for a direction."""
-    return f"The model refuses {_rates(report)}.{_others(report)}{_as_read(report, read)}"
+    return f"The model refuses {_rates(report)}.{_others(report)}{_as_read(report, corrected)}"
 
 
 def describe_borderline(report: RefusalReport) -> str:
@@ -109,13 +109,13 @@ def _is_evasive(report: RefusalReport) -> bool:
     )
 
 
-def _as_read(report: RefusalReport, read: pd.DataFrame | None) -> str:
+def _as_read(report: RefusalReport, corrected: pd.DataFrame | None) -> str:
     """Say the rates that people found; nothing where they read other answers than these."""
-    if read is None:
+    if corrected is None:
         return ""
     rates = []
     for name, side in (("harmful", True), ("harmless", False)):
-        rows = rows_where(read, intervention="", outcome="refused", is_harmful=side)
+        rows = rows_where(corrected, intervention="", outcome="refused", is_harmful=side)
         if rows.empty or abs(rows["judged_rate"].iloc[0] - report.rate(side)) > _SAME:
             return ""
         rate, low, high = rows[["rate", "rate_low", "rate_high"]].iloc[0]

@@ -179,8 +179,8 @@ def project_prompts(
     found = []
     for row, ids in enumerate(tokens.ids):
         stream = _streams(hooked, ids, [name])[name]
-        read = make_pool(tokens.select([row]), [direction.position])(stream[None])
-        found.append(project(read.values[0, 0], direction.unit.to(stream.device)))
+        pooled = make_pool(tokens.select([row]), [direction.position])(stream[None])
+        found.append(project(pooled.values[0, 0], direction.unit.to(stream.device)))
     return torch.stack(found).cpu()
 
 
@@ -239,10 +239,10 @@ def _streams(
     streams: dict[str, Tensor] = {}
 
     def hook_at(name: str) -> tuple[str, Any]:
-        hooked, read = read_at(model, name)
+        hooked, part_of = read_at(model, name)
 
         def keep(activation: Tensor, hook: Any) -> None:  # noqa: ARG001
-            streams[name] = read(activation)[0].float().cpu()
+            streams[name] = part_of(activation)[0].float().cpu()
 
         return hooked, keep
 

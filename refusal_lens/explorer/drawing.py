@@ -145,14 +145,14 @@ def headline(scene: Scene) -> str:
     if math.isnan(scores["separation"]) or math.isnan(scores["accuracy"]):
         return f"{place} · no direction here"
     return (
-        f"{place} · separation {signed(scores['separation'])}, accuracy "
+        f"{place} · separation {written(scores['separation'])}, accuracy "
         f"{scores['accuracy']:.1%}, both on new prompts of the same topics"
     )
 
 
 def decision(scene: Scene) -> str:
     """Say whether the run has a direction, in the words of its report; nothing of other methods."""
-    return scene.run.sentence if scene.view.method == scene.run.own_method else ""
+    return scene.run.sentence if scene.view.method == scene.run.run_method else ""
 
 
 def readout(scene: Scene) -> str:
@@ -163,16 +163,16 @@ def readout(scene: Scene) -> str:
         # Each fold has a threshold of its own: the headline's accuracy goes by those, and another
         # number for the same place would only ask which is right.
         how = "midway between the means" if scene.view.is_cosine else "the mean of the folds'"
-        return f"{signed(scene.threshold)} is the fitted threshold, {how}."
+        return f"{written(scene.threshold)} is the fitted threshold, {how}."
     return (
         f"Accuracy {scene.accuracy(scene.threshold):.1%} with all prompts cut at "
-        f"{signed(scene.threshold)}. {_count(int(scene.is_flipped.sum()), 'prompt')} flipped."
+        f"{written(scene.threshold)}. {_count(int(scene.is_flipped.sum()), 'prompt')} flipped."
     )
 
 
 def correlation(scene: Scene) -> str:
     """Say how far the two places agree."""
-    return f"Correlation over all prompts: {signed(scene.correlation())}"
+    return f"Correlation over all prompts: {written(scene.correlation())}"
 
 
 def layer_label(scene: Scene) -> str:
@@ -210,7 +210,7 @@ def _row(scene: Scene, row: int, number: float) -> Component:
             html.Td(prompt.category),
             html.Td(names[side], className=classes[side]),
             html.Td(names[called] if number == number else "–", className=classes[called]),
-            html.Td(signed(number), className="number"),
+            html.Td(written(number), className="number"),
             html.Td(prompt.text, className="text", dir="auto"),
             *_answer_cells(scene, row),
         ],
@@ -230,11 +230,11 @@ def _count(n: int, thing: str) -> str:
     return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
-def signed(number: float) -> str:
+def written(number: float) -> str:
     """Write a number for people: four significant digits, a real minus sign.
 
     Example:
-        >>> signed(-0.123456), signed(1234.5), signed(float("nan"))
+        >>> written(-0.123456), written(1234.5), written(float("nan"))
         ('−0.1235', '1234', '–')
     """
     if number != number:

@@ -63,7 +63,7 @@ def _go_to_site(view: View, site: str | None, run: ExploredRun) -> View:
 
 def _go_to_cell(view: View, click: Mapping[str, Any] | None, run: ExploredRun) -> View:
     """Go to a cell of the heatmap, known by its labels: Dash drops what else a cell carries."""
-    scores = run.projected(run.own_method).scores
+    scores = run.projected(run.run_method).scores
     for point in (click or {}).get("points", ()):
         for (hook_point, position), cell in cell_names(scores).items():
             if cell == (str(point["x"]), str(point["y"])):

@@ -108,15 +108,15 @@ class ExploredRun:
             (self.folder.path / name).is_file()
             for name in ("projections.safetensors", "separation.csv")
         )
-        self.own_method = self.folder.read_directions().method if self._is_fitted else METHODS[0]
-        first = self.projected(self.own_method).projections
+        self.run_method = self.folder.read_directions().method if self._is_fitted else METHODS[0]
+        first = self.projected(self.run_method).projections
         self.hook_points, self.positions = first.hook_points, first.positions
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that can be shown: only the run's own where there are no activations."""
         others = METHODS if self.folder.activations_path.is_dir() else ()
-        return tuple(dict.fromkeys([self.own_method, *others]))
+        return tuple(dict.fromkeys([self.run_method, *others]))
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ class ExploredRun:
     def best(self) -> tuple[str, str]:
         """Hook point and position to start at: the run's best place, or the first without one."""
         n_folds = self.folder.read_config().validation.n_folds
-        scores = self.projected(self.own_method).scores
+        scores = self.projected(self.run_method).scores
         best = self.folder.best(Separation.from_frame(scores, n_folds))
         return (
             (best.hook_point, best.position) if best else (self.hook_points[0], self.positions[0])
@@ -147,7 +147,7 @@ class ExploredRun:
         """Return a method's projections: from memory, from the run folder, or fitted now."""
         with self._lock:
             if method not in self._projected:
-                is_written = self._is_fitted and method == self.own_method
+                is_written = self._is_fitted and method == self.run_method
                 self._projected[method] = self._read() if is_written else self._fit(method)
             return self._projected[method]
 

@@ -109,8 +109,8 @@ def open_server(
     if not is_loopback(host):
         _check_remote(host, allow_remote)
     else:
-        answer = _own_names_only(answer)
-    answer = _own_pages_only(answer)
+        answer = _local_names_only(answer)
+    answer = _same_origin_only(answer)
     # One line a request says nothing to who looks at the page.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with _bind(host, port) as bound:
@@ -160,7 +160,7 @@ def _bind(host: str, port: int | None) -> socket.socket:
     )
 
 
-def _own_names_only(application: Application) -> Application:
+def _local_names_only(application: Application) -> Application:
     """Refuse requests that reached this machine under a foreign name.
 
     A page on the internet can point a name of its own at 127.0.0.1 and then read what is served
@@ -177,7 +177,7 @@ def _own_names_only(application: Application) -> Application:
     return answer
 
 
-def _own_pages_only(application: Application) -> Application:
+def _same_origin_only(application: Application) -> Application:
     """Refuse requests that a page of another site makes: the browser says whose page it is."""
 
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:

@@ -119,7 +119,7 @@ def nearest_view(view: View, runs: Mapping[str, ExploredRun]) -> View:
         run=run.name,
         hook_point=hook_point,
         position=position,
-        method=_one_of(view.method, run.methods, run.own_method),
+        method=_one_of(view.method, run.methods, run.run_method),
         scale=_one_of(view.scale, SCALES, "raw"),
         split=_one_of(view.split, run.splits, SPLITS[0]),
         score=_one_of(view.score, SCORES, SCORES[0]),

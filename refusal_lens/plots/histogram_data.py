@@ -17,7 +17,7 @@ from torch import Tensor
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.parts import Parts
 from refusal_lens.plots.style import CLASSES
-from refusal_lens.plots.text import place_name, signed
+from refusal_lens.plots.text import place_name, written
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.densities import (
     Histogram,
@@ -240,7 +240,7 @@ def _line_data(
     return {
         "x": [round(x, decimals)] * 2,
         "y": [0, height],
-        "text": [BLANK, f"<b> {label} {signed(x, max(0, decimals - 2))} </b>"],
+        "text": [BLANK, f"<b> {label} {written(x, max(0, decimals - 2))} </b>"],
         "textposition": side,
     }
 
@@ -270,7 +270,7 @@ def _headline(view: View, row: int, column: int) -> str:
     numbers = torch.stack([score[row, column], accuracy[row, column]])
     if bool(numbers.isnan().any()):
         return f"<b>{place}</b><br>no direction here"
-    text = f"separation {signed(numbers[0].item(), 2)} · accuracy {numbers[1].item():.1%}"
+    text = f"separation {written(numbers[0].item(), 2)} · accuracy {numbers[1].item():.1%}"
     return f"<b>{place}</b><br>{text}<br>{how}"
 
 

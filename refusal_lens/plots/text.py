@@ -53,11 +53,11 @@ def hover_prompt(prompt_id: str, category: str, text: str) -> str:
     return "<br>".join([f"<b>{escape(prompt_id)}</b> · {escape(category)}", *lines])
 
 
-def signed(number: float, decimals: int) -> str:
+def written(number: float, decimals: int) -> str:
     """Write a number with a real minus sign, and zero without any.
 
     Example:
-        >>> signed(-0.004, 2)
+        >>> written(-0.004, 2)
         '0.00'
     """
     return f"{number:z.{decimals}f}".replace("-", "−")

@@ -76,10 +76,10 @@ def _with_refusal(evidence: Evidence, question: str, told: str, is_strong: bool)
     if refusal is None:
         text = f"{told}; whether the model refuses was not measured."
         return Reply(question, verdict, grade, text)
-    read = evidence.tables.get("corrected_rates")
+    corrected = evidence.tables.get("corrected_rates")
     if evidence.is_by_behaviour:
-        return Reply(question, verdict, grade, f"{told}. {describe_rates(refusal, read)}")
-    words = describe_state(refusal, read)
+        return Reply(question, verdict, grade, f"{told}. {describe_rates(refusal, corrected)}")
+    words = describe_state(refusal, corrected)
     told = f"{told}. {words.sentence}"
     if refusal.state == "contrast":
         return Reply(question, verdict, grade, told)

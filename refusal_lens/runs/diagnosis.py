@@ -80,7 +80,7 @@ def diagnose_run(run_folder: RunFolder) -> Diagnosis:
             run_folder.read_refusal(),
             decision,
             is_by_harm=is_by_harm,
-            read=run_folder.read_table("corrected_rates"),
+            corrected=run_folder.read_table("corrected_rates"),
         ),
         *diagnose_frames(chance),
         *diagnose_random(chance),
@@ -114,13 +114,15 @@ def _of_behaviour(text: str, prompts: ContrastSet) -> str:
 def _by_behaviour(told: Diagnosis, prompts: ContrastSet) -> Diagnosis:
     """Say all of it of refused and answered prompts, and that the labels are these."""
 
-    def said(text: str) -> str:
+    def reworded(text: str) -> str:
         return _of_behaviour(text, prompts)
 
     return Diagnosis(
         _decided_by_behaviour(told.decision, prompts),
-        tuple(replace(check, came=said(check.came)) for check in told.checks),
-        tuple(Finding(said(finding.cause), said(finding.remedy)) for finding in told.findings),
+        tuple(replace(check, came=reworded(check.came)) for check in told.checks),
+        tuple(
+            Finding(reworded(finding.cause), reworded(finding.remedy)) for finding in told.findings
+        ),
     )
 
 
@@ -173,18 +175,18 @@ def diagnose(
     decision: Decision,
     *,
     is_by_harm: bool = True,
-    read: pd.DataFrame | None = None,
+    corrected: pd.DataFrame | None = None,
 ) -> Iterator[Finding]:
     """Yield the causes that apply, with their remedies; none when all is well.
 
     Where the classes are what the model did, not what prompts are (`is_by_harm`), how much it
-    refuses of each is no cause. `read` are rates by answers that people have read, as
+    refuses of each is no cause. `corrected` has rates by answers that people have read, as
     `tables/corrected_rates.csv`.
     """
     yield from _diagnose_chance(decision)
     yield from _diagnose_topics(separation)
     if refusal is not None and is_by_harm:
-        yield from _diagnose_refusal(refusal, read)
+        yield from _diagnose_refusal(refusal, corrected)
     if _highest(separation.headline["auroc"].value) < thresholds.MIN_AUROC:
         yield from _diagnose_separation(prompts, refusal, is_by_harm)
     elif _highest(separation.separation) < thresholds.MIN_SEPARATION:
@@ -395,8 +397,8 @@ def _diagnose_chance(decision: Decision) -> Iterator[Finding]:
         yield Finding(decision.sentence, remedies[decision.verdict])
 
 
-def _diagnose_refusal(refusal: RefusalReport, read: pd.DataFrame | None) -> Iterator[Finding]:
-    for words in (describe_state(refusal, read), describe_lengths(refusal)):
+def _diagnose_refusal(refusal: RefusalReport, corrected: pd.DataFrame | None) -> Iterator[Finding]:
+    for words in (describe_state(refusal, corrected), describe_lengths(refusal)):
         if words.remedy:
             yield Finding(words.sentence, words.remedy)
 

@@ -104,8 +104,8 @@ def behaviour_tables(
         ids = [answer.prompt_id for answer in refusal.answers]
         others = None
         if borderline is not None:
-            read, asked = borderline[0], borderline[1].answers
-            others = (read, [a.prompt_id for a in asked], [a.outcome for a in asked])
+            asked = borderline[1].answers
+            others = (borderline[0], [a.prompt_id for a in asked], [a.outcome for a in asked])
         tables["quadrants"] = quadrants(found, ids, outcomes, others)
     return tables
 

@@ -150,8 +150,10 @@ def _read_borderline(config: Config, prompts: ContrastSet) -> Borderline | None:
     file = config.prompts.borderline
     if file is None:
         return None
-    read = read_prompts(file, "borderline")
-    return Borderline.of(PromptSet(read.name, read.prompts[: config.prompts.limit]), prompts)
+    borderline = read_prompts(file, "borderline")
+    return Borderline.of(
+        PromptSet(borderline.name, borderline.prompts[: config.prompts.limit]), prompts
+    )
 
 
 def _begin(

@@ -170,7 +170,7 @@ def test_order_is_that_of_the_list(model, ids, unit):
 def test_answers_are_the_same_with_and_without_the_cache(model, bridge, prompts, unit, where):
     tokens = tokenise(model.tokenizer, prompts.prompts[:3])
     mask = None if where == "all" else prompt_mask(tokens, "last")
-    hooks = add([POINT], 20 * unit, where=mask)
+    hooks = add([POINT], 20 * unit, mask=mask)
     plain, _ = generate_greedily(model, tokens, 6)
     cached, _ = generate_greedily(model, tokens, 6, hooks)
     # The bridge reads everything again at each step: no cache.
@@ -206,7 +206,7 @@ def test_mask_marks_what_a_position_means(model, prompts):
 
 def test_masked_hooks_leave_answer_tokens_alone(unit):
     mask = torch.tensor([[False, True, True]])
-    hooks = add([POINT], unit, where=mask)
+    hooks = add([POINT], unit, mask=mask)
     x = torch.zeros(1, 5, 32)
     assert apply(hooks, x).norm(dim=-1)[0].tolist() == pytest.approx([0, 1, 1, 0, 0])
     assert apply(hooks, x[:, :1]).norm() == 0
@@ -246,7 +246,7 @@ def test_missing_means_and_layers_are_named(unit):
     with pytest.raises(RefusalLensError, match="hook_embed is in none"):
         ablate(["hook_embed"], unit, strength=WeightKernel(1.0, 1, 0.0, 1))
     with pytest.raises(RefusalLensError, match="single token"):
-        ablate([POINT], unit, where=torch.ones(2, 1, dtype=torch.bool))
+        ablate([POINT], unit, mask=torch.ones(2, 1, dtype=torch.bool))
     with pytest.raises(RefusalLensError, match=r"hook_z\.1 is one head of one"):
         ablate([POINT, "blocks.0.attn.hook_z.1"], unit)
 
@@ -277,7 +277,7 @@ def test_interventions_that_differ_by_row_are_not_uniform(model):
     for hooks in (
         ablate([POINT], by_row),
         ablate([POINT], unit, strength=torch.ones(3)),
-        ablate([POINT], unit, where=where),
+        ablate([POINT], unit, mask=where),
         clamp([POINT], unit, torch.ones(3, 1)),
         add([POINT], by_row),
         [(POINT, lambda x, hook: x)],

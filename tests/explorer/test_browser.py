@@ -121,7 +121,7 @@ def query(page) -> dict[str, str]:
 
 def numbers_of(folder, hook_point: str):
     (run,) = explore_runs([folder]).values()
-    return run, run.projected(run.own_method).numbers(hook_point, "last", is_cosine=False)
+    return run, run.projected(run.run_method).numbers(hook_point, "last", is_cosine=False)
 
 
 def widest_gap(ordered) -> float:

@@ -31,7 +31,7 @@ def test_a_run_that_is_only_collected_is_fitted_to_what_validate_gives(tmp_path)
 def test_a_fitted_run_is_read_and_not_fitted_again(folder, monkeypatch):
     monkeypatch.setattr("refusal_lens.explorer.runs.validate", None)
     (run,) = explore_runs([str(folder.path)]).values()
-    assert run.projected(run.own_method).projections.is_held_out
+    assert run.projected(run.run_method).projections.is_held_out
     assert run.sites == ("resid_post", "mlp_out")
     assert run.best[0] in ("blocks.3.hook_resid_post", "blocks.3.hook_mlp_out")
 
