@@ -344,7 +344,7 @@ def write_run(folder: Path, tables: Sequence[str] = ()) -> RunFolder:
     run.write_table("corrected_rates", planted_run.corrected_rates())
     run.write_table("stability", planted_run.stability(0.9))
     run.write_table("causal_scores", planted_run.causal_scores("valid"))
-    run.write_interventions(planted_run.learning_curve())
+    run.write_table("interventions", planted_run.learning_curve())
     for name in tables:
         run.write_table(name, planted_run.causal_scores("valid"))
     answers = ("No.", "Yes.", "refused", "answered")
@@ -372,7 +372,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "separation": lambda path: RunFolder(path).separation(),
     "best": lambda path: RunFolder(path).best(),
     "projections": lambda path: RunFolder(path).read_projections(),
-    "interventions": lambda path: RunFolder(path).read_interventions(),
+    "interventions": lambda path: RunFolder(path).read_table("interventions"),
     **{
         name: lambda path, name=name: RunFolder(path).read_table(name)
         for name in ("nulls", "stability", "causal_scores", *TABLES)

@@ -118,20 +118,23 @@ def measure_effects(
     """
     is_cuda = str(model.cfg.device).startswith("cuda")
     budget = token_budget or (CUDA_BUDGET if is_cuda else CPU_BUDGET)
-    scores = _Scores.empty(len(arms), len(prompts.tokens))
+    # The plain model's scores come first, then those of each arm.
+    scores = torch.full(
+        (len(_NAMES), 1 + len(arms), len(prompts.tokens)), torch.nan, dtype=torch.float64
+    )
     n_passes = 0.0
 
     def run(rows: list[int]) -> None:
         nonlocal n_passes
         batch = _OnBatch(model, prompts, rows, arms, refusal_ids, has_text_loss, budget)
-        scores.keep(rows, batch.once(journal, [])[0])
+        scores[:, 0, rows] = _as_kept(batch.once(journal, [])[0])
         n_passes += len(rows)
         chunks = _chunks(arms, max(1, budget // batch.places.batch.n_tokens))
         for first in range(0, len(chunks), CHUNKS_KEPT):
             some = chunks[first : first + CHUNKS_KEPT]
             indices = [index for chunk in some for index in chunk]
             for index, scored in zip(indices, batch.once(journal, some), strict=True):
-                scores.keep(rows, scored, index)
+                scores[:, 1 + index, rows] = _as_kept(scored)
             n_passes += sum(batch.cost(arms[index]) for index in indices) * len(rows)
             if advance is not None:
                 advance(len(indices) * len(rows))
@@ -144,7 +147,16 @@ def measure_effects(
             device=str(model.cfg.device),
             name_of=lambda row: prompts.tokens.prompt_ids[row],
         )
-    return scores.effects(n_passes)
+    return Effects(
+        **dict(zip(_NAMES, scores[:, 1:], strict=True)),
+        plain_score=scores[0, 0],
+        plain_loss=scores[-1, 0],
+        n_passes=n_passes,
+    )
+
+
+def _as_kept(scored: Sequence[Sequence[float]]) -> Float[Tensor, "n_scores n_rows"]:
+    return torch.tensor(scored, dtype=torch.float64)
 
 
 def join_effects(parts: Sequence[tuple[Sequence[int], Effects]]) -> Effects:
@@ -329,35 +341,3 @@ def _ranges(spans: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     first, n = (torch.tensor(column)[:, None] for column in zip(*spans, strict=True))
     steps = torch.arange(max(int(n.max()), 1))[None]
     return first + torch.minimum(steps, (n - 1).clamp(min=0)), steps < n
-
-
-@dataclass(frozen=True, eq=False)
-class _Scores:
-    arms: dict[str, Tensor]
-    plain: dict[str, Tensor]
-
-    @classmethod
-    def empty(cls, n_arms: int, n_prompts: int) -> "_Scores":
-        def nans(*shape: int) -> Tensor:
-            return torch.full(shape, torch.nan, dtype=torch.float64)
-
-        return cls(
-            {name: nans(n_arms, n_prompts) for name in _NAMES},
-            {name: nans(n_prompts) for name in _NAMES},
-        )
-
-    def keep(
-        self, rows: Sequence[int], scored: Sequence[Sequence[float]], arm: int | None = None
-    ) -> None:
-        """Keep the scores of one arm; without one, those of the plain model."""
-        for name, values in zip(_NAMES, scored, strict=True):
-            place = self.plain[name] if arm is None else self.arms[name][arm]
-            place[list(rows)] = torch.tensor(values, dtype=torch.float64)
-
-    def effects(self, n_passes: float) -> Effects:
-        return Effects(
-            **self.arms,
-            plain_score=self.plain["refusal_score"],
-            plain_loss=self.plain["text_loss"],
-            n_passes=n_passes,
-        )

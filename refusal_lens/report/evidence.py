@@ -99,6 +99,5 @@ def _project(run_folder: RunFolder, best: Choice | None) -> dict[tuple[str, bool
 
 def _read_tables(run_folder: RunFolder) -> dict[str, pd.DataFrame]:
     names = sorted(path.stem for path in (run_folder.path / "tables").glob("*.csv"))
-    tables = {name: run_folder.read_table(name) for name in names}
-    tables["interventions"] = run_folder.read_interventions()
+    tables = {name: run_folder.read_table(name) for name in (*names, "interventions")}
     return {name: table for name, table in tables.items() if table is not None}

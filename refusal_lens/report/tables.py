@@ -17,13 +17,11 @@ import pandas as pd
 from refusal_lens.experiments.arms import intervention_of
 from refusal_lens.experiments.dose_response import full_strength
 from refusal_lens.report.evidence import Evidence, is_at
+from refusal_lens.runs.folder import table_file
 from refusal_lens.validation.frames import rows_that, rows_where
 from refusal_lens.validation.scores import too_few
 from refusal_lens.validation.thresholds import STEADY_DEGREES, UNKNOWN_DEGREES
 from refusal_lens.validation.units import FEWEST_UNITS
-
-AT_ROOT = ("separation", "interventions")
-"""Tables that lie in the run folder itself."""
 
 MAX_ROWS = 400
 """Rows shown of one table; the file has all."""
@@ -398,7 +396,7 @@ def show(evidence: Evidence, table: pd.DataFrame, name: str, told: _Told) -> Sho
         is_best=tuple(map(bool, is_best)),
         is_number=tuple(map(_is_number, columns, (pd.Series(kept[column]) for column in columns))),
         n_more=len(table) - len(kept),
-        source=told.source or f"{'' if name in AT_ROOT else 'tables/'}{name}.csv",
+        source=told.source or table_file(name),
     )
 
 

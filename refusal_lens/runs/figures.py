@@ -301,8 +301,7 @@ def _refusal_by_topic(run_folder: RunFolder) -> go.Figure:
 
 
 def _refusal_by_intervention(run_folder: RunFolder) -> go.Figure:
-    table = run_folder.read_interventions()
-    assert table is not None, "draw has seen that the file is there"
+    table = _table(run_folder, "interventions")
     names = [
         f"{intervention}, {direction}"
         for intervention, direction in zip(table["intervention"], table["direction"], strict=True)

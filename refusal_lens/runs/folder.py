@@ -56,6 +56,11 @@ READ_ERRORS = (
 """What JSON, pandas, safetensors and torch raise over a file that holds something else."""
 
 
+def table_file(name: str) -> str:
+    """Return where a table of results lies: scores and interventions are first to be looked for."""
+    return f"{name}.csv" if name in ("separation", "interventions") else f"tables/{name}.csv"
+
+
 @dataclass(frozen=True, init=False)
 class RunFolder:
     """One run on disk. Every file is written whole or not at all."""
@@ -73,17 +78,17 @@ class RunFolder:
             RefusalLensError: The folder holds no run.
         """
         run = cls(path)
-        if not run.path.exists():
-            raise RefusalLensError(
-                f"There is no folder {path}{nearest_sibling(run.path)}. Give the folder that "
-                "refusal-lens run or collect wrote, such as outputs/tiny-refuser/default."
-            )
-        if not run.config_path.is_file():
-            raise RefusalLensError(
-                f"{path} is not a run folder (it has no config.yaml). Give the folder that "
-                "refusal-lens run or collect wrote, such as outputs/tiny-refuser/default."
-            )
-        return run
+        if run.config_path.is_file():
+            return run
+        fault = (
+            f"{path} is not a run folder (it has no config.yaml)"
+            if run.path.exists()
+            else f"There is no folder {path}{nearest_sibling(run.path)}"
+        )
+        raise RefusalLensError(
+            f"{fault}. Give the folder that refusal-lens run or collect wrote, such as "
+            "outputs/tiny-refuser/default."
+        )
 
     @property
     def config_path(self) -> Path:
@@ -397,20 +402,12 @@ class RunFolder:
             )
 
     def write_table(self, name: str, table: pd.DataFrame) -> Path:
-        """Write one table of results as `tables/<name>.csv` and return its path."""
-        return self._write_csv(f"tables/{name}.csv", table)
+        """Write one table of results and return its path."""
+        return self._write_csv(table_file(name), table)
 
     def read_table(self, name: str) -> pd.DataFrame | None:
         """Read one table of results; None when that stage has not run."""
-        return self._read_csv(f"tables/{name}.csv")
-
-    def write_interventions(self, summary: pd.DataFrame) -> Path:
-        """Write what interventions did, summed up, and return the path."""
-        return self._write_csv("interventions.csv", summary)
-
-    def read_interventions(self) -> pd.DataFrame | None:
-        """Read what interventions did, summed up; None when none was tried."""
-        return self._read_csv("interventions.csv")
+        return self._read_csv(table_file(name))
 
     def write_completions(self, completions: Sequence[Completion]) -> Path:
         """Write answers with and without intervention, one JSON object a line."""

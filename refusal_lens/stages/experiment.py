@@ -146,7 +146,7 @@ def ablate_stage(
         if verdict is not None:
             run_folder.write_table("verdict", _at(candidate, verdict))
         return [
-            run_folder.write_interventions(summary),
+            run_folder.write_table("interventions", summary),
             run_folder.write_table("dose_response", answered.table),
             run_folder.write_table(
                 "side_effects",

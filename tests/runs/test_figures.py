@@ -76,7 +76,7 @@ def full(bare: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
     arms = [("ablate", "fitted", True), ("ablate", "random", True), ("add", "fitted", False)]
     columns = ["intervention", "direction", "is_harmful"]
     table = pd.DataFrame(arms, columns=pd.Index(columns)).assign(n_prompts=64, **rates)
-    run_folder.write_interventions(table)
+    run_folder.write_table("interventions", table)
     return run_folder
 
 

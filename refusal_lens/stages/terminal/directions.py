@@ -15,7 +15,7 @@ from refusal_lens.directions.direction import Directions
 from refusal_lens.experiments.attribution import Attribution, Component
 from refusal_lens.experiments.token_readout import Unembedding
 from refusal_lens.models.hook_points import short_name
-from refusal_lens.stages.terminal.looks import TIGHT
+from refusal_lens.stages.terminal.looks import TIGHT, table_of
 from refusal_lens.validation.scores import SCORES
 
 HEADINGS = {"raw_norm": "raw norm", "auroc": "AUROC", "cohens_d": "d'"}
@@ -29,14 +29,13 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
     for name, value in _describe(directions):
         table.add_row(name, escape(value))
     console.print(table)
-    places = Table(title="Directions, scored on new prompts of the same topics", **TIGHT)
     record, best = directions.provenance.get("places", {}), directions.provenance.get("best") or {}
     scores = _scores_recorded(record)
-    for column in ("hook point", "position", "raw norm", *scores):
-        is_text = column in ("hook point", "position")
-        places.add_column(
-            HEADINGS.get(column, column), justify="left" if is_text else "right", no_wrap=True
-        )
+    columns = ("hook point", "position", "raw norm", *(HEADINGS.get(name, name) for name in scores))
+    title = "Directions, scored on new prompts of the same topics"
+    places = table_of(title, columns, columns[:2], **TIGHT)
+    for column in places.columns:
+        column.no_wrap = True
     for direction in directions:
         entry = record.get(direction.hook_point, {}).get(direction.position, {})
         metrics = entry.get("metrics", {})
@@ -117,14 +116,11 @@ def show_imported(console: Console, directions: Directions) -> None:
 def show_attribution(console: Console, found: Attribution, n_shown: int = 12) -> None:
     """Print the heads and MLPs that write most of the class difference."""
     difference, total = found.difference(), found.total()
-    table = Table(
-        title=f"What writes {short_name(found.hook_point)} at {found.position}: harmful minus "
-        f"harmless, {total:+.4g} along the direction",
-        title_justify="left",
+    title = (
+        f"What writes {short_name(found.hook_point)} at {found.position}: harmful minus "
+        f"harmless, {total:+.4g} along the direction"
     )
-    table.add_column("component")
-    for column in ("contribution", "share"):
-        table.add_column(column, justify="right")
+    table = table_of(title, ("component", "contribution", "share"), ["component"])
     order = difference.abs().argsort(descending=True).tolist()[:n_shown]
     for column in order:
         contribution = difference[column].item()
@@ -147,14 +143,13 @@ def _component_name(component: Component) -> str:
 
 def show_unembedding(console: Console, readout: Unembedding) -> None:
     """Print the tokens that a direction speaks for and against."""
-    table = Table(
-        title=f"What {short_name(readout.hook_point)} at {readout.position} says through the "
-        "unembedding",
-        title_justify="left",
+    place = f"{short_name(readout.hook_point)} at {readout.position}"
+    table = table_of(
+        f"What {place} says through the unembedding",
+        ("raised", "logit", "lowered", "logit"),
+        ("raised", "lowered"),
         caption="Change of the logit for one unit along the direction, at final-norm scale 1.",
     )
-    for column in ("raised", "logit", "lowered", "logit"):
-        table.add_column(column, justify="right" if column == "logit" else "left")
     for raised, high, lowered, low in zip(
         readout.top_tokens,
         readout.top_logits.tolist(),

@@ -18,7 +18,7 @@ from refusal_lens.experiments.causal_scores import CausalPlan, CausalScores, pas
 from refusal_lens.experiments.verdicts import Verdict
 from refusal_lens.models.hook_points import short_name
 from refusal_lens.prompts.contrast import ContrastSet
-from refusal_lens.stages.terminal.looks import TIGHT
+from refusal_lens.stages.terminal.looks import TIGHT, table_of
 from refusal_lens.validation.frames import rows_where
 
 _TEXTS = ("place", "intervention", "direction", "verdict", "condition", "stands")
@@ -101,16 +101,10 @@ def show_causal(console: Console, scores: CausalScores) -> None:
 
 
 def _table(title: str, columns: Sequence[str], caption: str) -> Table:
-    """Prepare a table for 80 columns."""
-    table = Table(
-        title=title,
-        caption=caption,
-        caption_justify="left",
-        **TIGHT,
-    )
-    for column in columns:
-        is_text = column in _TEXTS
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
+    """Prepare a table for 80 columns: texts may break, numbers may not."""
+    table = table_of(title, columns, _TEXTS, caption=caption, caption_justify="left", **TIGHT)
+    for column in table.columns:
+        column.no_wrap = column.justify == "right"
     return table
 
 

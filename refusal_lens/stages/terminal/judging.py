@@ -5,20 +5,19 @@ Tested in tests/stages/test_judging.py.
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from refusal_lens.experiments.hand_labels import HandLabels
 from refusal_lens.experiments.refusal_states import FEW_TOPICS
+from refusal_lens.stages.terminal.looks import table_of
 from refusal_lens.validation.frames import rows_that, rows_where
 
 
 def show_labels(console: Console, labels: HandLabels, rates: pd.DataFrame) -> None:
     """Print the confusion table, Cohen's kappa, and rates corrected by both."""
     confusion = labels.confusion()
-    table = Table(title="What people read in the answers", title_justify="left")
     named = [name for name in confusion.columns[2:] if name != "n_judged"]
-    for column in ("class", "judged", *named, "in the run"):
-        table.add_column(column, justify="left" if column in ("class", "judged") else "right")
+    columns = ("class", "judged", *named, "in the run")
+    table = table_of("What people read in the answers", columns, columns[:2])
     for row in confusion.to_dict("records"):
         counts = (str(row[name]) for name in (*named, "n_judged"))
         table.add_row(_class_of(row["is_harmful"]), row["judged"], *counts)
@@ -27,9 +26,8 @@ def show_labels(console: Console, labels: HandLabels, rates: pd.DataFrame) -> No
     console.print(
         f"{len(labels.table)} answers read.{kappa} Rates as they would be if all had been read:"
     )
-    table = Table()
-    for column in ("answers", "class", "outcome", "judged", "corrected"):
-        table.add_column(column, justify="right" if column in ("judged", "corrected") else "left")
+    columns = ("answers", "class", "outcome", "judged", "corrected")
+    table = table_of(None, columns, columns[:3])
     told = rows_that(rates, (rates["outcome"] == "refused") | (rates["intervention"] == ""))
     for row in rows_that(told, told["direction"].isin(["", "fitted"])).to_dict("records"):
         under = f"{row['intervention']} {row['strength']:g}" if row["intervention"] else "plain"
@@ -53,10 +51,8 @@ def show_labels(console: Console, labels: HandLabels, rates: pd.DataFrame) -> No
 
 def show_two_judges(console: Console, table: pd.DataFrame, judge: str) -> None:
     """Print how far two judges agree, class by class."""
-    shown = Table(title="Two judges on the same answers", title_justify="left")
     columns = ("class", "n", "agree", "kappa", "refused: the run's judge", f"refused: {judge}")
-    for column in columns:
-        shown.add_column(column, justify="left" if column == "class" else "right")
+    shown = table_of("Two judges on the same answers", columns, ["class"])
     for row in table.to_dict("records"):
         shown.add_row(
             _class_of(row["is_harmful"]),

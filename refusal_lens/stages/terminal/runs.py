@@ -8,26 +8,20 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from refusal_lens.models.hook_points import short_name
-from refusal_lens.stages.terminal.looks import TIGHT
+from refusal_lens.stages.terminal.looks import TIGHT, table_of
 from refusal_lens.validation.frames import rows_where
 
 
 def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> None:
     """Print a line for each run, then what lies between runs."""
-    table = Table(title="Runs, each at its best place, on new prompts of the same topics", **TIGHT)
+    title = "Runs, each at its best place, on new prompts of the same topics"
     columns = ("run", "model", "best place", "AUROC", "separation", "d'")
-    for column in columns:
-        justify = "right" if column in columns[3:] else "left"
-        table.add_column(
-            column,
-            justify=justify,
-            no_wrap=column not in ("run", "model"),
-            overflow="fold",
-            min_width=8 if column == "run" else None,
-        )
+    table = table_of(title, columns, columns[:3], **TIGHT)
+    for number, column in enumerate(table.columns):
+        column.no_wrap, column.overflow = number > 1, "fold"
+    table.columns[0].min_width = 8
     for row in tables["summary"].to_dict("records"):
         scores = ["no direction", "", "", ""]
         if isinstance(row.get("hook_point"), str):
