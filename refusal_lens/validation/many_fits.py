@@ -143,15 +143,16 @@ def score_resampled_fits(
     folds: Sequence[slice],
     fitting: Float[Tensor, "n_folds n_prompts"],
     clip_quantile: float | None,
-) -> DrawnScores:
+) -> tuple[DrawnScores, Float[Tensor, " n_draws"]]:
     """Cross-fit to resampled prompts, and score the held-out prompts as they are.
 
     `weights` say how much each prompt counts in a draw, `fitting` (from `fitting_weights`) how much
-    it counts in the fit to all folds but one.
+    it counts in the fit to all folds but one. Each draw's mean length of directions comes with the
+    scores.
     """
     # Without strata all prompts count alike: those of a fold are added up once, not once a fold.
     is_even = torch.allclose(fitting, (fitting > 0).float(), atol=1e-6)
-    parts = []
+    parts, lengths = [], torch.zeros(len(weights))
     for block in blocks_of(len(weights), place.centred.shape[1]):
         sides = [weights[block] * labels, weights[block] * (1 - labels)]
         means = _held_out_means if is_even else _weighted_means
@@ -161,8 +162,9 @@ def score_resampled_fits(
             clipped = clip_rows(harmful - harmless, clip_quantile)
             middle = ((harmful + harmless) * clipped).sum(dim=1, keepdim=True) / 2
             cosines[:, fold], margins[:, fold] = _hold_out(place, fold, clipped, middle)
+            lengths[block] += clipped.norm(dim=1) / len(folds)
         parts.append(score_draws(cosines, margins, labels[None]))
-    return _join(parts)
+    return _join(parts), lengths
 
 
 Means = Iterator[Float[Tensor, "n_draws d_model"]]

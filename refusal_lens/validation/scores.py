@@ -171,19 +171,24 @@ def interval(
     found, spread = value.double().numpy(), variance.double().numpy()
     ratio = 1.0 if stretch is None else stretch.double().numpy()
     quantile = student.ppf((1 + CONFIDENCE) / 2, np.maximum(freedom.double().numpy(), 1))
+    centre = stretched(name, found, ratio)
     if name == "cohens_d":
-        low, high = _cohens_d_ends(found * ratio, spread * ratio**2, quantile, n_units)
+        low, high = _cohens_d_ends(centre, spread * ratio**2, quantile, n_units)
     elif name not in SHARES:
-        centre, half = found * ratio, quantile * np.sqrt(spread) * ratio
+        half = quantile * np.sqrt(spread) * ratio
         low, high = centre - half, centre + half
     else:
-        centre = norm.cdf(norm.ppf(found) * ratio)
         low, high = _logit_ends(centre, spread, quantile)
         extra = ((0.5 - centre) / (n_units + 1)) ** 2
         shrunk = (n_units * centre + 0.5) / (n_units + 1)
         ends = _logit_ends(shrunk, spread + extra, quantile)
         low, high = np.minimum(low, ends[0]), np.maximum(high, ends[1])
     return torch.as_tensor(np.minimum(low, found)), torch.as_tensor(np.maximum(high, found))
+
+
+def stretched(name: str, value: Any, ratio: Any) -> Any:
+    """Return the score that directions shorter by this ratio would have, see `interval`."""
+    return norm.cdf(norm.ppf(value) * ratio) if name in SHARES else value * ratio
 
 
 def too_few(n_units: int | float | None) -> str:

@@ -40,6 +40,7 @@ from refusal_lens.validation.scores import (
     mean_scores,
     score,
     score_with_influence,
+    stretched,
 )
 from refusal_lens.validation.thresholds import MIN_ACCURACY, MIN_SEPARATION
 from refusal_lens.validation.units import (
@@ -313,13 +314,14 @@ def validate(
     results, first = [], 0
     for plan in plans:
         values, variances = _score_repeats(splits, plan, is_harmful, first)
-        turned = _refit_variances(activations, plan, clip_quantile, refits, show_progress)
-        n_splits = plan.folds.shape[0] * plan.n_folds
-        stretch = splits.lengths[first : first + n_splits].mean(dim=0) / splits.lengths[-1]
+        mine = slice(first, first + len(plan.fitting))
+        lengths = splits.lengths[mine].mean(dim=0)
+        turned = _refit_variances(activations, plan, clip_quantile, lengths, refits, show_progress)
+        stretch = lengths / splits.lengths[-1]
         stretch = stretch if method == DIFFERENCE_OF_MEANS else None
         variances = {name: (part[0] + turned[name], part[1]) for name, part in variances.items()}
         results.append(_with_intervals(values, variances, in_sample, plan.units, stretch))
-        first += n_splits
+        first = mine.stop
     projections = first_projections(activations, splits, plans[0].folds[0])
     correlation = n_effective = None
     if topics is not None:
@@ -454,10 +456,15 @@ def _refit_variances(
     activations: Activations,
     plan: _Plan,
     clip_quantile: float | None,
+    lengths: Float[Tensor, "*grid"],
     refits: tuple[int, int],
     show_progress: bool | None,
 ) -> Scores:
-    """Return how scores vary when the units fitted to are weighted anew (number, seed)."""
+    """Return how scores vary when the units fitted to are weighted anew (number, seed).
+
+    Uneven weights make longer directions, whose scores vary less: they are stretched to the
+    `lengths` of those fitted to the prompts as they are.
+    """
     n_draws, seed = refits
     grid = activations.values.shape[1:3]
     results = {name: torch.zeros(grid, dtype=torch.float64) for name in SCORES}
@@ -474,9 +481,11 @@ def _refit_variances(
     steps = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
     for row, column in track(steps, "Scoring other directions", show_progress):
         place = Place.of(activations.values[order, row, column])
-        drawn = score_resampled_fits(place, weights, labels, places, fitting, clip_quantile)
+        drawn, longer = score_resampled_fits(place, weights, labels, places, fitting, clip_quantile)
+        ratio = (longer.mean() / lengths[row, column]).item()
         for name in SCORES:
-            results[name][row, column] = drawn[name].double().var()
+            scores = stretched(name, drawn[name].double().numpy(), ratio)
+            results[name][row, column] = scores.var(ddof=1)
     return {name: variance.nan_to_num() for name, variance in results.items()}
 
 

@@ -23,6 +23,10 @@ FRAMES_DIFFER = 0.5
 are said to differ in their frames."""
 
 
+LEAST_SHAPE = 0.25
+"""Of the gamma variables that weights are drawn by, in strata of two units."""
+
+
 @dataclass(frozen=True, eq=False)
 class Units:
     """Which prompts are one unit, numbered from 0, and what each unit holds.
@@ -207,13 +211,17 @@ def draw_weights(
 ) -> Float[Tensor, "n_draws n_prompts"]:
     """Draw weights of the prompts, those of a unit alike; each stratum and class keeps its size.
 
-    Weights are those of the Bayesian bootstrap: with the moments of a bootstrap's counts, and never
-    zero, so that no fold is left without a class.
+    Weights are those of the Bayesian bootstrap, a little more uneven: a weighted mean over the n
+    units of a stratum varies by s^2 / n, where weights of one exponential each give s^2 / (n + 1).
+    They are never zero, so that no fold is left without a class.
 
     Source:
-        Rubin 1981, "The Bayesian bootstrap", Annals of Statistics 9.
+        Rubin 1981, "The Bayesian bootstrap", Annals of Statistics 9. Gamma variables of shape a
+        make Dirichlet weights, whose variance is (1 - 1/n) / (n (n a + 1)): a = 1 - 2/n.
     """
-    drawn = torch.from_numpy(generator.standard_exponential((n_draws, units.n_units)))
+    sizes = units.stratum.bincount()[units.stratum].numpy()
+    shapes = np.maximum(1 - 2 / sizes, LEAST_SHAPE)
+    drawn = torch.from_numpy(generator.standard_gamma(shapes, (n_draws, units.n_units)))
     weights = drawn[:, units.of_prompt]
     stratum = units.stratum[units.of_prompt] * 2 + is_harmful.long()
     numbers, place, counts = stratum.unique(return_inverse=True, return_counts=True)

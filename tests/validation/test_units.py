@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.prompts.groups import Groups
@@ -121,8 +122,9 @@ def test_weights_are_alike_within_units_and_keep_the_classes():
     assert torch.equal(weights[:, 0], weights[:, 4])
     assert weights[:, labels].sum(dim=1).tolist() == pytest.approx([30.0] * 2000)
     assert weights.mean(dim=0).tolist() == pytest.approx([1.0] * 60, abs=0.1)
-    # A Dirichlet weight of 6 units has the variance (6 - 1) / (6 + 1).
-    assert weights[:, 0].var().item() == pytest.approx(5 / 7, rel=0.15)
+    # So that a weighted mean over units varies by their variance over their number: 1 is the
+    # variance of weights that add up to n and vary by s^2 / n (one exponential each: 5 / 7).
+    assert weights[:, 0].var().item() == pytest.approx(1.0, rel=0.1)
 
 
 def test_units_say_what_they_hold():
@@ -233,3 +235,20 @@ def test_intervals_of_new_topics_cover():
     covered = (one.low[:, 0].numpy() <= truth) & (truth <= one.high[:, 0].numpy())
     assert covered.mean() >= 0.9
     assert one.value.mean().item() == pytest.approx(truth.mean(), abs=0.03)
+
+
+def test_errors_are_as_large_as_the_intervals_of_few_topics_say():
+    # Every two components add to the score twice, as what is held out and as what is fitted to:
+    # both parts of the variance are alike where noise decides. Directions fitted to uneven weights
+    # are longer; before their scores were stretched the intervals said 0.8 of the error.
+    effect = 1.5
+    activations = planted(8, 12, 300, effect=effect, topic=0.6, pair=0.8)
+    values, labels = activations.values[:, :, 0].double(), activations.is_harmful
+    difference = values[labels].mean(0) - values[~labels].mean(0)
+    along = effect * difference[:, 0] / difference.norm(dim=-1)
+    truth = along * (1 / values.norm(dim=-1)).mean(dim=0)
+    one = validate(activations, clip_quantile=None, n_repeats=1)[0].new_topics["separation"]
+    centre, half = (one.low + one.high)[:, 0] / 2, (one.high - one.low)[:, 0] / 2
+    claimed, error = half / float(student.ppf(0.975, 7)), centre - truth
+    ratio = (claimed.square().mean() / error.square().mean()).sqrt()
+    assert ratio.item() == pytest.approx(1.0, abs=0.07)
