@@ -6,7 +6,8 @@
 Each replicate draws activations anew, validates the direction as a run does, and compares with the
 truth: the direction delivered (fitted to all prompts), scored on thousands of fresh prompts of the
 same topics and of new ones. Replicates of a batch share their groups and stand beside each other
-as places of one collection. `--write` puts the table into `refusal_lens/validation/README.md`.
+as places of one collection; p-values are drawn one by one. `--write` puts the table into
+`refusal_lens/validation/README.md`.
 """
 
 import argparse
@@ -254,10 +255,17 @@ def measure(case: Case, seed: int) -> list[dict[str, float]]:
 
 
 def p_values(case: Case, seed: int) -> list[float]:
-    """Draw a batch and return its p-values, not corrected for the other replicates."""
-    activations = stack([World(case, seed + number) for number in range(N_BATCH)])
-    nulls = draw_nulls(activations, n_permutations=199, seed=seed, show_progress=False)
-    return nulls.p_values()["p_value"].tolist()
+    """Draw a batch and return its p-values, each against folds and labellings of its own.
+
+    Places of one collection share them, so that their p-values rise and fall together and are no
+    sample of independent ones.
+    """
+    return [
+        draw_nulls(World(case, each).sample(), n_permutations=199, seed=each, show_progress=False)
+        .p_values()["p_value"]
+        .item()
+        for each in range(seed, seed + N_BATCH)
+    ]
 
 
 def run_batch(name: str, batch: int) -> dict[str, list]:
@@ -309,24 +317,27 @@ def table(done: dict[str, list]) -> list[str]:
 
 def _coverage_lines(results: dict) -> list[str]:
     lines = [
-        "| prompts | held out | AUROC true / ours | covered | width | accuracy | d' | separation |",
-        "|---|---|---|---|---|---|---|---|",
+        "| prompts | held out | AUROC true / ours | given | covered | width | accuracy | d' | "
+        "separation |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in results:
         for kind, said in (("same", "prompts"), ("new", "topics")):
             one = results[name]
             if f"{kind} auroc value" not in one:
                 continue
+            is_given = ~np.isnan(one[f"{kind} auroc width"])
             cells = [
-                "none"
-                if np.isnan(one[f"{kind} {score} width"]).all()
-                else f"{one[f'{kind} {score} covers'].mean():.3f}"
+                f"{one[f'{kind} {score} covers'][is_given].mean():.3f}"
+                if is_given.any()
+                else "none"
                 for score in SCORED
             ]
+            width = np.nanmean(one[f"{kind} auroc width"]) if is_given.any() else np.nan
             lines.append(
                 f"| {name} | {said} | {one[f'{kind} auroc truth'].mean():.3f} / "
-                f"{one[f'{kind} auroc value'].mean():.3f} | {cells[0]} | "
-                f"{one[f'{kind} auroc width'].mean():.3f} | {' | '.join(cells[1:])} |"
+                f"{one[f'{kind} auroc value'].mean():.3f} | {is_given.mean():.2f} | {cells[0]} | "
+                f"{width:.3f} | {' | '.join(cells[1:])} |"
             )
     return lines
 
