@@ -106,12 +106,22 @@ def test_terminal_and_report_say_the_same_words(tmp_path, p_value, is_found):
         assert words in page
 
 
-def test_explorer_and_comparison_page_say_the_sentence_of_terminal_and_report(tmp_path):
+@pytest.mark.parametrize(
+    ("p_value", "begins"),
+    [
+        (0.001, "A direction tells harmful from harmless prompts that it has not seen"),
+        (0.3, "These prompts cannot tell whether there is a direction"),
+    ],
+)
+def test_all_four_say_the_same_sentence(tmp_path, p_value, begins):
     run_folder = explored_run.make_run(tmp_path / "run")
-    run_folder.write_table("nulls", nulls(0.001))
+    run_folder.write_table("nulls", nulls(p_value))
     (run,) = open_runs([run_folder.path])
     told = run.sentence
-    assert told.startswith("A direction tells harmful from harmless prompts that it has not seen")
+    assert told.startswith(begins)
+    output = io.StringIO()
+    terminal.show_replies(Console(file=output, width=10_000), answer(gather(run_folder)))
+    assert told.removesuffix(".") in output.getvalue()
     assert told.removesuffix(".") in html.unescape(render(run_folder))
     assert told in html.unescape(render_page([run], {}))
     explored = {run.name: ExploredRun(run)}
