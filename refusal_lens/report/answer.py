@@ -25,6 +25,7 @@ from refusal_lens.runs.diagnosis import FEATURES, diagnose_frames, diagnose_rand
 from refusal_lens.validation import thresholds
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.frames import rows_that
+from refusal_lens.validation.scores import no_interval
 
 Grade = Literal["good", "fair", "poor"]
 Kind = Literal["for", "against", "open"]
@@ -182,7 +183,8 @@ def _held_out_reason(evidence: Evidence, best: Choice) -> Iterator[Reason]:
     if row is None:
         return
     scores = row.iloc[0]
-    in_sample, interval = scores["accuracy_in_sample"], ""
+    in_sample = scores["accuracy_in_sample"]
+    interval = f" ({no_interval(float(scores.get('n_units', math.nan)))})"
     if scores.get("accuracy_low") == scores.get("accuracy_low", float("nan")):
         low, high = scores["accuracy_low"], scores["accuracy_high"]
         interval = f" (95 % interval {low:.0%} to {high:.0%})"

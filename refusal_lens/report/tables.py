@@ -19,9 +19,8 @@ from refusal_lens.experiments.dose_response import full_strength
 from refusal_lens.report.evidence import Evidence, is_at
 from refusal_lens.runs.folder import table_file
 from refusal_lens.validation.frames import rows_that, rows_where
-from refusal_lens.validation.scores import too_few
+from refusal_lens.validation.scores import no_interval
 from refusal_lens.validation.thresholds import STEADY_DEGREES, UNKNOWN_DEGREES
-from refusal_lens.validation.units import FEWEST_UNITS
 
 MAX_ROWS = 400
 """Rows shown of one table; the file has all."""
@@ -491,7 +490,7 @@ def _number(column: str, value: float) -> str:
 
 def _interval(column: str, low: float, high: float, n_units: float) -> str:
     if math.isnan(low) or math.isnan(high):
-        return f"({too_few(n_units)})" if n_units < FEWEST_UNITS else ""
+        return "" if math.isnan(n_units) else f"({no_interval(n_units)})"
     return f"[{_number(column, low)}, {_number(column, high)}]"
 
 

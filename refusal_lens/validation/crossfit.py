@@ -92,6 +92,16 @@ class Splits:
         prompts = torch.arange(len(folds))
         return self.values[first + folds, prompts], self.thresholds[first + folds]
 
+    def likeness(self, splits: slice) -> Float[Tensor, "*grid"]:
+        """Return how the last split's projections correlate with those of the least alike of some.
+
+        Args:
+            splits: Those to compare with the last, which is fitted to all prompts.
+        """
+        centred = self.values - self.values.mean(dim=1, keepdim=True)
+        unit = centred / centred.norm(dim=1, keepdim=True)
+        return (unit[splits] * unit[-1]).sum(dim=1).amin(dim=0)
+
 
 def assign_folds(
     is_harmful: Bool[Tensor, " n_prompts"], n_folds: int, seed: int, units: Units | None = None

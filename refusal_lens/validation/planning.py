@@ -18,7 +18,7 @@ from torch import Tensor
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.prompts.groups import Groups, n_groups
-from refusal_lens.validation.scores import interval, score_with_influence, too_few
+from refusal_lens.validation.scores import interval, no_interval, score_with_influence
 from refusal_lens.validation.units import (
     FEWEST_UNITS,
     pair_units,
@@ -82,8 +82,8 @@ def read_pilot(
         n_units = n_groups(groups.component)  # there are topics, but none that can be left out
     if n_units < FEWEST_UNITS or np.isnan(ends).any():
         raise RefusalLensError(
-            f"These prompts are no pilot to plan from: {too_few(n_units)}. Collect a pilot on more "
-            "topics, with a few prompts each (refusal-lens run --limit 60), and plan from that."
+            f"These prompts are no pilot to plan from: {no_interval(n_units)}. Collect one on "
+            "more topics, with a few prompts each (refusal-lens run --limit 60), and plan from it."
         )
     column = margins.double()[:, None]
     _, influence = score_with_influence(column, column, is_harmful)

@@ -5,7 +5,7 @@ Knows the formulas. Does not know how the projections came about.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,8 @@ Scores = dict[str, Tensor]
 class Score:
     """One score at every place: out of sample, its interval, and in sample beside it.
 
-    `low` and `high` are the ends of the 95 % interval around `value`; NaN where there are too few
-    prompts for one, or none was computed. `in_sample` comes from the prompts that the direction was
+    `low` and `high` are the ends of the 95 % interval around `value`; NaN where there is none, see
+    `no_interval`, or none was computed. `in_sample` comes from the prompts that the direction was
     fitted to.
     """
 
@@ -49,6 +49,11 @@ class Score:
         """Make a score of its value alone."""
         missing = torch.full_like(value, torch.nan)
         return cls(value, missing, missing, missing)
+
+    def without_interval(self, places: Bool[Tensor, "n_hook_points n_positions"]) -> "Score":
+        """Return the score with no interval at these places."""
+        low, high = (end.masked_fill(places, torch.nan) for end in (self.low, self.high))
+        return replace(self, low=low, high=high)
 
     def take(self, rows: list[int], columns: list[int]) -> "Score":
         """Return the score at some hook points and positions."""
@@ -191,17 +196,23 @@ def stretched(name: str, value: Any, ratio: Any) -> Any:
     return norm.cdf(norm.ppf(value) * ratio) if name in SHARES else value * ratio
 
 
-def too_few(n_units: int | float | None) -> str:
+def no_interval(n_units: int | float | None) -> str:
     """Say in place of an interval why there is none.
 
+    Args:
+        n_units: Units of the smaller class; None or NaN where that is not known.
+
     Example:
-        >>> too_few(3)
+        >>> no_interval(3)
         'too few groups for an interval: 3 of at least 5'
+        >>> no_interval(30)
+        'too unsteady for an interval: without some prompts it is another direction'
     """
-    known = n_units is not None and not math.isnan(n_units)
-    return "too few groups for an interval" + (
-        f": {n_units:.0f} of at least {FEWEST_UNITS}" if known else ""
-    )
+    if n_units is None or math.isnan(n_units):
+        return "too few groups for an interval"
+    if n_units < FEWEST_UNITS:
+        return f"too few groups for an interval: {n_units:.0f} of at least {FEWEST_UNITS}"
+    return "too unsteady for an interval: without some prompts it is another direction"
 
 
 def _cohens_d_ends(centre: Any, variance: Any, quantile: Any, n_units: int) -> tuple[Any, Any]:

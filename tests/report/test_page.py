@@ -264,6 +264,26 @@ def test_intervals_stand_in_the_cell_of_their_value(run_folder):
     assert cell.number == 0.912
 
 
+@pytest.mark.parametrize(
+    ("n_units", "reason"),
+    [
+        (3, "too few groups for an interval: 3 of at least 5"),
+        (30, "too unsteady for an interval: without some prompts it is another direction"),
+    ],
+)
+def test_a_score_without_an_interval_says_why_wherever_it_stands(run_folder, n_units, reason):
+    frame = run_folder.read_separation()
+    frame[["accuracy_low", "accuracy_high"]] = float("nan")
+    frame["n_units"] = n_units
+    frame.to_csv(run_folder.separation_path, index=False)
+    run_folder.record_files([run_folder.separation_path])
+    assert all(
+        text.endswith(f"({reason})")
+        for text in texts(tables_of(run_folder)["separation"], "accuracy")
+    )
+    assert any(f"on held-out prompts ({reason})" in text for text in said(run_folder, "for"))
+
+
 def test_the_best_place_stands_out_once(run_folder):
     table = tables_of(run_folder)["separation"]
     assert [row[0].text for row, best in zip(table.rows, table.is_best, strict=True) if best] == [

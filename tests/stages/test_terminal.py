@@ -1,10 +1,13 @@
 """What the terminal prints: short enough for a screen, nothing twice."""
 
 import io
+import math
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from planted_run import make_run, nulls, power
 from rich.console import Console
 
@@ -86,6 +89,20 @@ def test_a_run_fits_a_screen(tmp_path, n_layers, width, n_refused):
     lines = output.getvalue().splitlines()
     assert len(lines) <= 45
     assert not [line for line in lines if len(line) > width and "report.html" not in line]
+
+
+def test_a_best_place_without_an_interval_says_why(tmp_path):
+    run_folder = make_run(tmp_path / "run")
+    separation, best = gather(run_folder).separation, run_folder.best()
+    everywhere = torch.ones(separation.is_valid.shape, dtype=torch.bool)
+    scores = {name: one.without_interval(everywhere) for name, one in separation.scores.items()}
+    for n_units, reason in ((3, "too few groups for an interval"), (30, "too unsteady for an")):
+        bare = replace(separation, scores=scores, n_units=n_units)
+        assert f"({reason}" in printed(terminal.show_best, bare, best, math.nan, width=500)
+        p_values = bare.to_frame()[["hook_point", "position"]].assign(p_value_corrected=0.01)
+        shown = layers_beside(bare, best)
+        rows = printed(terminal.show_layers, shown, best, p_values, is_wide=True, width=500)
+        assert reason in rows
 
 
 def test_a_cause_told_already_leaves_its_remedy(tmp_path):

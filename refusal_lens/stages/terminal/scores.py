@@ -21,7 +21,7 @@ from refusal_lens.validation import thresholds
 from refusal_lens.validation.best_place import Choice, layers_beside
 from refusal_lens.validation.frames import rows_that
 from refusal_lens.validation.planning import MOST_TOPICS, Pilot, plan_table
-from refusal_lens.validation.scores import Score, too_few
+from refusal_lens.validation.scores import Score, no_interval
 from refusal_lens.validation.separation import Separation
 
 BAND_STYLES = {"good": "green", "acceptable": "yellow", "poor": "red"}
@@ -114,7 +114,11 @@ def _scored(row: Mapping[Hashable, Any], name: str, is_wide: bool) -> str:
     value, low, high, before = (
         written.format(row[name + end]) for end in ("", "_low", "_high", "_in_sample")
     )
-    ends = f"{low}, {high}" if row[f"{name}_low"] == row[f"{name}_low"] else too_few(row["n_units"])
+    ends = (
+        f"{low}, {high}"
+        if row[f"{name}_low"] == row[f"{name}_low"]
+        else no_interval(row["n_units"])
+    )
     if name in limits:
         value = f"[{BAND_STYLES[band(row[name], *limits[name])]}]{value}[/]"
     return rf"{value} \[{ends}] [dim]({before})[/]" if is_wide else value
@@ -175,7 +179,7 @@ def _ends(scores: Mapping[str, Score], place: tuple[int, int], n_units: int | No
     """Write the AUROC of a place with its interval, or why there is none."""
     one = scores["auroc"]
     low, high = one.low[place].item(), one.high[place].item()
-    ends = f"[{low:.3f}, {high:.3f}]" if low == low else f"({too_few(n_units)})"
+    ends = f"[{low:.3f}, {high:.3f}]" if low == low else f"({no_interval(n_units)})"
     return f"{one.value[place].item():.3f} {ends}"
 
 
