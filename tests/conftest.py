@@ -274,6 +274,15 @@ def clock(monkeypatch):
     return Clock
 
 
+LONGEST = ("test_study.py", "test_experiment.py", "test_collector.py", "test_notebooks.py")
+"""Files that take most time: begun first, none is left over for one process at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a browser where there is none, also what kaleido draws in its own."""
     if item.get_closest_marker("browser") is not None and find_chromium() is None:

@@ -107,7 +107,7 @@ def test_what_only_reads_a_run_starts_without_transformer_lens(default_run, tmp_
         ["compare", str(run_folder), "--output", str(tmp_path)],
     ]
     code = (
-        "import sys; from refusal_lens.cli import app\n"
+        "import sys; sys.modules['umap'] = None; from refusal_lens.cli import app\n"
         f"for command in {commands}: app(command, standalone_mode=False)\n"
         "print('modules:', *sys.modules)"
     )
@@ -330,6 +330,7 @@ def test_subset_of_layers_needs_no_new_forward_pass(default_run, tmp_path):
 def test_model_that_never_refuses_is_said_at_the_top_and_in_the_diagnosis(tmp_path, some_prompts):
     harmful, harmless = some_prompts
     options = ["--model", REPOSITORY / "data/tiny-complier", "--output", tmp_path / "run", *QUICK]
+    options += ["--hook-point", "resid_post:4", "--set", "refusal.n_new_tokens=8"]
     printed = invoke("run", *options, "--harmful", harmful, "--harmless", harmless)
     printed = " ".join(printed.split())
     told, remedy = "There is no refusal to find: the model refuses 0%", "Use a model that refuses"
@@ -469,7 +470,7 @@ def test_resumed_run_keeps_what_is_there(default_run, tmp_path):
     assert "answers of" not in printed
 
 
-def test_a_finished_run_is_kept_as_it_is(default_run, tmp_path):
+def test_a_finished_run_is_kept_as_it_is(default_run, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     subprocess.run(["cp", "-r", default_run[0].path, folder], check=True)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
@@ -484,7 +485,13 @@ def test_a_finished_run_is_kept_as_it_is(default_run, tmp_path):
     assert "kept: fit, report." in invoke("run", "--resume", "--output", folder)
     # Other answers are another beginning.
     invoke("refusal-rate", folder, "--set", "refusal.n_new_tokens=2")
-    assert "kept:" not in invoke("run", "--resume", "--output", folder)
+
+    def refit(*_arguments, **_options):
+        raise rl.RefusalLensError("It is fitted anew.")
+
+    monkeypatch.setattr("refusal_lens.stages.study.fit_stage", refit)
+    printed = invoke("run", "--resume", "--output", folder, exit_code=2)
+    assert "It is fitted anew." in printed
 
 
 def test_interrupted_answers_are_kept_and_gone_on_with(tmp_path, some_prompts, monkeypatch):
