@@ -66,7 +66,8 @@ class Turning:
             cos^2 = |mu|^2 / (|mu|^2 + noise / n),    noise = tr_across(S1) + tr_across(S0),
 
         which with one covariance S, spread over many dimensions, is
-        |mu|^2 / (|mu|^2 + tr(S) (1/n1 + 1/n0)). The prompts are in as many more pairs or topics.
+        |mu|^2 / (|mu|^2 + tr(S) (1/n1 + 1/n0)). More prompts a side are taken to come in
+        as many more pairs or topics.
         """
         if self.signal <= 0:
             return 90.0
