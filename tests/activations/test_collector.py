@@ -824,8 +824,8 @@ from refusal_lens.models import batching
 from refusal_lens.models.loading import load_model
 from refusal_lens.prompts.contrast import ContrastSet
 
-checkpoint, folder, harmful, harmless, shard_prompts, token_budget, moments = json.loads(
-    sys.argv[1]
+checkpoint, folder, harmful, harmless, hook_points, shard_prompts, token_budget, moments = (
+    json.loads(sys.argv[1])
 )
 store.SHARD_PROMPTS = shard_prompts
 batching.CPU_BUDGETS = (256, 256)  # a search that ends where another one does
@@ -871,7 +871,7 @@ def in_child(prepare, place):
     if child == 0:
         try:
             prepare()
-            collect(model, prompts, "resid_post", ["last", "mean"],
+            collect(model, prompts, hook_points, ["last", "mean"],
                     token_budget=token_budget, folder=place,
                     resume=True, show_progress=False)
         except BaseException:
@@ -915,7 +915,7 @@ def killed(folder, *settings):
 
 def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
     moments = list(range(1, 100))
-    outcomes = killed(tmp_path, checkpoint, HARMFUL, HARMLESS, 3, 40, moments)
+    outcomes = killed(tmp_path, checkpoint, HARMFUL, HARMLESS, "resid_post", 3, 40, moments)
     # Three shards and the groups with their records, prompts, and the manifest at both ends.
     for kind in ("in the middle of a", "before a", "after a"):
         assert sum(name.startswith(kind) for name in outcomes) == 11
@@ -925,7 +925,9 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(tmp_path, checkpoint):
 @pytest.mark.slow
 def test_killed_at_the_size_that_shards_have_and_before_a_budget_is_found(tmp_path, checkpoint):
     sides = [[f"{verb} {n}?" for n in range(2_500)] for verb in ("Steal", "Paint")]
-    outcomes = killed(tmp_path, checkpoint, *sides, store.SHARD_PROMPTS, None, [2, 300])
+    outcomes = killed(
+        tmp_path, checkpoint, *sides, "resid_post:0", store.SHARD_PROMPTS, None, [2, 300]
+    )
     assert store.SHARD_PROMPTS == 4096
     manifest = json.loads((tmp_path / "uninterrupted" / "manifest.json").read_text())
     assert manifest["token_budget"] == 256
