@@ -5,7 +5,7 @@ results are summed up. Does not know how interventions are run.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -32,7 +32,7 @@ from refusal_lens.experiments.first_tokens import FirstTokens
 from refusal_lens.experiments.judges import Judge, decide
 from refusal_lens.experiments.outcomes import count_judged, refusal_interval
 from refusal_lens.experiments.resampling import mean_interval
-from refusal_lens.experiments.verdicts import Evidence
+from refusal_lens.experiments.verdicts import Evidence, full_strength
 from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, tokenizer_of
 from refusal_lens.models.hook_points import layer_of, site_of
@@ -180,11 +180,6 @@ def plan_trials(
         for strength in plan.strengths_of(intervention)
         if seed < N_DRAWN or strength == full_strength(plan.strengths_of(intervention))
     ]
-
-
-def full_strength(strengths: Iterable[float]) -> float:
-    """Return the strength that is nearest to 1, of those that do something."""
-    return min((s for s in strengths if s != 0), key=lambda s: abs(s - 1), default=0.0)
 
 
 def _permuted(

@@ -4,7 +4,7 @@ Knows the conditions and their limits. Runs no model.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -199,8 +199,10 @@ def _separation(evidence: Evidence) -> Check:
 
 def _effects(evidence: Evidence, max_kl: float, seed: int) -> list[Check]:
     """Hold what was done to the prompts against its limits, with intervals."""
-    draws = _Draws.of(evidence, seed)
-    gap, removed, induced = draws.gap, draws.removed, draws.induced
+    draws = _draw_means(evidence, seed)
+    gap = draws["harmful"] - draws["harmless"]
+    removed = draws["harmful"] - draws["left"]
+    induced = draws["induced"] - draws["harmless"]
     n_prompts = min(len(evidence.harmful), len(evidence.harmless))
     shown = [
         _check("gap between the classes", gap, gap - FEW_REFUSED, FEW_REFUSED, n_prompts),
@@ -210,12 +212,12 @@ def _effects(evidence: Evidence, max_kl: float, seed: int) -> list[Check]:
         _check(
             INDUCED, _share(induced, gap), induced - CAUSAL_SHARE * gap, CAUSAL_SHARE, n_prompts
         ),
-        _check(LEFT, draws.left, MAX_LEFT - draws.left, MAX_LEFT, n_prompts),
-        _check(AFTER, draws.after, draws.after - MIN_INDUCED, MIN_INDUCED, n_prompts),
-        _check("KL on harmless prompts", draws.kl, max_kl - draws.kl, max_kl, n_prompts),
+        _check(LEFT, draws["left"], MAX_LEFT - draws["left"], MAX_LEFT, n_prompts),
+        _check(AFTER, draws["induced"], draws["induced"] - MIN_INDUCED, MIN_INDUCED, n_prompts),
+        _check("KL on harmless prompts", draws["kl"], max_kl - draws["kl"], max_kl, n_prompts),
     ]
     if len(evidence.loss_rise):
-        rise = draws.loss_rise
+        rise = draws["loss_rise"]
         margin = MAX_LOSS_RISE - np.abs(rise)
         shown.append(_check(LOSS, rise, margin, MAX_LOSS_RISE, n_prompts))
     return shown
@@ -252,57 +254,28 @@ def _n_needed(drawn: Float[np.ndarray, " n"], n_prompts: int) -> float:
     return float(max(n_prompts + 1, math.ceil(n_prompts * (half / mean) ** 2)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Draws:
-    """Means of the prompts themselves first, then of each draw."""
-
-    harmful: Float[np.ndarray, " n"]
-    left: Float[np.ndarray, " n"]
-    harmless: Float[np.ndarray, " n"]
-    after: Float[np.ndarray, " n"]
-    kl: Float[np.ndarray, " n"]
-    loss_rise: Float[np.ndarray, " n"]
-
-    @property
-    def gap(self) -> Float[np.ndarray, " n"]:
-        return self.harmful - self.harmless
-
-    @property
-    def removed(self) -> Float[np.ndarray, " n"]:
-        return self.harmful - self.left
-
-    @property
-    def induced(self) -> Float[np.ndarray, " n"]:
-        return self.after - self.harmless
-
-    @classmethod
-    def of(cls, evidence: Evidence, seed: int) -> "_Draws":
-        harmful, left = with_both_ways(evidence.harmful, evidence.left)
-        harmless, induced = with_both_ways(evidence.harmless, evidence.induced)
-        rise = evidence.loss_rise if len(evidence.loss_rise) else np.full(len(evidence.kl), np.nan)
-        n = len(harmful)
-        values = np.full((n + len(harmless), 6), np.nan)
-        values[:n, :2] = np.stack([harmful, left], axis=1)
-        values[n:, 2:4] = np.stack([harmless, induced], axis=1)
-        values[n : n + len(evidence.kl), 4:] = np.stack([evidence.kl, rise], axis=1)
-        # What was added belongs to nothing; twins of the two classes are drawn together.
-        first, second = list(evidence.harmful_units), list(evidence.harmless_units)
-        more = max([*first, *second], default=-1) + 1
-        units = [*first, more, more + 1, *second, more + 2, more + 3]
-        draws = resample_means(values, units, seed)
-        seen = [
-            _mean(each)
-            for each in (
-                evidence.harmful,
-                evidence.left,
-                evidence.harmless,
-                evidence.induced,
-                evidence.kl,
-                rise,
-            )
-        ]
-        harmful, left, harmless, after, kl, rise = np.concatenate([np.array([seen]), draws]).T
-        return cls(harmful, left, harmless, after, kl, rise)
+def _draw_means(evidence: Evidence, seed: int) -> dict[str, Float[np.ndarray, " n"]]:
+    """Return means by what they are of: of the prompts themselves first, then of each draw."""
+    seen = {
+        name: getattr(evidence, name)
+        for name in ("harmful", "left", "harmless", "induced", "kl", "loss_rise")
+    }
+    if not len(seen["loss_rise"]):
+        seen["loss_rise"] = np.full(len(evidence.kl), np.nan)
+    harmful, left = with_both_ways(evidence.harmful, evidence.left)
+    harmless, induced = with_both_ways(evidence.harmless, evidence.induced)
+    n, n_kl = len(harmful), len(evidence.kl)
+    values = np.full((n + len(harmless), len(seen)), np.nan)
+    values[:n, :2] = np.stack([harmful, left], axis=1)
+    values[n:, 2:4] = np.stack([harmless, induced], axis=1)
+    values[n : n + n_kl, 4:] = np.stack([evidence.kl, seen["loss_rise"]], axis=1)
+    # What was added belongs to nothing; twins of the two classes are drawn together.
+    first, second = list(evidence.harmful_units), list(evidence.harmless_units)
+    more = max([*first, *second], default=-1) + 1
+    units = [*first, more, more + 1, *second, more + 2, more + 3]
+    draws = resample_means(values, units, seed)
+    means = np.vstack([[_mean(each) for each in seen.values()], draws])
+    return dict(zip(seen, means.T, strict=True))
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:
@@ -384,13 +357,17 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     order = ["intervention", "direction", "is_harmful"]
     groups: Any = table.groupby(order, sort=False)
     for (intervention, _, is_harmful), group in groups:
-        strengths = [s for s in group["strength"].unique() if s != 0]
-        full = group[group["strength"] == min(strengths, key=lambda s: abs(s - 1))]
+        full = group[group["strength"] == full_strength(group["strength"])]
         is_plain = (table["strength"] == 0) & (table["is_harmful"] == is_harmful)
         plain = table[is_plain & (table["intervention"] == intervention)].iloc[0]
         rows.append(_summary_row(full, plain) | {"is_harmful": is_harmful})
     others = [name for name in rows[0] if name not in order]
     return pd.DataFrame(rows, columns=pd.Index([*order, *others]))
+
+
+def full_strength(strengths: Iterable[float]) -> float:
+    """Return the strength that is nearest to 1, of those that do something."""
+    return min((s for s in strengths if s != 0), key=lambda s: abs(s - 1), default=0.0)
 
 
 def _summary_row(full: Any, plain: Any) -> dict[str, Any]:

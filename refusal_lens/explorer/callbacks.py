@@ -15,7 +15,7 @@ from dash import Dash, Input, Output, State, callback_context, dcc, no_update
 from dash.exceptions import PreventUpdate
 
 from refusal_lens.explorer import drawing
-from refusal_lens.explorer.moves import move
+from refusal_lens.explorer.moves import CONTROLS, EVENTS, move
 from refusal_lens.explorer.runs import METHODS, ExploredRun
 from refusal_lens.explorer.scene import Scene
 from refusal_lens.explorer.view import View, not_shown
@@ -25,18 +25,8 @@ from refusal_lens.validation.scores import SCORES
 
 Runs = Mapping[str, ExploredRun]
 
-VALUES = tuple(
-    f"{name}.value"
-    for name in (
-        *("run", "site", "layer", "position", "method", "scale", "split", "score"),
-        "threshold",
-        *("other-hook-point", "other-position", "category", "text", "listed"),
-    )
-)
-EVENTS = (
-    *("heatmap.clickData", "histogram.relayoutData", "histogram.selectedData"),
-    *("scatter.selectedData", "reset.n_clicks", "clear.n_clicks"),
-)
+VALUES = tuple(f"{name}.value" for name in CONTROLS)
+FIGURES_AND_BUTTONS = tuple(event for event in EVENTS if event not in VALUES)
 FURTHER = (
     *("site.options", "position.options", "method.options", "score.options", "category.options"),
     *("split.options", "other-hook-point.options", "other-position.options"),
@@ -78,7 +68,7 @@ def _register_moves(app: Dash, runs: Runs) -> None:
     Dash does not call a callback again for outputs of its own that are inputs too, so that the
     address, the controls and the view can follow each other both ways without a loop.
     """
-    inputs = {key: Input(*_split(key)) for key in ("url.search", *VALUES, *EVENTS)}
+    inputs = {key: Input(*_split(key)) for key in ("url.search", *VALUES, *FIGURES_AND_BUTTONS)}
     # Shown again in a moment: a click on the same cell must count once more.
     settable = (*VALUES, *FURTHER, "heatmap.clickData")
 

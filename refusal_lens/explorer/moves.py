@@ -12,12 +12,13 @@ from refusal_lens.explorer.view import View, nearest_view
 from refusal_lens.models.hook_points import layer_of, site_of
 from refusal_lens.plots.comparison import cell_names
 
-_CONTROLS = (
+_AS_THEY_STAND = (
     *("run", "position", "method", "scale", "split", "score"),
     *("other-hook-point", "other-position", "category", "text", "listed"),
 )
-FIELDS = {name: name.replace("-", "_") for name in _CONTROLS}
-"""Controls whose value is a field of the view as it stands."""
+"""Controls whose value is a field of the view."""
+
+CONTROLS = (*_AS_THEY_STAND, "site", "layer", "threshold")
 
 Runs = Mapping[str, ExploredRun]
 
@@ -35,8 +36,8 @@ def move(
     if previous is None or "url.search" in triggers:
         return nearest_view(View.from_search(values["url.search"]), runs)
     view = _from_controls(previous, values, runs[previous.run])
-    for trigger in triggers & set(_EVENTS):
-        view = _EVENTS[trigger](view, values[trigger], runs[previous.run])
+    for trigger in triggers & set(EVENTS):
+        view = EVENTS[trigger](view, values[trigger], runs[previous.run])
     if view.run != previous.run:
         # Rows of one run's prompts mean nothing in another.
         view = replace(view, selected=(), category="")
@@ -45,7 +46,7 @@ def move(
 
 
 def _from_controls(previous: View, values: Mapping[str, Any], run: ExploredRun) -> View:
-    given = {field: values.get(f"{name}.value") for name, field in FIELDS.items()}
+    given = {name.replace("-", "_"): values.get(f"{name}.value") for name in _AS_THEY_STAND}
     view = replace(previous, **{field: v for field, v in given.items() if v is not None})
     names = run.hook_points_of(site_of(previous.hook_point))
     row = values.get("layer.value")
@@ -103,7 +104,7 @@ def _clear(view: View, _clicks: int, _: ExploredRun) -> View:
     return replace(view, selected=(), listed="all" if view.listed == "selected" else view.listed)
 
 
-_EVENTS = {
+EVENTS = {
     "site.value": _go_to_site,
     "heatmap.clickData": _go_to_cell,
     "histogram.relayoutData": _drag_threshold,

@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
+from refusal_lens.plots.histogram_traces import prompt_marks
 from refusal_lens.plots.style import (
     CLASSES,
     NEUTRAL_COLOUR,
@@ -24,7 +25,7 @@ from refusal_lens.plots.style import (
     line_looks,
     menu,
 )
-from refusal_lens.plots.text import AXIS_TITLES, SCALES, escape, hover_prompt, rounded
+from refusal_lens.plots.text import AXIS_TITLES, SCALES, escape, rounded
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.densities import Coordinates, Densities, Plane, Ridges
 
@@ -202,23 +203,15 @@ def _clouds(
     figure = go.Figure()
     for style in classes:
         rows = (is_harmful == style.is_harmful).nonzero().flatten().tolist()
-        marks = go.Scatter(
+        marks = prompt_marks(style, [prompts[row] for row in rows]).update(
             name=f"{style.name} ({len(rows)})",
             x=rounded(x[rows]),
             y=rounded(y[rows]),
-            mode="markers",
-            marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.75},
-            **_hover(prompts, rows),
+            marker={"symbol": style.symbol, "size": 7, "opacity": 0.75},
             hovertemplate=f"%{{hovertext}}<br>{told}<extra></extra>",
         )
         figure.add_trace(marks)
     return figure
-
-
-def _hover(prompts: Sequence[Prompt], rows: list[int]) -> dict[str, Any]:
-    """Return the texts that some prompts show on hover."""
-    texts = [hover_prompt(prompts[i].id, prompts[i].category, prompts[i].text) for i in rows]
-    return {"hovertext": texts, "hoverlabel": {"align": "left"}}
 
 
 def direction_components(coordinates: Coordinates, *, place: str = "") -> go.Figure:
@@ -331,14 +324,10 @@ def _panel_curve(panel: Panel, style: ClassStyle) -> go.Scatter:
 
 def _panel_marks(panel: Panel, style: ClassStyle) -> go.Scatter:
     rows = (panel.is_harmful == style.is_harmful).nonzero().flatten().tolist()
-    return go.Scatter(
-        name=style.name,
-        legendgroup=style.name,
+    return prompt_marks(style, [panel.prompts[row] for row in rows]).update(
         showlegend=False,
         x=rounded(panel.numbers[rows]),
         y=[style.row] * len(rows),
-        mode="markers",
-        marker={"color": style.colour, "symbol": "line-ns-open", "size": 9, "line": {"width": 1.5}},
-        **_hover(panel.prompts, rows),
+        marker={"symbol": "line-ns-open", "size": 9, "line": {"width": 1.5}},
         hovertemplate="%{hovertext}<br>projection %{x}<extra></extra>",
     )

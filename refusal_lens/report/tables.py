@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_lens.experiments.arms import intervention_of
-from refusal_lens.experiments.dose_response import full_strength
+from refusal_lens.experiments.verdicts import full_strength
 from refusal_lens.report.evidence import Evidence, is_at
 from refusal_lens.runs.folder import table_file
 from refusal_lens.validation.frames import rows_that, rows_where
