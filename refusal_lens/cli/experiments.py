@@ -3,6 +3,7 @@
 Tested in tests/stages/test_experiment.py.
 """
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,7 @@ def select(run_path: RunArgument, set_: SetOption = None) -> None:
         from refusal_lens.stages import experiment, terminal
 
         terminal.show_paths(console, experiment.select_stage(settings, run_folder, console))
-        console.print(f"Next: refusal-lens ablate {run_folder.path}", markup=False, soft_wrap=True)
+        console.print(f"Next: refusal-lens ablate {run_folder.typed}", markup=False, soft_wrap=True)
 
 
 def ablate(
@@ -61,7 +62,7 @@ def ablate(
         request = experiment.read_request(direction, intervention, coefficient)
         written = experiment.ablate_stage(settings, run_folder, console, request)
         terminal.show_paths(console, written)
-        console.print(f"Next: refusal-lens report {run_folder.path}", markup=False, soft_wrap=True)
+        console.print(f"Next: refusal-lens report {run_folder.typed}", markup=False, soft_wrap=True)
 
 
 def chat(
@@ -127,8 +128,8 @@ def judge(
         terminal.show_paths(console, written)
         if sheet is not None:
             console.print(
-                f"Fill in the column label, then: refusal-lens judge {run_folder.path} --labels "
-                f"{written[0]}",
+                f"Fill in the column label, then: refusal-lens judge {run_folder.typed} --labels "
+                f"{shlex.quote(str(written[0]))}",
                 markup=False,
                 soft_wrap=True,
             )

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,7 +46,8 @@ def new(
             )
         if output.exists():
             raise RefusalLensError(
-                f"{output} exists. Run it (refusal-lens run {output}), or give another --output."
+                f"{output} exists. Run it (refusal-lens run {shlex.quote(str(output))}), or give "
+                "another --output."
             )
         text = shipped_text("default")
         for key, value in _ask(load_config(None)).items():
@@ -57,7 +59,7 @@ def new(
         with console.status("Starting (importing torch and TransformerLens)"):
             from refusal_lens.stages import study
         run_folder = study.new_run_folder(settings, output.stem, None)
-        advice = f" Go on: refusal-lens run --resume --output {run_folder.path}"
+        advice = f" Go on: refusal-lens run --resume --output {run_folder.typed}"
         with told_where(run_folder.path, advice):
             study.run(settings, run_folder, console)
 

@@ -158,7 +158,7 @@ def collect(settings: "Config", run_folder: "RunFolder", resume: bool, wide: boo
     study.collect_stage(
         settings, run_folder, loaded, collection, console, resume=resume, is_wide=wide
     )
-    console.print(f"Next: refusal-lens fit {run_folder.path}", markup=False)
+    console.print(f"Next: refusal-lens fit {run_folder.typed}", markup=False)
 
 
 def refusal_rate(run_path: RunArgument, set_: SetOption = None) -> None:
@@ -260,6 +260,6 @@ def _new_run(
             from refusal_lens.stages import study
         name = "default" if config is None else Path(config).stem
         run_folder = study.new_run_folder(settings, name, output, resume=resume)
-        advice = f" Go on: refusal-lens {command} --resume --output {run_folder.path}"
+        advice = f" Go on: refusal-lens {command} --resume --output {run_folder.typed}"
         with told_where(run_folder.path, advice):
             yield settings, run_folder

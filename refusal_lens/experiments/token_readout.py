@@ -18,7 +18,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.attribution import only_hooked
 from refusal_lens.models.backends import HookedTransformer, Model, tokenizer_of
 from refusal_lens.models.hook_points import read_at, resolve_hook_points, stop_layer
-from refusal_lens.prompts.contrast import Prompt, PromptSet
+from refusal_lens.prompts.contrast import UNCATEGORISED, Prompt, PromptSet
 from refusal_lens.prompts.positions import check_positions, make_pool
 from refusal_lens.prompts.tokens import check_control_tokens, token_text, tokenise
 
@@ -186,8 +186,8 @@ def project_prompts(
 
 def project_tokens(
     model: Model,
-    prompt: Prompt,
-    directions: Sequence[Direction],
+    prompt: Prompt | str,
+    directions: Sequence[Direction] | Direction,
     *,
     system_prompt: str | None = None,
 ) -> PromptTokens:
@@ -196,7 +196,8 @@ def project_tokens(
     Args:
         model: A `HookedTransformer` with its tokenizer.
         prompt: What the user says.
-        directions: Each is read at its own hook point, at every token whatever its position.
+        directions: Each is read at its own hook point, at every token whatever its position. One
+            alone may come as it is.
         system_prompt: What the system says before.
 
     Returns:
@@ -212,6 +213,8 @@ def project_tokens(
         >>> project_tokens(tiny_model, prompts.prompts[0], directions).tokens[0]
         '<|im_start|>'
     """
+    prompt = Prompt("prompt", prompt, UNCATEGORISED) if isinstance(prompt, str) else prompt
+    directions = [directions] if isinstance(directions, Direction) else directions
     hooked = only_hooked(model, "The projection of tokens")
     names = resolve_hook_points(hooked, [direction.hook_point for direction in directions])
     if len(names) < len(directions):

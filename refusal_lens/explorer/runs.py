@@ -158,7 +158,7 @@ class ExploredRun:
             raise RefusalLensError(
                 f"{self.folder.path} has projections of other prompts than prompts.json lists "
                 f"({len(projections.is_harmful)} and {len(self.is_harmful)}, or in another order). "
-                f"Fit it again: refusal-lens fit {self.folder.path}."
+                f"Fit it again: refusal-lens fit {self.folder.typed}."
             )
         return Projected(projections, scores)
 

@@ -79,7 +79,7 @@ def _methods_over_layers(frame: pd.DataFrame, place: str) -> go.Figure:
 def _methods_at_one_place(frame: pd.DataFrame, place: str) -> go.Figure:
     """Draw a row a method and a panel a score; what is clipped is hollow, a little below."""
     names = list(dict.fromkeys(frame["method"]))
-    figure = make_subplots(cols=len(METHOD_SCORES), shared_yaxes=True, horizontal_spacing=0.04)
+    figure = make_subplots(cols=len(METHOD_SCORES), shared_yaxes=True, horizontal_spacing=0.06)
     for is_clipped, rows in groups(frame, "is_clipped"):
         name = "clipped" if is_clipped else "not clipped"
         shift = -0.14 if is_clipped else 0.14
@@ -107,6 +107,9 @@ def _methods_at_one_place(frame: pd.DataFrame, place: str) -> go.Figure:
         tickvals=[-row for row in range(len(names))],
         ticktext=[str(name).replace("_", " ") for name in names],
         range=[-len(names) + 0.5, 0.5],
+        # A mark at the end of the scale would stand on the name.
+        ticklabelstandoff=8,
+        col=1,
     )
     height = 170 + 34 * len(names)
     title = f"Ways to fit · {place}"
@@ -124,7 +127,7 @@ def nested_choice(table: pd.DataFrame) -> go.Figure:
     names = [f"{short_name(hook_point)}, {position}" for hook_point, position in places]
     counts = Counter(names)
     order = [name for name, _ in counts.most_common()][::-1]
-    figure = make_subplots(cols=3, shared_yaxes=True, horizontal_spacing=0.04)
+    figure = make_subplots(cols=3, shared_yaxes=True, horizontal_spacing=0.06)
     bars = go.Bar(
         y=order,
         x=[counts[name] for name in order],

@@ -21,6 +21,7 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.style import LIGHT, NEUTRAL_COLOUR, empty, heading
 from refusal_lens.plots.tables import needs_columns
+from refusal_lens.plots.text import written
 from refusal_lens.validation import thresholds
 
 SEQUENTIAL = "Cividis"
@@ -191,14 +192,17 @@ def _in_order(table: pd.DataFrame) -> list[str]:
 
 def _cells(grid: pd.DataFrame, hover: str, most_texts: int = MOST_TEXTS, **more: Any) -> go.Heatmap:
     """Return the cells of a grid, with their numbers where there is room."""
+    rows = grid.to_numpy(dtype=float)
     return go.Heatmap(
-        z=grid.to_numpy(),
+        z=rows,
         x=list(grid.columns),
         y=list(grid.index),
         coloraxis="coloraxis",
         xgap=1,
         ygap=1,
-        texttemplate="%{z:.2f}" if grid.shape[1] <= most_texts else None,
+        # The page's own number format writes a hyphen for a minus.
+        text=[["" if pd.isna(value) else written(value, 2) for value in row] for row in rows],
+        texttemplate="%{text}" if grid.shape[1] <= most_texts else None,
         hovertemplate=f"{hover}<extra></extra>",
         hoverongaps=False,
         **more,
@@ -308,6 +312,8 @@ def _squares(
     figure.update_xaxes(title_text=axes[0], tickangle=turned, scaleratio=1, **looks)
     figure.update_yaxes(autorange="reversed", constraintoward="top", **looks)
     figure.update_yaxes(title_text=axes[1], col=1)
+    if len(labels) > MOST_TEXTS_IN_SQUARE:
+        figure.update_xaxes(nticks=12).update_yaxes(nticks=12)
     for axis in figure.select_xaxes():
         axis.scaleanchor = axis.anchor
     height = int(np.clip(180 + 34 * len(labels) + 14 * (not turned), 320, most))
@@ -332,8 +338,9 @@ def _method_words(name: str) -> str:
 
 
 def _long(labels: Sequence[str]) -> bool:
-    """Say whether labels would run into each other when written level."""
-    return len(labels) * max(map(len, labels), default=0) > 48
+    """Say whether labels would run into each other when written level; of numbers some do."""
+    longest = max(map(len, labels), default=0)
+    return longest > 3 and (longest > 12 or len(labels) * longest > 48)
 
 
 @needs_columns("fit_on", "test_on")

@@ -45,7 +45,9 @@ class PromptFile(NamedTuple):
     faults: list[str]
 
 
-def read_prompts(path: str | Path, name: str, text_field: str | None = None) -> PromptSet:
+def read_prompts(
+    path: str | Path, name: str | None = None, text_field: str | None = None
+) -> PromptSet:
     """Read one set of prompts; the suffix tells the format.
 
     `.json` holds a list of strings or objects, `.jsonl` one of them a line, `.csv`, `.tsv` and
@@ -56,7 +58,8 @@ def read_prompts(path: str | Path, name: str, text_field: str | None = None) -> 
 
     Args:
         path: The file: a path, or a shipped one such as `data/harmful_prompts.json`.
-        name: Name of the set; ids that the file does not give are `<name>-001` and so on.
+        name: Name of the set, by default the file's; ids that the file does not give are
+            `<name>-001` and so on.
         text_field: Field or column with the text, or several to be joined by a blank line
             (`instruction + input`); by default the first of `contrast.TEXT_FIELDS` there is.
 
@@ -68,7 +71,7 @@ def read_prompts(path: str | Path, name: str, text_field: str | None = None) -> 
         RefusalLensError: The file cannot be read or holds faults; the message lists the first ten
             with their lines and counts the rest.
     """
-    return _check(_read_file(path, text_field), name, text_field, "text_field")
+    return _check(_read_file(path, text_field), name or Path(path).stem, text_field, "text_field")
 
 
 def read_contrast(

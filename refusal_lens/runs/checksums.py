@@ -4,6 +4,7 @@ Knows which stage writes which file, and which stages are finished. Does not kno
 The shards of activations have records of their own: workers on many machines write them.
 """
 
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,7 @@ def way_back(folder: Path, name: str) -> str:
     if command.startswith("collect"):
         # These say what the run is, and are compared with what goes on with it.
         first = "Put it back, or remove it and go on with the options that the run was begun with:"
-    return f"{first} refusal-lens {command} {folder}."
+    return f"{first} refusal-lens {command} {shlex.quote(str(folder))}."
 
 
 # --- stages that need not be done again ---------------------------------------------------------

@@ -100,7 +100,7 @@ class Run:
         if table is None:
             raise RefusalLensError(
                 f"{self.folder.path} has no tables/{name}.csv yet. Fit it (again): refusal-lens "
-                f"fit {self.folder.path}."
+                f"fit {self.folder.typed}."
             )
         table.insert(0, "run", self.name)
         return table

@@ -73,7 +73,7 @@ def draw_figure(run_folder: RunFolder | str | Path, name: str, theme: str = "lig
     if missing:
         raise RefusalLensError(
             f"Figure {name} needs {', '.join(missing)}, which {run_folder.path} does not have. "
-            f"Run first: refusal-lens {writer_of(missing[-1])} {run_folder.path}"
+            f"Run first: refusal-lens {writer_of(missing[-1])} {run_folder.typed}"
         )
     return FIGURES[name].draw(run_folder).update_layout(template=THEMES[theme])
 

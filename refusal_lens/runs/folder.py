@@ -4,6 +4,7 @@ Knows file names and layouts. Does not compute or draw what it writes.
 """
 
 import json
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,11 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         object.__setattr__(self, "path", Path(path))
+
+    @property
+    def typed(self) -> str:
+        """Its path as it is typed in a command: quoted where it holds spaces."""
+        return shlex.quote(str(self.path))
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -203,7 +209,7 @@ class RunFolder:
         if refusal is None:
             raise RefusalLensError(
                 f"directions.labels is behaviour, but {self.path} has no answers yet. Run first: "
-                f"refusal-lens refusal-rate {self.path}"
+                f"refusal-lens refusal-rate {self.typed}"
             )
         return Relabelling.of([answer.outcome for answer in refusal.answers])
 
@@ -295,7 +301,7 @@ class RunFolder:
         if answers is None:
             raise RefusalLensError(
                 f"prompts.borderline is {asked}, but {self.path} has no answers to it. Run first: "
-                f"refusal-lens refusal-rate {self.path} --set prompts.borderline={asked}"
+                f"refusal-lens refusal-rate {self.typed} --set prompts.borderline={asked}"
             )
         return answers
 
@@ -470,7 +476,7 @@ class RunFolder:
         if not path.is_file():
             raise RefusalLensError(
                 f"{self.path} has no {name}. Write it first: refusal-lens "
-                f"{writer_of(name)} {self.path}"
+                f"{writer_of(name)} {self.typed}"
             )
         try:
             check(self.path, name)

@@ -44,7 +44,11 @@ def sheet_stage(config: Config, run_folder: RunFolder, n_answers: int, file: Pat
 def labels_stage(config: Config, run_folder: RunFolder, file: Path, console: Console) -> list[Path]:
     """Hold the judge against a filled sheet, and correct every rate of the run by it."""
     try:
-        sheet = pd.read_csv(file, dtype=str, keep_default_na=False)
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            header = lines.readline()
+        # Excel writes semicolons where the comma stands in numbers.
+        separator = ";" if header.count(";") > header.count(",") else ","
+        sheet = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:
         raise RefusalLensError(
             f"{file} cannot be read as CSV ({error}). Give a sheet that refusal-lens judge RUN "
@@ -75,6 +79,6 @@ def _answers(run_folder: RunFolder) -> RefusalReport:
     if report is None:
         raise RefusalLensError(
             f"{run_folder.path} has no answers yet. Run first: refusal-lens refusal-rate "
-            f"{run_folder.path}"
+            f"{run_folder.typed}"
         )
     return report

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from refusal_lens.directions.kernel import WeightKernel
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.models.hook_points import (
     first_late_block,
     layer_of,
@@ -67,10 +68,18 @@ def choose_best(separation: Separation, n_layers: int, by: BestBy = "cohens_d") 
     Returns:
         The choice; None when there is no direction anywhere.
 
+    Raises:
+        RefusalLensError: Something else than scores came.
+
     Source:
         The last fifth: Arditi et al. 2024, arXiv 2406.11717, appendix C. `CausalRule` drops the
         same places.
     """
+    if not isinstance(separation, Separation):
+        raise RefusalLensError(
+            "choose_best needs the scores of places, the first that validate(activations) returns, "
+            f"but {type(separation).__name__} came."
+        )
     scored = _scored(separation)
     if not scored:
         return None

@@ -82,6 +82,9 @@ def test_every_token_is_projected_at_each_hook_point(model, prompts, activations
             found.projections[-1, column], project(last, unit), rtol=1e-4, atol=1e-4
         )
     assert "".join(found.tokens).endswith("<|im_start|>assistant\n")
+    of_text = project_tokens(model, prompts.prompts[2].text, directions[0])
+    assert of_text.token_ids == found.token_ids
+    assert torch.equal(of_text.projections, found.projections[:, :1])
 
 
 def test_prompt_table_is_tidy(model, prompts, activations):

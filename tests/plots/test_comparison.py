@@ -151,3 +151,24 @@ def test_categories_too_small_to_be_tested_are_no_error():
     figure = transfer_matrix(pd.DataFrame(columns=columns))
     assert not figure.data
     assert "no two categories" in figure.layout.annotations[0].text
+
+
+def test_numbers_in_cells_have_a_real_minus():
+    cosines = torch.tensor([[1.0, -0.25], [-0.25, 1.0]])
+    cells = cosine_heatmap(["a", "b"], cosines).data[0]
+    assert [list(row) for row in cells.text] == [["1.00", "−0.25"], ["−0.25", "1.00"]]
+    assert cells.texttemplate == "%{text}"
+
+
+@pytest.mark.parametrize(
+    ("names", "angle"),
+    [
+        (["last", "mean"], 0),
+        (["last", "instruction_mean", "instruction_last"], -45),
+        ([f"blocks.{layer}.hook_resid_post" for layer in range(30)], 0),
+    ],
+)
+def test_labels_of_cosines_do_not_run_into_each_other(names, angle):
+    figure = cosine_heatmap(names, torch.eye(len(names)))
+    assert figure.layout.xaxis.tickangle == angle
+    assert (figure.layout.xaxis.nticks or 99) < 15 or len(names) < 15

@@ -100,6 +100,13 @@ def test_first_usual_field_is_taken_unless_one_is_named(tmp_path):
     assert read_prompts(path, "harmful", "text_zh").texts == ["Z"]
 
 
+def test_a_set_without_a_name_is_called_after_its_file(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("One.\nTwo.\n")
+    read = read_prompts(path)
+    assert (read.name, read.prompts[1].id) == ("mine", "mine-002")
+
+
 def test_numbers_are_fine_as_ids(tmp_path):
     path = write(tmp_path, "a.json", '[{"id": 0, "text": "a", "category": null}]')
     assert read_prompts(path, "harmful").prompts == (Prompt("0", "a", "uncategorised"),)

@@ -184,3 +184,10 @@ def test_a_run_without_a_direction_anywhere_has_no_best_place(tmp_path):
     assert run_folder.best() is None
     with pytest.raises(RefusalLensError, match="has no direction anywhere"):
         best_or_refuse(run_folder)
+
+
+def test_a_command_that_is_told_quotes_a_path_with_spaces(tmp_path):
+    run_folder = RunFolder(tmp_path / "my run")
+    run_folder.path.mkdir()
+    with pytest.raises(RefusalLensError, match=f"refusal-lens fit '{tmp_path}/my run'$"):
+        run_folder.read_separation()

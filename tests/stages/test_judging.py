@@ -25,7 +25,8 @@ def run_folder(tmp_path):
     return make_run(tmp_path / "run", texts=texts, n_refused=20)
 
 
-def test_a_sheet_goes_out_is_filled_in_and_corrects_the_rates(run_folder):
+@pytest.mark.parametrize("separator", [",", ";"])  # Excel writes either
+def test_a_sheet_goes_out_is_filled_in_and_corrects_the_rates(run_folder, separator):
     printed = invoke(run_folder.path, "--sheet", 80)
     file = run_folder.path / "answers_to_read.csv"
     assert "--labels" in printed
@@ -34,7 +35,7 @@ def test_a_sheet_goes_out_is_filled_in_and_corrects_the_rates(run_folder):
     answers = {(a.prompt_id, a.is_harmful): a.outcome for a in run_folder.read_refusal().answers}
     keys = zip(sheet["prompt_id"], sheet["class"] == "harmful", strict=True)
     sheet["label"] = [answers[key] for key in keys]
-    sheet.to_csv(file, index=False)
+    sheet.to_csv(file, sep=separator, index=False)
     printed = invoke(run_folder.path, "--labels", file)
     assert "80 answers read. Cohen's kappa 1.00." in printed
     rates = run_folder.read_table("corrected_rates").set_index(["is_harmful", "outcome"])

@@ -1,6 +1,7 @@
 """The best-layer rule and the weight kernel."""
 
 from dataclasses import replace
+from inspect import unwrap
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import make_separation
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.kernel import WeightKernel
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.causal_choice import CausalRule
 from refusal_lens.models.hook_points import RESIDUAL_SITES
 from refusal_lens.validation.best_place import choose_best, suggest_kernel
@@ -200,3 +202,8 @@ def test_the_kernel_goes_by_what_compares_layers():
     best = choose_best(separation, 10)
     assert best is not None
     assert suggest_kernel(separation, best) == WeightKernel(1.0, 2, 0.0, 3)
+
+
+def test_what_are_no_scores_is_named():
+    with pytest.raises(RefusalLensError, match="the first that validate.* returns, but dict came"):
+        unwrap(choose_best)({}, 2)  # past the tests' own check of types

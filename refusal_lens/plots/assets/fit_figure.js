@@ -1,11 +1,12 @@
 // What a narrow window takes, on a figure's own page and in a report: smaller letters, one menu below
-// the other, numbers in cells only where these have 30 pixels, and panels of square cells, which are
-// as high as they are wide, without the room that they do not fill.
+// the other, numbers in cells only where these have 30 pixels, fewer words beside bars, and panels of
+// square cells, which are as high as they are wide, without the room that they do not fill.
 const fitFigure = (graph) => {
   const isNarrow = graph.clientWidth < 500;
   const menus = graph.layout.updatemenus ?? [], sliders = graph.layout.sliders ?? [];
   graph.drawnAs ??= {
     numbers: graph.data.map((trace) => trace.texttemplate),
+    texts: graph.data.map((trace) => trace.textposition === "outside" && trace.text),
     pads: [...menus, ...sliders].map((control) => control.pad?.t ?? 0),
     titles: (graph.layout.annotations ?? []).map((note) => note.font?.size),
     height: graph.layout.height,
@@ -19,6 +20,10 @@ const fitFigure = (graph) => {
   }
   if (graph.isNarrow === isNarrow) return;
   graph.isNarrow = isNarrow;
+  const firstWords = (text) => (text.length > 24 ? `${text.slice(0, 24).replace(/ \S*$/, "")}…` : text);
+  for (const [index, texts] of graph.drawnAs.texts.entries()) {
+    if (Array.isArray(texts)) Plotly.restyle(graph, {text: [isNarrow ? texts.map(firstWords) : texts]}, [index]);
+  }
   const changes = {"font.size": isNarrow ? 10 : 12};
   if (menus.length > 1 && menus.every((menu) => menu.visible !== false)) {
     [...menus, ...sliders].forEach((_, index) => {
