@@ -48,6 +48,8 @@ WHEN_STILL = """async (view) => {
 }"""
 """While the slider moves, scatter and list wait: the other figures have the page alone."""
 
+LIST = "(table) => window.refusalLensList(table)"
+
 
 def register(app: Dash, runs: Runs) -> None:
     """Wire the page up."""
@@ -57,6 +59,7 @@ def register(app: Dash, runs: Runs) -> None:
     _register_words(app, runs)
     app.clientside_callback(LIGHT_OR_DARK, Output("theme", "data"), Input("url", "pathname"))
     app.clientside_callback(WHEN_STILL, Output("still-view", "data"), Input("view", "data"))
+    app.clientside_callback(LIST, Input("listed-rows", "data"))
 
 
 # --- from what happened to the view ------------------------------------------------------------
@@ -232,7 +235,7 @@ def _register_words(app: Dash, runs: Runs) -> None:
     @app.callback(
         Output("correlation", "children"),
         Output("count", "children"),
-        Output("prompts", "children"),
+        Output("listed-rows", "data"),
         Input("still-view", "data"),
     )
     def list_prompts(stored: dict | None) -> tuple:

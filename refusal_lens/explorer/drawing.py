@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import plotly.graph_objects as go
-from dash import Patch, html
-from dash.development.base_component import Component
+from dash import Patch
 
 from refusal_lens.explorer.overview_figures import (
     heatmap_highlight,
@@ -181,49 +180,49 @@ def layer_label(scene: Scene) -> str:
     return "Layer: outside the blocks" if layer is None else f"Layer {layer}"
 
 
-def prompt_list(scene: Scene) -> tuple[str, Component]:
-    """Return how many prompts are listed, and the first of them as a table."""
+def prompt_list(scene: Scene) -> tuple[str, dict[str, Any]]:
+    """Return how many prompts are listed, and the first of them as `assets/explorer.js` shows them.
+
+    Of components, every one of which is told of every event of the page, 100 rows took most of a
+    step of the slider.
+
+    Returns:
+        The count in words; `head`, and for each of `rows` its `cells` (text and class), and whether
+        it `is_misread`.
+    """
     rows = scene.listed_rows
     shown = f", the {N_LISTED} nearest the threshold shown" if len(rows) > N_LISTED else ""
     text = f"{_count(len(rows), 'prompt')} of {len(scene.run.prompts)}{shown}"
     head = ["prompt", "category", "class", "called", SCALES[scene.view.scale], "text"]
     head += ["outcome", "answer"] if scene.run.answers else []
     numbers = scene.numbers.tolist()
-    body = [_row(scene, row, numbers[row]) for row in rows[:N_LISTED]]
-    table = html.Table(
-        [
-            html.Thead(html.Tr([html.Th(name, scope="col") for name in head])),
-            html.Tbody(body),
-        ]
-    )
-    return text, table if body else html.P("None.", className="hint")
+    return text, {
+        "head": head,
+        "rows": [
+            {"cells": _cells(scene, row, numbers[row]), "is_misread": bool(scene.is_misread[row])}
+            for row in rows[:N_LISTED]
+        ],
+    }
 
 
-def _row(scene: Scene, row: int, number: float) -> Component:
-    """Return one prompt; texts are children of elements, and so never read as markup."""
+def _cells(scene: Scene, row: int, number: float) -> list[tuple[str, str]]:
+    """Return the cells of one prompt, each with its class."""
     prompt = scene.run.prompts[row]
     names, classes = scene.run.class_names, ["harmless", "harmful"]
     side, called = bool(scene.run.is_harmful[row]), number > scene.threshold
-    return html.Tr(
-        [
-            html.Th(prompt.id, scope="row"),
-            html.Td(prompt.category),
-            html.Td(names[side], className=classes[side]),
-            html.Td(names[called] if number == number else "–", className=classes[called]),
-            html.Td(written(number), className="number"),
-            html.Td(prompt.text, className="text", dir="auto"),
-            *_answer_cells(scene, row),
-        ],
-        className="wrong" if bool(scene.is_misread[row]) else "",
-    )
-
-
-def _answer_cells(scene: Scene, row: int) -> list[Component]:
-    """Return what became of one prompt, where the run has answers."""
-    if not scene.run.answers:
-        return []
-    answer = scene.run.answers[row]
-    return [html.Td(answer.outcome), html.Td(answer.answer, className="text", dir="auto")]
+    answers = []
+    if scene.run.answers:
+        answer = scene.run.answers[row]
+        answers = [(answer.outcome, ""), (answer.answer, "text")]
+    return [
+        (prompt.id, ""),
+        (prompt.category, ""),
+        (names[side], classes[side]),
+        (names[called] if number == number else "–", classes[called]),
+        (written(number), "number"),
+        (prompt.text, "text"),
+        *answers,
+    ]
 
 
 def _count(n: int, thing: str) -> str:

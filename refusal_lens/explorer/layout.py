@@ -33,6 +33,7 @@ def page(run_names: list[str]) -> Component:
             dcc.Location(id="url", refresh=False),
             dcc.Store(id="view"),
             dcc.Store(id="still-view"),
+            dcc.Store(id="listed-rows"),
             dcc.Store(id="theme"),
             *(dcc.Store(id=f"{name}-drawn") for name in ("histogram", "scatter", "ridgeline")),
             dcc.Store(id="heatmap-drawn"),

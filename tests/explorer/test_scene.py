@@ -70,12 +70,11 @@ def test_the_list_has_the_answers_of_a_run_that_has_any_and_finds_text_in_them(r
     scene = Scene(runs[view.run], replace(view, text="Answer: harmless request number 7"))
     assert scene.listed_rows == [47]
     _, table = prompt_list(scene)
-    head, body = table.children
-    assert [cell.children for cell in head.children.children][-2:] == ["outcome", "answer"]
-    (row,) = body.children
-    assert [cell.children for cell in row.children][-2:] == [
+    assert table["head"][-2:] == ["outcome", "answer"]
+    (row,) = table["rows"]
+    assert [text for text, _ in row["cells"]][-2:] == [
         "answered",
         "Answer: harmless request number 7",
     ]
     _, table = prompt_list(Scene(runs["two"], nearest_view(View(run="two"), runs)))
-    assert [cell.children for cell in table.children[0].children.children][-1] == "text"
+    assert table["head"][-1] == "text"

@@ -1,5 +1,25 @@
 // The page follows the system between light and dark, and the arrow keys go from layer to layer.
+// Prompts are listed here: texts become text nodes, and so are never read as markup.
 (() => {
+  const element = (tag, properties, children = []) => {
+    const made = Object.assign(document.createElement(tag), properties);
+    made.append(...children);
+    return made;
+  };
+
+  window.refusalLensList = (table) => {
+    if (!table) return;
+    const cells = (row) => row.cells.map(([text, name], index) => (index
+      ? element("td", {className: name, dir: name === "text" ? "auto" : ""}, [text])
+      : element("th", {scope: "row"}, [text])));
+    const rows = table.rows.map((row) =>
+      element("tr", {className: row.is_misread ? "wrong" : ""}, cells(row)));
+    const head = table.head.map((name) => element("th", {scope: "col"}, [name]));
+    document.getElementById("prompts").replaceChildren(rows.length
+      ? element("table", {}, [element("thead", {}, [element("tr", {}, head)]), element("tbody", {}, rows)])
+      : element("p", {className: "hint"}, ["None."]));
+  };
+
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", () => {
     const theme = dark.matches ? "dark" : "light";
