@@ -5,6 +5,7 @@ a figure looks, and computes nothing itself.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -302,12 +303,16 @@ def _refusal_by_topic(run_folder: RunFolder) -> go.Figure:
 
 def _refusal_by_intervention(run_folder: RunFolder) -> go.Figure:
     table = _table(run_folder, "interventions")
-    names = [
-        f"{intervention}, {direction}"
-        for intervention, direction in zip(table["intervention"], table["direction"], strict=True)
-    ]
+    names = table["intervention"].str.replace("_", " ") + ", " + table["direction"]
+    plain = table.drop_duplicates("is_harmful").assign(
+        name="no intervention",
+        refusal_rate=table["plain_rate"],
+        refusal_rate_low=math.nan,
+        refusal_rate_high=math.nan,
+    )
+    both = pd.concat([plain, table.assign(name=names)], ignore_index=True)
     title = "Refusal under interventions at full strength"
-    return plots.refusal_bars(table.assign(name=names), title, classes=_classes(run_folder))
+    return plots.refusal_bars(both, title, classes=_classes(run_folder))
 
 
 def _learning_curve(run_folder: RunFolder) -> go.Figure:

@@ -1,6 +1,7 @@
 """Figures of a run: which it has, which file each needs, the best place, and what is missing."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,12 @@ def full(bare: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
         (run_folder.path / file.name).write_bytes(file.read_bytes())
     for name, table in planted.every_table(N_LAYERS).items():
         run_folder.write_table(name, table)
-    rates = {"refusal_rate": 0.5, "refusal_rate_low": 0.4, "refusal_rate_high": 0.6}
+    rates = {
+        "plain_rate": 0.9,
+        "refusal_rate": 0.5,
+        "refusal_rate_low": 0.4,
+        "refusal_rate_high": 0.6,
+    }
     arms = [("ablate", "fitted", True), ("ablate", "random", True), ("add", "fitted", False)]
     columns = ["intervention", "direction", "is_harmful"]
     table = pd.DataFrame(arms, columns=pd.Index(columns)).assign(n_prompts=64, **rates)
@@ -169,8 +175,12 @@ def test_bars_of_refusal_stand_beside_their_intervals(full, tmp_path: Path):
     assert harmful.y == ("arson (3) ",)
     removed, added = figures.draw_figure(full, "refusal_by_intervention").data
     assert (removed.name, added.name) == ("harmful", "harmless")
-    assert list(removed.y) == ["ablate, fitted (64) ", "ablate, random (64) "]
-    np.testing.assert_allclose(added.error_x.array, [10])
+    assert list(removed.y) == [
+        "no intervention (64) ",
+        *("ablate, fitted (64) ", "ablate, random (64) "),
+    ]
+    assert removed.x[0] == 90
+    np.testing.assert_allclose(added.error_x.array, [math.nan, 10])
 
 
 def test_the_area_of_the_roc_is_told_with_its_interval(bare):
