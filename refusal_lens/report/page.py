@@ -145,7 +145,7 @@ def _reproduction(run_folder: RunFolder) -> dict[str, Any]:
         clone = [
             f"{shlex.join(['git', 'clone', code['repository'], source])} && "
             f"git -C {source} checkout {code['commit']}",
-            f"python -m venv {source}/.venv && . {source}/.venv/bin/activate",
+            f"python3 -m venv {source}/.venv && . {source}/.venv/bin/activate",
         ]
     # Where none is set each run finds the fastest on its machine, and the last digits follow it.
     budget = provenance.get("collection", {}).get("token_budget")
