@@ -27,7 +27,8 @@ class Projections:
 
     `values` are in the activations' own units, `cosines` in [-1, 1]; `thresholds` are of the first
     kind. `is_held_out` says whether each prompt was projected on a direction that it did not help
-    to fit; the threshold is then the mean of the folds'. NaN where there is no direction.
+    to fit; the threshold is then the mean of the folds', and `values` (not `cosines`) are moved by
+    what their fold's differs from it. NaN where there is no direction.
     """
 
     values: Float[Tensor, "n_prompts n_hook_points n_positions"]
@@ -305,11 +306,17 @@ def held_out_projections(
 def first_projections(
     activations: Activations, splits: Splits, folds: Int[Tensor, " n_prompts"]
 ) -> Projections:
-    """Return the held-out projections of the first dealing among these splits."""
+    """Return the held-out projections of the first dealing among these splits.
+
+    Each fold has a direction and a threshold of its own. What all prompts share, long beside their
+    differences, lies otherwise along each: projections are moved by what their fold's threshold
+    differs from the mean, so that prompts of different folds compare as in the scores.
+    """
     values, thresholds = splits.held_out(folds)
     middle = splits.thresholds[: int(folds.max()) + 1].mean(dim=0)
+    aligned = values - thresholds + middle
     return Projections(
-        values=values,
+        values=aligned,
         cosines=values / splits.norms,
         is_called_harmful=values > thresholds,
         thresholds=middle,

@@ -237,12 +237,12 @@ def top_coordinates(direction: Direction, n_top: int = 20) -> Coordinates:
 
 
 def activation_norms(projections: Projections) -> Float[Tensor, "n_hook_points n_positions"]:
-    """Return the mean length of the activations at every place, in their own units.
+    """Return the median length of the activations at every place, in their own units.
 
     A cosine times it is about the projection. NaN where there is no direction.
     """
     norms = projections.values / projections.cosines
-    return torch.nanmean(norms.where(projections.cosines != 0, torch.nan), dim=0)
+    return torch.nanmedian(norms.where(projections.cosines != 0, torch.nan), dim=0).values
 
 
 @dataclass(frozen=True, eq=False)

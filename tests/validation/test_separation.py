@@ -51,8 +51,7 @@ def test_random_labels_are_chance_out_of_sample_and_near_perfect_in_sample():
 def test_separation_is_the_difference_of_mean_cosines():
     activations = make(50, 6, 3.0, offset=1.0)
     separation, projections = validate(activations, n_repeats=1)
-    values = activations.values[:, 0, 0].double()
-    cosines = projections.values[:, 0, 0] / values.norm(dim=-1)
+    cosines = projections.cosines[:, 0, 0]
     expected = cosines[:50].mean() - cosines[50:].mean()
     torch.testing.assert_close(separation.separation[0, 0], expected)
 
