@@ -39,8 +39,8 @@ class Turning:
     """What decides how far a difference of means lies from that of unlimited prompts.
 
     `signal` is the squared length of the true difference, without bias (it may be below zero
-    where there is none), `signal_error` its standard error; `noise` the variance across the true
-    difference that one prompt of each class adds. All in squared units of the activations.
+    where there is none); `noise` the variance across the true difference that one prompt of each
+    class adds. Both in squared units of the activations.
 
     `turned` is the squared length of what lies across, estimated for these very prompts, over the
     squared length of their difference; `spread` is how many equal dimensions that noise is worth,
@@ -49,7 +49,6 @@ class Turning:
     """
 
     signal: float
-    signal_error: float
     noise: float
     turned: float = math.nan
     spread: float = math.inf
@@ -123,12 +122,11 @@ def measure_turning(
 
     Returns:
         |mu|^2 as |v|^2 - tr(C) with the sample covariance C of the difference (S1/n1 + S0/n0 for
-        independent prompts), its standard error for normal activations, and the noise across the
-        fitted difference.
+        independent prompts), and the noise across the fitted difference.
 
     Source:
         Chen & Qin 2010, "A two-sample test for high-dimensional data", Annals of Statistics 38,
-        sections 2 and 3; variance with the term 4 mu' C mu that their null lacks.
+        sections 2 and 3.
     """
     units = units or Units.of(is_harmful)
     difference, strata = difference_parts(values, is_harmful, units)
@@ -143,11 +141,8 @@ def measure_turning(
     across = [(trace - one) / n for trace, one, n in zip(traces, along, counts, strict=True)]
     noise_now = sum(trace / n for trace, n in zip(traces, counts, strict=True))
     squares = max(1e-300, _squared_covariance(strata, traces))
-    stretch = squared * sum(part / n for part, n in zip(along, counts, strict=True))
-    variance = max(0.0, 4 * stretch - 2 * squares)
     return Turning(
         squared - noise_now,
-        math.sqrt(variance),
         _per_prompt(across, is_harmful, units),
         sum(across) / squared,
         noise_now**2 / squares,
