@@ -107,8 +107,11 @@ def _where(evidence: Evidence) -> Reply:
     verdict = short if best.layer is None else f"Layer {best.layer}"
     place = f"{best.hook_point} at position {best.position}"
     if not evidence.diagnosis.decision.is_found:
+        verdict = (
+            "Cannot tell" if evidence.diagnosis.decision.verdict == "cannot tell" else "Nowhere"
+        )
         text = f"The nearest miss is {place}; no place can be recommended."
-        return Reply(question, "Nowhere", "poor", text)
+        return Reply(question, verdict, "poor", text)
     shown = evidence.separation.at(site_of(best.hook_point), best.position)
     n_valid, n_places = int(shown.is_valid.sum()), shown.is_valid.numel()
     of = "Take" if best.layer is None else f"Of layers 0 to {evidence.n_layers - 1} take"
@@ -152,7 +155,8 @@ def _is_trusted(evidence: Evidence) -> Reply:
     found = reasons(evidence)
     against = [reason.text for reason in found if reason.kind == "against"]
     if not evidence.diagnosis.decision.is_found:
-        return Reply(question, "No", "poor", "There is nothing to trust: see the causes below.")
+        text = "No direction was found that could be trusted: see the causes below."
+        return Reply(question, "No", "poor", text)
     if against:
         also = f" (and {len(against) - 1} more, below)" if len(against) > 1 else ""
         text = f"It separates prompts that it was not fitted to, but {_clause(against[0])}{also}."

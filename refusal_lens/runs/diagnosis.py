@@ -79,6 +79,7 @@ def diagnose_run(run_folder: RunFolder) -> Diagnosis:
             separation,
             run_folder.read_refusal(),
             decision,
+            best=best,
             is_by_harm=is_by_harm,
             corrected=run_folder.read_table("corrected_rates"),
         ),
@@ -174,6 +175,7 @@ def diagnose(
     refusal: RefusalReport | None,
     decision: Decision,
     *,
+    best: Choice | None = None,
     is_by_harm: bool = True,
     corrected: pd.DataFrame | None = None,
 ) -> Iterator[Finding]:
@@ -181,15 +183,15 @@ def diagnose(
 
     Where the classes are what the model did, not what prompts are (`is_by_harm`), how much it
     refuses of each is no cause. `corrected` has rates by answers that people have read, as
-    `tables/corrected_rates.csv`.
+    `tables/corrected_rates.csv`. `best` is the best place, or the nearest miss.
     """
     yield from _diagnose_chance(decision)
-    yield from _diagnose_topics(separation)
+    yield from _diagnose_topics(separation, best)
     if refusal is not None and is_by_harm:
         yield from _diagnose_refusal(refusal, corrected)
     if _highest(separation.headline["auroc"].value) < thresholds.MIN_AUROC:
         yield from _diagnose_separation(prompts, refusal, is_by_harm)
-    elif _highest(separation.separation) < thresholds.MIN_SEPARATION:
+    elif decision.is_found and _highest(separation.separation) < thresholds.MIN_SEPARATION:
         yield _diagnose_offset(separation)
     best_accuracy = _highest(separation.accuracy)
     if best_accuracy < thresholds.MIN_ACCURACY:
@@ -362,22 +364,18 @@ def _highest(scores: object) -> float:
     return scores.nan_to_num(nan=0.0).max().item()  # type: ignore[attr-defined]
 
 
-def _diagnose_topics(separation: Separation) -> Iterator[Finding]:
+def _diagnose_topics(separation: Separation, best: Choice | None) -> Iterator[Finding]:
     """Say where new topics fare much worse, and where prompts lie the wrong way round."""
-    if _highest(separation.headline["auroc"].value) == 0.0:
-        return
-    place = separation.headline["auroc"].value.nan_to_num(nan=0.0).argmax()
-    gap = separation.gap.flatten()[place].item()
-    if gap >= thresholds.LARGE_GAP:
-        new, same = (
-            scores["auroc"].value.flatten()[place].item()
-            for scores in (separation.headline, separation.scores)
-        )
-        yield Finding(
-            f"On new topics the AUROC is {new:.2f}, on new prompts of the same topics "
-            f"{same:.2f}: the direction is partly one of its topics.",
-            "Quote the number of new topics; use more topics, and twins that join them.",
-        )
+    if best is not None:
+        at_best = separation.only_at(best.hook_point, best.position)
+        if at_best.gap.item() >= thresholds.LARGE_GAP:
+            new, same = at_best.headline["auroc"].value.item(), at_best.auroc.item()
+            yield Finding(
+                f"On new topics the AUROC of {best.hook_point} at {best.position} is {new:.2f}, on "
+                f"new prompts of the same topics {same:.2f}: the direction is partly one of its "
+                "topics.",
+                "Quote the number of new topics; use more topics, and twins that join them.",
+            )
     n_below = int((separation.headline["auroc"].high < 0.5).sum())
     if n_below:
         yield Finding(
@@ -404,10 +402,12 @@ def _diagnose_refusal(refusal: RefusalReport, corrected: pd.DataFrame | None) ->
 
 
 def _diagnose_offset(separation: Separation) -> Finding:
-    highest = _highest(separation.headline["auroc"].value)
+    highest, of = _highest(separation.headline["auroc"].value), ""
+    if separation.new_topics:
+        of = " on new topics"
     return Finding(
         f"Separation is below {thresholds.MIN_SEPARATION} everywhere although the AUROC reaches "
-        f"{highest:.2f}: as a difference of cosines it is small where prompts of both classes "
+        f"{highest:.2f}{of}: as a difference of cosines it is small where prompts of both classes "
         "share most of their activations.",
         "Go by AUROC, accuracy and d'; the article's bands do not fit this model.",
     )

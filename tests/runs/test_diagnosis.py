@@ -1,5 +1,7 @@
 """The checklist, and the causes that apply and no others."""
 
+from dataclasses import replace
+
 import pandas as pd
 import torch
 from conftest import make_separation
@@ -167,3 +169,26 @@ def test_prompts_that_end_elsewhere_than_the_answer_begins_are_a_finding():
 def test_a_base_model_is_told_by_its_missing_template():
     (finding,) = diagnose_chat_template({"chat_template": {"has_template": False, "ending": None}})
     assert "no chat template" in finding.cause
+
+
+def test_a_gap_to_new_topics_is_told_of_the_best_place():
+    # It was told of the place that does best on new topics, whose scores stand nowhere else.
+    separation = make(0.5, 0.92)
+    lower = {
+        name: replace(one, value=torch.full_like(one.value, 0.65))
+        for name, one in separation.scores.items()
+    }
+    separation = replace(separation, new_topics=lower)
+    best = choose_best(separation, 4)
+    (finding,) = diagnose(make_prompts(30), separation, None, FOUND, best=best)
+    assert finding.cause.startswith(
+        f"On new topics the AUROC of {best.hook_point} at {best.position} is 0.65, on new prompts "
+        "of the same topics 0.92"
+    )
+
+
+def test_small_cosines_are_no_cause_where_no_direction_was_found():
+    separation = make(0.03, 0.9)
+    unknown = Decision("cannot tell", "These prompts cannot tell.")
+    (finding,) = diagnose(make_prompts(30), separation, None, unknown)
+    assert finding.cause == unknown.sentence
