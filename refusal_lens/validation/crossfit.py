@@ -94,12 +94,16 @@ class Splits:
         return self.values[first + folds, prompts], self.thresholds[first + folds]
 
     def likeness(self, splits: slice) -> Float[Tensor, "*grid"]:
-        """Return how the last split's projections correlate with those of the least alike of some.
+        """Return how the last split orders the prompts as the least alike of some does.
 
         Args:
             splits: Those to compare with the last, which is fitted to all prompts.
+
+        Returns:
+            Spearman's correlation, in [-1, 1]: single prompts far off count as any other.
         """
-        centred = self.values - self.values.mean(dim=1, keepdim=True)
+        ranks = self.values.argsort(dim=1).argsort(dim=1).double()
+        centred = ranks - ranks.mean(dim=1, keepdim=True)
         unit = centred / centred.norm(dim=1, keepdim=True)
         return (unit[splits] * unit[-1]).sum(dim=1).amin(dim=0)
 
