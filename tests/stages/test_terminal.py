@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from conftest import make_separation
 from planted_run import make_run, nulls, power
 from rich.console import Console
 
@@ -103,6 +104,14 @@ def test_a_best_place_without_an_interval_says_why(tmp_path):
         shown = layers_beside(bare, best)
         rows = printed(terminal.show_layers, shown, best, p_values, is_wide=True, width=500)
         assert reason in rows
+
+
+def test_of_many_heads_some_are_named():
+    names = tuple(f"blocks.0.attn.hook_z.{head}" for head in range(32))
+    grid = torch.full((32, 1), 0.5).double()
+    separation = make_separation(grid, grid, grid, grid, names, ("last",), 5)
+    text = " ".join(printed(terminal.show_best, separation, None, math.nan).split())
+    assert text.endswith("attn.hook_z.3 at last, attn.hook_z.4 at last and 27 more.")
 
 
 def test_a_cause_told_already_leaves_its_remedy(tmp_path):

@@ -28,6 +28,9 @@ BAND_STYLES = {"good": "green", "acceptable": "yellow", "poor": "red"}
 MOST_LINES, FEWER_LINES = 12, 7
 """A table of more layers than the first leaves some out, until about the second are left."""
 
+N_OTHERS = 4
+"""Sites and positions named beside the one whose layers are shown: heads may be hundreds."""
+
 N_FINDINGS = 1
 """Causes told in the terminal; the report has all."""
 
@@ -171,7 +174,8 @@ def show_best(
         if (other, position) != (site, at)
     ]
     if others:
-        told += f" In the report too: {', '.join(others)}."
+        more = f" and {len(others) - N_OTHERS} more" if len(others) > N_OTHERS else ""
+        told += f" In the report too: {', '.join(others[:N_OTHERS])}{more}."
     console.print(told, highlight=False, markup=False)
 
 
