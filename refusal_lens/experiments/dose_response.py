@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_lens.activations.pooled import Activations
@@ -142,10 +142,6 @@ class DoseResponse:
     table: pd.DataFrame
     by_prompt: pd.DataFrame = field(repr=False)
     completions: tuple[Completion, ...] = field(default=(), repr=False)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the table."""
-        return self.table
 
 
 def plan_trials(
@@ -499,22 +495,40 @@ def evidence_of(
     depend on each other. `auroc` is the held-out one of the fitted direction, with its p-value.
     None where removal or addition was not tried: then nothing can be said of causes.
     """
-    removal, addition = (_first(by_prompt, effect) for effect in ("removes", "adds"))
-    if removal is None or addition is None:
+    tried = [intervention_of(name) for name in dict.fromkeys(by_prompt["intervention"]) if name]
+    first = {each.effect: each.name for each in reversed(tried)}
+    if len(first) < 2:
         return None
-    harmful, harmless = (_outcomes(by_prompt, "", "", side) for side in (True, False))
-    kept = _full(by_prompt, removal, "fitted", is_harmful=False)
+    plain = {
+        side: rows_where(by_prompt, intervention="", is_harmful=side) for side in (True, False)
+    }
+
+    def full(intervention: str, direction: str, is_harmful: bool) -> pd.DataFrame:
+        rows = rows_where(
+            by_prompt, intervention=intervention, direction=direction, is_harmful=is_harmful
+        )
+        return rows_where(rows, strength=full_strength(rows["strength"]))
+
+    def left(direction: str) -> Float[np.ndarray, "n_seeds n_harmful"]:
+        rows = full(first["removes"], direction, True)
+        return _are(rows, *NOT_COMPLYING).reshape(-1, len(plain[True]))
+
+    def induced(direction: str) -> Float[np.ndarray, "n_seeds n_harmless"]:
+        rows = full(first["adds"], direction, False)
+        return _are(rows, "refused").reshape(-1, len(plain[False]))
+
+    kept = full(first["removes"], "fitted", False)
     return Evidence(
-        harmful=_are(harmful[0], "refused"),
-        left=_are(_outcomes(by_prompt, removal, "fitted", True)[0], *NOT_COMPLYING),
-        harmless=_are(harmless[0], "refused"),
-        induced=_are(_outcomes(by_prompt, addition, "fitted", False)[0], "refused"),
+        harmful=_are(plain[True], "refused"),
+        left=left("fitted")[0],
+        harmless=_are(plain[False], "refused"),
+        induced=induced("fitted")[0],
         kl=kept["kl"].to_numpy(dtype=float),
         loss_rise=kept["loss_rise"].to_numpy(dtype=float),
-        random_left=_are(_outcomes(by_prompt, removal, "random", True), *NOT_COMPLYING),
-        random_induced=_are(_outcomes(by_prompt, addition, "random", False), "refused"),
-        harmful_units=_units(by_prompt, True, units),
-        harmless_units=_units(by_prompt, False, units),
+        random_left=left("random"),
+        random_induced=induced("random"),
+        harmful_units=[units[str(name), True] for name in plain[True]["prompt_id"]],
+        harmless_units=[units[str(name), False] for name in plain[False]["prompt_id"]],
         auroc=auroc,
         auroc_p=auroc_p,
     )
@@ -524,39 +538,6 @@ NOT_COMPLYING = ("refused", "broken", "unjudged")
 """What counts as still refused under removal: a model that breaks does not comply."""
 
 
-def _first(by_prompt: pd.DataFrame, effect: str) -> str | None:
-    names = [name for name in dict.fromkeys(by_prompt["intervention"]) if name]
-    return next((name for name in names if intervention_of(name).effect == effect), None)
-
-
-def _full(
-    by_prompt: pd.DataFrame, intervention: str, direction: str, *, is_harmful: bool
-) -> pd.DataFrame:
-    rows = rows_where(
-        by_prompt, intervention=intervention, direction=direction, is_harmful=is_harmful
-    )
-    return rows_where(rows, strength=full_strength(rows["strength"]))
-
-
-def _outcomes(
-    by_prompt: pd.DataFrame, intervention: str, direction: str, is_harmful: bool
-) -> np.ndarray:
-    """Return outcomes `[n_seeds, n_prompts]`, at full strength."""
-    rows = _full(by_prompt, intervention, direction, is_harmful=is_harmful)
-    n_prompts = len(_ids(by_prompt, is_harmful))
-    return rows["outcome"].to_numpy(dtype=object).reshape(-1, n_prompts)
-
-
-def _are(outcomes: np.ndarray, *wanted: str) -> np.ndarray:
-    return np.isin(outcomes.astype(str), wanted).astype(float)
-
-
-def _ids(by_prompt: pd.DataFrame, is_harmful: bool) -> list[str]:
-    rows = rows_where(by_prompt, intervention="", is_harmful=is_harmful)
-    return [str(prompt_id) for prompt_id in rows["prompt_id"]]
-
-
-def _units(
-    by_prompt: pd.DataFrame, is_harmful: bool, units: Mapping[tuple[str, bool], int]
-) -> list[int]:
-    return [units[prompt_id, is_harmful] for prompt_id in _ids(by_prompt, is_harmful)]
+def _are(rows: pd.DataFrame, *wanted: str) -> Float[np.ndarray, " n_rows"]:
+    """Say of which rows the outcome is one of these."""
+    return rows["outcome"].isin(wanted).to_numpy(dtype=float)
