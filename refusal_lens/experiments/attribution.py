@@ -332,7 +332,9 @@ def _read(
         else:
             pooled[hook.name] = pool(activation.flatten(2))
 
-    _run(model, tokens, [(name, keep) for name in dict.fromkeys((*names, direction.hook_point))])
+    run_with_hooks(
+        model, tokens, [(name, keep) for name in dict.fromkeys((*names, direction.hook_point))]
+    )
     return {name: values[:, 0].cpu().double() for name, values in pooled.items()}
 
 
@@ -351,11 +353,11 @@ def _sinks(
     def keep(activation: Tensor, hook: Any) -> None:  # noqa: ARG001
         found.append(find_sinks(activation, torch.tensor(tokens.lengths)))
 
-    _run(model, tokens, [(direction.hook_point, keep)])
+    run_with_hooks(model, tokens, [(direction.hook_point, keep)])
     return found[0]
 
 
-def _run(model: HookedTransformer, tokens: Tokens, hooks: list[Any]) -> None:
+def run_with_hooks(model: HookedTransformer, tokens: Tokens, hooks: list[Any]) -> None:
     """Run one batch up to the last of the hooks."""
     ids = pad_right(tokens, 0).to(model.cfg.device)
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from refusal_lens.directions.direction import Direction, cosine_project, project
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.experiments.attribution import only_hooked
+from refusal_lens.experiments.attribution import only_hooked, run_with_hooks
 from refusal_lens.models.backends import HookedTransformer, Model, tokenizer_of
-from refusal_lens.models.hook_points import read_at, resolve_hook_points, stop_layer
+from refusal_lens.models.hook_points import read_at, resolve_hook_points
 from refusal_lens.prompts.contrast import UNCATEGORISED, Prompt, PromptSet
 from refusal_lens.prompts.positions import check_positions, make_pool
-from refusal_lens.prompts.tokens import check_control_tokens, token_text, tokenise
+from refusal_lens.prompts.tokens import Tokens, check_control_tokens, token_text, tokenise
 
 VOCABULARY_CHUNK = 16_384
 """Columns of the unembedding that are held in float32 at a time."""
@@ -177,9 +177,10 @@ def project_prompts(
     check_positions(tokens, [direction.position], hooked.cfg.n_ctx)
     (name,) = resolve_hook_points(hooked, direction.hook_point)
     found = []
-    for row, ids in enumerate(tokens.ids):
-        stream = _streams(hooked, ids, [name])[name]
-        pooled = make_pool(tokens.select([row]), [direction.position])(stream[None])
+    for row in range(len(tokens)):
+        one = tokens.select([row])
+        stream = _streams(hooked, one, [name])[name]
+        pooled = make_pool(one, [direction.position])(stream[None])
         found.append(project(pooled.values[0, 0], direction.unit.to(stream.device)))
     return torch.stack(found).cpu()
 
@@ -224,7 +225,7 @@ def project_tokens(
     tokens = tokenise(tokenizer_of(model), [prompt], system_prompt)
     check_control_tokens(tokenizer_of(model), [prompt], tokens)
     ids = tokens.ids[0]
-    streams = _streams(hooked, ids, names)
+    streams = _streams(hooked, tokens, names)
     pairs = [(streams[each.hook_point], each.unit) for each in directions]
     return PromptTokens(
         prompt.id,
@@ -237,8 +238,9 @@ def project_tokens(
 
 
 def _streams(
-    model: HookedTransformer, ids: Sequence[int], names: Sequence[str]
+    model: HookedTransformer, tokens: Tokens, names: Sequence[str]
 ) -> dict[str, Float[Tensor, "n_tokens d_model"]]:
+    """Return what one prompt's tokens are at some hook points."""
     streams: dict[str, Tensor] = {}
 
     def hook_at(name: str) -> tuple[str, Any]:
@@ -249,14 +251,7 @@ def _streams(
 
         return hooked, keep
 
-    hooks: list[Any] = [hook_at(name) for name in names]
-    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
-        model(
-            torch.tensor([ids], device=model.cfg.device),
-            return_type=None,
-            stop_at_layer=stop_layer(names),
-            padding_side="right",
-        )
+    run_with_hooks(model, tokens, [hook_at(name) for name in names])
     return streams
 
 

@@ -55,11 +55,8 @@ def _from_controls(previous: View, values: Mapping[str, Any], run: ExploredRun) 
 
 def _go_to_site(view: View, site: str | None, run: ExploredRun) -> View:
     """Go to another site, as near to the layer as it has one."""
-    layer = layer_of(view.hook_point) or 0
-    near = sorted(
-        run.hook_points_of(site or ""), key=lambda name: abs((layer_of(name) or 0) - layer)
-    )
-    return replace(view, hook_point=near[0]) if near else view
+    near = run.nearest(site or "", layer_of(view.hook_point))
+    return replace(view, hook_point=near) if near else view
 
 
 def _go_to_cell(view: View, click: Mapping[str, Any] | None, run: ExploredRun) -> View:

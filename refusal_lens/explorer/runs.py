@@ -128,6 +128,11 @@ class ExploredRun:
         names = [name for name in self.hook_points if site_of(name) == site]
         return tuple(sorted(names, key=lambda name: layer_of(name) or 0))
 
+    def nearest(self, site: str, layer: int | None) -> str | None:
+        """Return a site's hook point nearest to a layer; None where it has no such site."""
+        names = self.hook_points_of(site)
+        return min(names, key=lambda n: abs((layer_of(n) or 0) - (layer or 0)), default=None)
+
     @cached_property
     def categories(self) -> tuple[str, ...]:
         """The categories of the prompts, sorted."""

@@ -105,12 +105,9 @@ def open_server(
         RefusalLensError: The host is not this machine, without `allow_remote`; or the port is
             taken, or is not to be had.
     """
-    answer: Application = app.server
     if not is_loopback(host):
         _check_remote(host, allow_remote)
-    else:
-        answer = _local_names_only(answer)
-    answer = _same_origin_only(answer)
+    answer = _guarded(app.server, is_local=is_loopback(host))
     # One line a request says nothing to who looks at the page.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with _bind(host, port) as bound:
@@ -160,31 +157,21 @@ def _bind(host: str, port: int | None) -> socket.socket:
     )
 
 
-def _local_names_only(application: Application) -> Application:
-    """Refuse requests that reached this machine under a foreign name.
+def _guarded(application: Application, *, is_local: bool) -> Application:
+    """Refuse requests under a foreign name, where it is local, and those of other sites' pages.
 
     A page on the internet can point a name of its own at 127.0.0.1 and then read what is served
-    there; the browser still sends that name.
+    there; the browser still sends that name, and says whose page makes a request.
     """
 
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        name = environ.get("HTTP_HOST", "").rsplit(":", 1)[0].strip("[]")
-        if is_loopback(name):
-            return application(environ, start)
-        refusal = "This explorer answers to names of its own machine only.\n"
-        return flask.Response(refusal, 403)(environ, start)
-
-    return answer
-
-
-def _same_origin_only(application: Application) -> Application:
-    """Refuse requests that a page of another site makes: the browser says whose page it is."""
-
-    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         origin, host = environ.get("HTTP_ORIGIN"), environ.get("HTTP_HOST", "")
-        if origin is None or origin.lower().partition("://")[2] == host.lower():
+        if is_local and not is_loopback(host.rsplit(":", 1)[0].strip("[]")):
+            refusal = "This explorer answers to names of its own machine only.\n"
+        elif origin is not None and origin.lower().partition("://")[2] != host.lower():
+            refusal = "This explorer answers to its own page only.\n"
+        else:
             return application(environ, start)
-        refusal = "This explorer answers to its own page only.\n"
         return flask.Response(refusal, 403)(environ, start)
 
     return answer

@@ -136,10 +136,7 @@ def _place(
 ) -> tuple[str, str]:
     """Return a place of the run: the one wanted, the nearest layer of its site, or the fallback."""
     if hook_point not in run.hook_points:
-        names = run.hook_points_of(site_of(hook_point))
-        layer = layer_of(hook_point) or 0
-        near = sorted(names, key=lambda name: abs((layer_of(name) or 0) - layer))
-        hook_point = near[0] if near else fallback[0]
+        hook_point = run.nearest(site_of(hook_point), layer_of(hook_point)) or fallback[0]
     return hook_point, _one_of(position, run.positions, fallback[1])
 
 

@@ -21,7 +21,7 @@ from refusal_lens.plots.style import (
     menu,
     name_rows,
 )
-from refusal_lens.plots.tables import groups, needs_columns
+from refusal_lens.plots.tables import by_layer, groups, last_layer, needs_columns
 from refusal_lens.plots.text import escape
 from refusal_lens.validation.frames import rows_that
 
@@ -48,15 +48,15 @@ def head_attribution(table: pd.DataFrame, *, classes: Classes = CLASSES) -> go.F
         horizontal_spacing=0.22,
         subplot_titles=["by layer and head", f"the {min(N_LARGEST, len(rows))} largest"],
     )
-    columns, layers, cells = _attribution_grid(rows)
-    figure.add_trace(_attribution_heatmap(columns, layers, cells), row=1, col=1)
+    grid = _attribution_grid(rows)
+    figure.add_trace(_attribution_heatmap(grid), row=1, col=1)
     names, bars = _largest_bars(rows)
     figure.add_traces(bars, rows=1, cols=2)
     figure.update_xaxes(title_text="head", type="category", tickangle=0, row=1, col=1)
     figure.update_xaxes(title_text="projection units", nticks=4, row=1, col=2)
     name_rows(figure)
     figure.update_yaxes(categoryorder="array", categoryarray=names, row=1, col=2)
-    ticks = {"type": "linear", "dtick": layer_axis(max(layers, default=0))["dtick"]}
+    ticks = {"type": "linear", "dtick": layer_axis(last_layer(by_layer(rows)))["dtick"]}
     figure.update_yaxes(title_text="layer", tick0=0, **ticks, row=1, col=1)
     figure.update_annotations(font_size=13)
     return dress(
@@ -64,62 +64,42 @@ def head_attribution(table: pd.DataFrame, *, classes: Classes = CLASSES) -> go.F
         "Which heads and MLPs write the direction",
         subtitle="difference of the classes in projection units; positive writes towards "
         + classes[True].name,
-        height=min(900, max(500, 260 + 14 * len(layers))),
+        height=min(900, max(500, 260 + 14 * len(grid))),
         margin={"l": 60, "r": 20, "t": 100, "b": 110},
     )
 
 
-def _attribution_grid(
-    part: pd.DataFrame,
-) -> tuple[list[str], list[int], list[list[float | None]]]:
+def _attribution_grid(part: pd.DataFrame) -> pd.DataFrame:
     """Lay heads and MLPs out: a row a layer, a column a head, then one for the MLP.
 
     Where heads were not told apart, attention has one column.
     """
-    found: dict[tuple[int, str], float] = {}
-    has_heads = len(rows_that(part, part["head"].notna())) > 0
-    rows = zip(part["layer"], part["head"], part["component"], part["contribution"], strict=True)
-    for layer, head, component, contribution in rows:
-        if pd.isna(layer):
-            continue
-        if not pd.isna(head):
-            found[int(layer), str(int(head))] = float(contribution)
-        elif str(component).endswith("mlp"):
-            found[int(layer), "MLP"] = float(contribution)
-        elif str(component).endswith("attn") and not has_heads:
-            found[int(layer), "attention"] = float(contribution)
-    layers = sorted({layer for layer, _ in found})
-    columns = sorted(
-        {column for _, column in found},
-        key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name == "MLP"),
-    )
-    cells = [[found.get((layer, column)) for column in columns] for layer in layers]
-    return columns, layers, cells
+    inside = by_layer(part)
+    names = [
+        f"{head:.0f}" if not pd.isna(head) else "MLP" if kind.endswith("mlp") else "attention"
+        for kind, head in zip(inside["component"], inside["head"], strict=True)
+    ]
+    grid = inside.assign(column=names).pivot_table("contribution", "layer", "column")
+    heads = sorted(filter(str.isdigit, map(str, grid.columns)), key=int)
+    others = ["MLP"] if heads else ["attention", "MLP"]
+    return grid.reindex(columns=[*heads, *(name for name in others if name in grid)])
 
 
-def _attribution_heatmap(
-    columns: list[str], layers: list[int], cells: list[list[float | None]]
-) -> go.Heatmap:
-    limit = max((abs(cell) for row in cells for cell in row if cell is not None), default=0.0)
+def _attribution_heatmap(grid: pd.DataFrame) -> go.Heatmap:
+    limit = float(grid.abs().max(axis=None)) if grid.size else 0.0
     return go.Heatmap(
-        x=columns,
-        y=layers,
-        z=cells,
+        x=list(grid.columns),
+        y=list(grid.index),
+        z=grid.to_numpy(),
         zmin=-limit or -1,
         zmax=limit or 1,
         autocolorscale=True,
-        xgap=1 if len(columns) < 24 else 0,
-        ygap=1 if len(layers) < 40 else 0,
+        xgap=1 if grid.shape[1] < 24 else 0,
+        ygap=1 if len(grid) < 40 else 0,
         colorbar={
             "orientation": "h",
-            "y": 0,
-            "yref": "container",
-            "yanchor": "bottom",
-            "thickness": 10,
-            "len": 0.6,
-            "x": 0,
-            "xanchor": "left",
-            "nticks": 5,
+            **{"y": 0, "yref": "container", "yanchor": "bottom", "x": 0, "xanchor": "left"},
+            **{"thickness": 10, "len": 0.6, "nticks": 5},
         },
         hovertemplate="layer %{y}, %{x}: %{z:.3~f}<extra></extra>",
     )
