@@ -86,11 +86,7 @@ def fit_candidates(
 
 
 def make_candidates(activations: Activations, directions: Directions) -> list[Candidate]:
-    """Put class means beside each direction.
-
-    Raises:
-        RefusalLensError: One is not of the residual stream, where alone experiments act.
-    """
+    """Put class means beside each direction; refuse one that is not of the residual stream."""
     outside = [name for name in directions.hook_points if not is_residual(name)]
     if outside:
         rest = dict.fromkeys(map(site_of, filter(is_residual, directions.hook_points)))

@@ -103,8 +103,8 @@ def measure_effects(
 ) -> Effects:
     """Run every arm on every prompt and compare it with the plain model.
 
-    Each prompt runs once without intervention; every arm goes on from the layer below its own.
-    A bridge cannot start in the middle and runs everything.
+    Each prompt runs once without intervention; every arm goes on from the layer below its own. A
+    bridge cannot start in the middle and runs everything.
 
     Args:
         model: Of either backend.

@@ -32,12 +32,7 @@ def draw_sheet(report: RefusalReport, n_answers: int, seed: int = 0) -> pd.DataF
 
     Rare outcomes are read more often than they occur, by the square root of their number: a judge
     is mostly wrong about those. What the judge said is not on the sheet, and rows are shuffled, so
-    that it cannot be followed.
-
-    Args:
-        report: Judged answers.
-        n_answers: How many to draw; all, where there are fewer.
-        seed: Of the draw.
+    that it cannot be followed. Where there are fewer answers than asked for, all are drawn.
 
     Returns:
         Columns `prompt_id`, `class`, `label` (to fill), `prompt`, `answer`.
@@ -302,13 +297,9 @@ def correct_rate(
     """Correct a rate of other answers by the judge's sensitivity and specificity: Rogan-Gladen.
 
     For answers that nobody read, such as those under an intervention: it takes the judge to err
-    there as often as on the answers that were read. NaN where the judge tells nothing apart.
-
-    Args:
-        n_judged: Answers that the judge called so.
-        n_answers: Of how many; of prompts in topics, both as many as they are worth.
-        sample: Answers read, of both classes.
-        seed: Of the interval's draws.
+    there as often as on the answers that were read, of both classes (`sample`). Of prompts in
+    topics, `n_judged` and `n_answers` are both as many as they are worth. NaN where the judge tells
+    nothing apart.
 
     Source:
         Rogan and Gladen 1978, American Journal of Epidemiology 107, 71-76; both error rates here

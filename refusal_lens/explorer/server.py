@@ -95,11 +95,8 @@ def open_server(
 ) -> Iterator[BaseWSGIServer]:
     """Bind the explorer to an address; `serve_forever` on what is given answers.
 
-    Args:
-        app: The explorer.
-        host: Address to bind to.
-        port: Port; None takes the first free one from 8050 on, 0 any.
-        allow_remote: Bind to an address that other machines can reach.
+    Without a port it is the first free one from 8050 on; 0 is any. An address that other machines
+    can reach takes `allow_remote`.
 
     Raises:
         RefusalLensError: The host is not this machine, without `allow_remote`; or the port is

@@ -194,8 +194,7 @@ class RunFolder:
     def relabelling(self, labels: Labels | None = None) -> Relabelling | None:
         """Return how prompts are labelled by what the model did; None where they are by harm.
 
-        Args:
-            labels: `directions.labels`; None takes that of the run's settings.
+        `labels` is `directions.labels`; None takes that of the run's settings.
 
         Raises:
             RefusalLensError: The run has no answers, or too few of one kind.
@@ -288,8 +287,7 @@ class RunFolder:
     def read_borderline(self, config: Config | None = None) -> RefusalReport | None:
         """Read answers to borderline prompts; None where none are asked, or refusal not measured.
 
-        Args:
-            config: Says whether they are asked; None takes the run's.
+        The settings say whether they are asked; None takes the run's.
 
         Raises:
             RefusalLensError: Refusal was measured without them.

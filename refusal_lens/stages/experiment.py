@@ -67,11 +67,7 @@ class Request:
 def read_request(
     direction: str | None, interventions: Sequence[str] | None, coefficients: Sequence[float] | None
 ) -> Request:
-    """Check what was asked for on the command line.
-
-    Raises:
-        RefusalLensError: There is no such intervention.
-    """
+    """Check what was asked for on the command line: there may be no such intervention."""
     return Request(
         direction,
         tuple(intervention_of(name).name for name in interventions) if interventions else None,

@@ -19,14 +19,11 @@ def export_stage(
     hook_points: Sequence[str] = (),
     positions: Sequence[str] = (),
 ) -> None:
-    """Write a run's directions, or those of a file, as another project does.
+    """Write a run's directions, or those of a file that `formats.read_directions` reads.
 
-    Args:
-        source: A run folder, or a file that `formats.read_directions` reads.
-        output: The file to write.
-        format_name: One of `formats.FORMATS`; None takes it from the suffix.
-        hook_points: Selectors among the source's. None: all of a file; of a run, the best's site.
-        positions: Of the source's. None: all of a file; of a run, that of the best place.
+    Without a format, the suffix says which one of `formats.FORMATS`. Without hook points
+    (selectors) or positions, all of a file are taken; of a run, the site and position of the best
+    place.
     """
     context: dict[str, Any] = {}
     if source.is_dir():

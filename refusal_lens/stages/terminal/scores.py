@@ -56,12 +56,8 @@ def show_layers(
 ) -> None:
     """Print a line a layer of one site and position; of many layers some, and the best.
 
-    Args:
-        console: Where to print.
-        shown: Scores of that site and position.
-        best: The best place, whose line stands out.
-        p_values: Corrected for every place looked at.
-        is_wide: All layers, with intervals and the scores in sample.
+    The line of the best place stands out; p-values are corrected for every place looked at.
+    `is_wide` prints all layers, with intervals and the scores in sample.
     """
     site, position = shown.columns[0]
     frame = shown.to_frame().merge(p_values, on=["hook_point", "position"])
@@ -146,11 +142,7 @@ def show_best(
 ) -> None:
     """Print how many layers are valid, how the best place does, and what these prompts could tell.
 
-    Args:
-        console: Where to print.
-        separation: Scores of every place.
-        best: The best place; None where there is no direction anywhere.
-        detectable: From `nulls.detectable_auroc`; NaN where it is not known.
+    `detectable` is from `nulls.detectable_auroc`; NaN where it is not known.
     """
     shown = layers_beside(separation, best)
     told = f"Valid layers: {int(shown.is_valid.sum())}/{shown.is_valid.numel()}."
@@ -218,12 +210,8 @@ def show_checklist(
 ) -> None:
     """Print what of the checklist fails, then the first causes that apply, with their remedies.
 
-    Args:
-        console: Where to print.
-        checks: The checklist.
-        findings: Causes, the gravest first.
-        replies: What was told already: a cause that stands in them is not told again.
-        is_wide: All findings.
+    Findings are the gravest first; `is_wide` prints all. A cause that stands in the replies, which
+    were told already, is not told again.
     """
     failed = [check for check in checks if not check.is_passed]
     n_passed = len(checks) - len(failed)
