@@ -473,7 +473,8 @@ def test_a_figure_that_lacks_its_stage_is_named_and_not_drawn(run_folder, monkey
     monkeypatch.setattr(figures, "draw_figure", lacking)
     page = render(run_folder)
     assert 'id="figures"' not in page
-    assert all(missing[1] == "Run first: refusal-lens <select>" for missing in draw_all(run_folder))
+    told = {each[1] for each in draw_all(run_folder) if each[0] != "Embedding"}
+    assert told == {"Run first: refusal-lens <select>"}
 
 
 def test_signed_numbers_recede_into_either_page():
@@ -493,6 +494,11 @@ def test_a_figure_leaves_its_title_to_the_page(run_folder, monkeypatch):
     content = json.loads(shown.content)
     assert (shown.title, shown.caption) == ("One of a kind", "What there is. Here: then & now.")
     assert "title" not in content["layout"]
+
+
+def test_what_needs_an_extra_is_drawn_by_name_only(run_folder):
+    told = dict(each for each in draw_all(run_folder) if isinstance(each, tuple))
+    assert told["Embedding"].endswith(f"refusal-lens plot {run_folder.path} --figure embedding")
 
 
 def test_what_a_killed_plot_left_in_another_folder_is_removed_by_the_next(run_folder, tmp_path):
