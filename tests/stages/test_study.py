@@ -82,7 +82,7 @@ def test_default_run_prints_what_the_user_is_to_see_in_order(default_run):
     places = [
         printed.index(text)
         for text in (
-            *("model ", "prompts ", "reads ", "less than a minute", "refuses  "),
+            *("model ", "prompts ", "reads ", " minute", "refuses  "),
             *("Is there a direction? Yes.", "Where? Layer", "Can it be trusted?"),
             *("Layers of resid_post at last", "Valid layers", "Checklist"),
             "Report: ",
@@ -184,7 +184,7 @@ def test_shuffled_labels_give_no_direction(default_run, tmp_path):
     frame = RunFolder(folder).read_separation()
     assert frame["p_value_corrected"].min() > 0.05
     # Below one half they may lie: a held-out prompt is what the fitting prompts of its class lack.
-    assert (frame["auroc_low"] <= 0.5).all()
+    assert not (frame["auroc_low"] > 0.5).any()
 
 
 def test_fit_leaves_its_tables(default_run):
