@@ -67,11 +67,11 @@ def removes_and_induces_refusal_and_sums_to_the_class_difference(names: dict) ->
     assert names["removed"] <= 0.05
     assert names["plain"].rate(False) <= 0.1
     assert names["induced"] >= 0.8
-    direction, table = names["direction"], names["table"]
+    direction, table = names["direction"], names["parts"]
     expected = (direction.vector @ direction.unit.double()).item()
     whole = table[table.category == ""].contribution.sum()
     assert whole == pytest.approx(expected, rel=1e-4)
-    assert " sorry" in names["said"].top_tokens
+    assert "Sure" in names["said"].bottom_tokens
     values = names["activations"].at(direction.hook_point, "last")[0].double()
     assert names["tokens"].projections[-1, 0].item() == pytest.approx(
         (values @ direction.unit.double()).item(), rel=1e-4
