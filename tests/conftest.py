@@ -45,6 +45,12 @@ from refusal_lens.models import known_budgets
 from refusal_lens.models.backends import Model
 from refusal_lens.prompts import chat_format
 from refusal_lens.validation import densities
+from refusal_lens.validation.crossfit import (
+    Projections,
+    first_projections,
+    fitting_splits,
+    project_splits,
+)
 from refusal_lens.validation.scores import Score
 from refusal_lens.validation.separation import Separation
 
@@ -160,6 +166,14 @@ def noise(
     values[is_harmful, ..., 0] += shift
     names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(n_places))
     return Activations(values, is_harmful, names, ("last",))
+
+
+def held_out_projections(
+    activations: Activations, folds: torch.Tensor, clip_quantile: float | None
+) -> Projections:
+    """Project each prompt on the direction fitted to the other folds."""
+    splits = project_splits(activations, fitting_splits(folds[None]), clip_quantile)
+    return first_projections(activations, splits, folds)
 
 
 def save_activations(folder: Path, activations: Activations) -> None:

@@ -296,17 +296,6 @@ def project_splits(
     return Splits(values, thresholds, norms, lengths)
 
 
-def held_out_projections(
-    activations: Activations,
-    folds: Int[Tensor, " n_prompts"],
-    clip_quantile: float | None,
-    method: str = DIFFERENCE_OF_MEANS,
-) -> Projections:
-    """Project each prompt on the direction fitted to the other folds."""
-    splits = project_splits(activations, fitting_splits(folds[None]), clip_quantile, method)
-    return first_projections(activations, splits, folds)
-
-
 def first_projections(
     activations: Activations, splits: Splits, folds: Int[Tensor, " n_prompts"]
 ) -> Projections:

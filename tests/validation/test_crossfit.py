@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import noise
+from conftest import held_out_projections, noise
 
 from refusal_lens.activations.pooled import Activations
-from refusal_lens.validation.crossfit import assign_folds, held_out_projections
+from refusal_lens.validation.crossfit import assign_folds
 from refusal_lens.validation.scores import auroc
 from refusal_lens.validation.separation import validate
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from conftest import held_out_projections, noise
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import clip
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.validation.crossfit import assign_folds, held_out_projections
+from refusal_lens.validation.crossfit import assign_folds
 from refusal_lens.validation.many_fits import (
     Place,
     auroc_rows,
@@ -75,7 +75,9 @@ def test_refits_equal_cross_fitting_one_labelling_at_a_time(quantile, n_harmless
             vector = vector / vector.norm()
             on = unit @ vector
             middle = (on[row[fitted] > 0].mean() + on[row[fitted] == 0].mean()) / 2
-            margins[fold] = alone.values[fold, 0, 0] - middle
+            margins[fold] = relabelled.values[fold, 0, 0].double() @ vector - middle
+        told = (alone.values - alone.thresholds)[:, 0, 0]
+        torch.testing.assert_close(told, margins, atol=1e-5, rtol=0, check_dtype=False)
         expected = score(alone.cosines[:, 0, 0], margins, row > 0)
         for name in SCORES:
             found = together[name][draw].item()

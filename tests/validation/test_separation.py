@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from conftest import held_out_projections, noise
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.directions.direction import fit_directions
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.validation.crossfit import assign_folds, held_out_projections, repeat_folds
+from refusal_lens.validation.crossfit import assign_folds, repeat_folds
 from refusal_lens.validation.densities import shared_histogram
 from refusal_lens.validation.separation import validate
 
