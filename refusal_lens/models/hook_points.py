@@ -168,7 +168,9 @@ def place_index(
             f"A place is a hook point and a position, such as [{hook_points[0]!r}, "
             f"{positions[0]!r}], but {place!r} came."
         )
-    hook_point, position = place[0], normalise_position(place[1])
+    hook_point, position = place
+    if position not in positions:
+        position = normalise_position(position)
     if hook_point not in hook_points:
         names = select_hook_points(hook_points, hook_point, holder)
         if len(names) != 1:
