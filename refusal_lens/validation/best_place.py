@@ -19,6 +19,7 @@ from refusal_lens.models.hook_points import (
 )
 from refusal_lens.validation.separation import Separation
 from refusal_lens.validation.thresholds import BEST_ACCURACY, EARLY_SHARE, NEAR_TIE
+from refusal_lens.validation.units import FEWEST_UNITS
 
 BestBy = Literal["cohens_d", "article"]
 
@@ -101,9 +102,9 @@ def choose_best(separation: Separation, n_layers: int, by: BestBy = "cohens_d") 
 
 def _scored(separation: Separation) -> list[Choice]:
     """List the places that have a direction, with the scores that rules go by."""
-    has_topics = bool(separation.new_topics) and not bool(
-        separation.new_topics["auroc"].low.isnan().all()
-    )
+    # Not by intervals: where folds disagree there is none, and new topics count all the same.
+    n_topics = separation.n_units_new_topics or 0
+    has_topics = bool(separation.new_topics) and n_topics >= FEWEST_UNITS
     told = separation.new_topics if has_topics else separation.scores
     return [
         Choice(
