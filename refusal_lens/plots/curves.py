@@ -238,7 +238,10 @@ def roc_curve(
     figure.add_scatter(name="chance", x=ends, y=ends, mode="lines", line=chance, hoverinfo="skip")
     figure.update_xaxes(title_text=f"{harmless} called {harmful} (%)", **room)
     figure.update_yaxes(title_text=f"{harmful} called {harmful} (%)", **room)
-    area = "" if auroc is None else "AUROC {:.3f} [{:.3f}, {:.3f}]".format(*auroc)
+    area = ""
+    if auroc is not None:
+        area = f"AUROC {auroc[0]:.3f}"
+        area += "" if math.isnan(auroc[1]) else f" [{auroc[1]:.3f}, {auroc[2]:.3f}]"
     subtitle = " · ".join(part for part in (place, area) if part)
     title = "Hits against false alarms, held out"
     return dress(figure, title, subtitle=subtitle, height=480)

@@ -49,7 +49,7 @@ def draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
     for name, figure in figures.FIGURES.items():
         if figure.extra:
             # UMAP compiles itself for longer than the rest of a small study takes.
-            command = f"refusal-lens plot {run_folder.path} --figure {name}"
+            command = f"refusal-lens plot {run_folder.typed} --figure {name}"
             yield figure.title, f"Drawn where it is asked for by name: {command}"
             continue
         try:

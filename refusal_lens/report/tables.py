@@ -460,7 +460,7 @@ def _write(table: pd.DataFrame, column: str, classes: Callable[[str], str]) -> l
     has_ends = counted in table and f"{column}_low" in table
     counts = _floats(table, counted) if has_ends else [math.nan] * len(table)
     return [
-        Cell(_number(column, number), number, _interval(column, low, high, n_units))
+        Cell(_number(column, number), number, _interval(column, number, low, high, n_units))
         for number, low, high, n_units in zip(numbers, lows, highs, counts, strict=True)
     ]
 
@@ -488,9 +488,10 @@ def _number(column: str, value: float) -> str:
     return written.replace("-", "−")
 
 
-def _interval(column: str, low: float, high: float, n_units: float) -> str:
+def _interval(column: str, number: float, low: float, high: float, n_units: float) -> str:
     if math.isnan(low) or math.isnan(high):
-        return "" if math.isnan(n_units) else f"({no_interval(n_units)})"
+        is_none = math.isnan(number) or math.isnan(n_units)
+        return "" if is_none else f"({no_interval(n_units)})"
     return f"[{_number(column, low)}, {_number(column, high)}]"
 
 

@@ -75,9 +75,10 @@ def decide(best: Choice | None, chance: Chance) -> Decision:
         f"{best.separation:.2f}"
     )
     if chance.frames_differ and not best.auroc_low > 0.5:
+        what = "there is no interval" if math.isnan(best.auroc_low) else "the interval reaches 0.5"
         text = (
             "These prompts cannot tell whether there is a direction: the classes differ in their "
-            f"frames, and with topics and frames held out the interval reaches 0.5 ({scores})."
+            f"frames, and with topics and frames held out {what} ({scores})."
         )
         return Decision("cannot tell", text)
     if not best.auroc >= MIN_AUROC:

@@ -2,6 +2,8 @@
 
 import html
 import io
+import math
+from dataclasses import replace
 
 import explored_run
 import pytest
@@ -81,6 +83,10 @@ def test_frames_that_differ_leave_the_decision_to_the_interval():
     assert reached.verdict == "cannot tell"
     assert "with topics and frames held out the interval reaches 0.5" in reached.sentence
     assert not list(diagnose_frames(Chance(0.5)))
+    best = choose_best(make(0.5, 0.97), 4)
+    assert best is not None
+    none = decide(replace(best, auroc_low=math.nan), chance)
+    assert "with topics and frames held out there is no interval" in none.sentence
 
 
 @pytest.mark.parametrize(("p_value", "is_found"), [(0.001, True), (0.3, False)])

@@ -113,11 +113,9 @@ def _scored(row: Mapping[Hashable, Any], name: str, is_wide: bool) -> str:
     value, low, high, before = (
         written.format(row[name + end]) for end in ("", "_low", "_high", "_in_sample")
     )
-    ends = (
-        f"{low}, {high}"
-        if row[f"{name}_low"] == row[f"{name}_low"]
-        else no_interval(row["n_units"])
-    )
+    ends = f"{low}, {high}"
+    if row[name] == row[name] and row[f"{name}_low"] != row[f"{name}_low"]:
+        ends = no_interval(row["n_units"])
     if name in limits:
         value = f"[{BAND_STYLES[band(row[name], *limits[name])]}]{value}[/]"
     return rf"{value} \[{ends}] [dim]({before})[/]" if is_wide else value
