@@ -51,9 +51,9 @@ class Plan:
     """What is tried: which interventions, how strongly, and beside how many controls.
 
     `first_tokens` decide outcomes under controls without their answers, where they decide; as they
-    are by default every answer is read. Those under the fitted direction always are. After
-    `n_settled_tokens` a refusal is taken for one: an answer that refuses by then ends there, and so
-    does every answer under controls. None reads all of them whole.
+    are by default every answer is read. Those under the fitted direction always are. An answer
+    under controls ends after `n_settled_tokens`, and so does one that refuses by then though the
+    fitted direction was removed. None reads all of them whole.
     """
 
     interventions: tuple[str, ...] = tuple(INTERVENTIONS)
@@ -357,7 +357,7 @@ class _Side:
             pairs: Which trial on which prompt.
         """
         whole = self.plan.n_new_tokens
-        n_first = self.plan.n_settled_tokens or whole
+        n_first = min(self.plan.n_settled_tokens or whole, whole)
         asked = [(trials[index].arm, row) for index, row in pairs]
         ids = self._answer("Answering,", self.tokens, asked, n_first)
         texts = write_out(self.model, ids)
@@ -366,7 +366,9 @@ class _Side:
             (index, row), has_ended = pairs[i], len(ids[i]) < n_first
             if has_ended or n_first == whole or trials[index].kind != "fitted":
                 return False
-            return decide(self.judge, self.prompts[row].text, texts[i]) != "refused"
+            # What refuses under an addition may still turn out broken, which is no refusal.
+            adds = intervention_of(trials[index].arm.intervention).effect == "adds"
+            return adds or decide(self.judge, self.prompts[row].text, texts[i]) != "refused"
 
         left = [i for i in range(len(pairs)) if goes_on(i)]
         if left:
