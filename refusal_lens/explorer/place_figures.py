@@ -66,7 +66,9 @@ def place_histogram(
         heights = _jitter(marks.parts, label)
         traces += [_marks(style, rows, prompts).update(yaxis="y2", y=heights, showlegend=False)]
     traces += [_crosses()]
-    traces += [level_line(f"{style.name} mean", style.colour, "dash") for style in CLASSES]
+    traces += [
+        level_line(f"{style.name} mean", style.colour, "dash") for style in marks.parts.classes
+    ]
     figure = go.Figure(traces, _histogram_layout(marks.parts))
     _apply(figure, histogram_changes(numbers, threshold, marks))
     return figure
@@ -96,7 +98,7 @@ def histogram_changes(
         *bars.values(),
         *(_mark_data(label, marks, digits, numbers) for label in range(len(marks.parts.styles))),
         _cross_data(numbers, threshold, marks, digits),
-        *mean_data(means, 1.08 * top, digits).values(),
+        *mean_data(marks.parts.classes, means, 1.08 * top, digits).values(),
     ]
     shapes = [_threshold_shape(threshold, digits)]
     return {"data": data, "layout": {"shapes": shapes, "annotations": []}}

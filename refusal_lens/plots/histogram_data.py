@@ -6,6 +6,7 @@ Tested in tests/plots/test_histogram.py.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from refusal_lens.models.hook_points import layer_of, short_name, site_of
 from refusal_lens.plots.parts import Parts
-from refusal_lens.plots.style import CLASSES
+from refusal_lens.plots.style import CLASSES, ClassStyle
 from refusal_lens.plots.text import place_name, written
 from refusal_lens.validation.crossfit import Projections
 from refusal_lens.validation.densities import (
@@ -63,7 +64,7 @@ class View:
             for kind in ("bars", "density", "share", "marks")
             for style in self.parts.styles
         ]
-        means = [f"{style.name} mean" for style in CLASSES]
+        means = [f"{style.name} mean" for style in self.parts.classes]
         return ("null", *of_part, *means, "threshold", "marks threshold", "headline")
 
     def hook_point(self, step: int | str) -> str | None:
@@ -117,7 +118,7 @@ def place_data(view: View, step: int | str) -> Data:
     means = [
         numbers[view.projections.is_harmful == style.is_harmful].mean().item() for style in CLASSES
     ]
-    data |= mean_data(means, 1.1 * top, decimals)
+    data |= mean_data(view.parts.classes, means, 1.1 * top, decimals)
     data["null"] = _null_data(view, hook_point, sum(means) / 2, 1.25 * top, decimals)
     data["headline"] = _headline_data(headline)
     # Norms differ from prompt to prompt, so that one threshold is many cosines: none is drawn.
@@ -208,14 +209,16 @@ def _mark_data(
     }
 
 
-def mean_data(means: list[float], height: float, decimals: int) -> Data:
+def mean_data(
+    classes: Sequence[ClassStyle], means: list[float], height: float, decimals: int
+) -> Data:
     """Return the lines of the class means, each labelled on its outer side."""
     sides = ["middle left", "middle right"]
     if means[0] > means[1]:
         sides.reverse()
     return {
         f"{style.name} mean": _line_data(mean, height, decimals, "mean", side)
-        for style, mean, side in zip(CLASSES, means, sides, strict=True)
+        for style, mean, side in zip(classes, means, sides, strict=True)
     }
 
 

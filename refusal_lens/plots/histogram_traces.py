@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from refusal_lens.plots.histogram_data import MISREAD, Data, View
 from refusal_lens.plots.parts import Parts
-from refusal_lens.plots.style import CLASSES, NEUTRAL_COLOUR, ClassStyle, faded
+from refusal_lens.plots.style import NEUTRAL_COLOUR, ClassStyle, faded
 from refusal_lens.plots.text import hover_prompt
 from refusal_lens.prompts.contrast import Prompt
 
@@ -35,7 +35,7 @@ def view_traces(view: View, prompts: Sequence[Prompt], data: Data) -> list[go.Ba
             f"{style.name} share": _share(style, len(members)),
             f"{style.name} marks": _marks(style, members),
         }
-    for style in CLASSES:
+    for style in view.parts.classes:
         found[f"{style.name} mean"] = level_line(f"{style.name} mean", style.colour, "dash")
     traces = [found[name] for name in view.traces]
     for name, trace in zip(view.traces, traces, strict=True):

@@ -35,6 +35,11 @@ class Parts:
     labels: Int[Tensor, " n_prompts"]
     is_by_outcome: bool = False
 
+    @property
+    def classes(self) -> tuple[ClassStyle, ...]:
+        """How the classes look: as the parts, unless these are finer."""
+        return CLASSES if self.is_by_outcome else self.styles
+
     def rows(self, label: int) -> list[int]:
         """Return the rows of one part, in order."""
         return (self.labels == label).nonzero().flatten().tolist()

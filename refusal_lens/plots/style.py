@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -177,12 +178,16 @@ def ribbon(
     Where one of them is NaN there is none. The rows are sorted by `x`; `looks` is anything else of
     the trace.
     """
-    there = rows.dropna(subset=[f"{column}_low", f"{column}_high"])
-    low, high = ((scale * there[f"{column}_{end}"]).tolist() for end in ("low", "high"))
-    across = there[x].tolist()
+    is_missing = rows[[f"{column}_low", f"{column}_high"]].isna().to_numpy().any(axis=1)
+    across, along = list[float | None](), list[float | None]()
+    for _, run in rows[~is_missing].groupby(np.cumsum(is_missing)[~is_missing]):
+        low, high = ((scale * run[f"{column}_{end}"]).tolist() for end in ("low", "high"))
+        # plotly closes each area at a gap.
+        across += [*run[x], *reversed(run[x].tolist()), None]
+        along += [*low, *reversed(high), None]
     return go.Scatter(
-        x=[*across, *reversed(across)],
-        y=[*low, *reversed(high)],
+        x=across[:-1],
+        y=along[:-1],
         mode="lines",
         line={"width": 0},
         fill="toself",

@@ -18,8 +18,10 @@ from refusal_lens.plots import (
     HARMFUL_COLOUR,
     HARMLESS_COLOUR,
     layer_profile,
+    named,
     projection_histogram,
 )
+from refusal_lens.plots.style import ribbon
 from refusal_lens.prompts.contrast import Prompt
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.crossfit import Projections
@@ -207,6 +209,22 @@ def test_lines_stand_at_means_and_threshold():
     assert traces[THRESHOLD].x == pytest.approx((threshold, threshold), abs=1e-2)
     assert traces[MARKS_THRESHOLD].x == traces[THRESHOLD].x
     assert traces[THRESHOLD].line.dash == "solid"
+
+
+def test_means_are_called_as_their_classes():
+    projections, separation, prompts = planted()
+    figure = projection_histogram(
+        projections, separation, prompts, classes=named("answered", "refused")
+    )
+    means = [trace.name for trace in figure.data if (trace.name or "").endswith(" mean")]
+    assert set(means) == {"answered mean", "refused mean"}
+
+
+def test_no_area_is_drawn_across_a_row_without_an_interval():
+    rows = pd.DataFrame({"layer": [0, 1, 2, 3], "a_low": [0, 1, math.nan, 3], "a_high": 4.0})
+    area = ribbon(rows, "layer", "a", "#000000")
+    assert area.x == (0, 1, 1, 0, None, 3, 3)
+    assert area.y == (0, 1, 4, 4, None, 3, 4)
 
 
 def test_mean_labels_point_away_from_each_other_when_classes_are_reversed():
