@@ -495,7 +495,8 @@ def _refit_variances(
         ratio = (longer.mean() / lengths[row, column]).item()
         for name in SCORES:
             scores = stretched(name, drawn[name].double().numpy(), ratio)
-            results[name][row, column] = scores.var(ddof=1)
+            with np.errstate(invalid="ignore"):  # d' is infinite where a class is constant
+                results[name][row, column] = scores.var(ddof=1)
     return {name: variance.nan_to_num() for name, variance in results.items()}
 
 
