@@ -155,13 +155,13 @@ def checklist(
             n_valid >= thresholds.VALID_SHARE * n_places and not is_chance,
         ),
         Check(
-            "best separation",
+            "separation at the best place",
             f"at least {thresholds.GOOD_SEPARATION:.2f}",
             f"{best_separation:.2f}{beside}",
             best_separation >= thresholds.GOOD_SEPARATION and not is_chance,
         ),
         Check(
-            "best accuracy",
+            "accuracy at the best place",
             f"at least {thresholds.BEST_ACCURACY:.0%}",
             f"{best_accuracy:.0%}{beside}",
             best_accuracy >= thresholds.BEST_ACCURACY and not is_chance,
