@@ -91,7 +91,7 @@ def choose_best(separation: Separation, n_layers: int, by: BestBy = "cohens_d") 
         return ours
     why = "separation depends on what all prompts share, d' does not"
     if article.cohens_d > ours.cohens_d:
-        why = "that lies in the last fifth of the layers"
+        why = "only the last fifth of the layers reads it"
     other = (
         f"The article's rule takes {article.hook_point} at {article.position} "
         f"(separation {article.separation:.2f}, d' {article.cohens_d:.2f}; here "
@@ -146,7 +146,8 @@ def _by_cohens_d(scored: list[Choice], n_layers: int) -> Choice:
     of = " on new topics" if best.is_of_new_topics else ""
     what = _reason(f"highest d'{of} ({best.cohens_d:.2f})", len(among))
     is_cut = 0 < len(early) < len(accurate)
-    return replace(best, reason=f"{what} before the last fifth" if is_cut else what)
+    cut = f" that a block before {first_late} reads, where the last fifth begins"
+    return replace(best, reason=what + cut if is_cut else what)
 
 
 def _cohens_d(place: Choice) -> float:

@@ -96,14 +96,17 @@ def test_the_last_fifth_is_taken_only_where_nothing_before_it_is_accurate():
     best = choose_best(make([0.5] * 10, None, growing), 10)
     assert best is not None
     assert best.layer == 6  # block 7 reads it, the last before int(0.8 * 10)
-    assert best.reason.startswith("highest d' (6.00) among 7 places with accuracy >= 0.7 before th")
+    assert best.reason == (
+        "highest d' (6.00) among 7 places with accuracy >= 0.7 that a block before 8 reads, where "
+        "the last fifth begins"
+    )
     best = choose_best(make([0.1] * 9 + [0.5], None, growing), 10)
     assert best is not None
-    assert best.other_rule.endswith("): that lies in the last fifth of the layers.")
+    assert best.other_rule.endswith("): only the last fifth of the layers reads it.")
     best = choose_best(make([0.5] * 10, [0.6] * 9 + [0.9], growing), 10)
     assert best is not None
     assert best.layer == 9
-    assert "before the last fifth" not in best.reason
+    assert "the last fifth" not in best.reason
 
 
 @pytest.mark.parametrize("site", RESIDUAL_SITES)
