@@ -4,6 +4,7 @@ import io
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from conftest import make_separation
 from planted_run import make_run, nulls, power
 from rich.console import Console
 
+from refusal_lens.directions.direction import Directions
 from refusal_lens.prompts.positions import PositionRead
 from refusal_lens.report.answer import answer
 from refusal_lens.report.evidence import gather
@@ -162,3 +164,48 @@ def test_runs_keep_their_names_in_80_columns():
     assert "default" in text
     assert "llama-3-8b" in text
     assert text.count("0.988") == 4
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_each_place_of_many_has_a_line_of_its_own_with_whole_numbers(width):
+    # From layer 10 on all were "resid_post …", with an AUROC of "0.87…".
+    positions = ("last", "instruction_mean", "instruction_last")
+    hook_points = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(30))
+    scores = {"separation": 0.0859, "accuracy": 0.8988, "auroc": 0.9649, "cohens_d": -12.5706}
+    places = dict.fromkeys(hook_points, dict.fromkeys(positions, {"metrics": scores}))
+    best = {"hook_point": hook_points[14], "position": "instruction_mean"}
+    directions = Directions(
+        torch.full((30, 3, 2), 1234.5),
+        torch.ones(30, 3, dtype=torch.bool),
+        hook_points,
+        positions,
+        provenance={"places": places, "best": best},
+    )
+    text = printed(terminal.show_directions, directions, Path("run"), width=width)
+    table = text.partition("Directions, scored")[2]
+    assert "…" not in table
+    rows = re.findall(r"^resid_post (\d+) +(\S+) +(\*?) +.*0\.9649 +-12\.5706$", table, re.M)
+    assert [(int(layer), position) for layer, position, _ in rows] == [
+        (layer, position) for layer in range(30) for position in positions
+    ]
+    assert [row for row in rows if row[2]] == [("14", "instruction_mean", "*")]
+    assert ("Too narrow for" in table) == (width < 100)
+
+
+def test_names_of_runs_are_not_broken_where_columns_can_be_left_out():
+    names = ["house-of-tiny-refusers-2", "newcomer-run"]
+    summary = pd.DataFrame(
+        {
+            "run": names,
+            "model": "data/tiny-refuser",
+            "hook_point": "blocks.15.hook_resid_post",
+            "position": "instruction_mean",
+            **dict.fromkeys(("auroc", "separation", "cohens_d"), 0.9876),
+        }
+    )
+    nothing = pd.DataFrame({"run": [], "a": [], "b": [], "fit_on": [], "test_on": []})
+    tables = {"summary": summary, "cosines": nothing, "transfer": nothing}
+    for width in (60, 80):
+        text = printed(terminal.show_comparison, tables, width=width)
+        assert all(f"\n{name} " in text for name in names)
+        assert text.count("instruction_mean") == 2

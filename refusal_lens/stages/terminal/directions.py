@@ -15,10 +15,10 @@ from refusal_lens.directions.direction import Directions
 from refusal_lens.experiments.attribution import Attribution, Component
 from refusal_lens.experiments.token_readout import Unembedding
 from refusal_lens.models.hook_points import short_name
-from refusal_lens.stages.terminal.looks import TIGHT, table_of
+from refusal_lens.stages.terminal.looks import TIGHT, fill, leave_out, table_of
 from refusal_lens.validation.scores import SCORES
 
-HEADINGS = {"raw_norm": "raw norm", "auroc": "AUROC", "cohens_d": "d'"}
+HEADINGS = {"auroc": "AUROC", "cohens_d": "d'"}
 
 
 def show_directions(console: Console, directions: Directions, path: Path) -> None:
@@ -29,27 +29,34 @@ def show_directions(console: Console, directions: Directions, path: Path) -> Non
     for name, value in _describe(directions):
         table.add_row(name, escape(value))
     console.print(table)
+    _show_places(console, directions)
+
+
+def _show_places(console: Console, directions: Directions) -> None:
+    """Print a line a place; where all columns do not fit, those that say least are left out."""
     record, best = directions.provenance.get("places", {}), directions.provenance.get("best") or {}
-    scores = _scores_recorded(record)
-    columns = ("hook point", "position", "raw norm", *(HEADINGS.get(name, name) for name in scores))
+    places = [(each.hook_point, each.position) for each in directions]
+    is_best = [place == (best.get("hook_point"), best.get("position")) for place in places]
+    cells = {
+        "hook point": [short_name(hook_point) for hook_point, _ in places],
+        "position": [position for _, position in places],
+        "best": ["*" if each else "" for each in is_best],
+        "raw norm": [f"{each.vector.norm().item():.4g}" for each in directions],
+    }
+    metrics = [
+        record.get(hook_point, {}).get(position, {}).get("metrics", {})
+        for hook_point, position in places
+    ]
+    for name in _scores_recorded(record):
+        cells[HEADINGS.get(name, name)] = [_number(each.get(name)) for each in metrics]
+    shown = leave_out(cells, console.width, ("raw norm", "accuracy", "separation"))
     title = "Directions, scored on new prompts of the same topics"
-    places = table_of(title, columns, columns[:2], **TIGHT)
-    for column in places.columns:
-        column.no_wrap = True
-    for direction in directions:
-        entry = record.get(direction.hook_point, {}).get(direction.position, {})
-        metrics = entry.get("metrics", {})
-        is_best = (best.get("hook_point"), best.get("position")) == (
-            *(direction.hook_point, direction.position),
-        )
-        places.add_row(
-            short_name(direction.hook_point),
-            direction.position + (" (best)" if is_best else ""),
-            f"{direction.vector.norm().item():.4g}",
-            *(_number(metrics.get(name)) for name in scores),
-            style="bold" if is_best else "",
-        )
-    console.print(places)
+    table = table_of(title, list(shown), ("hook point", "position", "best"), **TIGHT)
+    if len(shown) < len(cells):
+        left_out = ", ".join(name for name in cells if name not in shown)
+        table.caption, table.caption_justify = f"Too narrow for: {left_out}.", "left"
+    fill(table, shown, ["bold" if each else "" for each in is_best])
+    console.print(table)
 
 
 def _scores_recorded(record: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:

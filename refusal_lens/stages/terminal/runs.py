@@ -3,33 +3,45 @@
 Tested in tests/stages/test_study.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
 from refusal_lens.models.hook_points import short_name
-from refusal_lens.stages.terminal.looks import TIGHT, table_of
+from refusal_lens.stages.terminal.looks import TIGHT, fill, leave_out, row_width, table_of
 from refusal_lens.validation.frames import rows_where
 
 
 def show_comparison(console: Console, tables: Mapping[str, pd.DataFrame]) -> None:
     """Print a line for each run, then what lies between runs."""
+    rows = tables["summary"].to_dict("records")
+    has_direction = [isinstance(row.get("hook_point"), str) for row in rows]
+
+    def column(write: Callable[[Mapping[Hashable, Any]], str], otherwise: str = "") -> list[str]:
+        return [
+            write(row) if has else otherwise for row, has in zip(rows, has_direction, strict=True)
+        ]
+
+    cells = {
+        "run": [row["run"] for row in rows],
+        "model": [Path(row["model"]).name for row in rows],
+        "best place": column(
+            lambda row: f"{short_name(row['hook_point'])}, {row['position']}", "no direction"
+        ),
+        "AUROC": column(lambda row: f"{row['auroc']:.3f}"),
+        "separation": column(lambda row: f"{row['separation']:.3f}"),
+        "d'": column(lambda row: f"{row['cohens_d']:.2f}"),
+    }
+    if row_width(cells) > console.width:
+        # Two lines a run are better than a name that is broken.
+        cells["best place"] = [place.replace(", ", ",\n") for place in cells["best place"]]
+    shown = leave_out(cells, console.width, ("separation", "model"))
     title = "Runs, each at its best place, on new prompts of the same topics"
-    columns = ("run", "model", "best place", "AUROC", "separation", "d'")
-    table = table_of(title, columns, columns[:3], **TIGHT)
-    for number, column in enumerate(table.columns):
-        column.no_wrap, column.overflow = number > 1, "fold"
-    table.columns[0].min_width = 8
-    for row in tables["summary"].to_dict("records"):
-        scores = ["no direction", "", "", ""]
-        if isinstance(row.get("hook_point"), str):
-            scores = [
-                f"{short_name(row['hook_point'])}, {row['position']}",
-                *(f"{row['auroc']:.3f}", f"{row['separation']:.3f}", f"{row['cohens_d']:.2f}"),
-            ]
-        table.add_row(row["run"], Path(row["model"]).name, *scores)
+    table = table_of(title, list(shown), ("run", "model", "best place"), **TIGHT)
+    fill(table, shown, [""] * len(rows))
     console.print(table)
     _show_between(console, tables["cosines"], ("a", "b"), "cosine")
     _show_between(console, tables["transfer"], ("fit_on", "test_on"), "auroc")
