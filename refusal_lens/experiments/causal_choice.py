@@ -51,7 +51,7 @@ class CausalRule:
             f"block {first_late_block(self.max_layer_share, n_layers)} or a later one reads it": (
                 self.is_late(scores.hook_point, n_layers)
             ),
-            f"KL is above {self.max_kl:g}": scores.kl > self.max_kl,
+            f"KL of the first token is above {self.max_kl:g}": scores.kl > self.max_kl,
             f"induce score is below {self.min_induce:g}": scores.induce < self.min_induce,
         }
         return tuple(reason for reason, is_fault in faults.items() if is_fault)
@@ -115,7 +115,7 @@ def choose_causal(
         >>> row = {"hook_point": "blocks.1.hook_resid_post", "position": "last"}
         >>> scores = pd.DataFrame([{**row, "bypass": -5.0, "induce": 1.5, "kl": 0.2}])
         >>> choose_causal(scores, 4).dropped
-        {'KL is above 0.1': 1}
+        {'KL of the first token is above 0.1': 1}
     """
     rule = rule or CausalRule()
     judged = [(entry, rule.reasons(entry, n_layers)) for entry in causal_entries(scores)]

@@ -40,6 +40,7 @@ INDUCED = "share of the gap induced"
 LEFT = "refused after removal"
 AFTER = "refused after addition"
 CONTROLS = ("removal ranks before random directions", "addition ranks before random directions")
+KL = "KL of the first token on harmless prompts"
 LOSS = "rise of the text's loss"
 FOLLOWS = "the refusal score follows the judge"
 
@@ -152,7 +153,7 @@ def decide_cause(evidence: Evidence, max_kl: float, seed: int = 0) -> Verdict:
 
     Args:
         evidence: What was seen.
-        max_kl: Most KL on harmless prompts under removal, in nats.
+        max_kl: Most KL of the first answer token on harmless prompts under removal, in nats.
         seed: Of the bootstrap.
 
     Source:
@@ -214,7 +215,7 @@ def _effects(evidence: Evidence, max_kl: float, seed: int) -> list[Check]:
         ),
         _check(LEFT, draws["left"], MAX_LEFT - draws["left"], MAX_LEFT, n_prompts),
         _check(AFTER, draws["induced"], draws["induced"] - MIN_INDUCED, MIN_INDUCED, n_prompts),
-        _check("KL on harmless prompts", draws["kl"], max_kl - draws["kl"], max_kl, n_prompts),
+        _check(KL, draws["kl"], max_kl - draws["kl"], max_kl, n_prompts),
     ]
     if len(evidence.loss_rise):
         rise = draws["loss_rise"]
@@ -326,8 +327,8 @@ def compare_removals(table: pd.DataFrame) -> str:
     row = chosen.iloc[0]
     at_place = rows_where(table, hook_point=row["hook_point"], position=row["position"])
     ends = " and ".join(
-        f"to {each['bypass']:+.2f} by {titles[each['intervention']]} (KL on harmless "
-        f"{each['kl']:.3f})"
+        f"to {each['bypass']:+.2f} by {titles[each['intervention']]} (KL of the first "
+        f"token on harmless {each['kl']:.3f})"
         for each in at_place.to_dict("records")
     )
     return (

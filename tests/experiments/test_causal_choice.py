@@ -88,7 +88,7 @@ def test_where_nothing_passes_the_reasons_are_counted():
     assert choice.chosen is None
     assert (choice.n_candidates, choice.n_eligible) == (4, 0)
     assert choice.dropped == {
-        "KL is above 0.1": 2,
+        "KL of the first token is above 0.1": 2,
         "block 8 or a later one reads it": 1,
         "induce score is below 0": 1,
         "a score is not a number": 1,

@@ -24,6 +24,9 @@ from refusal_lens.validation.frames import rows_where
 _TEXTS = ("place", "intervention", "direction", "verdict", "condition", "stands")
 """Columns of words, which may break."""
 
+_KL = "KL of\nfirst\ntoken"
+"""In lines that are as wide as the numbers."""
+
 
 def show_labels_of(console: Console, prompts: ContrastSet) -> None:
     """Say what the classes are, where they are not harmful and harmless prompts."""
@@ -66,8 +69,8 @@ def show_causal(console: Console, scores: CausalScores) -> None:
     """Print the causal scores of every candidate, the choice and what it cost."""
     table = _table(
         f"What each direction does to refusal ({scores.n_prompts} prompts not fitted on)",
-        ("place", "intervention", "bypass", "induce", "KL", "verdict"),
-        "Refusal scores and KL in nats.",
+        ("place", "intervention", "bypass", "induce", _KL, "verdict"),
+        "Refusal scores in nats; KL, in nats, on harmless prompts.",
     )
     for row in scores.table.to_dict("records"):
         table.add_row(
@@ -121,7 +124,7 @@ def show_causal_choice(console: Console, choice: CausalChoice, in_words: str) ->
         for entry, reasons in choice.near_misses:
             console.print(
                 f"  {entry.hook_point} at {entry.position}: bypass {entry.bypass:+.2f}, induce "
-                f"{entry.induce:+.2f}, KL {entry.kl:.3f}: {', '.join(reasons)}"
+                f"{entry.induce:+.2f}, KL of the first token {entry.kl:.3f}: {', '.join(reasons)}"
             )
     dropped = ", ".join(f"{reason} ({n})" for reason, n in choice.dropped.items())
     console.print(f"Dropped: {dropped or 'none'}\n{in_words}")
@@ -168,7 +171,8 @@ def _conditions(verdict: Verdict) -> Table:
         "What the verdict rests on",
         ("condition", "measured", "limit", "stands"),
         "95 % intervals, as shares, of a bootstrap over pairs: they speak of new prompts on the "
-        "same topics, and those above, in percent, of new topics.",
+        "same topics, and those above, in percent, of new topics. The KL is measured as by "
+        "select, but on prompts that took no part in the choice.",
     )
     for check in verdict.checks:
         interval = "" if check.low != check.low else f" ({check.low:.2f} to {check.high:.2f})"
@@ -183,7 +187,7 @@ def _outcomes(rows: pd.DataFrame, name: str) -> Table:
     table = _table(
         f"{name}, plain: {plain['plain_rate']:.1%} refused, score {plain['plain_score']:+.2f}, "
         f"loss of text {plain['plain_loss']:.2f}",
-        ("intervention", "direction", "refused", "broken", "score", "KL", "loss"),
+        ("intervention", "direction", "refused", "broken", "score", _KL, "loss"),
         "Refused with Wilson's 95 % interval by topic, in percent. The loss of the text is told of "
         "the fitted direction.",
     )
