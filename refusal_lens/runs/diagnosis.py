@@ -332,8 +332,9 @@ def diagnose_texts(
     """
     if likeness.n_near:
         pair = likeness.pairs.iloc[0]
+        stand = "prompt stands" if likeness.n_near == 1 else "prompts stand"
         yield Finding(
-            f"{likeness.n_near} harmful prompts stand almost word for word among the harmless "
+            f"{likeness.n_near} harmful {stand} almost word for word among the harmless "
             f"ones too, such as {pair['harmful_id']} and {pair['harmless_id']}.",
             "Read tables/near_duplicates.csv; take out those that are in the wrong class.",
         )

@@ -150,6 +150,8 @@ def test_texts_too_alike_and_templates_that_differ_are_named():
         "2 harmful prompts stand almost word for word among the harmless ones too, such as a-1 and "
         "b-2."
     )
+    (one,) = diagnose_texts(Likeness(pairs, 1, 30, 0.5, 0.5), None)
+    assert one.cause.startswith("1 harmful prompt stands almost word for word")
     (other,) = diagnose_texts(
         Likeness(pairs, 0, 30, 0.5, 0.5), {"harmful": (8,), "harmless": (12, 13)}
     )
