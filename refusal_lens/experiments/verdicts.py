@@ -317,10 +317,10 @@ def compare_removals(table: pd.DataFrame) -> str:
     }
     titles = {name: intervention_of(name).title for name in named}
     passing = ", ".join(
-        f"{titles[name]} at {sum(rows['is_eligible'])}" for name, rows in named.items()
+        f"{sum(rows['is_eligible']) or 'none'} under {titles[name]}" for name, rows in named.items()
     )
     n_places = len(next(iter(named.values())))
-    first = f"Of {n_places} places, those that pass the rule: {passing}."
+    first = f"Places that pass the rule, of {n_places}: {passing}."
     chosen = rows_where(table, is_chosen=True)
     if chosen.empty:
         return first

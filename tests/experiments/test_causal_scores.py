@@ -1,5 +1,7 @@
 """The table of causal scores tells interventions apart, and a grid is scored as all are."""
 
+import math
+from dataclasses import replace
 from io import StringIO
 
 import pandas as pd
@@ -42,7 +44,7 @@ def test_the_table_tells_interventions_apart():
     assert judged["reasons"].tolist() == ["", "KL of the first token is above 0.1"]
     assert choice.n_eligible == 1
     assert compare_removals(judged) == (
-        "Of 1 places, those that pass the rule: affine ablation at 1, ablation at zero at 0. At "
+        "Places that pass the rule, of 1: 1 under affine ablation, none under ablation at zero. At "
         "the chosen place the refusal score of harmful prompts goes from +4.00 to -5.00 by affine "
         "ablation (KL of the first token on harmless 0.030) and to +3.00 by ablation at zero (KL "
         "of the first token on harmless 0.900). Harmless prompts project to -8.00 there, harmful "
@@ -50,7 +52,9 @@ def test_the_table_tells_interventions_apart():
     )
     unchosen, nothing = judge_table(table, 8, CausalRule(), "ablate")
     assert nothing.chosen is None
-    assert compare_removals(unchosen).endswith("affine ablation at 1, ablation at zero at 0.")
+    assert compare_removals(unchosen).endswith(
+        " 1 under affine ablation, none under ablation at zero."
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,13 @@ def test_what_is_left_out_is_told(scored, activations, model):
     assert "with causal.layers_every=3 about" in text
     assert f"{part.choice.n_candidates} of {part.n_places} places" in text
     assert "A better one elsewhere would be missed." in text
+    for n_ranked, said in ((0, None), (1, "The best that meets"), (3, "The best 3 that meet")):
+        bypass_random = [1.0] * n_ranked + [math.nan] * (len(part.table) - n_ranked)
+        ranked = replace(part, table=part.table.assign(bypass_random=bypass_random))
+        show_causal(console, ranked)
+        text = console.export_text()
+        assert ("random directions" in text) == (said is not None)
+        assert said is None or f"{said} all else" in text
     names = activations.hook_points
     whole, grid = (
         passes_to_score(names, len(activations.positions), 10, 4, each)

@@ -97,9 +97,9 @@ def show_causal(console: Console, scores: CausalScores) -> None:
         )
     n_ranked = sum(not math.isnan(each) for each in scores.table["bypass_random"])
     if n_ranked:
+        best = "that meets all else is" if n_ranked == 1 else f"{n_ranked} that meet all else are"
         console.print(
-            f"The best {n_ranked} that meet all else are ranked among random directions; of others "
-            "that do one cannot tell."
+            f"The best {best} ranked among random directions; of others that do, one cannot tell."
         )
 
 
