@@ -4,6 +4,8 @@ Tested in tests/cli/test_console.py.
 """
 
 import os
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,15 +47,22 @@ SetOption = Annotated[
 
 
 @contextmanager
-def existing_run(path: Path, overrides: list[str] | None) -> Iterator[tuple["Config", "RunFolder"]]:
-    """Open a run and read its settings, with overrides laid over them."""
+def existing_run(
+    path: Path, overrides: list[str] | None, *, goes_on: bool = False
+) -> Iterator[tuple["Config", "RunFolder"]]:
+    """Open a run and read its settings, with overrides laid over them.
+
+    `goes_on` tells after Ctrl-C that the same command takes up what it has answered and scored.
+    """
     with plain_errors():
         with console.status("Starting"):
             from refusal_lens.runs.folder import RunFolder
 
         run_folder = RunFolder.open(path)
         settings = run_folder.read_config(overrides or [])
-        with told_where(path):
+        again = shlex.join(["refusal-lens", *sys.argv[1:]])
+        advice = f" Answers and scores so far are kept. Go on: {again}" if goes_on else ""
+        with told_where(path, advice):
             yield settings, run_folder
 
 

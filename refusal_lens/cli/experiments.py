@@ -41,7 +41,7 @@ CoefficientOption = Annotated[
 
 def select(run_path: RunArgument, set_: SetOption = None) -> None:
     """Choose the direction by what it does to refusal, on prompts it was not fitted on."""
-    with existing_run(run_path, set_) as (settings, run_folder):
+    with existing_run(run_path, set_, goes_on=True) as (settings, run_folder):
         from refusal_lens.stages import experiment, terminal
 
         terminal.show_paths(console, experiment.select_stage(settings, run_folder, console))
@@ -56,7 +56,7 @@ def ablate(
     set_: SetOption = None,
 ) -> None:
     """Remove and add the direction, beside controls, and count refusals."""
-    with existing_run(run_path, set_) as (settings, run_folder):
+    with existing_run(run_path, set_, goes_on=True) as (settings, run_folder):
         from refusal_lens.stages import experiment, terminal
 
         request = experiment.read_request(direction, intervention, coefficient)

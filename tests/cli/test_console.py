@@ -93,3 +93,20 @@ def test_a_warning_is_told_once(capsys):
         for text in ("few prompts", "few prompts", "another"):
             warnings.warn(text, RefusalLensWarning, stacklevel=1)
     assert capsys.readouterr().err.split("Warning: ")[1:] == ["few prompts\n", "another\n"]
+
+
+@pytest.mark.parametrize("command", ["select", "ablate"])
+def test_an_interrupted_experiment_says_how_to_go_on(tmp_path, monkeypatch, command):
+    run_folder = make_run(tmp_path / "a run")
+    typed = [command, str(run_folder.path), "--set", "causal.min_induce=0.5"]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"refusal_lens.stages.experiment.{command}_stage", stop)
+    monkeypatch.setattr("sys.argv", ["refusal-lens", *typed])
+    done = CliRunner().invoke(app, typed)
+    assert done.exit_code == 130
+    assert "Interrupted." in done.output
+    again = f"Go on: refusal-lens {command} '{run_folder.path}' --set causal.min_induce=0.5"
+    assert done.output.endswith(f"Answers and scores so far are kept. {again}\n")
