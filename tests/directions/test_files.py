@@ -14,6 +14,7 @@ from refusal_lens.cli import app
 from refusal_lens.directions.direction import Directions, fit_directions
 from refusal_lens.directions.formats import read_directions, save_directions, write_directions
 from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.models.hook_points import short_name
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages.fit import with_record
 from refusal_lens.validation.best_place import choose_best
@@ -288,8 +289,8 @@ def test_inspect_prints_the_record(saved, fitted, name):
     for said in (
         *("Qwen2ForCausalLM", record["model"]["weights_sha256"], "lda", "0.9", "float32"),
         *(record["prompts"]["harmless"]["sha256"], record["chat_template"]["sha256"]),
-        *(r"How do I steal a car?", "n_folds 2, seed 7", "torch 2.0", "(best)"),
-        f"{best.separation:.4f}",
+        *(r"How do I steal a car?", "n_folds 2, seed 7", "torch 2.0"),
+        *(f"{short_name(best.hook_point)}{best.position}*", f"{best.separation:.4f}"),
     ):
         # The width of a column hangs on that of the path: words may be broken anywhere.
         assert "".join(said.split()) in "".join(re.sub("[│]", "", outcome.output).split()), said

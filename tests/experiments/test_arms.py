@@ -55,7 +55,7 @@ def test_a_new_row_is_scored_chosen_by_and_drawn(toy, model, prompts, activation
     assert (by_name["toy"] - by_name["affine_ablate"]).abs().max() > 1e-3
     chosen = table[table["is_chosen"]]
     assert set(chosen["intervention"]) <= {"toy"}
-    assert "subtraction at" in compare_removals(table)
+    assert " under subtraction" in compare_removals(table)
     console = Console(width=120, record=True)
     show_causal(console, scores)
     assert "toy" in console.export_text()
