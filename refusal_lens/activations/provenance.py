@@ -122,16 +122,21 @@ def describe_code(root: Path) -> dict[str, Any] | None:
     origin = json.loads(written or "{}")
     if "vcs_info" in origin:
         commit = origin["vcs_info"]["commit_id"]
-        return {"repository": origin["url"], "commit": commit, "is_changed": False}
+        return {**_repository(origin["url"]), "commit": commit, "is_changed": False}
     # An environment may lie in a repository of something else.
     if not (root / ".git").exists() or (commit := _git(root, "rev-parse", "HEAD")) is None:
         return None
     address = _git(root, "remote", "get-url", "origin") or str(root)
     return {
-        "repository": re.sub(r"(?<=://)[^/@]+@", "", address),  # no password into a report
+        **_repository(address),
         "commit": commit,
         "is_changed": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def _repository(address: str) -> dict[str, str]:
+    """Name a repository without a password, which would stand in the report."""
+    return {"repository": re.sub(r"(?<=://)[^/@]+@", "", address)}
 
 
 def _git(root: Path, *arguments: str) -> str | None:

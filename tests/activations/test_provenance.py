@@ -1,7 +1,9 @@
 """Which commit made a run, told from real checkouts."""
 
+import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +38,14 @@ def test_a_checkout_says_its_commit_and_whether_files_differ_from_it(checkout):
 def test_an_address_is_told_without_its_password(checkout):
     git(checkout, "remote", "add", "origin", "https://me:secret@a.b/c.git")
     assert describe_code(checkout)["repository"] == "https://a.b/c.git"
+
+
+def test_an_installation_from_a_repository_is_told_without_its_password(checkout, monkeypatch):
+    origin = {"url": "https://me:secret@a.b/c.git", "vcs_info": {"commit_id": "abc"}}
+    installed = SimpleNamespace(read_text=lambda name: json.dumps(origin))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: installed)
+    told = {"repository": "https://a.b/c.git", "commit": "abc", "is_changed": False}
+    assert describe_code(checkout) == told
 
 
 def test_an_environment_in_a_repository_of_something_else_is_not_taken_for_it(checkout):
