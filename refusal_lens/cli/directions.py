@@ -42,12 +42,15 @@ def compare(
             from refusal_lens.files import write_whole
             from refusal_lens.runs.compare import compare_runs, open_runs
             from refusal_lens.runs.compare_page import draw_comparison, render_page
+            from refusal_lens.runs.decision import warn_of_miss
             from refusal_lens.stages import terminal
             from refusal_lens.validation.frames import for_spreadsheets
 
         runs = open_runs(run_paths)
         tables = compare_runs(runs)
         terminal.show_comparison(console, tables)
+        for run in runs:
+            warn_of_miss(run.folder)
         for name, table in tables.items():
             with write_whole(output / f"{name}.csv") as file:
                 for_spreadsheets(table).to_csv(file, index=False)
@@ -69,12 +72,15 @@ def inspect(
     """Print what the directions of a run or a file were made from, and how good they are."""
     with plain_errors():
         from refusal_lens.directions.formats import read_directions
+        from refusal_lens.runs.decision import warn_of_miss
         from refusal_lens.runs.folder import RunFolder
         from refusal_lens.stages import terminal
 
-        is_run = path.is_dir()
-        directions = RunFolder.open(path).read_directions() if is_run else read_directions(path)
+        run_folder = RunFolder.open(path) if path.is_dir() else None
+        directions = run_folder.read_directions() if run_folder else read_directions(path)
         terminal.show_directions(console, directions, path)
+        if run_folder is not None:
+            warn_of_miss(run_folder)
 
 
 def attribute(

@@ -1,16 +1,19 @@
 """Is there a direction?  The one decision of a run, and the sentence that says it everywhere.
 
-Knows the scores of the best place and what exchanged labels and random directions reach. Does not
-know refusal, and gives no advice.
+Knows the scores of the best place and what exchanged labels and random directions reach, and warns
+who takes that place without one. Does not know refusal, and gives no advice.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 
-from refusal_lens.runs.folder import RunFolder
+from refusal_lens.errors import RefusalLensError, RefusalLensWarning
+from refusal_lens.models.hook_points import select_hook_points, selector_of
+from refusal_lens.runs.folder import RunFolder, best_or_refuse
 from refusal_lens.validation.best_place import Choice
 from refusal_lens.validation.frames import rows_where
 from refusal_lens.validation.thresholds import (
@@ -134,3 +137,46 @@ def read_chance(run_folder: RunFolder, best: Choice | None) -> Chance:
 def _first(rows: pd.DataFrame, column: str) -> float | None:
     kept = rows[column].dropna()
     return float(kept.iloc[0]) if len(kept) else None
+
+
+# --- the place that stands where no other was asked for -------------------------------------------
+
+
+def warn_of_miss(run_folder: RunFolder) -> None:
+    """Warn where a run found no direction: its best place is then no place to go on with."""
+    best = run_folder.best()
+    decision = decide(best, read_chance(run_folder, best))
+    if best is not None and not decision.is_found:
+        told = "cannot tell whether there is a" if decision.verdict == "cannot tell" else "found no"
+        warnings.warn(
+            f"{run_folder.path} {told} direction: its best place is only the nearest miss.",
+            RefusalLensWarning,
+            stacklevel=2,
+        )
+
+
+def best_by_default(run_folder: RunFolder) -> Choice:
+    """Return the best place of a run, as `best_or_refuse`; warn where it is a miss."""
+    warn_of_miss(run_folder)
+    return best_or_refuse(run_folder)
+
+
+def find_place(
+    run_folder: RunFolder, hook_point: str | None, position: str | None
+) -> tuple[str, str]:
+    """Return the place that was asked for, and the best one's where nothing was.
+
+    Raises:
+        RefusalLensError: Nothing was asked for, and no place is the best; or more than one was.
+    """
+    if hook_point is None or position is None:
+        best = best_by_default(run_folder)
+        hook_point, position = hook_point or best.hook_point, position or best.position
+    stored = run_folder.read_directions().hook_points
+    names = select_hook_points(stored, hook_point, str(run_folder.path))
+    if len(names) != 1:
+        raise RefusalLensError(
+            f"{hook_point} is {len(names)} hook points of this run; one is needed, such as "
+            f"{selector_of(names[0])}."
+        )
+    return names[0], position

@@ -30,7 +30,7 @@ from refusal_lens.experiments.refusal import Answer, RefusalReport
 from refusal_lens.files import nearest_sibling
 from refusal_lens.journal import Journal
 from refusal_lens.models.backends import Model, describe_model, tokenizer_of
-from refusal_lens.models.hook_points import select_hook_points, selector_of, site_of
+from refusal_lens.models.hook_points import site_of
 from refusal_lens.prompts.chat_format import ChatFormat, set_chat_format
 from refusal_lens.prompts.contrast import PROMPT_FIELDS, ContrastSet, Prompt, PromptSet
 from refusal_lens.runs.checksums import (
@@ -525,27 +525,6 @@ def _without_place(config: Config) -> dict[str, Any]:
 def _with_p_values(separation: Separation, p_values: pd.DataFrame | None) -> pd.DataFrame:
     frame = separation.to_frame()
     return frame if p_values is None else frame.merge(p_values, on=["hook_point", "position"])
-
-
-def find_place(
-    run_folder: RunFolder, hook_point: str | None, position: str | None
-) -> tuple[str, str]:
-    """Return the place that was asked for, and the best one's where nothing was.
-
-    Raises:
-        RefusalLensError: Nothing was asked for, and no place is the best; or more than one was.
-    """
-    if hook_point is None or position is None:
-        best = best_or_refuse(run_folder)
-        hook_point, position = hook_point or best.hook_point, position or best.position
-    stored = run_folder.read_directions().hook_points
-    names = select_hook_points(stored, hook_point, str(run_folder.path))
-    if len(names) != 1:
-        raise RefusalLensError(
-            f"{hook_point} is {len(names)} hook points of this run; one is needed, such as "
-            f"{selector_of(names[0])}."
-        )
-    return names[0], position
 
 
 def best_or_refuse(run_folder: RunFolder) -> Choice:

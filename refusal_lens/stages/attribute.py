@@ -17,7 +17,8 @@ from refusal_lens.experiments.attribution import attribute
 from refusal_lens.experiments.token_readout import project_tokens, read_unembedding
 from refusal_lens.models.hook_points import site_of
 from refusal_lens.prompts.contrast import Prompt
-from refusal_lens.runs.folder import RunFolder, find_place
+from refusal_lens.runs.decision import find_place
+from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages import terminal
 
 N_PROMPTS_SHOWN = 3

@@ -46,6 +46,7 @@ from refusal_lens.models.hook_points import resolve_hook_points
 from refusal_lens.prompts.contrast import ContrastSet, PromptSet
 from refusal_lens.prompts.positions import normalise_position
 from refusal_lens.prompts.tokens import check_control_tokens, tokenise
+from refusal_lens.runs.decision import best_by_default
 from refusal_lens.runs.folder import RunFolder
 from refusal_lens.stages import terminal
 from refusal_lens.stages.study import measure_and_store
@@ -239,12 +240,7 @@ def _place(
     if table is not None and table["is_chosen"].any():
         row = table[table["is_chosen"]].iloc[0]
         return row["hook_point"], row["position"]
-    best = run_folder.best()
-    if best is None:
-        raise RefusalLensError(
-            "The classes have the same mean everywhere, so that there is no direction to try. "
-            "Use other prompts."
-        )
+    best = best_by_default(run_folder)
     removal = run_folder.read_config().causal.intervention
     why = _why_best_place(table, removal)
     console.print(f"{why} Taking the best place of the run.", markup=False)

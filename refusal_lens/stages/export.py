@@ -9,7 +9,8 @@ from typing import Any
 
 from refusal_lens.directions import formats
 from refusal_lens.models.hook_points import select_hook_points, site_of
-from refusal_lens.runs.folder import RunFolder, best_or_refuse
+from refusal_lens.runs.decision import best_by_default
+from refusal_lens.runs.folder import RunFolder
 
 
 def export_stage(
@@ -32,7 +33,7 @@ def export_stage(
         context["scores"] = run_folder.read_separation()
         if format_name == "llm-abliteration":
             context["activations"] = run_folder.read_activations(directions.hook_points)
-        best = None if hook_points and positions else best_or_refuse(run_folder)
+        best = None if hook_points and positions else best_by_default(run_folder)
     else:
         directions, best = formats.read_directions(source), None
     names = tuple(

@@ -217,3 +217,15 @@ def test_runs_at_numbered_positions_alone_can_be_compared(tmp_path):
     summary = read_frame(tmp_path / "both" / "summary.csv")
     assert summary["position"].tolist() == ["-2", "-2"]
     assert summary["auroc"].notna().all()
+
+
+def test_a_run_that_cannot_tell_is_said_beside_its_best_place(runs, tmp_path):
+    run_folder = RunFolder(shutil.copytree(runs[0], tmp_path / "unsure"))
+    nulls, power = (run_folder.read_table(name) for name in ("nulls", "power"))
+    assert nulls is not None
+    assert power is not None
+    run_folder.write_table("nulls", nulls.assign(p_value_corrected=0.3))
+    run_folder.write_table("power", power.assign(detectable_auroc=0.9))
+    printed = invoke("compare", run_folder.path, runs[1], "--output", tmp_path / "out")
+    told = "cannot tell whether there is a direction: its best place is only the nearest miss."
+    assert f"Warning: {run_folder.path} {told}" in printed

@@ -4,13 +4,17 @@ import html
 import io
 import math
 from dataclasses import replace
+from typing import Any
 
 import explored_run
 import pytest
-from planted_run import make_run, nulls
+from planted_run import make_run, nulls, power
 from rich.console import Console
 from runs.test_diagnosis import make, make_prompts
+from typer.testing import CliRunner
 
+from refusal_lens.cli import app
+from refusal_lens.errors import RefusalLensWarning
 from refusal_lens.explorer import drawing
 from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.explorer.scene import Scene
@@ -20,9 +24,11 @@ from refusal_lens.report.evidence import gather
 from refusal_lens.report.page import render
 from refusal_lens.runs.compare import open_runs
 from refusal_lens.runs.compare_page import render_page
-from refusal_lens.runs.decision import Chance, decide, read_chance
+from refusal_lens.runs.decision import Chance, decide, find_place, read_chance
 from refusal_lens.runs.diagnosis import checklist, diagnose, diagnose_frames, diagnose_random
 from refusal_lens.stages import terminal
+from refusal_lens.stages.experiment import _place
+from refusal_lens.stages.export import export_stage
 from refusal_lens.validation.best_place import choose_best
 
 
@@ -135,3 +141,27 @@ def test_all_four_say_the_same_sentence(tmp_path, p_value, begins):
     explored = {run.name: ExploredRun(run)}
     view = nearest_view(View(), explored)
     assert drawing.decision(Scene(explored[run.name], view)) == told
+
+
+@pytest.mark.parametrize(
+    ("detectable", "told"),
+    [(0.9, "cannot tell whether there is a direction"), (0.65, "found no direction")],
+)
+def test_wherever_the_best_place_is_taken_by_default_a_miss_is_told(tmp_path, detectable, told):
+    # Behind "cannot tell" the best place was taken as if a direction had been found.
+    run_folder = explored_run.make_run(tmp_path / "run")
+    run_folder.write_table("nulls", nulls(0.3))
+    run_folder.write_table("power", power(detectable))
+    words = f"{run_folder.path} {told}: its best place is only the nearest miss."
+    by_effect: Any = None  # ablate asks for no model where no place was named
+    for take in (
+        lambda: find_place(run_folder, None, None),
+        lambda: _place(None, run_folder, by_effect, Console(quiet=True)),
+        lambda: export_stage(run_folder.path, tmp_path / "out.npz", "numpy"),
+    ):
+        with pytest.warns(RefusalLensWarning) as warned:
+            take()
+        assert [str(each.message) for each in warned] == [words]
+    inspected = CliRunner().invoke(app, ["inspect", str(run_folder.path)])
+    assert inspected.output.count(f"Warning: {words}") == 1
+    find_place(run_folder, "resid_post:1", "last")  # asked for, and so no matter of the choice

@@ -16,7 +16,8 @@ from refusal_lens.errors import RefusalLensError
 from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.report.evidence import gather
 from refusal_lens.runs.compare import open_runs
-from refusal_lens.runs.folder import RunFolder, best_or_refuse, find_place
+from refusal_lens.runs.decision import find_place
+from refusal_lens.runs.folder import RunFolder, best_or_refuse
 from refusal_lens.stages.fit import with_record
 from refusal_lens.validation.best_place import choose_best
 from refusal_lens.validation.nulls import draw_nulls
