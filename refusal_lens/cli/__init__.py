@@ -3,6 +3,7 @@
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
 
+import gc
 import io
 import sys
 
@@ -40,6 +41,7 @@ for command in (*EXPERIMENTS, explore.explore):
 
 def main() -> None:
     """Start the command line."""
+    gc.disable()  # until `starting` has imported what the command needs
     for stream in (sys.stdout, sys.stderr):
         # Windows gives a pipe cp1252, and C locales ASCII: what they lack is escaped, and a run
         # does not end over a prompt in Chinese.

@@ -16,6 +16,7 @@ from refusal_lens.cli.base import (
     console,
     existing_run,
     plain_errors,
+    starting,
     told_where,
 )
 
@@ -38,7 +39,7 @@ def compare(
 ) -> None:
     """Put runs beside each other: places, methods, cosines, transfer; no forward pass."""
     with plain_errors(), told_where(output):
-        with console.status("Starting"):
+        with starting():
             from refusal_lens.files import write_whole
             from refusal_lens.runs.compare import compare_runs, open_runs
             from refusal_lens.runs.compare_page import draw_comparison, render_page
@@ -71,10 +72,11 @@ def inspect(
 ) -> None:
     """Print what the directions of a run or a file were made from, and how good they are."""
     with plain_errors():
-        from refusal_lens.directions.formats import read_directions
-        from refusal_lens.runs.decision import warn_of_miss
-        from refusal_lens.runs.folder import RunFolder
-        from refusal_lens.stages import terminal
+        with starting():
+            from refusal_lens.directions.formats import read_directions
+            from refusal_lens.runs.decision import warn_of_miss
+            from refusal_lens.runs.folder import RunFolder
+            from refusal_lens.stages import terminal
 
         run_folder = RunFolder.open(path) if path.is_dir() else None
         directions = run_folder.read_directions() if run_folder else read_directions(path)
@@ -117,7 +119,7 @@ def export(
 ) -> None:
     """Write a run's directions in another project's format; by default the best site's."""
     with plain_errors():
-        with console.status("Starting"):
+        with starting():
             from refusal_lens.stages import terminal
             from refusal_lens.stages.export import export_stage
         export_stage(source, output, format_, hook_point or (), position or ())
@@ -140,7 +142,7 @@ def import_(
 ) -> None:
     """Read another project's directions into a .safetensors file of this one."""
     with plain_errors():
-        with console.status("Starting"):
+        with starting():
             from refusal_lens.directions.formats import read_directions, save_directions
             from refusal_lens.stages import terminal
 

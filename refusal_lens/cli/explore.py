@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from refusal_lens.cli.base import console, plain_errors
+from refusal_lens.cli.base import console, plain_errors, starting
 
 
 def explore(
@@ -27,8 +27,9 @@ def explore(
     with plain_errors():
         # While it serves, the server itself takes Ctrl-C as its end.
         with suppress(KeyboardInterrupt):
-            with console.status("Starting (importing Dash, reading runs)"):
+            with starting():
                 explorer = _import_explorer()
+            with console.status("Reading runs"):
                 page = explorer.build_app(run_paths)
             with explorer.open_server(
                 page, host=host, port=port, allow_remote=allow_remote

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refusal_lens.cli.base import console, errors, plain_errors, told_where
+from refusal_lens.cli.base import console, errors, plain_errors, starting, told_where
 
 if TYPE_CHECKING:
     from refusal_lens.config import Config
@@ -56,7 +56,7 @@ def new(
             file.write_text(text, encoding="utf-8")
         settings = load_config(output)
         console.print(f"Wrote {output}: every key is explained in it.", markup=False)
-        with console.status("Starting (importing torch and TransformerLens)"):
+        with starting():
             from refusal_lens.stages import study
         run_folder = study.new_run_folder(settings, output.stem, None)
         advice = f" Go on: refusal-lens run --resume --output {run_folder.typed}"

@@ -20,6 +20,7 @@ from refusal_lens.cli.base import (
     console,
     existing_run,
     plain_errors,
+    starting,
     told_where,
 )
 
@@ -256,7 +257,7 @@ def _new_run(
         if is_begun and output is not None:
             check(output, "config.yaml")
         settings = load_config(begun if is_begun else config, overrides)
-        with console.status("Starting"):
+        with starting():
             from refusal_lens.stages import study
         name = "default" if config is None else Path(config).stem
         run_folder = study.new_run_folder(settings, name, output, resume=resume)

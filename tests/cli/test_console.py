@@ -66,6 +66,26 @@ def test_a_piped_prompt_in_another_encoding_is_named(tmp_path):
     assert b"\\udce9" in done.stderr
 
 
+def test_garbage_is_looked_for_only_in_what_came_after_the_imports():
+    code = (
+        "import gc, refusal_lens.cli as cli; from refusal_lens.cli.base import starting\n"
+        "@cli.app.command()\n"
+        "def show():\n"
+        "    was_on = gc.isenabled()\n"
+        "    with starting(): import fractions\n"
+        "    print(was_on, gc.isenabled(), len(gc.get_objects()) < 1000 < gc.get_freeze_count())\n"
+        "with starting(): print(gc.get_freeze_count())\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "show"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["0", "False", "True", "True"], done.stderr
+
+
 def test_a_run_folder_is_inspected_as_its_file_of_directions(tmp_path):
     run_folder = make_run(tmp_path / "run")
     outputs = [
