@@ -7,7 +7,7 @@ who takes that place without one. Does not know refusal, and gives no advice.
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -34,13 +34,17 @@ class Chance:
     were not exchanged. `detectable` is the AUROC that would be found four times in five, NaN where
     that is not known. `random_share` is the share of random directions, with the activations' own
     covariance, that do as well as the fitted one; None where none were tried. `frames_differ`: no
-    exchange of labels tells harm from the wording, and the interval has to do.
+    exchange of labels tells harm from the wording, and the interval has to do. `least_p_value`
+    is as low as so few `shuffled` (topics, pairs or prompts) let any p-value be; NaN where that is
+    not known.
     """
 
     p_value: float | None = None
     detectable: float = math.nan
     random_share: float | None = None
     frames_differ: bool = False
+    least_p_value: float = math.nan
+    shuffled: str = "topics"
 
     @property
     def is_beaten(self) -> bool:
@@ -96,6 +100,13 @@ def decide(best: Choice | None, chance: Chance) -> Decision:
 
 def _not_beaten(chance: Chance) -> Decision:
     assert chance.p_value is not None, "labels were exchanged"
+    cannot = "These prompts cannot tell whether there is a direction"
+    if chance.least_p_value > SIGNIFICANT:
+        text = (
+            f"{cannot}: so few {chance.shuffled} can be exchanged between the classes that p "
+            f"cannot fall below {chance.least_p_value:.2g}, whatever the prompts say."
+        )
+        return Decision("cannot tell", text)
     reached = (
         f"with exchanged labels the best of all places does as well in {chance.p_value:.0%} of the "
         "draws"
@@ -107,10 +118,7 @@ def _not_beaten(chance: Chance) -> Decision:
         if math.isnan(chance.detectable)
         else (f" (one of {chance.detectable:.2f} would be found, four times in five)")
     )
-    text = (
-        f"These prompts cannot tell whether there is a direction: {reached}, and an AUROC of "
-        f"{WORTH_FINDING} would often go unnoticed{known}."
-    )
+    text = f"{cannot}: {reached}, and an AUROC of {WORTH_FINDING} would often go unnoticed{known}."
     return Decision("cannot tell", text)
 
 
@@ -120,17 +128,21 @@ def _not_beaten(chance: Chance) -> Decision:
 def read_chance(run_folder: RunFolder, best: Choice | None) -> Chance:
     """Read what there would be at the best place without a direction."""
     nulls, power = run_folder.read_table("nulls"), run_folder.read_table("power")
-    detectable = math.nan if power is None else float(power["detectable_auroc"].iloc[0])
-    differ = power is not None and bool(power["frames_differ"].iloc[0])
+    known: dict[str, Any] = {}
+    if power is not None:
+        row = power.iloc[0]
+        known["detectable"] = float(row["detectable_auroc"])
+        known["frames_differ"] = bool(row["frames_differ"])
+        known["least_p_value"] = float(row.get("least_p_value", math.nan))  # newer than the others
+        known["shuffled"] = str(row["shuffled"])
     if best is None or nulls is None or "p_value_corrected" not in nulls:
-        return Chance(detectable=detectable, frames_differ=differ)
+        return Chance(**known)
     # The AUROC's, as everywhere: its null has the same spread at every layer.
     rows = rows_where(nulls, hook_point=best.hook_point, position=best.position, score="auroc")
     return Chance(
-        _first(rows_where(rows, kind="permutation"), "p_value_corrected"),
-        detectable,
-        _first(rows_where(rows, kind="covariance"), "p_value"),
-        differ,
+        p_value=_first(rows_where(rows, kind="permutation"), "p_value_corrected"),
+        random_share=_first(rows_where(rows, kind="covariance"), "p_value"),
+        **known,
     )
 
 

@@ -388,7 +388,8 @@ def _diagnose_topics(separation: Separation, best: Choice | None) -> Iterator[Fi
 
 def _diagnose_chance(decision: Decision) -> Iterator[Finding]:
     remedies = {
-        "cannot tell": "Use more prompts, on more topics.",
+        "cannot tell": "Use more prompts, on more topics (with --limit, a larger one): six topics "
+        "of twins are the fewest that can tell.",
         "chance": "Take nothing below for a finding. Check which file is which class, and that "
         "they differ in harm; use more prompts.",
     }

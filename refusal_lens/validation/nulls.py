@@ -35,7 +35,6 @@ from refusal_lens.validation.separation import TOPIC_FOLDS, Separation
 from refusal_lens.validation.units import (
     Units,
     frames_differ,
-    log2_labellings,
     pair_units,
     shuffle_labels,
     topic_units,
@@ -61,8 +60,10 @@ class Nulls:
     `observed` are scores of the first dealing to folds, which is what the permutation repeats, and
     `observed_same_topics` those of the dealing behind `permutation_same_topics`. `draws` go by
     kind, then by score. NaN where there is no direction. `shuffled` says what the permutation
-    exchanged, and `log2_labellings` how many labellings it could draw. Where `frames_differ` by
-    class and cross the topics, no labelling is as likely as the true one, and there is no p-value.
+    exchanged; `least_p_value` is the share of labellings that are the true one, or that one with
+    the classes exchanged throughout, which scores the same: no p-value can be lower. Where
+    `frames_differ` by class and cross the topics, no labelling is as likely as the true one, and
+    there is no p-value.
     """
 
     observed: Mapping[str, Float[Tensor, "n_hook_points n_positions"]]
@@ -71,7 +72,7 @@ class Nulls:
     positions: tuple[str, ...]
     observed_same_topics: Mapping[str, Float[Tensor, "n_hook_points n_positions"]]
     shuffled: str
-    log2_labellings: float
+    least_p_value: float
     frames_differ: bool = False
 
     def to_frame(self) -> pd.DataFrame:
@@ -154,7 +155,7 @@ def detectable_auroc(nulls: Nulls, separation: Separation, share: float = 0.8) -
     score = separation.headline["auroc"]
     inside = (score.low > 0) & (score.high < 1)
     critical = nulls.highest(0.95)
-    if not bool(inside.any()) or nulls.log2_labellings < math.log2(20) or not critical < 1:
+    if not bool(inside.any()) or nulls.least_p_value > 0.05 or not critical < 1:
         return math.nan
     width = torch.special.logit(score.high[inside]) - torch.special.logit(score.low[inside])
     error = float(width.median()) / (2 * 1.96)
@@ -162,12 +163,12 @@ def detectable_auroc(nulls: Nulls, separation: Separation, share: float = 0.8) -
 
 
 def power_table(nulls: Nulls, separation: Separation) -> pd.DataFrame:
-    """Return one row: what was exchanged, how many labellings there were, and the power."""
+    """Return one row: what was exchanged, the least p-value that it allows, and the power."""
     return pd.DataFrame(
         [
             {
                 "shuffled": nulls.shuffled,
-                "log2_labellings": nulls.log2_labellings,
+                "least_p_value": nulls.least_p_value,
                 "detectable_auroc": detectable_auroc(nulls, separation),
                 "frames_differ": nulls.frames_differ,
             }
@@ -274,7 +275,12 @@ class _Deal:
     order: Int[Tensor, " n_prompts"]
     folds: Sequence[slice]
     labels: Float[Tensor, "n_draws n_prompts"]
-    log2_labellings: float
+
+    @property
+    def least_p_value(self) -> float:
+        """Return the share of draws, the labels as they are among them, that are bound to tie."""
+        is_exchanged = self.labels != self.labels[0]
+        return (is_exchanged.all(dim=1) | ~is_exchanged.any(dim=1)).double().mean().item()
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,7 +377,7 @@ def _deal(
     order, folds = sort_by_fold(dealt)
     drawn = shuffle_labels(is_harmful, units, dealt, n_draws, generator)
     labels = torch.cat([is_harmful[None], torch.from_numpy(drawn)])[:, order].float()
-    return _Deal(order, folds, labels, log2_labellings(units, dealt))
+    return _Deal(order, folds, labels)
 
 
 def _gather(
@@ -410,6 +416,6 @@ def _gather(
         activations.positions,
         observed.get(KINDS[1], whole),
         plan.shuffled,
-        plan.whole.log2_labellings,
+        plan.whole.least_p_value,
         plan.same_topics is not None and frames_differ(activations.is_harmful, activations.groups),
     )

@@ -3,7 +3,6 @@
 Knows labels and units. Does not know activations, and reads no texts.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,20 +183,6 @@ def shuffle_labels(
     of_prompt = units.of_prompt.numpy()
     labels = is_harmful.numpy()[None]
     return np.where(is_mixed[of_prompt][None], labels ^ drawn[:, of_prompt], drawn[:, of_prompt])
-
-
-def log2_labellings(units: Units, folds: Int[Tensor, " n_prompts"]) -> float:
-    """Return the binary logarithm of the number of labellings that `shuffle_labels` draws from."""
-    fold_of_unit = torch.zeros(units.n_units, dtype=torch.int64)
-    fold_of_unit[units.of_prompt] = folds
-    total = float((units.kind == MIXED).sum())
-    for fold in range(int(folds.max()) + 1):
-        counts = [
-            int(((fold_of_unit == fold) & (units.kind == kind)).sum())
-            for kind in (HARMFUL_ONLY, HARMLESS_ONLY)
-        ]
-        total += math.log2(math.comb(sum(counts), counts[0]))
-    return total
 
 
 # --- resampled --------------------------------------------------------------------------------

@@ -165,3 +165,14 @@ def test_wherever_the_best_place_is_taken_by_default_a_miss_is_told(tmp_path, de
     inspected = CliRunner().invoke(app, ["inspect", str(run_folder.path)])
     assert inspected.output.count(f"Warning: {words}") == 1
     find_place(run_folder, "resid_post:1", "last")  # asked for, and so no matter of the choice
+
+
+def test_topics_too_few_for_any_p_value_to_be_low_are_told():
+    # Five topics of twins: p cannot fall below 2/32, and "one of 1.00 would be found" was untrue.
+    (cause,) = findings_of(Chance(0.064, least_p_value=0.064, shuffled="topics"))
+    assert cause == (
+        "These prompts cannot tell whether there is a direction: so few topics can be exchanged "
+        "between the classes that p cannot fall below 0.064, whatever the prompts say."
+    )
+    (cause,) = findings_of(Chance(0.43, least_p_value=0.03))
+    assert "p cannot fall below" not in cause

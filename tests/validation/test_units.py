@@ -11,7 +11,7 @@ from scipy.stats import t as student
 from refusal_lens.activations.pooled import Activations
 from refusal_lens.prompts.groups import Groups
 from refusal_lens.validation.crossfit import assign_folds
-from refusal_lens.validation.nulls import draw_nulls
+from refusal_lens.validation.nulls import detectable_auroc, draw_nulls
 from refusal_lens.validation.separation import validate
 from refusal_lens.validation.units import (
     HARMFUL_ONLY,
@@ -19,7 +19,6 @@ from refusal_lens.validation.units import (
     Units,
     draw_weights,
     intraclass_correlation,
-    log2_labellings,
     pair_units,
     shuffle_labels,
     topic_units,
@@ -111,7 +110,21 @@ def test_twins_exchange_their_classes_and_topics_without_twins_go_whole():
             assert (drawn[:, rows] == drawn[:, rows][:, :1]).all()
         # Two topics of each fold, one of each class: each of the two ways round half of the time.
         assert drawn.float().mean(dim=0).tolist() == pytest.approx([0.5] * 40, abs=0.12)
-        assert log2_labellings(units, folds) == pytest.approx(5.0)
+        assert len(drawn.unique(dim=0)) == 2**5
+
+
+@pytest.mark.parametrize("has_twins", [True, False])
+@pytest.mark.parametrize("n_topics", [5, 6])
+def test_no_p_value_falls_below_what_so_few_topics_allow(n_topics, has_twins):
+    # All topics exchanged score what none exchanged do: of five topics two labellings in 32.
+    activations = planted(n_topics, 8, 1, effect=4.0, has_twins=has_twins)
+    nulls = draw_nulls(activations, n_permutations=2000)
+    least = nulls.least_p_value
+    assert least == pytest.approx(2 / 2**n_topics, abs=0.012)
+    assert nulls.p_values()["p_value_corrected"].tolist() == pytest.approx([least])
+    separation, _ = validate(activations)
+    # Five topics find nothing, whatever it is: there is no AUROC that they would find.
+    assert math.isnan(detectable_auroc(nulls, separation)) == (n_topics == 5)
 
 
 def test_weights_are_alike_within_units_and_keep_the_classes():
