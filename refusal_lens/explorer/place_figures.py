@@ -24,6 +24,8 @@ from refusal_lens.validation.densities import shared_histogram
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _OPAQUE, _DIMMED = 0.8, 0.12
+_DRAWN_BY_THE_PAGE = {"maxdisplayed": 1}
+"""Of marks that `assets/explorer.js` draws, since plotly takes long for many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +173,7 @@ def _marks(style: ClassStyle, rows: list[int], prompts: Sequence[Prompt]) -> go.
     """Return one mark a prompt that can be picked out; `customdata` is its row."""
     return prompt_marks(style, [prompts[row] for row in rows]).update(
         customdata=rows,
-        marker={"size": 7, "symbol": style.symbol},
+        marker={"size": 7, "symbol": style.symbol} | _DRAWN_BY_THE_PAGE,
         selected={"marker": {"opacity": 1, "size": 11}},
         unselected={"marker": {"opacity": _DIMMED}},
         hovertemplate=f"%{{hovertext}}<br>{style.name} · %{{x}}<extra></extra>",
@@ -183,7 +185,10 @@ def _crosses() -> go.Scatter:
         name="on the wrong side",
         yaxis="y2",
         mode="markers",
-        marker={"symbol": "x-thin", "size": 10, "line": {"color": NEUTRAL_COLOUR, "width": 2}},
+        marker={
+            **{"symbol": "x-thin", "size": 10, "line": {"color": NEUTRAL_COLOUR, "width": 2}},
+            **_DRAWN_BY_THE_PAGE,
+        },
         hoverinfo="skip",
     )
 

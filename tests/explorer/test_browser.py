@@ -78,6 +78,42 @@ def traces(page, graph: str) -> list[dict]:
     )
 
 
+def marks(page, graph: str) -> list[dict]:
+    """Return the marks of each trace of a figure: where they are, and where they are to be.
+
+    `drawn` and `due` are sorted pixels; `alike` is how many there are of each opacity and diameter.
+    """
+    return page.evaluate(
+        """(id) => {
+            const graph = document.querySelector(`#${id} .js-plotly-plot`);
+            const sorted = (places) => places.sort(([a, b], [c, d]) => a - c || b - d);
+            const ours = graph.calcdata.filter(([{trace}]) => trace.marker?.maxdisplayed);
+            return ours.map((points) => {
+                const {uid, xaxis, yaxis} = points[0].trace;
+                const {xaxis: x, yaxis: y} = graph._fullLayout._plots[xaxis + yaxis];
+                const paths = [...graph.querySelectorAll(`.trace${uid} .marks`)], alike = {};
+                const drawn = paths.flatMap((path) => {
+                    const [, ...places] = path.getAttribute('d').split('L');
+                    const shape = path.previousSibling.firstChild;
+                    const {height} = shape.getBBox(), opacity = shape.getAttribute('fill-opacity');
+                    alike[`${opacity} ${height.toFixed(1)}`] = places.length - 1;
+                    return places.slice(0, -1).map((place) => place.split(',').map(Number));
+                });
+                const due = points.filter((point) => point.x !== false).map((point) =>
+                    [x.c2p(point.x), y.c2p(point.y)].map((pixel) => Number(pixel.toFixed(1))));
+                return {alike, drawn: sorted(drawn), due: sorted(due)};
+            });
+        }""",
+        graph,
+    )
+
+
+def assert_marks_are_in_place(page, graph: str, *counts: int) -> None:
+    found = marks(page, graph)
+    assert [len(each["drawn"]) for each in found] == list(counts)
+    assert all(each["drawn"] == each["due"] for each in found)
+
+
 def threshold(page) -> float:
     graph = "document.querySelector('#histogram .js-plotly-plot')"
     return page.evaluate(f"{graph}.layout.shapes[0].x0")
@@ -95,6 +131,13 @@ def along(page, x: float, y: float = 0.5) -> tuple[float, float]:
         }""",
         [x, y],
     )
+
+
+def mark_of(page, row: int) -> tuple[float, float]:
+    """Return the pixel of a prompt's mark in the histogram."""
+    found = [trace for trace in traces(page, "histogram") if row in trace["rows"]]
+    point = found[0]["rows"].index(row)
+    return along(page, found[0]["x"][point], (found[0]["y"][point] + 0.6) / 2.2)
 
 
 def hover_and_click(page, pixel: tuple[float, float]) -> None:
@@ -215,6 +258,55 @@ def test_dragging_the_threshold_says_accuracy_and_what_flips(explore, folder):
     page.click("#reset")
     says(page, "readout", "the fitted threshold")
     assert threshold(page) == pytest.approx(fitted)
+
+
+# --- marks -------------------------------------------------------------------------------------
+
+
+def test_every_prompt_has_a_mark_in_its_place_wherever_the_page_goes(explore, folder):
+    page = explore("?hook_point=blocks.0.hook_resid_post&position=last")
+    run, numbers = numbers_of(folder, "blocks.0.hook_resid_post")
+    misread = int(((numbers > threshold(page)) != run.is_harmful).sum())
+    assert misread > 10
+    assert_marks_are_in_place(page, "histogram", 40, 40, misread)
+    assert_marks_are_in_place(page, "scatter", 40, 40)
+    assert marks(page, "histogram")[0]["alike"] == {"0.8 7.0": 40}
+    page.keyboard.press("ArrowRight")
+    says(page, "headline", "resid_post 1 ")
+    there = marks(page, "histogram")[0]["due"]
+    page.locator("#histogram [data-title='Zoom in']").click()
+    until(page, "document.querySelector('#histogram .js-plotly-plot').layout.xaxis.range")
+    assert marks(page, "histogram")[0]["due"] != there
+    assert_marks_are_in_place(page, "histogram", 40, 40, len(traces(page, "histogram")[4]["x"]))
+    page.set_viewport_size({"width": 700, "height": 900})
+    page.wait_for_timeout(1000)
+    assert_marks_are_in_place(page, "histogram", 40, 40, len(traces(page, "histogram")[4]["x"]))
+
+
+def test_a_mark_names_its_prompt_and_a_box_dims_the_others_while_it_is_drawn(explore, folder):
+    page = explore("?hook_point=blocks.3.hook_resid_post&position=last")
+    _, numbers = numbers_of(folder, "blocks.3.hook_resid_post")
+    for row in (int(numbers.argmax()), int(numbers.argmin())):
+        prompt = folder_prompts(folder)[row]
+        page.mouse.move(*mark_of(page, row))
+        until(
+            page,
+            "document.querySelector('#histogram .hovertext')?.textContent"
+            f".includes({json.dumps(prompt.id)})",
+        )
+    ordered = numbers.sort().values
+    low, high = widest_gap(ordered[3:15]), widest_gap(ordered[25:38])
+    page.mouse.move(*along(page, low, 0.04))
+    page.mouse.down()
+    for share in (0.3, 0.6, 1):
+        page.mouse.move(*along(page, low + share * (high - low), 0.04 + 0.92 * share))
+        page.wait_for_timeout(150)
+    inside = int(((numbers > low) & (numbers < high)).sum())
+    while_drawn = marks(page, "histogram")[0]["alike"]
+    page.mouse.up()
+    says(page, "count", f"{inside} prompts of 80")
+    assert while_drawn == {"0.12 7.0": 40 - inside, "1 11.0": inside}
+    assert marks(page, "histogram")[0]["alike"] == while_drawn
 
 
 # --- prompts -----------------------------------------------------------------------------------

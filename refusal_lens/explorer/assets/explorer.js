@@ -20,6 +20,67 @@
       : element("p", {className: "hint"}, ["None."]));
   };
 
+  // Plotly sets every mark's style by itself, twice over: with thousands that took most of a step.
+  // It is told to draw none of them (`maxdisplayed`), and still knows them all: hover, click, box
+  // and lasso are its own. Here all marks of a trace that look alike are one path's markers.
+  const SHAPES = {
+    circle: (r) => `M${r},0A${r},${r} 0 1,1 0,${-r}A${r},${r} 0 0,1 ${r},0Z`,
+    diamond: (r) => `M${1.3 * r},0L0,${1.3 * r}L${-1.3 * r},0L0,${-1.3 * r}Z`,
+    "x-thin": (r) => `M${r},${r}L${-r},${-r}M${r},${-r}L${-r},${r}`,
+  };
+
+  const svg = (tag, attributes, children = []) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
+    made.append(...children);
+    return made;
+  };
+
+  const drawTrace = (trace, points, { xaxis, yaxis }) => {
+    const { marker, uid, selected, unselected, selectedpoints } = trace;
+    const chosen = selectedpoints && new Set(selectedpoints);
+    const alike = new Map();
+    points.forEach((point, index) => {
+      const [x, y] = [xaxis.c2p(point.x), yaxis.c2p(point.y)];
+      if (!Number.isFinite(x + y)) return;
+      const own = { opacity: point.mo ?? marker.opacity, size: marker.size };
+      const look = { ...own, ...(chosen && (chosen.has(index) ? selected : unselected)?.marker) };
+      point.mrc = look.size / 2;  // hover's labels keep this far away
+      const key = `${look.opacity}-${look.size}`;
+      if (!alike.has(key)) alike.set(key, { ...look, places: "" });
+      alike.get(key).places += `L${x.toFixed(1)},${y.toFixed(1)}`;
+    });
+    // What is picked out lies above what is dimmed.
+    return [...alike].sort(([, a], [, b]) => a.opacity - b.opacity).flatMap(([key, look]) => {
+      const id = `mark-${uid}-${key}`;
+      const ink = { fill: marker.color, stroke: marker.line.color, "stroke-width": marker.line.width };
+      const shape = svg("path", { d: SHAPES[marker.symbol](look.size / 2), ...ink,
+        "fill-opacity": look.opacity, "stroke-opacity": look.opacity });
+      return [
+        svg("marker", { id, markerUnits: "userSpaceOnUse", overflow: "visible" }, [shape]),
+        // The first and the last place of a path have no mark in the middle.
+        svg("path", { class: "marks", "marker-mid": `url(#${id})`, fill: "none", stroke: "none",
+          d: `M0,0${look.places}L0,0` }),
+      ];
+    });
+  };
+
+  const drawMarks = (graph) => graph.calcdata.forEach((points) => {
+    const { trace } = points[0];
+    const group = graph.querySelector(`.trace${trace.uid} .points`);
+    if (!group || !trace.marker?.maxdisplayed) return;
+    group.querySelectorAll("marker, .marks").forEach((old) => old.remove());
+    group.append(...drawTrace(trace, points, graph._fullLayout._plots[trace.xaxis + trace.yaxis]));
+  });
+
+  const watchMarks = (graph) => {
+    if (graph.drawsMarks || !graph.on || !graph.calcdata) return;
+    graph.drawsMarks = true;
+    ["afterplot", "selecting", "selected", "deselect"].forEach((event) =>
+      graph.on(`plotly_${event}`, () => drawMarks(graph)));
+    drawMarks(graph);
+  };
+
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", () => {
     const theme = dark.matches ? "dark" : "light";
@@ -52,6 +113,8 @@
     if (element.getAttribute(key) !== value) element.setAttribute(key, value);
   });
   const mend = () => {
+    document.querySelectorAll("#histogram .js-plotly-plot, #scatter .js-plotly-plot")
+      .forEach(watchMarks);
     document.querySelectorAll(".control [role=slider]").forEach((thumb) =>
       set(thumb, { "aria-label": name(thumb) }));
     document.querySelectorAll(".control .dash-dropdown-focus-target").forEach((field) => {
