@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -226,17 +227,27 @@ def _read_jsonl(path: Path, faults: list[str]) -> list[Record]:
 
 
 def _read_json(path: Path, faults: list[str]) -> list[Record]:
-    """Read a JSON list, each element with the line it starts on."""
+    """Read a JSON list, each element with the line it starts on, or its number on a shared one."""
     text = _read_text(path, faults)
-    records: list[Record] = []
+    found: list[tuple[int, object]] = []
     line, counted = 1, 0
     try:
         for start, value in _json_elements(text):
             line, counted = line + text.count("\n", counted, start), start
-            records.append(Record(f"{path}:{line}", value))
+            found.append((line, value))
     except json.JSONDecodeError as error:
         faults.append(f"{path}:{error.lineno}:{error.colno}: not a valid JSON list: {error.msg}.")
-    return records
+    n_on = Counter(line for line, _ in found)
+    return [
+        Record(f"{path}:{line}{_item(number, value) if n_on[line] > 1 else ''}", value)
+        for number, (line, value) in enumerate(found, start=1)
+    ]
+
+
+def _item(number: int, value: object) -> str:
+    """Name an element that shares its line: by its number, and its id where it has one."""
+    named = value.get("id") if isinstance(value, dict) else None
+    return f": item {number}" + ("" if named is None else f" (id {reprlib.repr(named)})")
 
 
 class _UnsoundError(ValueError):

@@ -515,3 +515,21 @@ def test_a_small_parquet_file_that_unpacks_to_gigabytes_is_refused_at_once(tmp_p
     begun = time.monotonic()
     assert "MiB of text; prompts are read up to 1,000,000 rows and 256 MiB" in fault(path)
     assert time.monotonic() - begun < 5
+
+
+def test_an_item_of_a_list_on_one_line_is_told_by_its_number_and_id(tmp_path):
+    # All of them were told as line 1.
+    items: list[dict[str, str]] = [{"id": f"p{i}", "text": f"request {i}"} for i in range(40)]
+    del items[11]["text"]
+    items[12] = {"topic": "x"}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(items), encoding="utf-8")
+    with pytest.raises(RefusalLensError) as error:
+        read_prompts(path)
+    assert str(error.value).splitlines() == [
+        f"{path}:1: item 12 (id 'p11'): has no field text, only id.",
+        f"{path}:1: item 13: has no field text, only topic.",
+    ]
+    path.write_text(json.dumps(items, indent=1), encoding="utf-8")
+    with pytest.raises(RefusalLensError, match=rf"^{path}:46: has no field text, only id\."):
+        read_prompts(path)
