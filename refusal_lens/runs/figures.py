@@ -21,7 +21,6 @@ from refusal_lens.models.hook_points import site_of
 from refusal_lens.plots.parts import ways_to_split
 from refusal_lens.plots.style import CLASSES, THEMES, Classes, named
 from refusal_lens.plots.text import place_name
-from refusal_lens.runs.checksums import writer_of
 from refusal_lens.runs.folder import RunFolder, best_or_refuse
 from refusal_lens.validation import densities
 from refusal_lens.validation.cosines import square_cosines
@@ -74,7 +73,7 @@ def draw_figure(run_folder: RunFolder | str | Path, name: str, theme: str = "lig
     if missing:
         raise RefusalLensError(
             f"Figure {name} needs {', '.join(missing)}, which {run_folder.path} does not have. "
-            f"Run first: refusal-lens {writer_of(missing[-1])} {run_folder.typed}"
+            f"{run_folder.writer_of(missing[-1])}"
         )
     return FIGURES[name].draw(run_folder).update_layout(template=THEMES[theme])
 

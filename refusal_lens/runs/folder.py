@@ -462,6 +462,14 @@ class RunFolder:
         """Write the report of the run and return its path."""
         return self._write_text("report.html", html)
 
+    def writer_of(self, name: str) -> str:
+        """Say which command writes a missing file: of a run that was cut off, what goes on."""
+        if self.config_path.is_file() and not (self.path / "provenance.json").is_file():
+            # Written once all is collected: until then no later stage has what it needs.
+            fault = "The run was interrupted before all was collected. Go on"
+            return f"{fault}: refusal-lens run --resume --output {self.typed}"
+        return f"Write it first: refusal-lens {writer_of(name)} {self.typed}"
+
     @contextmanager
     def _reading(self, name: str) -> Iterator[Path]:
         """Give the path of a file that is what the run wrote.
@@ -472,10 +480,7 @@ class RunFolder:
         """
         path = self.path / name
         if not path.is_file():
-            raise RefusalLensError(
-                f"{self.path} has no {name}. Write it first: refusal-lens "
-                f"{writer_of(name)} {self.typed}"
-            )
+            raise RefusalLensError(f"{self.path} has no {name}. {self.writer_of(name)}")
         try:
             check(self.path, name)
             yield path

@@ -109,7 +109,7 @@ def test_transfer_reads_from_row_to_column_and_frames_the_diagonal():
 
 def test_figure_whose_table_is_missing_names_the_stage(tmp_path):
     with pytest.raises(
-        RefusalLensError, match=r"needs tables/transfer.csv, .* Run first: refusal-lens fit"
+        RefusalLensError, match=r"needs tables/transfer.csv, .* Write it first: refusal-lens fit"
     ):
         figures.draw_figure(RunFolder(tmp_path), "transfer_matrix")
 

@@ -132,7 +132,7 @@ def test_a_missing_table_names_the_stage_that_writes_it(bare):
         figures.draw_figure(bare, "dose_response")
     assert str(caught.value) == (
         f"Figure dose_response needs tables/dose_response.csv, which {bare.path} does not have. "
-        f"Run first: refusal-lens ablate {bare.path}"
+        f"Write it first: refusal-lens ablate {bare.path}"
     )
 
 

@@ -17,6 +17,7 @@ from refusal_lens.explorer.runs import ExploredRun
 from refusal_lens.report.evidence import gather
 from refusal_lens.runs.compare import open_runs
 from refusal_lens.runs.decision import find_place
+from refusal_lens.runs.figures import draw_figure
 from refusal_lens.runs.folder import RunFolder, best_or_refuse
 from refusal_lens.stages.fit import with_record
 from refusal_lens.validation.best_place import choose_best
@@ -192,3 +193,13 @@ def test_a_command_that_is_told_quotes_a_path_with_spaces(tmp_path):
     run_folder.path.mkdir()
     with pytest.raises(RefusalLensError, match=f"refusal-lens fit '{tmp_path}/my run'$"):
         run_folder.read_separation()
+
+
+def test_a_run_that_was_cut_off_while_it_answered_says_what_goes_on(tmp_path):
+    # It said fit, which has nothing to fit yet.
+    run_folder = RunFolder(tmp_path / "my run")
+    run_folder.write_config(load_config(None, []))
+    again = "interrupted .* Go on: refusal-lens run --resume --output '.*/my run'$"
+    for read in (gather, lambda run: draw_figure(run, "layer_profile"), RunFolder.read_directions):
+        with pytest.raises(RefusalLensError, match=again):
+            read(run_folder)
