@@ -104,6 +104,7 @@ def nearest_sibling(path: Path, cutoff: float = 0.6) -> str:
     """Name what is there and written most like a missing path; "" where nothing is.
 
     Its last part is written wrongly, or the one before it; a `cutoff` of 1 takes only the same.
+    Where nothing is as like it as that, what begins as it does is named.
     """
     base, beside = path.parent, path.name
     if base.is_dir():
@@ -112,8 +113,10 @@ def nearest_sibling(path: Path, cutoff: float = 0.6) -> str:
         base, beside = base.parent, f"{base.name}/{path.name}"
         folders = base.iterdir() if base.is_dir() else ()
         names = [f"{each.name}/{path.name}" for each in folders if (each / path.name).exists()]
-    found = difflib.get_close_matches(beside, names, 1, cutoff)
-    return f"; the nearest there is {base / found[0]}" if found else ""
+    longer = sorted((name for name in names if name.startswith(beside)), key=len)
+    found = difflib.get_close_matches(beside, names, 1, cutoff) or longer[:3]
+    near = " or ".join(str(base / each) for each in found)
+    return f"; the nearest there is {near}" if found else ""
 
 
 def refuse_lfs_pointer(path: Path) -> None:

@@ -222,6 +222,11 @@ def test_the_nearest_of_a_wrongly_written_model_is_named(tmp_path, monkeypatch):
     ):
         with pytest.raises(RefusalLensError, match=f"the nearest there is {near}.*hf download"):
             find_checkpoint(name)
+    # Only begun: no two names are alike, and it went to the hub for it.
+    with pytest.raises(RefusalLensError) as error:
+        find_checkpoint("data/tiny")
+    begun = [REPOSITORY / "data" / name for name in ("tiny-refuser", "tiny-complier")]
+    assert all(str(path) in str(error.value) for path in begun)
     # One that is known to be on the hub is no other written wrongly.
     assert not find_checkpoint("Qwen/Qwen2.5-0.5B-Instruct").is_local
 
