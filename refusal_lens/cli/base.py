@@ -77,7 +77,8 @@ def existing_run(
         run_folder = RunFolder.open(path)
         settings = run_folder.read_config(overrides or [])
         again = shlex.join(["refusal-lens", *sys.argv[1:]])
-        advice = f" Answers and scores so far are kept. Go on: {again}" if goes_on else ""
+        kept = " Answers and scores so far are among it." if goes_on else ""
+        advice = f"{kept} Go on: {again}"
         with told_where(path, advice):
             yield settings, run_folder
 
@@ -88,12 +89,10 @@ def told_where(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        left = sorted(file.name for file in path.glob("*")) if path.exists() else []
-        found = (
-            f"{path} holds what was finished: {', '.join(left)}.{advice}"
-            if left
-            else "Nothing was written."
-        )
+        sizes = [file.stat().st_size for file in path.rglob("[!.]*") if file.is_file()]
+        files = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
+        kept = f"{path} keeps {files} ({sum(sizes) / 1e6:.1f} MB).{advice}"
+        found = kept if sizes else "Nothing was written."
         errors.print(f"\nInterrupted. {found}", markup=False, soft_wrap=not errors.is_terminal)
         raise typer.Exit(130) from None
 

@@ -129,4 +129,6 @@ def test_an_interrupted_experiment_says_how_to_go_on(tmp_path, monkeypatch, comm
     assert done.exit_code == 130
     assert "Interrupted." in done.output
     again = f"Go on: refusal-lens {command} '{run_folder.path}' --set causal.min_induce=0.5"
-    assert done.output.endswith(f"Answers and scores so far are kept. {again}\n")
+    n_files = sum(path.is_file() for path in run_folder.path.rglob("*"))
+    assert f"{run_folder.path} keeps {n_files} files (0.1 MB). Answers and scores" in done.output
+    assert done.output.endswith(f"so far are among it. {again}\n")

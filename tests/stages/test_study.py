@@ -508,7 +508,7 @@ def test_interrupted_answers_are_kept_and_gone_on_with(tmp_path, some_prompts, m
     generate = "refusal_lens.experiments.answers.generate_greedily"
     with monkeypatch.context() as patched:
         patched.setattr(generate, stop_at_third)
-        assert "unfinished" in invoke("refusal-rate", tmp_path / "stopped", exit_code=130)
+        assert " Go on: " in invoke("refusal-rate", tmp_path / "stopped", exit_code=130)
     kept = tmp_path / "stopped" / "unfinished" / "refusal-rate.jsonl"
     assert len(Journal(kept)) == 2
     asked.clear()
@@ -697,7 +697,9 @@ def test_interrupt_says_what_is_left(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Interrupted." in said
-    assert "prompts.json" in said
+    # A run that had got further listed some thirty files.
+    kept = rf"{re.escape(str(folder))} keeps \d+ files? \(\d+\.\d MB\)\. "
+    assert re.search(rf"{kept}Go on: refusal-lens run --resume --output {folder}$", said.strip())
     assert "Traceback" not in said
     assert not list(Path(folder).rglob("*.partial"))
 
