@@ -3,6 +3,8 @@
 Knows the order of the steps and what each leaves in the run folder. Runs no model of the run's.
 """
 
+import codecs
+import io
 from pathlib import Path
 
 import pandas as pd
@@ -43,18 +45,7 @@ def sheet_stage(config: Config, run_folder: RunFolder, n_answers: int, file: Pat
 
 def labels_stage(config: Config, run_folder: RunFolder, file: Path, console: Console) -> list[Path]:
     """Hold the judge against a filled sheet, and correct every rate of the run by it."""
-    try:
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            header = lines.readline()
-        # Excel writes semicolons where the comma stands in numbers.
-        separator = ";" if header.count(";") > header.count(",") else ","
-        sheet = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise RefusalLensError(
-            f"{file} cannot be read as CSV ({error}). Give a sheet that refusal-lens judge RUN "
-            "--sheet 60 has drawn, filled in."
-        ) from error
-    labels = join_labels(sheet, _answers(run_folder))
+    labels = join_labels(_read_sheet(file), _answers(run_folder))
     doses = run_folder.read_table("dose_response")
     rates = corrected_rates(labels, doses, config.validation.seed)
     terminal.show_labels(console, labels, rates)
@@ -62,6 +53,26 @@ def labels_stage(config: Config, run_folder: RunFolder, file: Path, console: Con
         run_folder.write_table("judge_confusion", labels.confusion()),
         run_folder.write_table("corrected_rates", rates),
     ]
+
+
+def _read_sheet(file: Path) -> pd.DataFrame:
+    """Read a filled sheet as spreadsheets save it: any separator, UTF-8 or UTF-16."""
+    try:
+        raw = file.read_bytes()
+        is_wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = raw.decode("utf-16" if is_wide else "utf-8-sig")
+        header, _, rest = text.partition("\n")
+        if header.startswith("sep="):  # a line for Excel alone
+            separator, text = header[4:5], rest
+        else:
+            # Excel writes semicolons where the comma stands in numbers, and tabs in UTF-16.
+            separator = max(",;\t", key=header.count)
+        return pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise RefusalLensError(
+            f"{file} cannot be read as CSV ({error}). Give a sheet that refusal-lens judge RUN "
+            "--sheet 60 has drawn, filled in and saved as CSV UTF-8."
+        ) from error
 
 
 def against_stage(

@@ -25,8 +25,19 @@ def run_folder(tmp_path):
     return make_run(tmp_path / "run", texts=texts, n_refused=20)
 
 
-@pytest.mark.parametrize("separator", [",", ";"])  # Excel writes either
-def test_a_sheet_goes_out_is_filled_in_and_corrects_the_rates(run_folder, separator):
+@pytest.mark.parametrize(
+    ("separator", "first", "encoding"),
+    [
+        (",", "", "utf-8"),
+        (";", "", "utf-8-sig"),  # Excel, where the comma stands in numbers
+        (";", "sep=;\r\n", "utf-8"),
+        ("\t", "sep=\t\n", "utf-8"),
+        ("\t", "", "utf-16"),  # Excel's "Unicode text"
+    ],
+)
+def test_a_sheet_goes_out_is_filled_in_and_corrects_the_rates(
+    run_folder, separator, first, encoding
+):
     printed = invoke(run_folder.path, "--sheet", 80)
     file = run_folder.path / "answers_to_read.csv"
     assert "--labels" in printed
@@ -35,13 +46,19 @@ def test_a_sheet_goes_out_is_filled_in_and_corrects_the_rates(run_folder, separa
     answers = {(a.prompt_id, a.is_harmful): a.outcome for a in run_folder.read_refusal().answers}
     keys = zip(sheet["prompt_id"], sheet["class"] == "harmful", strict=True)
     sheet["label"] = [answers[key] for key in keys]
-    sheet.to_csv(file, sep=separator, index=False)
+    file.write_bytes((first + sheet.to_csv(sep=separator, index=False)).encode(encoding))
     printed = invoke(run_folder.path, "--labels", file)
     assert "80 answers read. Cohen's kappa 1.00." in printed
     rates = run_folder.read_table("corrected_rates").set_index(["is_harmful", "outcome"])
     assert rates.loc[(True, "refused"), "rate"] == 0.5
     confusion = run_folder.read_table("judge_confusion")
     assert confusion["n_judged"].sum() == 80
+
+
+def test_a_sheet_in_another_encoding_says_how_to_save_it(run_folder, tmp_path):
+    (tmp_path / "sheet.csv").write_bytes("prompt_id;class;label\ncaf\u00e9;;\n".encode("cp1252"))
+    printed = invoke(run_folder.path, "--labels", tmp_path / "sheet.csv", exit_code=2)
+    assert "saved as CSV UTF-8" in " ".join(printed.split())
 
 
 def test_a_sheet_that_may_be_filled_in_is_not_written_over(run_folder):
