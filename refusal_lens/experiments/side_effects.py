@@ -18,6 +18,9 @@ from refusal_lens.validation.frames import rows_that, rows_where
 TOLD = ("fitted", "random")
 """Directions whose side effects are told, the latter pooled over their seeds."""
 
+N_TOP = 3
+"""Prompts whose share of the KL is told: a mean over few prompts may be that of one or two."""
+
 
 def side_effects(by_prompt: pd.DataFrame, doses: Sequence[tuple[Arm, float]]) -> pd.DataFrame:
     """Set what every strength does beside what it costs.
@@ -30,7 +33,8 @@ def side_effects(by_prompt: pd.DataFrame, doses: Sequence[tuple[Arm, float]]) ->
     Returns:
         One row an intervention, direction and strength. `effect` is the share of harmful prompts
         that are answered under removal, of harmless ones that are refused under addition; `kl`
-        (nats, first token) and `loss_rise` (nats a token of the user's text) are of the class that
+        (nats, first token), of which `kl_top_share` is carried by the `N_TOP` prompts with the
+        largest, and `loss_rise` (nats a token of the user's text) are of the class that
         should stay as it is; `broken` is of both; `wrong_way` is the share of prompts whose refusal
         score moves against the intervention; `dose` is the length of the push over that of the
         stream, of the fitted direction; `is_on_front` says that no other strength of the fitted
@@ -56,6 +60,7 @@ def side_effects(by_prompt: pd.DataFrame, doses: Sequence[tuple[Arm, float]]) ->
                 "strength": strength,
                 "effect": _share(aimed_at["outcome"], "answered" if removes else "refused"),
                 "kl": float(left_alone["kl"].mean()),
+                "kl_top_share": _top_share(left_alone["kl"]) if direction == "fitted" else np.nan,
                 "loss_rise": float(left_alone["loss_rise"].mean()),
                 "broken": _share(group["outcome"], "broken"),
                 "wrong_way": float((moved > 0).mean() if removes else (moved < 0).mean()),
@@ -66,6 +71,11 @@ def side_effects(by_prompt: pd.DataFrame, doses: Sequence[tuple[Arm, float]]) ->
         )
     table = pd.DataFrame(rows)
     return table.assign(is_on_front=_front(table))
+
+
+def _top_share(values: pd.Series) -> float:
+    total = float(values.sum())
+    return float(values.nlargest(N_TOP).sum()) / total if total else np.nan
 
 
 def _share(outcomes: pd.Series, wanted: str) -> float:

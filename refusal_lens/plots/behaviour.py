@@ -215,7 +215,9 @@ def side_effects(table: pd.DataFrame, *, classes: Classes = CLASSES) -> go.Figur
     figure.update_annotations(font_size=13)
     figure.update_yaxes(title_text="%", range=[-6, 108])
     figure.update_xaxes(rangemode="tozero")
-    figure.update_xaxes(title_text="KL on the class left alone (nats)", row=len(effects), col=1)
+    figure.update_xaxes(
+        title_text="KL of the first token on the class left alone (nats)", row=len(effects), col=1
+    )
     title = "What it does against what it costs"
     subtitle = "numbers are strengths; filled: none does more for less"
     return dress(figure, title, subtitle=subtitle, height=160 + 270 * len(effects), margin_t=104)

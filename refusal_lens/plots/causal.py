@@ -33,7 +33,7 @@ from refusal_lens.plots.tables import by_layer, groups, last_layer, lines_of, ne
 from refusal_lens.validation.frames import rows_that
 
 _SCORES = ("bypass", "induce", "kl")
-_TITLES = ("bypass (nats)", "induce (nats)", "KL (nats)")
+_TITLES = ("bypass (nats)", "induce (nats)", "KL of the first<br>token (nats)")
 _DASHES = ("solid", "dot", "dash", "dashdot")
 _DASH_NAMES = {"solid": "solid", "dot": "dotted", "dash": "dashed", "dashdot": "dash-dotted"}
 """How the lines of one intervention after the other are drawn, and how that is called."""

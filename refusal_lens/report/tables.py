@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_lens.experiments.arms import intervention_of
+from refusal_lens.experiments.side_effects import N_TOP
 from refusal_lens.experiments.verdicts import full_strength
 from refusal_lens.report.evidence import Evidence, is_at
 from refusal_lens.runs.folder import table_file
@@ -278,7 +279,10 @@ TABLES = {
         "What ablating and adding each direction does to the refusal score and to the rest (KL).",
     ),
     "interventions": _Told(
-        "Interventions", "Refusal and its side effects under the interventions that were tried."
+        "Interventions",
+        "Refusal and its side effects under the interventions that were tried, on prompts that "
+        "took no part in the choice. The causal scores are of others: a few prompts can carry most "
+        "of a KL, which then differs between the two (see side effects).",
     ),
     "verdict": _Told(
         "What the verdict rests on",
@@ -413,7 +417,8 @@ def _columns(table: pd.DataFrame) -> list[str]:
 HEADINGS = {
     "auroc": "AUROC",
     "cohens_d": "d'",
-    "kl": "KL (nats)",
+    "kl": "KL of the first token (nats)",
+    "kl_top_share": f"carried by {N_TOP} prompts",
     "is_valid": "valid",
     "is_harmful": "class",
     "prompt_id": "prompt",

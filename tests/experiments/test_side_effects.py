@@ -1,5 +1,7 @@
 """What interventions do beside what they are meant to do, on planted prompts."""
 
+from math import nan
+
 import pandas as pd
 import pytest
 import torch
@@ -68,3 +70,15 @@ def test_effect_and_cost_are_of_their_own_class():
 def test_the_dose_is_the_push_over_the_streams_length(intervention, strength, expected):
     activations = torch.tensor([[3.0, 4.0], [3.0, -4.0]])
     assert relative_dose(arm(intervention, strength), activations) == pytest.approx(expected)
+
+
+def test_how_much_of_the_kl_a_few_prompts_carry_is_told():
+    # Of two parts of the prompts one had a KL of .045 and the other .241, by three prompts.
+    part = pd.concat([rows(1.0, ["answered", "answered"], 0.01, [-1.0, -1.0])] * 4)
+    part = pd.concat([part, rows(1.0, ["answered", "answered"], 0.46, [-1.0, -1.0])])
+    both = pd.concat([part, part.assign(direction="random")], ignore_index=True)
+    shares = side_effects(both, [])["kl_top_share"].tolist()
+    assert shares == [
+        pytest.approx((2 * 0.46 + 0.01) / (2 * 0.46 + 8 * 0.01)),
+        pytest.approx(nan, nan_ok=True),
+    ]

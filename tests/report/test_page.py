@@ -700,3 +700,18 @@ def test_answers_stand_side_by_side_and_can_be_searched(run_folder):
     page = render(run_folder)
     assert "&lt;b&gt;Mix&lt;/b&gt; it" in page
     assert "<b>Mix</b>" not in page
+
+
+def test_the_report_says_why_two_commands_differ_by_kl(tmp_path):
+    run_folder = make_run(tmp_path / "run")
+    row = {"hook_point": "blocks.3.hook_resid_post", "position": "last", "is_chosen": True}
+    run_folder.write_table("causal_scores", pd.DataFrame([{**row, "verdict": "", "kl": 0.045}]))
+    tried = {"intervention": "affine_ablate", "direction": "fitted", "strength": 1.0, "kl": 0.241}
+    run_folder.write_table("interventions", pd.DataFrame([tried]))
+    run_folder.write_table("side_effects", pd.DataFrame([{**tried, "kl_top_share": 0.8}]))
+    tables = {table.name: table for table in shown_tables(gather(run_folder))}
+    for name in ("causal_scores", "interventions", "side_effects"):
+        assert "KL of the first token (nats)" in tables[name].headings
+    assert "others: a few prompts can carry most of a KL" in tables["interventions"].sentence
+    side = tables["side_effects"]
+    assert side.rows[0][side.headings.index("carried by 3 prompts")].text == "80.0%"
