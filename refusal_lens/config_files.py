@@ -5,9 +5,11 @@ Knows YAML and where files lie. What the keys mean stands in `config`.
 Tested in tests/test_config.py.
 """
 
+import copy
 import difflib
 import json
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +169,12 @@ def _load_yaml(text: str) -> Any:
     """Read YAML; whatever is wrong with it is a YAMLError."""
     if len(text) > MAX_BYTES:
         raise yaml.MarkedYAMLError(problem=f"more than {MAX_BYTES:,} characters")
+    return copy.deepcopy(_parse(text))
+
+
+@lru_cache(maxsize=16)
+def _parse(text: str) -> Any:
+    # A report asks for its run's settings fifty times, and PyYAML takes 4 ms for them.
     return yaml.load(text, _StrictLoader)
 
 

@@ -301,6 +301,9 @@ def test_overrides_replace_values_of_the_file(tmp_path):
     assert (config.model.name, config.model.dtype) == ("mine", "float32")
     assert config.collect.positions == ["-1", "last"]
     assert config.directions.clip_quantile is None
+    # What is laid over a file does not stay on it.
+    again = load_config(path)
+    assert (again.model.dtype, again.output) == ("float16", "here")
     assert config.output == "a=b"
     assert config.validation == Config().validation
 
