@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io as pio
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.files import write_whole
@@ -65,9 +66,13 @@ def page(figure: go.Figure) -> str:
     The figure is as high as the window, or half its own height where that is more.
     """
     layout: Any = figure.layout
-    shown = go.Figure(figure).update_layout(height=None, autosize=True)
     least = (layout.height or 450) // 2
-    whole = shown.to_html(
+    content = figure.to_dict()
+    content["layout"].pop("height", None)
+    content["layout"]["autosize"] = True
+    whole = pio.to_html(
+        content,
+        validate=False,  # it was when it was drawn
         include_plotlyjs=True,
         config=PRIVATE | {"responsive": True},
         default_height="100%",

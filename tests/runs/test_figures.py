@@ -15,6 +15,7 @@ from refusal_lens.directions.direction import Directions
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.experiments.refusal import Answer, RefusalReport
 from refusal_lens.plots.picture_files import export
+from refusal_lens.plots.style import THEMES
 from refusal_lens.prompts.contrast import ContrastSet, Prompt, PromptSet
 from refusal_lens.runs import figures
 from refusal_lens.runs.folder import RunFolder
@@ -111,7 +112,7 @@ def test_every_figure_of_a_run_is_drawn(full, theme):
         figure = figures.draw_figure(full, name, theme)
         assert len(figure.data) > 0, name
         assert figure.layout.height >= 200, name
-        assert ("17,17,17" in figure.layout.template.layout.paper_bgcolor) == (theme == "dark")
+        assert figure.layout.template == THEMES[theme], name
         if name != "projection_histogram":
             assert figure.layout.title.text, name
 
