@@ -8,7 +8,7 @@ Tested in tests/report/test_page.py.
 import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,14 @@ class ShownFigure:
     folded: str
 
 
-def draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
-    """Yield every figure that can be drawn at once; of each other one its title and why not."""
+def draw_all(
+    run_folder: RunFolder, known: Mapping[str, go.Figure] | None = None
+) -> Iterator[ShownFigure | tuple[str, str]]:
+    """Yield every figure that can be drawn at once; of each other one its title and why not.
+
+    `known` are figures of this run that are drawn already, by their names.
+    """
+    known = known or {}
     for name, figure in figures.FIGURES.items():
         if figure.extra:
             # UMAP compiles itself for longer than the rest of a small study takes.
@@ -53,7 +59,7 @@ def draw_all(run_folder: RunFolder) -> Iterator[ShownFigure | tuple[str, str]]:
             yield figure.title, f"Drawn where it is asked for by name: {command}"
             continue
         try:
-            drawn = figures.draw_figure(run_folder, name)
+            drawn = known[name] if name in known else figures.draw_figure(run_folder, name)
         except RefusalLensError as error:
             yield figure.title, str(error)
         else:

@@ -6,9 +6,11 @@ Knows how figures, tables and texts get into one file that needs nothing else. W
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -26,22 +28,26 @@ from refusal_lens.validation.best_place import suggest_kernel
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def build_report(run_folder: RunFolder) -> Path:
+def build_report(run_folder: RunFolder, drawn: Mapping[str, go.Figure] | None = None) -> Path:
     """Write the report of a run, `report.html`, and return its path.
 
     The page needs no network and no other file. Stages that have not run are left out.
 
+    Args:
+        run_folder: The run.
+        drawn: Figures of it that have been drawn already, in light, by their names.
+
     Raises:
         RefusalLensError: The run has no scores yet.
     """
-    return run_folder.write_report(render(run_folder))
+    return run_folder.write_report(render(run_folder, drawn))
 
 
-def render(run_folder: RunFolder) -> str:
+def render(run_folder: RunFolder, drawn: Mapping[str, go.Figure] | None = None) -> str:
     """Return the report of a run as one HTML page."""
     evidence = gather(run_folder)
-    drawn = list(draw_all(run_folder))
-    shown = [figure for figure in drawn if isinstance(figure, ShownFigure)]
+    figures = list(draw_all(run_folder, drawn))
+    shown = [figure for figure in figures if isinstance(figure, ShownFigure)]
     headings = dict.fromkeys(figure.folded for figure in shown if figure.folded)
     template = _environment().get_template("report.html.j2")
     return template.render(
@@ -53,7 +59,7 @@ def render(run_folder: RunFolder) -> str:
             heading: [figure for figure in shown if figure.folded == heading]
             for heading in headings
         },
-        not_drawn=[missing for missing in drawn if isinstance(missing, tuple)],
+        not_drawn=[missing for missing in figures if isinstance(missing, tuple)],
         tables=list(shown_tables(evidence)),
         kernel=_kernel(evidence),
         themes=embed(json.dumps(themes())),

@@ -3,11 +3,12 @@
 Knows the order of the stages and what each leaves in the run folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from rich.console import Console
 
@@ -68,11 +69,13 @@ def run(
     kept = [s for s in ("fit", "plot", "report") if resume and run_folder.is_finished(s, config)]
     if "fit" not in kept:
         fit_stage(config, run_folder, console, is_wide=is_wide)
+    drawn: dict[Path, go.Figure] = {}
     if "plot" not in kept:
-        run_folder.finish("plot", config, plot_stage(run_folder))
+        drawn = plot_stage(run_folder)
+        run_folder.finish("plot", config, drawn)
     terminal.show_kept(console, kept)
     if "report" not in kept:
-        run_folder.finish("report", config, [report_stage(run_folder, console)])
+        run_folder.finish("report", config, [report_stage(run_folder, console, drawn)])
 
 
 def prepare(
@@ -274,8 +277,8 @@ def plot_stage(
     folder: Path | None = None,
     width: int = 1000,
     scale: float = 2.0,
-) -> list[Path]:
-    """Draw figures into files, by default into the run folder, and return these.
+) -> dict[Path, go.Figure]:
+    """Draw figures into files, by default into the run folder, and return them by their files.
 
     Args:
         run_folder: The run.
@@ -302,14 +305,19 @@ def plot_stage(
     }
     export(drawn, width=width, scale=scale)
     run_folder.record_files(drawn)
-    return list(drawn)
+    return drawn
 
 
-def report_stage(run_folder: RunFolder, console: Console) -> Path:
-    """Write the report of what the run folder holds by now, and say where it is."""
+def report_stage(
+    run_folder: RunFolder, console: Console, drawn: Mapping[Path, go.Figure] | None = None
+) -> Path:
+    """Write the report of what the run folder holds by now, and say where it is.
+
+    `drawn` are figures that `plot_stage` has just returned: these are not drawn again.
+    """
     remove_partial(run_folder.path)
     with console.status("Writing the report"):
-        path = build_report(run_folder)
+        path = build_report(run_folder, {file.stem: each for file, each in (drawn or {}).items()})
     terminal.show_report(console, path)
     return path
 

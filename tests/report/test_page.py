@@ -496,6 +496,14 @@ def test_a_figure_leaves_its_title_to_the_page(run_folder, monkeypatch):
     assert "title" not in content["layout"]
 
 
+def test_a_figure_that_is_drawn_already_is_not_drawn_again(run_folder, tmp_path, monkeypatch):
+    page = render(run_folder)
+    drawn = plot_stage(run_folder, ["layer_profile"], folder=tmp_path)
+    again = figures.FIGURES["layer_profile"]
+    monkeypatch.setitem(figures.FIGURES, "layer_profile", replace(again, draw=lambda _: 1 / 0))
+    assert render(run_folder, {path.stem: figure for path, figure in drawn.items()}) == page
+
+
 def test_what_needs_an_extra_is_drawn_by_name_only(run_folder):
     told = dict(each for each in draw_all(run_folder) if isinstance(each, tuple))
     assert told["Embedding"].endswith(f"refusal-lens plot {run_folder.path} --figure embedding")
