@@ -21,6 +21,7 @@ _STAGES = {
     "prompts.json": "collect --resume --output",
     "provenance.json": "collect --resume --output",
     "tables/token_counts.csv": "collect --resume --output",
+    "activations": "collect --resume --output",
     "refusal.json": "refusal-rate",
     "borderline.json": "refusal-rate",
     "tables/refusal_by_length.csv": "refusal-rate",

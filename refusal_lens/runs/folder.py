@@ -236,6 +236,9 @@ class RunFolder:
 
     def stored_activations(self, hook_points: Sequence[str] | None = None) -> Activations:
         """Read the activations of all prompts, by harm."""
+        if not self.activations_path.is_dir():
+            told = self.writer_of(self.activations_path.name)
+            raise RefusalLensError(f"{self.path} has no activations. {told}")
         return load_activations(self.activations_path, hook_points)
 
     def write_refusal(self, report: RefusalReport) -> None:

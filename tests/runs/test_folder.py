@@ -200,6 +200,9 @@ def test_a_run_that_was_cut_off_while_it_answered_says_what_goes_on(tmp_path):
     run_folder = RunFolder(tmp_path / "my run")
     run_folder.write_config(load_config(None, []))
     again = "interrupted .* Go on: refusal-lens run --resume --output '.*/my run'$"
-    for read in (gather, lambda run: draw_figure(run, "layer_profile"), RunFolder.read_directions):
+    for read in (
+        *(gather, RunFolder.read_directions, RunFolder.stored_activations),
+        lambda run: draw_figure(run, "layer_profile"),
+    ):
         with pytest.raises(RefusalLensError, match=again):
             read(run_folder)
