@@ -114,9 +114,11 @@ def _register_moves(app: Dash, runs: Runs) -> None:
         # An address that was typed or gone back to stays: a new entry would trap the back button.
         is_given = previous is None or "url.search" in triggers
         is_same = view == previous and "theme.data" not in triggers
+        # Figures report a move when they find their size: nothing that the reader did.
+        said = no_update if view == previous else ""
         return {
             "view": no_update if view == previous else asdict(view),
-            "notice": not_shown(path, values["url.search"], view) if is_given else "",
+            "notice": not_shown(path, values["url.search"], view) if is_given else said,
             "search": no_update if is_given or view == previous else view.to_search(),
             "controls": {k: no_update if wanted[k] == there[k] else wanted[k] for k in settable},
             **(_KEEP if is_same else _draw_at_once(scene, theme, drawn)),

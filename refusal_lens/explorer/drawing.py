@@ -216,7 +216,7 @@ def _cells(scene: Scene, row: int, number: float) -> list[tuple[str, str]]:
         answers = [(answer.outcome, ""), (answer.answer, "text")]
     return [
         (prompt.id, ""),
-        (prompt.category, ""),
+        (prompt.category, "category"),
         (names[side], classes[side]),
         (names[called] if number == number else "–", classes[called]),
         (written(number), "number"),

@@ -141,9 +141,12 @@ def _place(
 
 
 def _beside(run: ExploredRun, hook_point: str, position: str) -> tuple[str, str]:
-    """Return a place to compare with: the same position halfway down the layers."""
+    """Return a place to compare with: the same position halfway down the layers.
+
+    The first two have none halfway but the first, whose numbers say little: theirs is the middle.
+    """
     names = run.hook_points_of(site_of(hook_point))
-    return names[names.index(hook_point) // 2], position
+    return names[names.index(hook_point) // 2 or len(names) // 2], position
 
 
 def _one_of(wanted: str, there: Iterable[str], fallback: str) -> str:

@@ -232,6 +232,15 @@ def test_the_address_brings_the_view_back_and_back_goes_back(explore, address):
     assert other.url == sent
 
 
+def test_an_address_that_does_not_exist_is_told_and_stays_told(explore):
+    page = explore("nonsense?hook_point=blocks.99.hook_foo&colour=red")
+    says(page, "notice", "page /nonsense, hook_point blocks.99.hook_foo, colour red")
+    page.wait_for_timeout(1500)  # the figures have found their size
+    says(page, "notice", "page /nonsense")
+    page.keyboard.press("ArrowLeft")
+    until(page, "document.querySelector('#notice').textContent === ''")
+
+
 # --- threshold ---------------------------------------------------------------------------------
 
 
@@ -250,7 +259,7 @@ def test_dragging_the_threshold_says_accuracy_and_what_flips(explore, folder):
     says(page, "readout", f"Accuracy {accuracy:.1%}")
     says(page, "readout", f"{flips} prompts flipped")
     says(page, "count", f"{flips} prompts of 80")
-    assert len(page.query_selector_all("#prompts tbody tr")) == flips
+    until(page, f"document.querySelectorAll('#prompts tbody tr').length === {flips}")
     shape = "document.querySelector('#histogram .js-plotly-plot').layout.shapes[0]"
     assert page.evaluate(f"[{shape}.x0 === {shape}.x1, {shape}.y0, {shape}.y1]") == [True, 0, 1]
     crosses = traces(page, "histogram")[4]["x"]
@@ -321,6 +330,7 @@ def test_a_box_selects_marks_lists_them_and_exports_them(explore, folder, tmp_pa
     expected = {row for row in range(80) if low < numbers[row] < high}
     says(page, "count", f"{len(expected)} prompts of 80")
     ids = {run.prompts[row].id for row in expected}
+    until(page, f"document.querySelectorAll('#prompts tbody tr').length === {len(ids)}")
     shown = page.eval_on_selector_all("#prompts tbody th", "all => all.map(e => e.textContent)")
     assert set(shown) == ids
     for graph in ("histogram", "scatter"):
@@ -406,6 +416,17 @@ def test_it_fits_is_named_and_is_readable(explore, width, scheme):
     )
     assert "Lasso Select" in buttons
     assert not [title for title in buttons if "hare" in title or "loud" in title]
+
+
+def test_a_narrow_page_shows_the_texts_of_prompts_whole(explore):
+    page = explore(width=400)
+    until(page, "document.querySelectorAll('#prompts tbody tr').length")
+    table = page.locator("#prompts")
+    assert table.evaluate("table => table.scrollWidth <= table.clientWidth")
+    shown = page.locator("#prompts tbody tr").first
+    assert shown.locator(".text").bounding_box()["width"] > 300
+    labels = shown.locator("td").evaluate_all("all => all.map(e => e.dataset.label)")
+    assert labels == ["category", "class", "called", "projection", "text"]
 
 
 def test_every_control_can_be_reached_by_keyboard(explore):

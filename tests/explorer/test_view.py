@@ -44,6 +44,12 @@ def test_a_layer_that_is_not_there_becomes_the_nearest(runs):
     assert nearest_view(wanted, runs).hook_point == "blocks.3.hook_mlp_out"
 
 
+def test_a_place_is_compared_with_another_also_at_the_first_layer(runs):
+    for layer, other in ((0, 2), (1, 2), (2, 1), (3, 1)):
+        there = nearest_view(View(hook_point=f"blocks.{layer}.hook_resid_post"), runs)
+        assert there.other_hook_point == f"blocks.{other}.hook_resid_post"
+
+
 def test_an_address_that_selects_ten_million_rows_is_answered_at_once(runs):
     begun = time.monotonic()
     search = "?selected=" + ",".join(["0-9999999"] * 20)

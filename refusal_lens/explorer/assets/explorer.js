@@ -7,10 +7,15 @@
     return made;
   };
 
+  const labelled = (label, cell) => {
+    cell.dataset.label = label;  // narrow pages show it where there is no column
+    return cell;
+  };
+
   window.refusalLensList = (table) => {
     if (!table) return;
     const cells = (row) => row.cells.map(([text, name], index) => (index
-      ? element("td", {className: name, dir: name === "text" ? "auto" : ""}, [text])
+      ? labelled(table.head[index], element("td", {className: name, dir: name === "text" ? "auto" : ""}, [text]))
       : element("th", {scope: "row"}, [text])));
     const rows = table.rows.map((row) =>
       element("tr", {className: row.is_misread ? "wrong" : ""}, cells(row)));
