@@ -204,7 +204,7 @@ def plot(
             width=width,
             scale=scale,
         )
-        terminal.show_paths(console, written)
+        terminal.show_paths(console, list(written))
 
 
 def report(run_path: RunArgument) -> None:
