@@ -16,8 +16,8 @@ GROUND = ["errors", "files", "journal", "progress", "config", "config_files"]
 ROOMS = {
     "prompts": "contrast groups parquet files chat_format tokens positions",
     "models": "backends hook_points torch_defaults unembedding layout gguf_files checkpoint parity "
-    "known_budgets batching placement hugging_face conversion loading matmul fast_forward decoding "
-    "captured generation",
+    "known_budgets batching placement hugging_face conversion loading matmul packed fast_forward "
+    "decoding captured generation",
     "activations": "pooled moments collection shards store batch_reader shard_reader sides "
     "provenance collector ray_cluster ray_worker ray_driver engines",
     "directions": "methods direction kernel guard subspaces formats files",

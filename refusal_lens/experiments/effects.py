@@ -231,7 +231,8 @@ class _Places:
         n_shared = min(len(tokens.shared_prefix()), int(needed.min())) if len(rows) > 1 else 0
         if n_shared < WORTH_SHARING * ids.shape[1]:
             n_shared = 0
-        return cls(Batch(ids, needed, n_shared), n_answer, is_answer, is_text, targets)
+        batch = Batch(ids, tokens.lengths, needed, n_shared)
+        return cls(batch, n_answer, is_answer, is_text, targets)
 
     def split(
         self, logits: Logits

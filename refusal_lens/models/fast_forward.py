@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 from refusal_lens.models.backends import HookedTransformer, is_hooked
+from refusal_lens.models.packed import Packed
 
 Queries = Float[Tensor, "batch n_query n_heads d_head"]
 Keys = Float[Tensor, "batch n_keys n_kv_heads d_head"]
@@ -164,35 +165,40 @@ def run_blocks(
     stop: int,
     *,
     past: Sequence[KeyValues] | None = None,
-    needed: Int[Tensor, "batch n_needed"] | None = None,
+    needed: Int[Tensor, "n_rows n_needed"] | None = None,
+    packed: Packed | None = None,
     stop_site: str = "resid_post",
 ) -> tuple[Float[Tensor, "batch n_left d_model"], list[KeyValues]]:
     """Run the blocks from `start` up to, and without, `stop`, calling every hook point on the way.
 
     Args:
         model: A model for which `why_not_fast` is None.
-        residual: What goes into the first of the blocks, of prompts padded on the right.
+        residual: What goes into the first of the blocks, of prompts padded on the right; or of
+            copies of `packed` ones.
         start: The first block.
         stop: The one behind the last.
         past: Keys and values, block after block, of tokens before those of `residual`: of one row
-            that all share, or of each row its own.
+            that all share, of each row its own, or of each copy.
         needed: Positions of `residual` that are needed of the last block; the others get no query
             there, and its hook points from the attention on see these only. None needs all.
+        packed: Where the tokens of the prompts stand, if they lie end to end.
         stop_site: The last hook point needed of the last block.
 
     Returns:
         What comes out of the last block, and the keys and values of each.
     """
     offset = past[0].keys.shape[1] if past else 0
-    masks, is_biased = _Masks(model, offset), has_mlp_bias(model)
+    n_query = residual.shape[1] if packed is None else packed.token_at.shape[1]
+    masks, is_biased = _Masks(model, offset, n_query), has_mlp_bias(model)
     kept = []
     for index, layer in enumerate(range(start, stop)):
         block: Any = model.blocks[layer]
         is_last = layer == stop - 1
         residual = to_block(model, block, residual)
         given = BlockInput(
-            mask=masks.of(block, residual),
+            mask=masks.of(block, residual.device),
             offset=offset,
+            packed=packed,
             past=past[index] if past else None,
             needed=needed.to(residual.device) if needed is not None and is_last else None,
             stop_site=stop_site if is_last else "resid_post",
@@ -219,7 +225,8 @@ class BlockInput:
         mask: Which keys each query sees, or what is added to their scores; None where plain causal
             attention says it all.
         offset: Positions before the first of the residual's; or the position of every one.
-        past: Keys and values of a prefix that all rows share.
+        packed: Where the residual's tokens stand in their rows, if they lie end to end.
+        past: Keys and values of a prefix that all rows share, or all rows of one copy.
         slots: Where keys and values are kept; instead of `past`.
         needed: The positions that get a query; None gives every one.
         stop_site: The last hook point needed.
@@ -229,9 +236,10 @@ class BlockInput:
 
     mask: Mask | CausalBias | None
     offset: int | Int[Tensor, "batch n_new"] = 0
+    packed: Packed | None = None
     past: KeyValues | None = None
     slots: Slots | None = None
-    needed: Int[Tensor, "batch n_needed"] | None = None
+    needed: Int[Tensor, "n_rows n_needed"] | None = None
     stop_site: str = "resid_post"
     has_mlp_bias: bool = True
 
@@ -258,7 +266,7 @@ def run_block(
         return resid_pre, None
     attn_out, key_values = _attend(block.attn, _normalise(block.ln1, resid_pre), given)
     if given.needed is not None:
-        resid_pre = at_positions(resid_pre, given.needed)
+        resid_pre = at_positions(resid_pre, given.needed, given.packed)
     if block.cfg.use_normalization_before_and_after:
         attn_out = block.ln1_post(attn_out)
     attn_out = block.hook_attn_out(attn_out)
@@ -314,22 +322,28 @@ def _attend(
 ) -> tuple[Float[Tensor, "batch n_query d_model"], KeyValues]:
     """Attend with torch's fused kernel; scores and patterns are never written out."""
     q, k, v = attn.calculate_qkv_matrices(x, x, x)
+    rows = given.packed
+    offset = given.offset if rows is None else rows.position[None].to(x.device) + given.offset
     if attn.cfg.positional_embedding_type == "rotary":
-        q = attn.hook_rot_q(_rotate(attn, q, given.offset))
-        k = attn.hook_rot_k(_rotate(attn, k, given.offset))
-    key_values = KeyValues(k, v)
-    mask = given.mask
+        q = attn.hook_rot_q(_rotate(attn, q, offset))
+        k = attn.hook_rot_k(_rotate(attn, k, offset))
+    key_values, mask, needed = KeyValues(k, v), given.mask, given.needed
+    if rows is not None:
+        q, k, v = (rows.pad(heads) for heads in (q, k, v))
     if given.slots is not None:
         k, v = given.slots.append(k, v)
     if given.past is not None:
         k, v = (_behind(past, new) for past, new in ((given.past.keys, k), (given.past.values, v)))
-    if given.needed is not None:
-        q = at_positions(q, given.needed)
-    if given.needed is not None and not isinstance(given.offset, Tensor):
+    if needed is not None:
+        needed = needed.repeat(len(q) // len(needed), 1)
+        q = at_positions(q, needed)
+    if needed is not None and not isinstance(given.offset, Tensor):
         # Every row reads its own positions, so that every row needs its own mask.
-        mask = _visible(attn, given.needed + given.offset, k.shape[1])[:, None]
+        mask = _visible(attn, needed + given.offset, k.shape[1])[:, None]
     with sdpa_kernel(KERNELS_WITH_MASKS) if _is_mask_on_cuda(mask) else nullcontext():
         z = _fused(attn, q, k, v, mask)
+    if rows is not None:
+        z = rows.pack(z) if needed is None else z.unflatten(0, (len(x), -1)).flatten(1, 2)
     z = attn.hook_z(z)
     weight = attn.W_O.permute(2, 0, 1).flatten(1)
     return F.linear(z.flatten(2), weight, attn.b_O), key_values
@@ -417,31 +431,32 @@ class _Masks:
 
     model: HookedTransformer
     offset: int
+    n_query: int
     made: dict[tuple[str, torch.device], Mask | CausalBias | None] = field(default_factory=dict)
 
-    def of(self, block: Any, residual: Tensor) -> Mask | CausalBias | None:
+    def of(self, block: Any, device: torch.device) -> Mask | CausalBias | None:
         """Return the mask of a block, made at first use."""
-        key = block.attn.attn_type, residual.device
+        key = block.attn.attn_type, device
         if key not in self.made:
-            self.made[key] = _mask(block.attn, residual, self.offset)
+            self.made[key] = _mask(block.attn, self.n_query, device, self.offset)
         return self.made[key]
 
 
 def _mask(
-    attn: Any, residual: Float[Tensor, "batch pos d_model"], offset: int
+    attn: Any, n_query: int, device: torch.device, offset: int
 ) -> Bool[Tensor, "pos key_pos"] | CausalBias | None:
     """Say which keys each query sees; None where plain causal attention says it all.
 
     Padding on the right needs no mask: no real token comes after it.
     """
-    n_keys = offset + residual.shape[1]
+    n_keys = offset + n_query
     is_windowed = attn.attn_type == "local" and n_keys > (attn.cfg.window_size or n_keys)
     if offset == 0 and not is_windowed:
         return None
-    if residual.is_cuda and not is_windowed and not attn.cfg.attn_scores_soft_cap > 0:
+    if device.type == "cuda" and not is_windowed and not attn.cfg.attn_scores_soft_cap > 0:
         # Said in words, not as a tensor, so that CUDA's flash kernel takes it.
-        return causal_lower_right(residual.shape[1], n_keys)
-    return _visible(attn, torch.arange(offset, n_keys, device=residual.device), n_keys)
+        return causal_lower_right(n_query, n_keys)
+    return _visible(attn, torch.arange(offset, n_keys, device=device), n_keys)
 
 
 def _visible(
@@ -459,11 +474,17 @@ def _behind(
     past: Float[Tensor, "rows n_past n_kv_heads d_head"],
     new: Float[Tensor, "batch n_new n_kv_heads d_head"],
 ) -> Keys:
-    """Put new positions behind those of the shared prefix."""
-    return torch.cat([past.expand(new.shape[0], -1, -1, -1), new], dim=1)
+    """Put new positions behind those of the prefix that so many rows each share."""
+    n_sharing = new.shape[0] // past.shape[0]
+    shared = past[:, None].expand(-1, n_sharing, -1, -1, -1).flatten(0, 1)
+    return torch.cat([shared, new], dim=1)
 
 
-def at_positions(values: Tensor, positions: Int[Tensor, "batch n_needed"]) -> Tensor:
-    """Take some positions of each row."""
+def at_positions(
+    values: Tensor, positions: Int[Tensor, "batch n_needed"], packed: Packed | None = None
+) -> Tensor:
+    """Take some positions of each row; of copies of packed rows, all of them end to end."""
+    if packed is not None:
+        return values[:, packed.at(positions).to(values.device)]
     rows = torch.arange(values.shape[0], device=values.device)[:, None]
     return values[rows, positions]

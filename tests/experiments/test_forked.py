@@ -45,7 +45,7 @@ def make_batch(model, texts: tuple[list[str], list[str]] = (HARMFUL, HARMLESS)) 
     read = torch.tensor(tokens.lengths)[:, None] - torch.tensor([[2, 1]])
     n_shared = min(len(tokens.shared_prefix()), int(read.min()))
     assert n_shared > 0, "prompts must begin alike for this to say anything"
-    return Batch(ids, read, n_shared)
+    return Batch(ids, tokens.lengths, read, n_shared)
 
 
 def in_full(model, batch: Batch, arm: Arm) -> torch.Tensor:
@@ -83,7 +83,7 @@ def test_only_what_changes_is_run(model):
     batch, n_layers, seen = make_batch(model), model.cfg.n_layers, []
 
     def note(activation, hook):
-        seen.append((hook.layer(), activation.shape[1]))
+        seen.append((hook.layer(), tuple(activation.shape[:2])))
 
     early, *_, late = [
         group for group in make_groups(model) if group[0].hook_point.endswith("resid_post")
@@ -94,10 +94,13 @@ def test_only_what_changes_is_run(model):
             assert sum(1 for _ in run.under(group)) == 2
         if group is late:
             assert seen == [], "behind the last block there is nothing to run"
-    n_suffix, behind = batch.ids.shape[1] - batch.n_shared, range(1, n_layers)
-    prefix = [(layer, batch.n_shared) for layer in behind]
-    rows = [(layer, n_suffix) for layer in behind[:-1]] + [(n_layers - 1, batch.needed.shape[1])]
-    assert seen == prefix + rows
+    behind, n_rows = range(1, n_layers), len(batch.ids)
+    n_own = sum(batch.lengths) - n_rows * batch.n_shared
+    prefix = [(layer, (2, batch.n_shared)) for layer in behind]
+    rows = [(layer, (2, n_own)) for layer in behind[:-1]]
+    last = (n_layers - 1, (2, batch.needed.numel()))
+    assert n_own < n_rows * (batch.ids.shape[1] - batch.n_shared), "some rows would be padded"
+    assert seen == [*prefix, *rows, last], "each token once for each of two arms, and no padding"
 
 
 @pytest.mark.pretrained

@@ -1,0 +1,50 @@
+"""Rows of different lengths laid end to end, so that no padding is multiplied.
+
+Knows where each token stands in the padded rows, which attention alone needs. Runs nothing.
+
+Tested in tests/experiments/test_forked.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Where tokens stand: as rows, padded on the right, and end to end.
+
+    Several copies of the same rows may lie side by side, `[n_copies, n_tokens, ...]`; padded they
+    stand below each other, `[n_copies * n_rows, longest, ...]`.
+    """
+
+    token_at: Int[Tensor, "n_rows longest"]
+    position: Int[Tensor, " n_tokens"]
+    place: Int[Tensor, " n_tokens"]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> "Packed":
+        """Lay rows of these lengths out."""
+        n, longest = torch.tensor(lengths)[:, None], max(lengths)
+        steps = torch.arange(longest)[None]
+        # Padding reads the last token of its row: nothing sees it, and no number of it is odd.
+        token_at = n.cumsum(dim=0) - n + torch.minimum(steps, n - 1)
+        place = (steps < n).flatten().nonzero()[:, 0]
+        return cls(token_at.to(device), (place % longest).to(device), place.to(device))
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """Bring `[n_copies, n_tokens, ...]` into rows."""
+        rows = packed[:, self.token_at.to(packed.device)]
+        return rows.flatten(0, 1)
+
+    def pack(self, rows: Tensor) -> Tensor:
+        """Lay rows end to end."""
+        copies = rows.unflatten(0, (-1, len(self.token_at))).flatten(1, 2)
+        return copies[:, self.place.to(rows.device)]
+
+    def at(self, positions: Int[Tensor, "n_rows n_needed"]) -> Int[Tensor, " n_all_needed"]:
+        """Say which tokens stand at some positions of each row."""
+        return self.token_at.gather(1, positions.to(self.token_at.device)).flatten()
