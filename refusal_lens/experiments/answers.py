@@ -124,8 +124,8 @@ def answer_arms(
             prompts = tokens.select([row for _, row in pairs])
 
             def generate() -> list[list[int]]:
-                hooks = arm_hooks(model, arms, 1)
-                return generate_greedily(model, prompts, n_new_tokens, hooks)[0]
+                hooks, n_unchanged = arm_hooks(model, arms, 1), arms[0].first_layer
+                return generate_greedily(model, prompts, n_new_tokens, hooks, n_unchanged)[0]
 
             generated = _kept(
                 journal,

@@ -4,7 +4,7 @@ Knows where each row's tokens stand and which keys they see. Does not know which
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,37 @@ def can_decode(model: HookedTransformer, longest: int, hooks: Sequence[Hook]) ->
     return longest <= min(tables, default=model.cfg.n_ctx)
 
 
+@dataclass(frozen=True, eq=False)
+class Below:
+    """What the first blocks make of the prompts of a batch, where no hook changes it."""
+
+    residual: Float[Tensor, "batch pos d_model"]
+    slots: list[Slots]
+
+
+def read_below(model: HookedTransformer, tokens: Tokens, n_blocks: int) -> Below | None:
+    """Run the first blocks once for each distinct prompt, while no hook is set.
+
+    Args:
+        model: A model for which `can_decode` holds.
+        tokens: The prompts of a batch, some of which may be the same.
+        n_blocks: Blocks that no hook to come changes.
+
+    Returns:
+        What a `Decoder` of the same prompts goes on from; None where that spares nothing.
+    """
+    numbers = {ids: number for number, ids in enumerate(dict.fromkeys(tokens.ids))}
+    if n_blocks == 0 or len(numbers) == len(tokens):
+        return None
+    rows = torch.tensor([numbers[ids] for ids in tokens.ids])
+    firsts = [rows.tolist().index(number) for number in range(len(numbers))]
+    distinct = Decoder(model, tokens.select(firsts), 0, shares_prefix=False)
+    residual = distinct.run_prompts(n_blocks)
+    del distinct.slots[n_blocks:]
+    distinct.keep(rows)
+    return Below(residual[rows.to(residual.device)], distinct.slots)
+
+
 class Decoder:
     """A batch of prompts and the answers that grow behind them.
 
@@ -64,6 +95,7 @@ class Decoder:
         shares_prefix: Run once what all prompts share.
         counts_on_device: Count on the device which slot is next. Then a step is the same from the
             first to the last, and can be captured; all slots are looked at, filled or not.
+        below: What `read_below` gave for the same prompts; nothing is shared then.
     """
 
     def __init__(
@@ -74,8 +106,9 @@ class Decoder:
         *,
         shares_prefix: bool,
         counts_on_device: bool = False,
+        below: Below | None = None,
     ) -> None:
-        prefix = tokens.shared_prefix() if shares_prefix else ()
+        prefix = tokens.shared_prefix() if shares_prefix and below is None else ()
         device = torch.device(str(model.cfg.device))
         self.model = model
         self.has_mlp_bias = has_mlp_bias(model)
@@ -93,7 +126,10 @@ class Decoder:
         self.places = (self.is_token.cumsum(dim=1) - 1).clamp(min=0)
         # Room for the answers is made once the prompts are read, which takes the most memory.
         self.n_slots, n_prompt = n_slots, n_slots - n_answer
-        self.slots = [_room(block, len(tokens), n_prompt) for block in _blocks(model)]
+        self.slots = [] if below is None else list(below.slots)
+        for block in _blocks(model)[len(self.slots) :]:
+            self.slots.append(_room(block, len(tokens), n_prompt))
+        self.below = below
         # From the first answer token on.
         first = torch.tensor([n_prompt], device=device)
         self.next_slot = first if counts_on_device else None
@@ -108,7 +144,7 @@ class Decoder:
 
     def read_prompts(self) -> Float[Tensor, "batch d_vocab"]:
         """Run the prompts, and return the logits of every answer's first token, on the device."""
-        logits = self._append(self.ids)
+        logits = self._unembed(self.run_prompts(len(self.slots)))
         for slots in self.slots:
             slots.at = self.next_slot
             slots.grow(self.n_slots)
@@ -118,13 +154,28 @@ class Decoder:
         """Run one more token of every answer, and return the logits of the next."""
         ids = ids[:, None].to(self.ids.device)
         if self.next_slot is None:
-            return self._append(ids)
-        logits = self._run(ids, self.next_slot, self.is_token.shape[1])
-        self.next_slot += 1
+            at, n_keys = self._fill(1)
+        else:
+            at, n_keys = self.next_slot, self.is_token.shape[1]
+        residual = embed(self.model, ids, self.places[:, at])
+        logits = self._unembed(self._run(residual, at, n_keys, 0, len(self.slots)))
+        if self.next_slot is not None:
+            self.next_slot += 1
         return logits
 
+    def run_prompts(self, n_blocks: int) -> Float[Tensor, "batch n_left d_model"]:
+        """Run the prompts through the first blocks; of the very last only the last token's."""
+        at, n_keys = self._fill(self.ids.shape[1])
+        if self.below is None:
+            residual = embed(self.model, self.ids, self.places[:, at])
+            return self._run(residual, at, n_keys, 0, n_blocks)
+        start = len(self.below.slots)
+        # Hooks at the end of the block below act here.
+        residual = _blocks(self.model)[start - 1].hook_resid_post(self.below.residual)
+        return self._run(residual, at, n_keys, start, n_blocks)
+
     def keep(self, rows: Int[Tensor, " n_kept"]) -> None:
-        """Let the other rows go: their answers have ended."""
+        """Go on with these rows alone: the answers of the others have ended."""
         self.is_token, self.places = (
             kept[rows.to(kept.device)] for kept in (self.is_token, self.places)
         )
@@ -133,28 +184,31 @@ class Decoder:
             for s in self.slots
         ]
 
-    def _append(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_vocab"]:
-        stop = self.n_filled + ids.shape[1]
-        at = torch.arange(self.n_filled, stop, device=ids.device)
-        self.n_filled = stop
-        return self._run(ids, at, stop)
+    def _fill(self, n_tokens: int) -> tuple[Int[Tensor, " pos"], int]:
+        """Return the next slots, and how many are filled with these."""
+        first = self.n_filled
+        self.n_filled += n_tokens
+        return torch.arange(first, self.n_filled, device=self.ids.device), self.n_filled
 
     def _run(
-        self, ids: Int[Tensor, "batch pos"], at: Int[Tensor, " pos"], n_keys: int
-    ) -> Float[Tensor, "batch d_vocab"]:
+        self,
+        residual: Float[Tensor, "batch n_begun d_model"],
+        at: Int[Tensor, " pos"],
+        n_keys: int,
+        start: int,
+        stop: int,
+    ) -> Float[Tensor, "batch n_left d_model"]:
         """Run tokens that stand `at` these slots, over the keys of the first `n_keys` slots."""
         positions = self.places[:, at]
-        residual = embed(self.model, ids, positions)
-        last = len(self.slots) - 1
         masks: dict[tuple[str, torch.device], Mask] = {}
-        for layer, block in enumerate(_blocks(self.model)):
+        for layer, block in enumerate(_blocks(self.model)[start:stop], start):
             residual = to_block(self.model, block, residual)
             key = block.attn.attn_type, residual.device
             if key not in masks:
                 masks[key] = self._mask(at, n_keys, block).to(residual.device)
             # Of the last block only the last token's output is needed.
-            is_last_only = layer == last and ids.shape[1] > 1
-            needed = torch.full_like(ids[:, :1], ids.shape[1] - 1) if is_last_only else None
+            is_last_only = layer == len(self.slots) - 1 and len(at) > 1
+            needed = torch.full_like(positions[:, :1], len(at) - 1) if is_last_only else None
             given = BlockInput(
                 mask=masks[key][:, :, -1:] if is_last_only else masks[key],
                 offset=positions.to(residual.device),
@@ -163,6 +217,11 @@ class Decoder:
                 has_mlp_bias=self.has_mlp_bias,
             )
             residual, _ = run_block(block, residual, given)
+        return residual
+
+    def _unembed(
+        self, residual: Float[Tensor, "batch n_left d_model"]
+    ) -> Float[Tensor, "batch d_vocab"]:
         return unembed(self.model, residual)[:, 0]
 
     def _mask(self, at: Int[Tensor, " pos"], n_keys: int, block: Any) -> Mask:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refusal_lens.models.backends import HookedTransformer, Model, eos_token_ids, is_hooked
 from refusal_lens.models.captured import Flags, captured
-from refusal_lens.models.decoding import Decoder, can_decode, pad_left
+from refusal_lens.models.decoding import Below, Decoder, can_decode, pad_left, read_below
 from refusal_lens.models.hook_points import Hook, are_uniform
 from refusal_lens.models.layout import lay_out
 from refusal_lens.models.matmul import fast_products
@@ -25,7 +25,11 @@ WORTH_CAPTURING = 4
 
 @plain_torch()
 def generate_greedily(
-    model: Model, tokens: Tokens, n_new_tokens: int, hooks: Sequence[Hook] = ()
+    model: Model,
+    tokens: Tokens,
+    n_new_tokens: int,
+    hooks: Sequence[Hook] = (),
+    n_unchanged: int = 0,
 ) -> tuple[list[list[int]], Float[Tensor, "batch d_vocab"]]:
     """Take the likeliest next token again and again, until every prompt's turn has ended.
 
@@ -36,6 +40,8 @@ def generate_greedily(
         tokens: Formatted prompts.
         n_new_tokens: Most tokens to generate.
         hooks: Interventions to answer under; they are gone afterwards, also after an error.
+        n_unchanged: The first blocks, of which no hook changes what is inside: they are run once
+            for prompts that are the same.
 
     Returns:
         The new ids of each prompt, up to but without the end-of-turn id; and the logits of the
@@ -48,14 +54,21 @@ def generate_greedily(
         fast = None
     if fast is not None:
         lay_out(fast)
-    with torch.no_grad(), fast_products(model.cfg), model.hooks(fwd_hooks=list(hooks)):
-        if fast is None:
-            return _generate(model, tokens, n_new_tokens)
-        return _decode(fast, tokens, n_new_tokens, is_uniform=are_uniform(hooks))
+    with torch.no_grad(), fast_products(model.cfg):
+        below = None if fast is None else read_below(fast, tokens, n_unchanged)
+        with model.hooks(fwd_hooks=list(hooks)):
+            if fast is None:
+                return _generate(model, tokens, n_new_tokens)
+            return _decode(fast, tokens, n_new_tokens, below, is_uniform=are_uniform(hooks))
 
 
 def _decode(
-    model: HookedTransformer, tokens: Tokens, n_new_tokens: int, *, is_uniform: bool
+    model: HookedTransformer,
+    tokens: Tokens,
+    n_new_tokens: int,
+    below: Below | None,
+    *,
+    is_uniform: bool,
 ) -> tuple[list[list[int]], Float[Tensor, "batch d_vocab"]]:
     """Answer a batch by the fast forward.
 
@@ -65,7 +78,12 @@ def _decode(
     device = torch.device(str(model.cfg.device))
     captures = device.type == "cuda" and model.cfg.n_devices == 1 and is_uniform
     decoder = Decoder(
-        model, tokens, n_new_tokens, shares_prefix=is_uniform, counts_on_device=captures
+        model,
+        tokens,
+        n_new_tokens,
+        shares_prefix=is_uniform,
+        counts_on_device=captures,
+        below=below,
     )
     logits = decoder.read_prompts()
     growing = _Answers(decoder, logits, n_new_tokens, eos_token_ids(model))

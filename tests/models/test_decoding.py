@@ -8,7 +8,7 @@ from transformer_lens import HookedTransformer
 from refusal_lens import ContrastSet, load_model, tokenise
 from refusal_lens.models import generation
 from refusal_lens.models.decoding import Decoder, can_decode, pad_left
-from refusal_lens.models.fast_forward import run_blocks
+from refusal_lens.models.fast_forward import embed, run_blocks
 from refusal_lens.models.unembedding import unembed
 
 N_NEW = 6
@@ -53,6 +53,26 @@ def test_a_row_answers_alike_alone_and_in_a_batch(model, tokens):
     for row in range(len(tokens)):
         alone, _ = generation.generate_greedily(model, tokens.select([row]), N_NEW)
         assert alone[0] == together[row]
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_prompts_asked_twice_run_once_through_the_blocks_below_the_hooks(
+    model, tokens, layer, monkeypatch
+):
+    """Each row has its own hook; what comes in at the first block they change is the same."""
+    layer %= model.cfg.n_layers
+    rows = [0, 1, 0, 2, 1, 0]
+    factors = torch.linspace(0.5, 1.5, len(rows))[:, None, None]
+    hooks = [(f"blocks.{layer}.hook_resid_post", lambda x, hook: x * factors)]
+    asked, n_read = tokens.select(rows), []
+    answers, logits = generation.generate_greedily(model, asked, N_NEW, hooks)
+    monkeypatch.setattr(
+        "refusal_lens.models.decoding.embed", lambda *a: n_read.append(len(a[1])) or embed(*a)
+    )
+    again, first = generation.generate_greedily(model, asked, N_NEW, hooks, layer + 1)
+    assert n_read[0] == 3, "distinct prompts"
+    assert again == answers
+    torch.testing.assert_close(first, logits, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_that_are_let_go_leave_the_others_as_they_were(model, tokens):
