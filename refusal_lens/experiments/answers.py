@@ -17,7 +17,7 @@ from refusal_lens.models.generation import generate_greedily
 from refusal_lens.models.hook_points import Hook
 from refusal_lens.prompts.tokens import Tokens
 
-ANSWER_BUDGET = 4096
+ANSWER_BUDGET = 8192
 """Tokens in a batch of answers: each step of an answer is a small forward, so many go together."""
 
 CUDA_ANSWER_BUDGET = 65_536

@@ -358,17 +358,20 @@ class _Side:
         """
         whole = self.plan.n_new_tokens
         n_first = min(self.plan.n_settled_tokens or whole, whole)
+        is_whole = [self._is_read_whole(trials[index]) for index, _ in pairs]
         asked = [(trials[index].arm, row) for index, row in pairs]
-        ids = self._answer("Answering,", self.tokens, asked, n_first)
-        texts = write_out(self.model, ids)
+        ids: dict[int, list[int]] = {}
+        for wanted, n_tokens in ((True, whole), (False, n_first)):
+            some = [i for i, each in enumerate(is_whole) if each is wanted]
+            arms = [asked[i] for i in some]
+            ids |= zip(some, self._answer("Answering,", self.tokens, arms, n_tokens), strict=True)
+        texts = dict(zip(ids, write_out(self.model, list(ids.values())), strict=True))
 
         def goes_on(i: int) -> bool:
             (index, row), has_ended = pairs[i], len(ids[i]) < n_first
-            if has_ended or n_first == whole or trials[index].kind != "fitted":
+            if is_whole[i] or has_ended or n_first == whole or trials[index].kind != "fitted":
                 return False
-            # What refuses under an addition may still turn out broken, which is no refusal.
-            adds = intervention_of(trials[index].arm.intervention).effect == "adds"
-            return adds or decide(self.judge, self.prompts[row].text, texts[i]) != "refused"
+            return decide(self.judge, self.prompts[row].text, texts[i]) != "refused"
 
         left = [i for i in range(len(pairs)) if goes_on(i)]
         if left:
@@ -378,9 +381,13 @@ class _Side:
             arms = [(asked[i][0], place) for place, i in enumerate(left)]
             rest = self._answer("Answering on,", tokens, arms, whole - n_first)
             joined = [[*first, *more] for first, more in zip(begun, rest, strict=True)]
-            for i, text in zip(left, write_out(self.model, joined), strict=True):
-                texts[i] = text
-        return dict(zip(pairs, texts, strict=True))
+            texts |= zip(left, write_out(self.model, joined), strict=True)
+        return {pair: texts[i] for i, pair in enumerate(pairs)}
+
+    def _is_read_whole(self, trial: Trial) -> bool:
+        """Say so of fitted additions: what refuses under one may still turn out broken."""
+        adds = intervention_of(trial.arm.intervention).effect == "adds"
+        return adds and trial.kind == "fitted"
 
     def _answer(
         self, what: str, tokens: Tokens, asked: Sequence[tuple[Arm, int]], n_tokens: int
