@@ -10,7 +10,7 @@ import pytest
 from explored_run import make_run
 from typer.testing import CliRunner
 
-from refusal_lens.cli import app
+from refusal_lens.cli import SPINS, app
 from refusal_lens.cli.base import plain_errors
 from refusal_lens.errors import RefusalLensWarning
 
@@ -43,6 +43,32 @@ def test_what_the_console_cannot_hold_is_escaped_and_the_command_goes_on(tmp_pat
     for text, stream in (("\u600e\u4e48 \u0e44", done.stdout), ("\u5ddd", done.stderr)):
         assert text.encode(encoding, errors="backslashreplace") in stream
     assert rb"\u0e44" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is that of torch on Linux")
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_threads_wait_for_each_other_asleep_unless_the_user_says_how(tmp_path, given, spins):
+    code = (
+        "import refusal_lens.cli as cli\n"
+        "@cli.app.command()\n"
+        "def load():\n"
+        "    import torch\n"
+        "cli.main()"
+    )
+    kept = {name: value for name, value in os.environ.items() if "OMP_" not in name}
+    told = {"OMP_DISPLAY_ENV": "VERBOSE", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "load"],
+        cwd=tmp_path,
+        env=kept | told | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
 def test_a_piped_prompt_in_another_encoding_is_named(tmp_path):
