@@ -188,7 +188,7 @@ def run_blocks(
         What comes out of the last block, and the keys and values of each.
     """
     offset = past[0].keys.shape[1] if past else 0
-    n_query = residual.shape[1] if packed is None else packed.token_at.shape[1]
+    n_query = residual.shape[1] if packed is None else packed.longest
     masks, is_biased = _Masks(model, offset, n_query), has_mlp_bias(model)
     kept = []
     for index, layer in enumerate(range(start, stop)):
@@ -325,6 +325,8 @@ def _attend(
     rows = given.packed
     offset = given.offset if rows is None else rows.position[None].to(x.device) + given.offset
     if attn.cfg.positional_embedding_type == "rotary":
+        if rows is not None and given.offset + rows.longest > len(attn.rotary_cos):
+            attn.apply_rotary(q[:1, :1], given.offset + rows.longest - 1)  # makes its tables longer
         q = attn.hook_rot_q(_rotate(attn, q, offset))
         k = attn.hook_rot_k(_rotate(attn, k, offset))
     key_values, mask, needed = KeyValues(k, v), given.mask, given.needed

@@ -22,18 +22,29 @@ class Packed:
     """
 
     token_at: Int[Tensor, "n_rows longest"]
-    position: Int[Tensor, " n_tokens"]
-    place: Int[Tensor, " n_tokens"]
+    """Which token stands at each place of the rows; padding reads the last token of its row, so
+    that all of it is finite, and nothing sees it."""
+    padded_at: Int[Tensor, " n_tokens"]
+    """At which place of the rows, counted through, each token stands."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return self.token_at.shape[1]
+
+    @property
+    def position(self) -> Int[Tensor, " n_tokens"]:
+        """How many tokens of its row stand before each."""
+        return self.padded_at % self.longest
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Packed":
         """Lay rows of these lengths out."""
         n, longest = torch.tensor(lengths)[:, None], max(lengths)
         steps = torch.arange(longest)[None]
-        # Padding reads the last token of its row: nothing sees it, and no number of it is odd.
         token_at = n.cumsum(dim=0) - n + torch.minimum(steps, n - 1)
-        place = (steps < n).flatten().nonzero()[:, 0]
-        return cls(token_at.to(device), (place % longest).to(device), place.to(device))
+        padded_at = (steps < n).flatten().nonzero()[:, 0]
+        return cls(token_at.to(device), padded_at.to(device))
 
     def pad(self, packed: Tensor) -> Tensor:
         """Bring `[n_copies, n_tokens, ...]` into rows."""
@@ -43,7 +54,7 @@ class Packed:
     def pack(self, rows: Tensor) -> Tensor:
         """Lay rows end to end."""
         copies = rows.unflatten(0, (-1, len(self.token_at))).flatten(1, 2)
-        return copies[:, self.place.to(rows.device)]
+        return copies[:, self.padded_at.to(rows.device)]
 
     def at(self, positions: Int[Tensor, "n_rows n_needed"]) -> Int[Tensor, " n_all_needed"]:
         """Say which tokens stand at some positions of each row."""

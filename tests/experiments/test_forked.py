@@ -1,5 +1,7 @@
 """What runs on from where an intervention begins equals the whole forward under its hooks."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import ARCHITECTURES, HARMFUL, HARMLESS, save_checkpoint
@@ -76,6 +78,18 @@ def test_running_on_equals_the_whole_forward(model):
 def test_so_it_does_where_only_transformer_lens_can_run(model, monkeypatch):
     monkeypatch.setattr(forked, "why_not_fast", lambda model: "said so")
     assert largest_difference(model, make_batch(model), make_groups(model)) < 1e-5
+
+
+@torch.no_grad()
+def test_so_it_does_behind_the_end_of_the_tables_that_turn_queries_and_keys(tmp_path, monkeypatch):
+    size = "transformer_lens.components.abstract_attention.AbstractAttention"
+    monkeypatch.setattr(f"{size}.ROTARY_INITIAL_CACHE_SIZE", 8)
+    save_checkpoint(tmp_path, "llama")
+    model = load_model(tmp_path, device="cpu").to(torch.float64)
+    batch = make_batch(model)
+    block: Any = model.blocks[0]
+    assert len(block.attn.rotary_cos) < max(batch.lengths)
+    assert largest_difference(model, batch, make_groups(model)[:1]) < 1e-5
 
 
 @torch.no_grad()
