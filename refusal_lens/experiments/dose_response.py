@@ -358,18 +358,20 @@ class _Side:
         """
         whole = self.plan.n_new_tokens
         n_first = min(self.plan.n_settled_tokens or whole, whole)
-        is_whole = [self._is_read_whole(trials[index]) for index, _ in pairs]
+        is_whole = [n_first == whole or self._is_read_whole(trials[i]) for i, _ in pairs]
         asked = [(trials[index].arm, row) for index, row in pairs]
         ids: dict[int, list[int]] = {}
         for wanted, n_tokens in ((True, whole), (False, n_first)):
             some = [i for i, each in enumerate(is_whole) if each is wanted]
-            arms = [asked[i] for i in some]
-            ids |= zip(some, self._answer("Answering,", self.tokens, arms, n_tokens), strict=True)
+            if some:
+                arms = [asked[i] for i in some]
+                found = self._answer("Answering,", self.tokens, arms, n_tokens)
+                ids |= zip(some, found, strict=True)
         texts = dict(zip(ids, write_out(self.model, list(ids.values())), strict=True))
 
         def goes_on(i: int) -> bool:
             (index, row), has_ended = pairs[i], len(ids[i]) < n_first
-            if is_whole[i] or has_ended or n_first == whole or trials[index].kind != "fitted":
+            if is_whole[i] or has_ended or trials[index].kind != "fitted":
                 return False
             return decide(self.judge, self.prompts[row].text, texts[i]) != "refused"
 

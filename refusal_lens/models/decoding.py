@@ -72,11 +72,12 @@ def read_below(model: HookedTransformer, tokens: Tokens, n_blocks: int) -> Below
     numbers = {ids: number for number, ids in enumerate(dict.fromkeys(tokens.ids))}
     if n_blocks == 0 or len(numbers) == len(tokens):
         return None
-    rows = torch.tensor([numbers[ids] for ids in tokens.ids])
-    firsts = [rows.tolist().index(number) for number in range(len(numbers))]
+    rows = [numbers[ids] for ids in tokens.ids]
+    firsts = [rows.index(number) for number in range(len(numbers))]
     distinct = Decoder(model, tokens.select(firsts), 0, shares_prefix=False)
     residual = distinct.run_prompts(n_blocks)
     del distinct.slots[n_blocks:]
+    rows = torch.tensor(rows)
     distinct.keep(rows)
     return Below(residual[rows.to(residual.device)], distinct.slots)
 
@@ -172,10 +173,11 @@ class Decoder:
         start = len(self.below.slots)
         # Hooks at the end of the block below act here.
         residual = _blocks(self.model)[start - 1].hook_resid_post(self.below.residual)
+        self.below = None  # as large as the prompts, and needed once
         return self._run(residual, at, n_keys, start, n_blocks)
 
     def keep(self, rows: Int[Tensor, " n_kept"]) -> None:
-        """Go on with these rows alone: the answers of the others have ended."""
+        """Go on with these rows alone, some of them perhaps several times."""
         self.is_token, self.places = (
             kept[rows.to(kept.device)] for kept in (self.is_token, self.places)
         )
