@@ -143,10 +143,13 @@ def _place(
 def _beside(run: ExploredRun, hook_point: str, position: str) -> tuple[str, str]:
     """Return a place to compare with: the same position halfway down the layers.
 
-    The first two have none halfway but the first, whose numbers say little: theirs is the middle.
+    The first two have none halfway but the first, whose numbers say little: theirs is the middle,
+    or the first where they are it.
     """
     names = run.hook_points_of(site_of(hook_point))
-    return names[names.index(hook_point) // 2 or len(names) // 2], position
+    index = names.index(hook_point)
+    half = index // 2 or len(names) // 2
+    return names[half if half != index else 0], position
 
 
 def _one_of(wanted: str, there: Iterable[str], fallback: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from refusal_lens.explorer.view import View, nearest_view, not_shown
+from refusal_lens.explorer.view import View, _beside, nearest_view, not_shown
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,15 @@ def test_a_place_is_compared_with_another_also_at_the_first_layer(runs):
     for layer, other in ((0, 2), (1, 2), (2, 1), (3, 1)):
         there = nearest_view(View(hook_point=f"blocks.{layer}.hook_resid_post"), runs)
         assert there.other_hook_point == f"blocks.{other}.hook_resid_post"
+
+
+@pytest.mark.parametrize("n_layers", [2, 3, 4, 9])
+def test_no_place_is_compared_with_itself_where_there_is_another(n_layers, runs, monkeypatch):
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(n_layers)]
+    run = next(iter(runs.values()))
+    monkeypatch.setattr(type(run), "hook_points_of", lambda self, site: names)
+    for name in names:
+        assert _beside(run, name, "last")[0] != name
 
 
 def test_an_address_that_selects_ten_million_rows_is_answered_at_once(runs):
