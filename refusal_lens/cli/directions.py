@@ -81,7 +81,7 @@ def inspect(
         run_folder = RunFolder.open(path) if path.is_dir() else None
         directions = run_folder.read_directions() if run_folder else read_directions(path)
         terminal.show_directions(console, directions, path)
-        if run_folder is not None:
+        if run_folder is not None and run_folder.separation_path.is_file():
             warn_of_miss(run_folder)
 
 
