@@ -100,11 +100,11 @@ def portable_name(name: str) -> str:
     return f"_{plain}" if not plain or RESERVED.match(plain) else plain
 
 
-def nearest_sibling(path: Path, cutoff: float = 0.6) -> str:
+def nearest_sibling(path: Path, cutoff: float = 0.6, *, may_go_on: bool = True) -> str:
     """Name what is there and written most like a missing path; "" where nothing is.
 
-    Its last part is written wrongly, or the one before it; a `cutoff` of 1 takes only the same.
-    Where nothing is as like it as that, what begins as it does is named.
+    Its last part is written wrongly, or the one before it. Where nothing is as like it as `cutoff`
+    says, what begins as it does is named, if it `may_go_on`.
     """
     base, beside = path.parent, path.name
     if base.is_dir():
@@ -114,7 +114,7 @@ def nearest_sibling(path: Path, cutoff: float = 0.6) -> str:
         folders = base.iterdir() if base.is_dir() else ()
         names = [f"{each.name}/{path.name}" for each in folders if (each / path.name).exists()]
     longer = sorted((name for name in names if name.startswith(beside)), key=len)
-    found = difflib.get_close_matches(beside, names, 1, cutoff) or longer[:3]
+    found = difflib.get_close_matches(beside, names, 1, cutoff) or longer[: 3 * may_go_on]
     near = " or ".join(str(base / each) for each in found)
     return f"; the nearest there is {near}" if found else ""
 

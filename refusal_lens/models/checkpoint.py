@@ -113,7 +113,10 @@ def _near_folder(name: str, on_hub: str) -> str:
     ):
         return ""
     places = resource_places(str(Path(name).expanduser()))
-    return next(filter(None, (nearest_sibling(place, NEAR) for place in places)), "")
+    # A fine-tune in a folder may begin with the name of the model on the hub that is wanted.
+    may_go_on = not _is_hub_name(on_hub) or on_hub.startswith("data/")
+    near = (nearest_sibling(place, NEAR, may_go_on=may_go_on) for place in places)
+    return next(filter(None, near), "")
 
 
 def _from_file(path: Path) -> Checkpoint:

@@ -227,6 +227,9 @@ def test_the_nearest_of_a_wrongly_written_model_is_named(tmp_path, monkeypatch):
         find_checkpoint("data/tiny")
     begun = [REPOSITORY / "data" / name for name in ("tiny-refuser", "tiny-complier")]
     assert all(str(path) in str(error.value) for path in begun)
+    # A fine-tune in a folder may begin with the name of the model that is wanted from the hub.
+    (tmp_path / "Qwen/Qwen9-8B-abliterated").mkdir()
+    assert not find_checkpoint("Qwen/Qwen9-8B").is_local
     # One that is known to be on the hub is no other written wrongly.
     assert not find_checkpoint("Qwen/Qwen2.5-0.5B-Instruct").is_local
 
