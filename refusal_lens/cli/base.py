@@ -55,11 +55,13 @@ def starting() -> Iterator[None]:
     while they are imported and once more at exit: 2.7 of the default run's 17 s. Where `main` has
     told it not to, it begins here, with what comes after.
     """
-    with console.status("Starting"):
-        yield
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
+    try:
+        with console.status("Starting"):
+            yield
+    finally:
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def existing_run(
         run_folder = RunFolder.open(path)
         settings = run_folder.read_config(overrides or [])
         again = shlex.join(["refusal-lens", *sys.argv[1:]])
-        kept = " Answers and scores so far are among it." if goes_on else ""
+        kept = " Answers and scores so far are among them." if goes_on else ""
         advice = f"{kept} Go on: {again}"
         with told_where(path, advice):
             yield settings, run_folder
@@ -89,7 +91,8 @@ def told_where(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sizes = [file.stat().st_size for file in path.rglob("[!.]*") if file.is_file()]
+        there = [*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")]
+        sizes = [file.stat().st_size for file in there if file.is_file()]
         files = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
         kept = f"{path} keeps {files} ({sum(sizes) / 1e6:.1f} MB).{advice}"
         found = kept if sizes else "Nothing was written."

@@ -122,6 +122,8 @@ def test_a_run_folder_is_inspected_as_its_file_of_directions(tmp_path):
     tables = [each.output.partition("Directions")[2] for each in outputs]
     assert tables[0] == tables[1]
     assert "resid_post 3" in tables[0]
+    run_folder.separation_path.unlink()  # as a fit leaves it that was killed behind its directions
+    assert CliRunner().invoke(app, ["inspect", str(run_folder.path)]).exit_code == 0
 
 
 def test_a_missing_file_of_a_run_names_the_command_that_writes_it(tmp_path):
@@ -157,4 +159,4 @@ def test_an_interrupted_experiment_says_how_to_go_on(tmp_path, monkeypatch, comm
     again = f"Go on: refusal-lens {command} '{run_folder.path}' --set causal.min_induce=0.5"
     n_files = sum(path.is_file() for path in run_folder.path.rglob("*"))
     assert f"{run_folder.path} keeps {n_files} files (0.1 MB). Answers and scores" in done.output
-    assert done.output.endswith(f"so far are among it. {again}\n")
+    assert done.output.endswith(f"so far are among them. {again}\n")
