@@ -368,10 +368,12 @@ def test_hostile_prompts_are_text(explore):
     page = explore()
     page.fill("#text", HOSTILE[0])
     says(page, "count", "1 prompt of 80")
+    until(page, "document.querySelectorAll('#prompts tbody tr').length === 1")
     cell = page.inner_text("#prompts tbody td.text")
     assert cell == HOSTILE[0]
     page.fill("#text", "")
     says(page, "count", "80 prompts of 80")
+    until(page, "document.querySelectorAll('#prompts tbody tr').length > 1")
     texts = page.eval_on_selector_all("#prompts td.text", "all => all.map(e => e.textContent)")
     assert set(HOSTILE) <= set(texts)
     assert page.query_selector("#prompts img, #prompts a, #prompts script") is None
