@@ -7,6 +7,7 @@ Tested in tests/experiments/test_forked.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Int
@@ -32,7 +33,7 @@ class Packed:
         """Tokens of the longest row."""
         return self.token_at.shape[1]
 
-    @property
+    @cached_property
     def position(self) -> Int[Tensor, " n_tokens"]:
         """How many tokens of its row stand before each."""
         return self.padded_at % self.longest
