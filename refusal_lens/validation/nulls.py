@@ -32,6 +32,7 @@ from refusal_lens.validation.many_fits import (
 )
 from refusal_lens.validation.scores import percentiles
 from refusal_lens.validation.separation import TOPIC_FOLDS, Separation
+from refusal_lens.validation.thresholds import SIGNIFICANT
 from refusal_lens.validation.units import (
     Units,
     frames_differ,
@@ -155,7 +156,7 @@ def detectable_auroc(nulls: Nulls, separation: Separation, share: float = 0.8) -
     score = separation.headline["auroc"]
     inside = (score.low > 0) & (score.high < 1)
     critical = nulls.highest(0.95)
-    if not bool(inside.any()) or nulls.least_p_value > 0.05 or not critical < 1:
+    if not bool(inside.any()) or nulls.least_p_value > SIGNIFICANT or not critical < 1:
         return math.nan
     width = torch.special.logit(score.high[inside]) - torch.special.logit(score.low[inside])
     error = float(width.median()) / (2 * 1.96)
