@@ -51,7 +51,7 @@ def compare(
         tables = compare_runs(runs)
         terminal.show_comparison(console, tables)
         for run in runs:
-            warn_of_miss(run.folder)
+            warn_of_miss(run.folder, run.folder.best())
         for name, table in tables.items():
             with write_whole(output / f"{name}.csv") as file:
                 for_spreadsheets(table).to_csv(file, index=False)
@@ -82,7 +82,7 @@ def inspect(
         directions = run_folder.read_directions() if run_folder else read_directions(path)
         terminal.show_directions(console, directions, path)
         if run_folder is not None and run_folder.separation_path.is_file():
-            warn_of_miss(run_folder)
+            warn_of_miss(run_folder, run_folder.best())
 
 
 def attribute(

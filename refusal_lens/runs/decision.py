@@ -154,9 +154,8 @@ def _first(rows: pd.DataFrame, column: str) -> float | None:
 # --- the place that stands where no other was asked for -------------------------------------------
 
 
-def warn_of_miss(run_folder: RunFolder) -> None:
+def warn_of_miss(run_folder: RunFolder, best: Choice | None) -> None:
     """Warn where a run found no direction: its best place is then no place to go on with."""
-    best = run_folder.best()
     decision = decide(best, read_chance(run_folder, best))
     if best is not None and not decision.is_found:
         told = "cannot tell whether there is a" if decision.verdict == "cannot tell" else "found no"
@@ -169,8 +168,9 @@ def warn_of_miss(run_folder: RunFolder) -> None:
 
 def best_by_default(run_folder: RunFolder) -> Choice:
     """Return the best place of a run, as `best_or_refuse`; warn where it is a miss."""
-    warn_of_miss(run_folder)
-    return best_or_refuse(run_folder)
+    best = best_or_refuse(run_folder)
+    warn_of_miss(run_folder, best)
+    return best
 
 
 def find_place(
